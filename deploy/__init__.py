@@ -1,0 +1,1 @@
+"""Export, quantisation and the torch-free runtime for edge devices; imported as ``ovsdino.deploy``."""
