@@ -1,0 +1,66 @@
+# Every target but clean sets up .venv by itself when it is missing or when what it was made from has changed.
+#   make demo | test | test-install | lint | format | bench | gpu-check OUT=dir | clean
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+OUT ?= outputs/gpu-check
+PYTEST_ARGS ?=
+
+# Code for this machine's GPU; where there is none, for Jetson Orin and Hopper, since every architecture takes long to build.
+OVSDINO_CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | grep -x '[0-9]*' | sort -u | paste -s -d ';' -),87;90)
+export OVSDINO_CUDA_ARCHS
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+NATIVE_SOURCES := CMakeLists.txt scripts/build_native.py $(shell find csrc -type f)
+CLANG_FORMAT_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: setup demo test test-install lint format bench gpu-check clean
+setup: $(VENV)/.native
+
+# The build tools come first, so that pip builds with them and ninja's second run finds nothing changed.
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -c constraints.txt setuptools wheel pybind11 ninja cmake
+	$(PY) -m pip install -c constraints.txt --no-build-isolation -e '.[dev,train]'
+	touch $@
+
+$(VENV)/.native: $(VENV)/.installed $(NATIVE_SOURCES)
+	$(PY) scripts/build_native.py
+	touch $@
+
+demo: setup
+	image=$$($(PY) -c "from importlib.resources import files; print(files('sklearn') / 'datasets/images/china.jpg')") \
+	  && $(VENV)/bin/ovsdino segment "$$image" --classes "sky,building,tree,water" --output outputs/demo
+	@echo "the overlay is in $(CURDIR)/outputs/demo:" && ls outputs/demo
+
+test: setup
+	$(PY) -m pytest -q $(PYTEST_ARGS)
+
+test-install: setup
+	$(PY) -m pytest -q -m slow tests/install $(PYTEST_ARGS)
+
+lint: setup
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(CLANG_FORMAT_SOURCES)
+
+format: setup
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/clang-format -i $(CLANG_FORMAT_SOURCES)
+
+bench: setup
+	mkdir -p outputs/bench
+	$(PY) benchmarks/ops.py --json > outputs/bench/ops.json
+	@echo "wrote outputs/bench/ops.json"
+
+# A GPU machine may have torch but no network, so its own Python is taken when that has all the check needs.
+GPU_PYTHON = $(or $(shell $(PYTHON) -c 'import numpy, pytest, timm, torch, triton; print("$(PYTHON)")' 2>/dev/null),$(PY))
+gpu-check: $(if $(filter $(PY),$(GPU_PYTHON)),setup)
+	$(GPU_PYTHON) scripts/gpu_check.py --output $(OUT)
+
+clean:
+	rm -rf $(VENV) build dist outputs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f ovsdino/_C*.so
+	find ovsdino kernels deploy scripts tests -name __pycache__ -type d -exec rm -rf {} +

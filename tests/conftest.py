@@ -1,0 +1,47 @@
+"""What every test gets: a fixed seed, few threads, ``gpu`` tests skipped without a GPU, and the folder of data sets."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Two threads at most, unless OMP_NUM_THREADS says otherwise: more only contend on a CI machine."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests marked ``gpu`` where torch sees no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  (libraries under test draw from the global generator)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of the data sets: ``$OVSDINO_DATA``, else ``../shared/data`` beside the repository; skips without it."""
+    named = os.environ.get("OVSDINO_DATA")
+    root = Path(named) if named else ROOT.parent / "shared" / "data"
+    if root.is_dir():
+        return root
+    if named:
+        pytest.fail(f"OVSDINO_DATA={named} is no folder")
+    pytest.skip(f"no data sets: {root} is missing and OVSDINO_DATA is not set")
