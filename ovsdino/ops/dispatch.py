@@ -1,0 +1,146 @@
+"""Which implementation of an op runs: by name (``OVSDINO_BACKEND``, `use_backend`) or, with "auto", by device and build.
+
+A backend asked for by name that an op has but that cannot run here raises with the reason. A name that other ops have and
+this op has not (``OVSDINO_BACKEND=sdpa`` and `mask_pool`) leaves that op on "auto", said once in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+log = logging.getLogger("ovsdino.ops")
+
+BACKENDS = ("auto", "reference", "sdpa", "cpu", "triton", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a backend of an op needs: a device type ("" for any) and whether the native module `ovsdino._C`."""
+
+    device: str = ""
+    native: bool = False
+
+
+ANYWHERE = Needs()
+NATIVE_CPU = Needs(device="cpu", native=True)
+NATIVE_CUDA = Needs(device="cuda", native=True)
+
+# In the order "auto" tries them. Kernels that lose to an earlier entry on a device have no place here.
+OP_BACKENDS: dict[str, dict[str, Needs]] = {
+    "structure_attention": {"sdpa": ANYWHERE, "reference": ANYWHERE},
+    "mask_pool": {"cuda": NATIVE_CUDA, "cpu": NATIVE_CPU, "reference": ANYWHERE},
+    "upsample_argmax": {"cuda": NATIVE_CUDA, "cpu": NATIVE_CPU, "reference": ANYWHERE},
+    "guided_upsample": {"reference": ANYWHERE},
+    # torch's own uint8 resize, which has AVX2 and NEON code: 3 to 5 times the float path's speed.
+    "preprocess": {"cpu": Needs(device="cpu"), "reference": ANYWHERE},
+}
+
+
+def _load_native() -> tuple[ModuleType | None, str]:
+    try:
+        from ovsdino import _C
+    except ImportError as error:
+        return None, str(error)
+    return _C, ""
+
+
+native, native_error = _load_native()
+native_cuda: bool = native is not None and bool(native.build_info()["cuda"])
+if native is None:
+    log.warning("ovsdino._C is not built (%s): ops use the plain PyTorch reference", native_error)
+
+_requested: str = os.environ.get("OVSDINO_BACKEND", "auto") or "auto"
+_said: set[str] = set()
+
+
+def requested() -> str:
+    """The backend asked for: that of the innermost `use_backend`, else ``OVSDINO_BACKEND``, else "auto"."""
+    return _requested
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Ask for a backend by name inside a ``with`` block (the whole process, not one thread).
+
+    Args:
+        name: one of `BACKENDS`.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    global _requested
+    _check_name(name)
+    before, _requested = _requested, name
+    try:
+        yield
+    finally:
+        _requested = before
+
+
+def why_not(op: str, backend: str, device: str) -> str:
+    """Why `backend` of `op` cannot run on a device type; "" if it can."""
+    needs = OP_BACKENDS[op][backend]
+    if needs.device and needs.device != device:
+        return f"it runs on {needs.device} tensors, got {device}"
+    if needs.native and native is None:
+        return f"ovsdino._C is not built ({native_error}); reinstall with a C++ compiler at hand"
+    if needs.native and needs.device == "cuda" and not native_cuda:
+        return "ovsdino._C was built without CUDA; reinstall with OVSDINO_CUDA=1 and nvcc on the PATH"
+    return ""
+
+
+def available(op: str, device: str) -> list[str]:
+    """The backends of `op` that can run on a device type, in the order "auto" prefers them."""
+    return [name for name in OP_BACKENDS[op] if not why_not(op, name, device)]
+
+
+def resolve(op: str, device: str) -> str:
+    """The backend that `op` runs with on a device type.
+
+    Args:
+        op: a key of `OP_BACKENDS`.
+        device: ``tensor.device.type``.
+
+    Raises:
+        ValueError: the requested name is unknown, no op of this build has it, or it cannot run here; the message says why.
+    """
+    name = _requested
+    table = OP_BACKENDS[op]
+    if name in table:
+        reason = why_not(op, name, device)
+        if reason:
+            raise ValueError(f"backend {name!r} of {op} cannot run: {reason}")
+        return name
+    if name != "auto":
+        _check_name(name)
+        if not any(name in other for other in OP_BACKENDS.values()):
+            raise ValueError(f"backend {name!r} of {op} cannot run: this build has no such kernel")
+    chosen = ""
+    for candidate in table:
+        if not why_not(op, candidate, device):
+            chosen = candidate
+            break
+    if not torch.compiler.is_compiling():
+        if name != "auto":
+            _say_once(logging.INFO, f"{op} has no backend {name!r}: using {chosen!r}")
+        elif device != "cpu" and chosen == "reference" and device in table:
+            _say_once(logging.WARNING, f"{op} on {device} uses {chosen!r}: {why_not(op, device, device)}")
+    return chosen
+
+
+def _check_name(name: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r} (OVSDINO_BACKEND): expected one of {', '.join(BACKENDS)}")
+
+
+def _say_once(level: int, message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        log.log(level, message)

@@ -1,0 +1,114 @@
+"""Mean feature under each mask, and the mask's area."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ovsdino.ops.schema import LIBRARY, qualified
+
+FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+BITS = torch.uint8
+
+
+def mask_pool(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """mean_mc = sum_n w_mn f_nc / sum_n w_mn and area_m = sum_n w_mn; an empty mask gives zeros and area 0, never NaN.
+
+    Gradients flow to `features` and, for floating masks, to `masks`.
+
+    Args:
+        features: (B, N, C) float32, float16, bfloat16 or float64.
+        masks: (B, M, N) bool, uint8 (set where not 0) or floating (weights >= 0, soft masks); or packed bits,
+            (B, M, ceil(N / 8)) uint8, token n in bit n % 8 of byte n // 8 (`numpy.packbits(bitorder="little")`),
+            told from uint8 masks by the last size (N = 1 is read as a plain mask).
+
+    Returns:
+        Means (B, M, C) in the dtype of `features` and areas (B, M), float32 (float64 for float64 features).
+
+    Raises:
+        ValueError: a shape or dtype does not fit; the message names it.
+    """
+    _check(features, masks)
+    return torch.ops.ovsdino.mask_pool(features, masks)
+
+
+def mask_pool_reference(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """`mask_pool` as one matrix product on converted masks: the oracle, differentiable by itself."""
+    compute = torch.promote_types(features.dtype, torch.float32)
+    weights = mask_weights(masks, features.shape[1], compute)
+    areas = weights.sum(-1)
+    sums = weights @ features.to(compute)
+    empty = areas == 0
+    means = sums / areas.masked_fill(empty, 1).unsqueeze(-1)
+    return means.masked_fill(empty.unsqueeze(-1), 0).to(features.dtype), areas
+
+
+def mask_weights(masks: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:
+    """Masks of any accepted form as (B, M, N) weights."""
+    if masks.is_floating_point():
+        return masks.to(dtype)
+    if masks.dtype == BITS and masks.shape[-1] != tokens:
+        shifts = torch.arange(8, device=masks.device, dtype=BITS)
+        masks = ((masks.unsqueeze(-1) >> shifts) & 1).flatten(-2)[..., :tokens]
+    return (masks != 0).to(dtype)
+
+
+def _check(features: Tensor, masks: Tensor) -> None:
+    if features.dim() != 3 or features.dtype not in FEATURE_DTYPES:
+        raise ValueError(
+            f"features must be (B, N, C) float16, bfloat16, float32 or float64, "
+            f"got {tuple(features.shape)} {features.dtype}"
+        )
+    batch, tokens, _ = features.shape
+    if masks.dim() != 3 or masks.shape[0] != batch:
+        raise ValueError(f"masks must be (B, M, N) with B={batch}, got {tuple(masks.shape)}")
+    if masks.dtype not in (torch.bool, BITS) and not masks.is_floating_point():
+        raise ValueError(f"masks must be bool, uint8 or floating, got {masks.dtype}")
+    packed = masks.dtype == BITS and masks.shape[2] == -(-tokens // 8)
+    if masks.shape[2] != tokens and not packed:
+        raise ValueError(
+            f"masks must have N={tokens} tokens like features {tuple(features.shape)} "
+            f"(or {-(-tokens // 8)} bytes of packed bits), got {tuple(masks.shape)} {masks.dtype}"
+        )
+    if features.device != masks.device:
+        raise ValueError(f"features and masks must be on one device, got {features.device} and {masks.device}")
+
+
+def _forward(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    _check(features, masks)
+    return mask_pool_reference(features, masks)
+
+
+def _fake(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    _check(features, masks)
+    batch, _, channels = features.shape
+    areas = features.new_empty((batch, masks.shape[1]), dtype=torch.promote_types(features.dtype, torch.float32))
+    return features.new_empty((batch, masks.shape[1], channels)), areas
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    features, masks = inputs
+    means, areas = output
+    ctx.save_for_backward(features if ctx.needs_input_grad[1] else None, masks, means, areas)
+    ctx.tokens = features.shape[1]
+
+
+def _backward(ctx, grad_means: Tensor, grad_areas: Tensor):
+    """With g = grad_means / area: df_n = sum_m w_mn g_m and dw_mn = g_m . f_n - g_m . mean_m + grad_area_m."""
+    features, masks, means, areas = ctx.saved_tensors
+    compute = areas.dtype
+    scaled = torch.where(areas == 0, 0.0, 1.0 / areas).unsqueeze(-1) * grad_means.to(compute)
+    grad_features = grad_masks = None
+    if ctx.needs_input_grad[0]:
+        weights = mask_weights(masks, ctx.tokens, compute)
+        grad_features = (weights.transpose(1, 2) @ scaled).to(means.dtype)
+    if ctx.needs_input_grad[1]:
+        inner = (scaled * means.to(compute)).sum(-1, keepdim=True)
+        grad_masks = scaled @ features.to(compute).transpose(1, 2) - inner + grad_areas.unsqueeze(-1)
+        grad_masks = grad_masks.to(masks.dtype)
+    return grad_features, grad_masks
+
+
+LIBRARY.impl("mask_pool", _forward, "CompositeExplicitAutograd")
+torch.library.register_fake(qualified("mask_pool"), _fake, lib=LIBRARY)
+torch.library.register_autograd(qualified("mask_pool"), _backward, setup_context=_setup_context, lib=LIBRARY)

@@ -1,0 +1,135 @@
+"""From camera pixels to the normalised tensor a backbone takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovsdino.ops.dispatch import resolve
+from ovsdino.ops.schema import LIBRARY, qualified
+
+
+def preprocess(
+    image: Tensor,
+    size: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    antialias: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """out_c = (resize(image)_c / 255 - mean_c) / std_c, bilinear with half-pixel centres (align_corners=False).
+
+    On the CPU the resize runs on uint8 and rounds to whole levels, as torchvision's does; on other devices it runs in
+    float32 and does not round. Not differentiable.
+
+    Args:
+        image: (H, W, 3) or (B, H, W, 3) uint8 RGB, or NV12, (H * 3 // 2, W) uint8 with even H and W: H rows of luma,
+            then H / 2 rows of interleaved chroma (Cb, Cr), ITU-R BT.601, limited range, chroma taken nearest.
+        size: (h, w) of the result.
+        mean: three values in 0..1.
+        std: three values, > 0.
+        antialias: low-pass before shrinking, as PIL does.
+        dtype: float32, float16, bfloat16 or float64.
+
+    Returns:
+        (B, 3, h, w), B = 1 for a single image.
+
+    Raises:
+        ValueError: a shape or dtype does not fit; the message names it.
+    """
+    height, width = _check(image, size, mean, std, dtype)
+    return torch.ops.ovsdino.preprocess(image, (height, width), list(mean), list(std), antialias, dtype)
+
+
+def nv12_to_rgb(image: Tensor) -> Tensor:
+    """NV12 (H * 3 // 2, W) uint8 to RGB (H, W, 3) uint8, ITU-R BT.601, limited range.
+
+    R = 1.164 (Y - 16) + 1.596 (Cr - 128)
+    G = 1.164 (Y - 16) - 0.392 (Cb - 128) - 0.813 (Cr - 128)
+    B = 1.164 (Y - 16) + 2.017 (Cb - 128)
+    """
+    height, width = image.shape[0] * 2 // 3, image.shape[1]
+    luma = 1.164383 * (image[:height].to(torch.float32) - 16.0)
+    chroma = image[height:].reshape(height // 2, width // 2, 2).to(torch.float32) - 128.0
+    chroma = chroma.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    blue, red = chroma.unbind(-1)
+    rgb = (luma + 1.596027 * red, luma - 0.391762 * blue - 0.812968 * red, luma + 2.017232 * blue)
+    return torch.stack(rgb, -1).round().clamp(0, 255).to(torch.uint8)
+
+
+def preprocess_reference(
+    image: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float], antialias: bool, dtype: torch.dtype
+) -> Tensor:
+    """The formula in float32 (float64 if `dtype` is), unrounded: the oracle. Arguments as `preprocess`."""
+    compute = torch.promote_types(dtype, torch.float32)
+    resized = F.interpolate(_planar(image).to(compute), tuple(size), mode="bilinear", antialias=antialias)
+    return _normalise(resized, mean, std, compute).to(dtype)
+
+
+def preprocess_uint8(
+    image: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float], antialias: bool, dtype: torch.dtype
+) -> Tensor:
+    """The same with the resize on uint8. Arguments as `preprocess`."""
+    resized = F.interpolate(_planar(image), tuple(size), mode="bilinear", antialias=antialias)
+    compute = torch.promote_types(dtype, torch.float32)
+    return _normalise(resized.contiguous().to(compute), mean, std, compute).to(dtype)
+
+
+def _planar(image: Tensor) -> Tensor:
+    if image.dim() == 2:
+        image = nv12_to_rgb(image)
+    if image.dim() == 3:
+        image = image.unsqueeze(0)
+    return image.permute(0, 3, 1, 2)
+
+
+def _normalise(image: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    gain = torch.tensor([1.0 / (255.0 * s) for s in std], dtype=dtype, device=image.device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=image.device)
+    return torch.addcmul(shift.view(1, 3, 1, 1), image, gain.view(1, 3, 1, 1))
+
+
+def _check(
+    image: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+) -> tuple[int, int]:
+    if image.dtype != torch.uint8:
+        raise ValueError(f"image must be uint8, got {tuple(image.shape)} {image.dtype}")
+    if image.dim() == 2:
+        rows, columns = image.shape
+        if rows % 3 or columns % 2 or rows * columns == 0:
+            raise ValueError(f"an NV12 image must be (H * 3 // 2, W) with even H and W, got {tuple(image.shape)}")
+    elif image.dim() not in (3, 4) or image.shape[-1] != 3 or 0 in image.shape[-3:]:
+        raise ValueError(f"image must be (H, W, 3), (B, H, W, 3) or NV12 (H * 3 // 2, W), got {tuple(image.shape)}")
+    if len(size) != 2 or size[0] < 1 or size[1] < 1:
+        raise ValueError(f"size must be (h, w) of at least (1, 1), got {tuple(size)}")
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"mean and std must be three values each, std > 0, got {tuple(mean)} and {tuple(std)}")
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating, got {dtype}")
+    return size[0], size[1]
+
+
+def _forward(
+    image: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float], antialias: bool, dtype: torch.dtype
+) -> Tensor:
+    _check(image, size, mean, std, dtype)
+    batch = image.shape[0] if image.dim() == 4 else 1
+    if batch == 0:
+        return image.new_empty((0, 3, *size), dtype=dtype)
+    run = preprocess_uint8 if resolve("preprocess", image.device.type) == "cpu" else preprocess_reference
+    return run(image, size, mean, std, antialias, dtype)
+
+
+def _fake(
+    image: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float], antialias: bool, dtype: torch.dtype
+) -> Tensor:
+    height, width = _check(image, size, mean, std, dtype)
+    batch = image.shape[0] if image.dim() == 4 else 1
+    return image.new_empty((batch, 3, height, width), dtype=dtype)
+
+
+LIBRARY.impl("preprocess", _forward, "CompositeExplicitAutograd")
+torch.library.register_fake(qualified("preprocess"), _fake, lib=LIBRARY)

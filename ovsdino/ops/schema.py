@@ -1,0 +1,27 @@
+"""The schema of every op, once: the library definition, the tests and the documentation read them from here."""
+
+from __future__ import annotations
+
+import torch
+
+NAMESPACE = "ovsdino"
+
+SCHEMAS: dict[str, str] = {
+    "structure_attention": "(Tensor q, Tensor k, Tensor v, Tensor e, Tensor lam, Tensor? gate, float scale) -> Tensor",
+    "mask_pool": "(Tensor features, Tensor masks) -> (Tensor, Tensor)",
+    "upsample_argmax": "(Tensor logits, SymInt[2] size, float? threshold) -> Tensor",
+    "upsample_argmax_confidence": "(Tensor logits, SymInt[2] size, float? threshold) -> (Tensor, Tensor)",
+    "guided_upsample": "(Tensor logits, Tensor guide_lo, Tensor guide_hi, Tensor beta) -> Tensor",
+    "preprocess": (
+        "(Tensor image, SymInt[2] size, float[] mean, float[] std, bool antialias, ScalarType dtype) -> Tensor"
+    ),
+}
+
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+for _name, _schema in SCHEMAS.items():
+    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def qualified(name: str) -> str:
+    """The name torch.library knows the op by, e.g. ``ovsdino::mask_pool``."""
+    return f"{NAMESPACE}::{name}"

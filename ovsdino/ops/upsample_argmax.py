@@ -1,0 +1,104 @@
+"""Labels at image size straight from low-resolution logits, without the (B, K, H, W) tensor between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovsdino.ops.schema import LIBRARY, qualified
+
+
+def upsample_argmax(
+    logits: Tensor, size: Sequence[int], threshold: float | None = None, confidence: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """label_yx = argmax_k bilinear(logits_k)(y, x), as ``F.interpolate(align_corners=False).argmax(1)`` gives it.
+
+    The smallest index wins a tie; a NaN wins over any number, the first NaN over later ones (as torch.argmax does it).
+    Not differentiable.
+
+    Args:
+        logits: (B, K, h, w) float32, float16, bfloat16 or float64, K >= 1.
+        size: (H, W) of the result, each >= 1; larger or smaller than (h, w).
+        threshold: with it, pixels whose largest softmax probability is below it get the background index K.
+        confidence: also return the largest softmax probability of each pixel.
+
+    Returns:
+        Labels (B, H, W), uint8 for K <= 255, int16 for K <= 32767, else int32; with `confidence` a pair of them and
+        (B, H, W) float32 in (0, 1].
+
+    Raises:
+        ValueError: a shape or dtype does not fit; the message names it.
+    """
+    height, width = _check(logits, size)
+    if confidence:
+        return torch.ops.ovsdino.upsample_argmax_confidence(logits, (height, width), threshold)
+    return torch.ops.ovsdino.upsample_argmax(logits, (height, width), threshold)
+
+
+def label_dtype(classes: int) -> torch.dtype:
+    """The smallest dtype that holds the labels 0..K-1 and the background index K."""
+    if classes <= 255:
+        return torch.uint8
+    return torch.int16 if classes <= 32767 else torch.int32
+
+
+def upsample_argmax_reference(
+    logits: Tensor, size: Sequence[int], threshold: float | None = None, confidence: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The same by interpolate, argmax and softmax: the oracle. Arguments as `upsample_argmax`."""
+    classes = logits.shape[1]
+    if logits.shape[0] == 0:
+        labels = logits.new_empty((0, *size), dtype=label_dtype(classes))
+        return (labels, labels.to(torch.float32)) if confidence else labels
+    full = F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
+    labels = full.argmax(1)
+    if threshold is None and not confidence:
+        return labels.to(label_dtype(classes))
+    full = full.to(torch.promote_types(full.dtype, torch.float32))
+    best = full.gather(1, labels.unsqueeze(1))
+    probability = (full - best).exp().sum(1).reciprocal()
+    if threshold is not None:
+        labels = labels.masked_fill(probability < threshold, classes)
+    labels = labels.to(label_dtype(classes))
+    return (labels, probability.to(torch.float32)) if confidence else labels
+
+
+def _check(logits: Tensor, size: Sequence[int]) -> tuple[int, int]:
+    if logits.dim() != 4 or not logits.is_floating_point():
+        raise ValueError(f"logits must be floating (B, K, h, w), got {tuple(logits.shape)} {logits.dtype}")
+    if logits.shape[1] == 0:
+        raise ValueError(f"logits must have at least one class, got {tuple(logits.shape)}")
+    if logits.shape[2] == 0 or logits.shape[3] == 0:
+        raise ValueError(f"logits must have at least one row and column, got {tuple(logits.shape)}")
+    if len(size) != 2 or size[0] < 1 or size[1] < 1:
+        raise ValueError(f"size must be (H, W) of at least (1, 1), got {tuple(size)}")
+    return size[0], size[1]
+
+
+def _forward(logits: Tensor, size: Sequence[int], threshold: float | None) -> Tensor:
+    _check(logits, size)
+    return upsample_argmax_reference(logits, size, threshold)
+
+
+def _forward_confidence(logits: Tensor, size: Sequence[int], threshold: float | None) -> tuple[Tensor, Tensor]:
+    _check(logits, size)
+    return upsample_argmax_reference(logits, size, threshold, confidence=True)
+
+
+def _fake(logits: Tensor, size: Sequence[int], threshold: float | None) -> Tensor:
+    height, width = _check(logits, size)
+    return logits.new_empty((logits.shape[0], height, width), dtype=label_dtype(logits.shape[1]))
+
+
+def _fake_confidence(logits: Tensor, size: Sequence[int], threshold: float | None) -> tuple[Tensor, Tensor]:
+    labels = _fake(logits, size, threshold)
+    return labels, labels.new_empty(labels.shape, dtype=torch.float32)
+
+
+LIBRARY.impl("upsample_argmax", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("upsample_argmax_confidence", _forward_confidence, "CompositeExplicitAutograd")
+torch.library.register_fake(qualified("upsample_argmax"), _fake, lib=LIBRARY)
+torch.library.register_fake(qualified("upsample_argmax_confidence"), _fake_confidence, lib=LIBRARY)
