@@ -19,7 +19,7 @@ setup: $(VENV)/.native
 
 # The build tools come first, so that pip builds with them and ninja's second run finds nothing changed.
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q -c constraints.txt setuptools wheel pybind11 ninja cmake
 	$(PY) -m pip install -c constraints.txt --no-build-isolation -e '.[dev,train]'
 	touch $@

@@ -125,7 +125,7 @@ def _run(command: list[str], mend: str) -> None:
 
 
 def build(output_dir: Path) -> Path:
-    """Configures and compiles ``_C``, and puts it into a folder by renaming, so that a process using the old one lives.
+    """Configures and compiles ``_C``, and puts it into a folder.
 
     Args:
         output_dir: folder that receives ``_C<EXT_SUFFIX>``; made if it is missing.
@@ -162,8 +162,12 @@ def build(output_dir: Path) -> Path:
     built = build_dir / "out" / f"_C{EXT_SUFFIX}"
     if not built.is_file():
         raise BuildError(f"the build ended without {built}: CMakeLists.txt must honour OVSDINO_OUTPUT_DIR")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    target = output_dir / built.name
+    return place(built, output_dir / built.name)
+
+
+def place(built: Path, target: Path) -> Path:
+    """Copies a module over another by renaming: a process that has the old one loaded goes on using it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     shutil.copy2(built, temporary)
     os.replace(temporary, target)
