@@ -95,25 +95,37 @@ def choose_archs(nvcc: str) -> list[str]:
 
 
 def _find_tool(name: str) -> str:
-    """Path of cmake or ninja: the PyPI package of this interpreter first, then PATH."""
-    if importlib.util.find_spec(name) is not None:
-        module = __import__(name)
-        folder = getattr(module, "CMAKE_BIN_DIR", None) or getattr(module, "BIN_DIR", None)
-        path = shutil.which(name, path=folder) if folder else None
-        if path:
-            return path
-    path = shutil.which(name)
+    """Path of cmake or ninja: beside this interpreter first, since a system's may be too old, then on PATH."""
+    path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if path is None:
         raise BuildError(f"{name} not found: pip install {name}")
     return path
 
 
-def _pybind11_cmake_dir() -> str:
-    try:
+TORCH_PYBIND11_CONFIG = """# Written by build_native.py for a machine without pybind11: the headers that torch ships.
+add_library(pybind11::headers INTERFACE IMPORTED)
+set_target_properties(pybind11::headers PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "{include}")
+function(pybind11_add_module name)
+  Python_add_library(${{name}} WITH_SOABI ${{ARGN}})
+  target_link_libraries(${{name}} PRIVATE pybind11::headers)
+endfunction()
+"""
+
+
+def _pybind11_cmake_dir(build_dir: Path) -> str:
+    """Folder of pybind11's CMake package; where pybind11 is not installed but torch is, one made for torch's copy."""
+    if importlib.util.find_spec("pybind11") is not None:
         import pybind11
-    except ModuleNotFoundError:
-        raise BuildError("pybind11 not found: pip install pybind11") from None
-    return pybind11.get_cmake_dir()
+
+        return pybind11.get_cmake_dir()
+    torch = importlib.util.find_spec("torch")
+    include = Path(torch.origin).parent / "include" if torch is not None and torch.origin else None
+    if include is None or not (include / "pybind11" / "pybind11.h").is_file():
+        raise BuildError("pybind11 not found: pip install pybind11")
+    folder = build_dir / "pybind11-of-torch"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pybind11Config.cmake").write_text(TORCH_PYBIND11_CONFIG.format(include=include.as_posix()))
+    return str(folder)
 
 
 def _run(command: list[str], mend: str) -> None:
@@ -150,7 +162,7 @@ def build(output_dir: Path) -> Path:
         "-DCMAKE_BUILD_TYPE=Release",
         f"-DCMAKE_MAKE_PROGRAM={_find_tool('ninja')}",
         f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={_pybind11_cmake_dir()}",
+        f"-Dpybind11_DIR={_pybind11_cmake_dir(build_dir)}",
         f"-DOVSDINO_CUDA={'ON' if nvcc else 'OFF'}",
         f"-DOVSDINO_OUTPUT_DIR={build_dir / 'out'}",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -102,7 +103,9 @@ def test_wheel_built_in_isolation_holds_every_file(
     source: Path, environment: Environment, outside: Path, build_wheel: Callable[..., Path]
 ) -> None:
     """With pip's own build environment, so that pyproject.toml must name every build tool, and torch is not there."""
-    stale = source / "build" / f"lib.linux-x86_64-{sys.implementation.cache_tag}" / "ovsdino" / "deleted.py"
+    stale = (
+        source / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "ovsdino" / "deleted.py"
+    )
     stale.parent.mkdir(parents=True)
     stale.write_text("")
     wheel = build_wheel(source, "--use-pep517", OVSDINO_CUDA="0")
