@@ -1,0 +1,139 @@
+"""OVS-DINO: frozen backbone, Structure-Aware Encoder, Structure-Modulated Decoder, structure-guided upsampling.
+
+    F, taps = backbone(image)            (B, D, h, w)
+    S, G    = SAE(image, taps)           structure tokens, guide at four times the grid
+    F'      = SMD(F, S)                  = F for a fresh decoder
+    L       = scale * cos(F', text)      (B, K, h, w)
+    logits  = bilinear(L) + mix (guided(L; G) - bilinear(L)) + scale * (W_r G) . text      (B, K, 4h, 4w)
+
+`mix` and W_r are zero at the start, so a fresh decoder is the text-aligned-DINO baseline: the same L bit for bit,
+brought to 4h x 4w by the same bilinear interpolation. Every combination acts on the K logits, not on D features; both
+are linear in the features, so the result is the same at K/D of the cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovsdino.config import ModelConfig
+from ovsdino.models.backbone import Backbone, normalise
+from ovsdino.models.sae import Structure, StructureAwareEncoder
+from ovsdino.models.smd import StructureModulatedDecoder
+from ovsdino.models.text import TextTower
+from ovsdino.ops import guided_upsample
+
+AFFINITY_DIM = 16
+
+
+@dataclass
+class ImageFeatures:
+    """An encoded image: all that `decode` needs, whatever the words.
+
+    Attributes:
+        tokens: F' (or F without a decoder), (B, D, h, w).
+        structure: the SAE's output, or None without a decoder.
+    """
+
+    tokens: Tensor
+    structure: Structure | None = None
+
+
+class Decoder(nn.Module):
+    """SAE, SMD and the parts that turn coarse logits into fine ones."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.sae is not None and config.smd is not None
+        guide = config.sae.guide_dim
+        self.sae = StructureAwareEncoder(config.sae, config.embed_dim, len(config.backbone.taps))
+        self.smd = StructureModulatedDecoder(config.smd, config.embed_dim, config.sae.structure_dim)
+        self.affinity = nn.Conv2d(guide, AFFINITY_DIM, 1)
+        self.beta = nn.Parameter(torch.zeros(()))
+        self.mix = nn.Parameter(torch.zeros(()))
+        self.detail = nn.Linear(guide, config.embed_dim, bias=False)
+        nn.init.zeros_(self.detail.weight)
+
+    def refine(self, coarse: Tensor, guide: Tensor, text: Tensor) -> Tensor:
+        """Coarse logits (B, K, h, w), guide (B, C, 4h, 4w), text rows (K, D) -> (B, K, 4h, 4w), all in logit units."""
+        h, w = coarse.shape[-2:]
+        smooth = F.interpolate(coarse, (4 * h, 4 * w), mode="bilinear", align_corners=False)
+        affinity = self.affinity(guide)
+        sharp = guided_upsample(coarse, F.avg_pool2d(affinity, 4), affinity, F.softplus(self.beta))
+        # (W_r G) . t = G . (W_r^T t): the text is folded into W_r, so a pixel costs C*K, not C*D + D*K.
+        detail = torch.einsum("bchw,kc->bkhw", guide, (text @ self.detail.weight).to(guide.dtype))
+        return smooth + self.mix * (sharp - smooth) + detail
+
+
+class OVSDINO(nn.Module):
+    """Open-vocabulary segmentation: image and text bank in, logits out.
+
+    Args:
+        config: what to build.
+        text_tower: turns words into the rows of the text bank.
+    """
+
+    def __init__(self, config: ModelConfig, text_tower: TextTower) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+        self.decoder = Decoder(config) if config.sae is not None and config.smd is not None else None
+        self.log_scale = nn.Parameter(torch.tensor(float(config.logit_scale)).log())
+        self.text_tower = text_tower
+        self.decoder_trained = False
+
+    @property
+    def has_decoder(self) -> bool:
+        return self.decoder is not None
+
+    @property
+    def stride_multiple(self) -> int:
+        """Height and width of an input image must be multiples of this."""
+        return self.config.patch_size
+
+    def encode_text(self, names: Sequence[str | Sequence[str]]) -> Tensor:
+        """Text bank of the classes.
+
+        Args:
+            names: one entry a class: a word or phrase, or several whose embeddings are averaged.
+
+        Returns:
+            (K, D) float32, rows of length one.
+        """
+        if not len(names):
+            raise ValueError("names is empty: give at least one class name")
+        groups = [[name] if isinstance(name, str) else list(name) for name in names]
+        if not all(groups):
+            raise ValueError(f"a class has no name in {list(names)!r}")
+        flat = normalise(self.text_tower.encode([name for group in groups for name in group]).float(), dim=-1)
+        return torch.stack([normalise(part.mean(0), dim=-1) for part in flat.split([len(g) for g in groups])])
+
+    def encode_image(self, image: Tensor, sam_embedding: Tensor | None = None) -> ImageFeatures:
+        """image (B, 3, H, W), normalised, H and W multiples of `stride_multiple` -> features for `decode`."""
+        features, taps = self.backbone(image)
+        if self.decoder is None:
+            return ImageFeatures(features)
+        structure = self.decoder.sae(image, taps, sam_embedding)
+        return ImageFeatures(self.decoder.smd(features, structure.tokens), structure)
+
+    def coarse_logits(self, features: ImageFeatures, text: Tensor) -> Tensor:
+        """scale * cos(F', text): (B, K, h, w)."""
+        tokens = normalise(features.tokens.float())
+        return torch.einsum("bdhw,kd->bkhw", tokens, text * self.log_scale.exp())
+
+    def decode(self, features: ImageFeatures, text: Tensor) -> Tensor:
+        """Logits of a text bank (K, D): (B, K, 4h, 4w), or (B, K, h, w) without a decoder."""
+        if text.ndim != 2 or text.shape[1] != self.config.embed_dim:
+            raise ValueError(f"text must be (K, {self.config.embed_dim}), got {tuple(text.shape)}")
+        coarse = self.coarse_logits(features, text)
+        if self.decoder is None or features.structure is None:
+            return coarse
+        return self.decoder.refine(coarse, features.structure.guide, text * self.log_scale.exp())
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """image (B, 3, H, W), text (K, D) -> logits; softmax over K is meaningful."""
+        return self.decode(self.encode_image(image), text)

@@ -1,0 +1,172 @@
+"""The model zoo: names, configurations, and where each model's weights come from."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ovsdino import hub
+from ovsdino.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
+from ovsdino.errors import OVSDinoError
+from ovsdino.models.backbone import freeze
+from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.models.text import ClipTextTower, HashedTextTower, TextTower
+
+log = logging.getLogger("ovsdino")
+
+NANO = ModelConfig(
+    name="nano",
+    backbone=BackboneConfig(
+        timm_name="nano_vit", patch_size=16, embed_dim=192, depth=6, num_heads=3, taps=(0, 2, 4, 5)
+    ),
+    sae=SAEConfig(guide_dim=48, mid_dim=96, structure_dim=192, blocks=(1, 2, 2), depthwise=False),
+    smd=SMDConfig(width=192),
+    text=TextConfig(kind="hashed", width=64, buckets=12288),
+    short_side=352,
+)
+
+
+def _vit(name: str, timm_name: str, patch: int, dim: int, heads: int, *, depth: int = 12) -> ModelConfig:
+    taps = tuple(depth * (i + 1) // 4 - 1 for i in range(4))  # 12 blocks: 2, 5, 8, 11
+    backbone = BackboneConfig(
+        timm_name=timm_name, patch_size=patch, embed_dim=dim, num_heads=heads, depth=depth, taps=taps
+    )
+    return ModelConfig(name=name, backbone=backbone)
+
+
+CONFIGS: dict[str, ModelConfig] = {
+    config.name: config
+    for config in (
+        NANO,
+        _vit("s14", "vit_small_patch14_reg4_dinov2.lvd142m", 14, 384, 6),
+        _vit("b14", "vit_base_patch14_reg4_dinov2.lvd142m", 14, 768, 12),
+        _vit("l14", "vit_large_patch14_reg4_dinov2.lvd142m", 14, 1024, 16, depth=24),
+        _vit("s16v3", "vit_small_patch16_dinov3.lvd1689m", 16, 384, 6),
+        _vit("b16v3", "vit_base_patch16_dinov3.lvd1689m", 16, 768, 12),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """A line of `ovsdino models`."""
+
+    name: str
+    backbone: str
+    patch_size: int
+    embed_dim: int
+    params_million: float | None
+    weights: str
+    note: str
+
+
+def list_models() -> list[ModelInfo]:
+    """What the zoo holds, the shipped model first."""
+    rows = []
+    for config in CONFIGS.values():
+        backbone = config.backbone
+        shipped = hub.packaged(config.name)
+        rows.append(
+            ModelInfo(
+                name=config.name,
+                backbone=backbone.timm_name,
+                patch_size=backbone.patch_size,
+                embed_dim=backbone.embed_dim,
+                params_million=shipped.parameters / 1e6 if shipped else None,
+                weights="shipped" if shipped else "hub",
+                note="street scenes, 367 training images, works offline"
+                if config.name == "nano"
+                else "text-aligned-DINO baseline until a decoder is trained; needs ovsdino[clip]",
+            )
+        )
+    return rows
+
+
+def get_config(name: str) -> ModelConfig:
+    """The configuration of a zoo model.
+
+    Raises:
+        OVSDinoError: no such model.
+    """
+    try:
+        return CONFIGS[name]
+    except KeyError:
+        raise OVSDinoError(f"unknown model {name!r}; available: {', '.join(CONFIGS)}") from None
+
+
+def _text_tower(config: ModelConfig) -> TextTower:
+    if config.text.kind == "hashed":
+        return HashedTextTower(config.embed_dim, config.text.width, config.text.buckets)
+    return ClipTextTower(config.embed_dim)
+
+
+def build_model(name: str, *, decoder: bool = True) -> OVSDINO:
+    """A zoo model with random weights; `decoder=False` leaves SAE and SMD out (the baseline)."""
+    config = get_config(name)
+    if not decoder:
+        config = replace(config, sae=None, smd=None)
+    return OVSDINO(config, _text_tower(config))
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = True,
+    device: str | torch.device = "cpu",
+    checkpoint: str | Path | None = None,
+    backbone_weights: str | Path | None = None,
+    projection: str | Path | None = None,
+) -> OVSDINO:
+    """A zoo model ready for inference.
+
+    Args:
+        name: a name of `list_models()`.
+        pretrained: False builds random weights, for tests and for timing.
+        checkpoint: decoder weights (safetensors) written by training; replaces the shipped ones.
+        backbone_weights: local file of the backbone's official weights, instead of the hub.
+        projection: local file of the text projection in Talk2DINO's format.
+
+    Returns:
+        The model in eval mode, parameters frozen. Without decoder weights it is the baseline, and a warning says so.
+
+    Raises:
+        OVSDinoError: unknown name, weights missing, corrupt or out of reach.
+    """
+    config = get_config(name)
+    shipped = hub.packaged(name)
+    if not pretrained:
+        model = build_model(name)
+    elif config.text.kind == "hashed":
+        source = Path(checkpoint) if checkpoint else None
+        if source is None and shipped is None:
+            raise OVSDinoError(f"{name}: the packaged weights are missing; reinstall ovsdino")
+        state = hub.read_safetensors(source) if source else hub.read_packaged(name)
+        model = build_model(name, decoder=any(key.startswith("decoder.") for key in state))
+        hub.load_state(model, state, str(source or name))
+        model.decoder_trained = model.has_decoder
+    else:
+        model = build_model(name, decoder=checkpoint is not None)
+        hub.load_backbone(model.backbone.vit, config.backbone.timm_name, backbone_weights)
+        if projection is None:
+            raise OVSDinoError(
+                f"{name}: its text projection is missing; download Talk2DINO's projection for this backbone "
+                "(talk2dino_vitb_mlp_infonce.pth for b14) and pass projection=FILE"
+            )
+        hub.load_state(model.text_tower, hub.read_foreign(projection), str(projection))
+        if checkpoint is not None:
+            decoder = {k: v for k, v in hub.read_safetensors(checkpoint).items() if k.startswith(("decoder.", "log_"))}
+            hub.load_state(model, decoder, str(checkpoint), partial=("backbone.", "text_tower."))
+            model.decoder_trained = True
+        else:
+            log.warning("%s: no decoder weights given; this is the text-aligned-DINO baseline", name)
+    freeze(model)
+    return model.to(device)
+
+
+def describe(model: OVSDINO) -> dict[str, Any]:
+    """Name and shape of a built model, for result files."""
+    return {"name": model.config.name, "decoder": model.has_decoder, "trained": model.decoder_trained}

@@ -1,0 +1,163 @@
+"""The whole module: baseline identity, cost budget, shapes, text."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from ovsdino.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
+from ovsdino.models import zoo
+from ovsdino.models.backbone import normalise, num_parameters
+from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.models.text import HashedTextTower
+
+TINY = ModelConfig(
+    name="tiny",
+    backbone=BackboneConfig(timm_name="nano_vit", patch_size=16, embed_dim=32, depth=4, num_heads=2, taps=(0, 1, 2, 3)),
+    sae=SAEConfig(guide_dim=16, mid_dim=16, structure_dim=32),
+    smd=SMDConfig(width=32, heads=2, head_dim=8, structure_rank=7, value_dim=16),
+    text=TextConfig(kind="hashed", width=16, buckets=64),
+)
+
+
+@pytest.fixture
+def tiny():
+    return OVSDINO(TINY, HashedTextTower(32, 16, 64)).eval()
+
+
+def test_fresh_decoder_is_the_baseline_bit_for_bit(tiny):
+    image = torch.randn(2, 3, 64, 96)
+    text = tiny.encode_text(["road", "car", "sky"])
+    with torch.no_grad():
+        tokens, _ = tiny.backbone(image)
+        scaled_text = text * tiny.log_scale.exp()
+        baseline = torch.einsum("bdhw,kd->bkhw", normalise(tokens), scaled_text)
+        features = tiny.encode_image(image)
+        assert torch.equal(features.tokens, tokens)
+        assert torch.equal(tiny.coarse_logits(features, text), baseline)
+        fine = F.interpolate(baseline, (16, 24), mode="bilinear", align_corners=False)
+        assert torch.equal(tiny(image, text), fine)
+
+
+def test_without_decoder_logits_are_the_coarse_ones():
+    model = OVSDINO(TINY.replace(sae=None, smd=None), HashedTextTower(32, 16, 64)).eval()
+    text = model.encode_text(["road", "car"])
+    assert not model.has_decoder
+    assert model(torch.randn(1, 3, 32, 48), text).shape == (1, 2, 2, 3)
+
+
+def test_trained_parts_leave_the_baseline(tiny):
+    torch.manual_seed(1)
+    image, text = torch.randn(1, 3, 32, 32), tiny.encode_text(["a", "b"])
+    before = tiny(image, text)
+    torch.nn.init.normal_(tiny.decoder.smd.out.weight)
+    after_smd = tiny(image, text)
+    torch.nn.init.constant_(tiny.decoder.mix, 1.0)
+    after_mix = tiny(image, text)
+    torch.nn.init.normal_(tiny.decoder.detail.weight)
+    after_detail = tiny(image, text)
+    assert not torch.allclose(before, after_smd)
+    assert not torch.allclose(after_smd, after_mix)
+    assert not torch.allclose(after_mix, after_detail)
+
+
+def test_every_decoder_parameter_receives_a_gradient(tiny):
+    torch.manual_seed(0)
+    for parameter in (tiny.decoder.smd.out.weight, tiny.decoder.detail.weight, tiny.decoder.mix):
+        torch.nn.init.constant_(parameter, 0.1)
+    logits = tiny(torch.randn(1, 3, 64, 64), tiny.encode_text(["a", "b", "c"]))
+    features = tiny.encode_image(torch.randn(1, 3, 64, 64))
+    (logits.square().sum() + features.structure.boundary.square().sum()).backward()
+    silent = [n for n, p in tiny.decoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_detail_on_logits_equals_detail_on_features(tiny):
+    torch.manual_seed(0)
+    torch.nn.init.normal_(tiny.decoder.detail.weight)
+    guide, text = torch.randn(1, 16, 8, 8), torch.randn(5, 32)
+    folded = tiny.decoder.refine(torch.zeros(1, 5, 2, 2), guide, text)
+    per_pixel = torch.einsum("bchw,dc,kd->bkhw", guide, tiny.decoder.detail.weight, text)
+    torch.testing.assert_close(folded, per_pixel, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "budget"), [("s14", 0.12), ("b14", 0.05), ("s16v3", 0.12), ("b16v3", 0.05)])
+def test_structure_costs_stay_within_the_budget_at_448(name, budget):
+    with torch.device("meta"):
+        model = zoo.build_model(name).eval()
+    image = torch.zeros(1, 3, 448, 448, device="meta")
+    text = torch.zeros(20, model.config.embed_dim, device="meta")
+    features, taps = model.backbone(image)
+    structure = model.decoder.sae(image, taps).tokens
+    runs = {
+        "all": lambda: model(image, text),
+        "backbone": lambda: model.backbone(image),
+        "smd": lambda: model.decoder.smd(features, structure),
+    }
+    flops = {}
+    for label, run in runs.items():
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            run()
+        flops[label] = counter.get_total_flops()
+    # The count is honest only when it holds the structure attention: QK^T and AV of 64 channels a head, and the MLPs.
+    smd, tokens = model.config.smd, (448 // model.config.patch_size) ** 2
+    attention = 2 * tokens**2 * smd.heads * (64 + smd.value_dim) * smd.blocks
+    mlp = 2 * tokens * 2 * smd.width**2 * smd.mlp_ratio * smd.blocks
+    assert flops["smd"] > attention + mlp
+    assert 0 < flops["all"] - flops["backbone"] <= budget * flops["backbone"]
+
+
+def test_nano_is_within_six_million_parameters():
+    assert num_parameters(zoo.build_model("nano")) <= 6_000_000
+
+
+def test_text_bank_rows_have_length_one_and_average_synonyms(tiny):
+    bank = tiny.encode_text(["road", ["car", "vehicle"]])
+    torch.testing.assert_close(bank.norm(dim=1), torch.ones(2))
+    car, vehicle = tiny.encode_text(["car"])[0], tiny.encode_text(["vehicle"])[0]
+    mean = (car + vehicle) / 2
+    torch.testing.assert_close(bank[1], mean / mean.norm())
+
+
+@pytest.mark.parametrize("names", [[], ["road", []]])
+def test_empty_names_are_refused(tiny, names):
+    with pytest.raises(ValueError, match="name"):
+        tiny.encode_text(names)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 30, 32), (3, 32, 32), (1, 4, 32, 32), (1, 3, 0, 32)])
+def test_image_shapes_that_do_not_fit_are_named(tiny, shape):
+    with pytest.raises(ValueError, match=r"image must be"):
+        tiny.encode_image(torch.zeros(shape))
+
+
+def test_text_of_the_wrong_width_is_named(tiny):
+    with pytest.raises(ValueError, match=r"text must be \(K, 32\)"):
+        tiny(torch.zeros(1, 3, 32, 32), torch.zeros(2, 31))
+
+
+def test_image_size_may_vary_and_needs_no_resize_to_a_square(tiny):
+    text = tiny.encode_text(["a", "b"])
+    assert tiny(torch.randn(1, 3, 16, 16), text).shape == (1, 2, 4, 4)
+    assert tiny(torch.randn(3, 3, 48, 160), text).shape == (3, 2, 12, 40)
+
+
+def test_patch_fourteen_resizes_the_image_for_the_pixel_stem():
+    config = TINY.replace(
+        backbone=BackboneConfig(
+            timm_name="nano_vit", patch_size=14, embed_dim=32, depth=4, num_heads=2, taps=(0, 1, 2, 3)
+        )
+    )
+    model = OVSDINO(config, HashedTextTower(32, 16, 64)).eval()
+    assert model(torch.randn(1, 3, 42, 56), model.encode_text(["a"])).shape == (1, 1, 12, 16)
+
+
+def test_sam_source_asks_for_the_embedding():
+    config = TINY.replace(sae=SAEConfig(guide_dim=16, mid_dim=16, structure_dim=32, source="sam"))
+    model = OVSDINO(config, HashedTextTower(32, 16, 64)).eval()
+    image = torch.randn(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="sam_embedding"):
+        model.encode_image(image)
+    one, two = (model.encode_image(image, torch.randn(1, 256, 64, 64)).structure.tokens for _ in range(2))
+    assert not torch.equal(one, two)

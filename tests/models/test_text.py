@@ -1,0 +1,53 @@
+"""Text towers: hashing, phrases, Talk2DINO's checkpoint format, offline errors."""
+
+import pytest
+import torch
+
+from ovsdino import hub
+from ovsdino.errors import OVSDinoError
+from ovsdino.models.text import ClipTextTower, HashedTextTower, fnv1a
+
+
+def test_fnv1a_matches_the_published_vectors():
+    # Test vectors of the FNV reference (64-bit FNV-1a).
+    assert fnv1a("") == 0xCBF29CE484222325
+    assert fnv1a("a") == 0xAF63DC4C8601EC8C
+    assert fnv1a("foobar") == 0x85944171F73967E8
+
+
+def test_encoding_ignores_case_and_padding_of_the_batch():
+    tower = HashedTextTower(32, 16, 128).eval()
+    alone = tower.encode(["Traffic Light"])[0]
+    padded = tower.encode(["a very long phrase of many more words", "traffic light"])[1]
+    torch.testing.assert_close(alone, padded)
+
+
+def test_word_order_and_every_word_count():
+    tower = HashedTextTower(32, 16, 128).eval()
+    torch.nn.init.normal_(tower.position)
+    rows = tower.encode(["stone bridge", "bridge stone", "bridge"])
+    assert not torch.allclose(rows[0], rows[1])
+    assert not torch.allclose(rows[0], rows[2])
+
+
+@pytest.mark.parametrize("name", ["", "   ", "🚗", "ß", "x" * 10_000, " ".join(["word"] * 1000)])
+def test_odd_names_give_finite_rows(name):
+    assert torch.isfinite(HashedTextTower(32, 16, 128).eval().encode([name])).all()
+
+
+def test_talk2dino_projection_loads_and_computes_its_formula(data_root):
+    path = data_root / "talk2dino_vitb_mlp_infonce.pth"
+    tower = ClipTextTower(768)
+    state = hub.read_foreign(path)
+    hub.load_state(tower, state, str(path))
+    x = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
+    first = x @ state["linear_layer.weight"].T + state["linear_layer.bias"]
+    second = torch.tanh(first) @ state["hidden_layers.0.weight"].T + state["hidden_layers.0.bias"]
+    tower.__dict__["clip"] = (lambda tokens: x[:1].expand(7, -1), lambda prompts: torch.zeros(7, 77))
+    torch.testing.assert_close(tower.encode(["cat"])[0], second[0], rtol=1e-5, atol=1e-5)
+
+
+def test_clip_offline_says_what_to_do(monkeypatch):
+    monkeypatch.setenv("OVSDINO_OFFLINE", "1")
+    with pytest.raises(OVSDinoError, match="by hand"):
+        ClipTextTower(384).encode(["cat"])
