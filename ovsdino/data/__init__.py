@@ -1,0 +1,1 @@
+"""Data sets: labelled images for training and evaluation."""

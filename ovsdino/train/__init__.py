@@ -1,0 +1,1 @@
+"""Training: dense supervision of nano, distillation of its text tower."""

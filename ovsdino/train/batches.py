@@ -1,0 +1,122 @@
+"""Training batches: random crops, flips, colour, class mixing; functions of (seed, step) alone, so runs resume."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovsdino.data.segmentation import SegmentationDataset
+from ovsdino.train.config import DataConfig, StageConfig
+
+GREY = (0.299, 0.587, 0.114)
+
+
+class BatchSource:
+    """All images of a small data set in memory, and batches cut from them."""
+
+    def __init__(self, dataset: SegmentationDataset, config: DataConfig, stages: tuple[StageConfig, ...], seed: int):
+        samples = list(dataset)
+        self.images = [torch.from_numpy(s.image.copy()).permute(2, 0, 1) for s in samples]
+        self.labels = [torch.from_numpy(s.label) for s in samples]
+        self.config, self.stages, self.seed = config, stages, seed
+        self.mix_ids = torch.tensor([dataset.names.index(n) for n in config.mix_classes], dtype=torch.uint8)
+
+    def class_counts(self, num_classes: int) -> Tensor:
+        """Labelled pixels of each class, (K,) int64."""
+        counts = torch.zeros(num_classes, dtype=torch.int64)
+        for label in self.labels:
+            counts += torch.bincount(label.flatten(), minlength=256)[:num_classes]
+        return counts
+
+    def stage(self, step: int, steps: int) -> StageConfig:
+        return next((s for s in self.stages if step < s.until * steps), self.stages[-1])
+
+    def sample(self, index: int, stage: StageConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """One augmented crop: image (3, h, w) float in [0, 1], label (h, w) uint8."""
+        image, label = self.images[index], self.labels[index]
+        height, width = label.shape
+        size = (stage.height, stage.width)
+        aspect = size[1] / size[0] * np.exp(rng.uniform(-1, 1) * np.log(self.config.aspect))
+        area = rng.uniform(stage.area, 1.0) * height * width
+        h = min(height, round((area / aspect) ** 0.5))
+        w = min(width, round((area * aspect) ** 0.5))
+        top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+        crop = image[:, top : top + h, left : left + w].float().div_(255)
+        crop = F.interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
+        rows = ((torch.arange(size[0]) + 0.5) * h / size[0]).long() + int(top)
+        columns = ((torch.arange(size[1]) + 0.5) * w / size[1]).long() + int(left)
+        target = label[rows][:, columns]
+        if self.config.flip and rng.random() < 0.5:
+            crop, target = crop.flip(-1), target.flip(-1)
+        return crop, target
+
+    def colour(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """Brightness, contrast, saturation, white balance; (3, h, w) in [0, 1]."""
+        strength = self.config.colour
+        if not strength:
+            return image
+        factor = np.exp(rng.uniform(-1, 1, 3) * strength)
+        balance = torch.tensor(np.exp(rng.uniform(-1, 1, 3) * strength * 0.3), dtype=image.dtype)
+        image = image * float(factor[0])
+        mean = image.mean()
+        image = (image - mean) * float(factor[1]) + mean
+        grey = (image * torch.tensor(GREY, dtype=image.dtype)[:, None, None]).sum(0)
+        return ((image - grey) * float(factor[2]) + grey).mul(balance[:, None, None]).clamp(0, 1)
+
+    def batch(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, h, w) float in [0, 1] and labels (B, h, w) int64 of a step."""
+        rng = np.random.default_rng((self.seed, step))
+        stage = self.stage(step, steps)
+        # Twice as many crops as needed would be wasted: the mixed-in pixels come from the next image of the batch.
+        picks = rng.choice(len(self.images), stage.batch, replace=len(self.images) < stage.batch)
+        crops = [self.sample(int(i), stage, rng) for i in picks]
+        images, labels = [], []
+        for i, (image, label) in enumerate(crops):
+            if len(self.mix_ids) and rng.random() < self.config.mix:
+                other_image, other_label = crops[(i + 1) % len(crops)]
+                chosen = self.mix_ids[torch.from_numpy(rng.random(len(self.mix_ids)) < 0.6)]
+                mask = torch.isin(other_label, chosen)
+                image = torch.where(mask, other_image, image)
+                label = torch.where(mask, other_label, label)
+            images.append(self.colour(image, rng))
+            labels.append(label)
+        return torch.stack(images), torch.stack(labels).long()
+
+
+def prefetch(source: BatchSource, start: int, steps: int, depth: int = 3) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of steps [start, steps), made by a thread ahead of their use."""
+    ready: queue.Queue[tuple[Tensor, Tensor] | BaseException] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            for step in range(start, steps):
+                item = source.batch(step, steps)
+                while not stop.is_set():
+                    try:
+                        ready.put(item, timeout=0.2)
+                        break
+                    except queue.Full:
+                        continue
+                if stop.is_set():
+                    return
+        except BaseException as error:  # handed to the consumer, which raises it
+            ready.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        for _ in range(start, steps):
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,189 @@
+"""Training configuration: YAML file, `key=value` overrides, frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ovsdino.errors import OVSDinoError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A stretch of training at one crop size.
+
+    Attributes:
+        until: the stage ends at this fraction of all steps.
+        height, width: crop size in pixels, multiples of the patch size.
+        batch: images a step.
+        area: smallest fraction of the image that a crop covers.
+    """
+
+    until: float = 1.0
+    height: int = 256
+    width: int = 320
+    batch: int = 8
+    area: float = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they are varied.
+
+    Attributes:
+        mix: probability that an image receives the pixels of `mix_classes` of another one, at the same place.
+    """
+
+    dataset: str = "camvid"
+    root: str = "../shared/data"
+    train_split: str = "train"
+    val_split: str = "val"
+    flip: bool = True
+    aspect: float = 1.2
+    colour: float = 0.35
+    mix: float = 0.5
+    mix_classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSupervision:
+    """The words a class is called during training.
+
+    Attributes:
+        names: class name in the data set -> phrases; the class's own name when absent.
+        distractors: file of words, one a line; a few are drawn each step as classes that no pixel has.
+        num_distractors: how many.
+        distractor_max_cosine: a word nearer than this to any class's phrase is not a distractor.
+        exclude: words held out of training altogether.
+    """
+
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    distractors: str = ""
+    num_distractors: int = 8
+    distractor_max_cosine: float = 0.3
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the dense losses; `class_power` p weighs a class by frequency^-p."""
+
+    cross_entropy: float = 1.0
+    dice: float = 0.5
+    coarse: float = 0.4
+    boundary: float = 0.3
+    class_power: float = 0.4
+    class_weight_max: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW; the rate is constant after warm-up and falls along half a cosine over the last `decay` of the steps.
+
+    A constant rate makes runs of different length share their beginning, so a budget comparison can branch.
+    """
+
+    steps: int = 1000
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 200
+    decay: float = 0.4
+    clip: float = 1.0
+    ema: float = 0.998
+    bf16: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        model: name in the zoo.
+        decoder: False trains the plain linear head alone (the baseline).
+        train_backbone: True trains the ViT too (nano, from scratch); False keeps it frozen in eval mode.
+        text_weights: safetensors file of the text tower; "" takes the model's own weights.
+        output: folder for checkpoints, logs and the best weights.
+    """
+
+    model: str = "nano"
+    decoder: bool = True
+    train_backbone: bool = True
+    text_weights: str = ""
+    output: str = "runs/nano"
+    seed: int = 0
+    threads: int = 0
+    checkpoint_every: int = 200
+    eval_every: int = 500
+    log_every: int = 20
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextSupervision = field(default_factory=TextSupervision)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    stages: tuple[StageConfig, ...] = (StageConfig(),)
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, dict):
+            raise OVSDinoError(f"{where}: expected a mapping, got {value!r}")
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise OVSDinoError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(hints)}")
+        return kind(**{k: _build(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()})
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise OVSDinoError(f"{where}: expected a list, got {value!r}")
+        return tuple(_build(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise OVSDinoError(f"{where}: expected a mapping, got {value!r}")
+        return {str(k): _build(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if origin in (typing.Union, types.UnionType):
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise OVSDinoError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Reads a YAML file and applies `key.sub=value` overrides.
+
+    Raises:
+        OVSDinoError: the file is missing or not YAML, a key is unknown, a value has the wrong type.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise OVSDinoError(f"{path}: cannot read the configuration ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise OVSDinoError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise OVSDinoError(f"{path}: expected a mapping at the top")
+    for override in overrides:
+        key, sep, text = override.partition("=")
+        if not sep:
+            raise OVSDinoError(f"override {override!r} is not key=value, e.g. optim.steps=100")
+        node = tree
+        *parents, leaf = key.lstrip("-").split(".")
+        for part in parents:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise OVSDinoError(f"override {override!r}: {part!r} is not a mapping")
+        node[leaf] = yaml.safe_load(text) if text else ""
+    return _build(TrainConfig, tree, "")
