@@ -106,7 +106,9 @@ TORCH_PYBIND11_CONFIG = """# Written by build_native.py for a machine without py
 add_library(pybind11::headers INTERFACE IMPORTED)
 set_target_properties(pybind11::headers PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "{include}")
 function(pybind11_add_module name)
-  Python_add_library(${{name}} WITH_SOABI ${{ARGN}})
+  set(sources ${{ARGN}})
+  list(REMOVE_ITEM sources MODULE NO_EXTRAS THIN_LTO OPT_SIZE)
+  Python_add_library(${{name}} MODULE WITH_SOABI ${{sources}})
   target_link_libraries(${{name}} PRIVATE pybind11::headers)
 endfunction()
 """
@@ -174,6 +176,8 @@ def build(output_dir: Path) -> Path:
     built = build_dir / "out" / f"_C{EXT_SUFFIX}"
     if not built.is_file():
         raise BuildError(f"the build ended without {built}: CMakeLists.txt must honour OVSDINO_OUTPUT_DIR")
+    # An undefined symbol passes the linker and shows only here.
+    _run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(built.parent)!r}); import _C"], mend)
     return place(built, output_dir / built.name)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import sysconfig
 import tarfile
+import venv
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.install.sandbox import ROOT, Environment, attempt, check, pip
 
@@ -82,6 +85,19 @@ def test_a_compiler_that_fails_is_an_error(source: Path, tmp_path: Path) -> None
     assert done.returncode != 0
     assert "error: the native build failed" in done.stdout
     assert not list((tmp_path / "wheels").glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_the_headers_that_torch_ships_do_where_pybind11_is_missing(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "torch_only"
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python3*/site-packages")
+    (site / "torch").symlink_to(Path(torch.__file__).parent)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for cmake and ninja
+    python = folder / "bin" / "python"
+    built = tmp_path / "built"
+    check(python, source / "scripts" / "build_native.py", "--output", built, PATH=path, OVSDINO_CUDA="0")
+    assert "cuda" in check(python, "-c", "import _C; print(_C.build_info())", cwd=built)
 
 
 @pytest.mark.slow
