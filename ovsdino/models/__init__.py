@@ -1,1 +1,1 @@
-"""The method: backbone, text towers, Structure-Aware Encoder, Structure-Modulated Decoder, and the zoo of whole models."""
+"""The method: backbone, text towers, Structure-Aware Encoder, Structure-Modulated Decoder, the zoo of whole models."""

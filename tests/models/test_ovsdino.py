@@ -87,8 +87,9 @@ def test_structure_costs_stay_within_the_budget_at_448(name, budget):
         model = zoo.build_model(name).eval()
     image = torch.zeros(1, 3, 448, 448, device="meta")
     text = torch.zeros(20, model.config.embed_dim, device="meta")
-    features, taps = model.backbone(image)
-    structure = model.decoder.sae(image, taps).tokens
+    with torch.no_grad():
+        features, taps = model.backbone(image)
+        structure = model.decoder.sae(image, taps).tokens
     runs = {
         "all": lambda: model(image, text),
         "backbone": lambda: model.backbone(image),
