@@ -1,0 +1,47 @@
+// Between mask_pool.cpp (reading the masks, memory, threads) and gather_kernel.cpp (one instruction set each).
+#pragma once
+
+#include <cstdint>
+
+#include "ovsdino/types.h"
+
+namespace ovsdino {
+
+// Sparse lists of weighted rows: list i is entries begin[i] .. begin[i + 1], in ascending order of `row`.
+struct RowLists {
+  int64_t count;
+  const int64_t* begin;
+  const int32_t* row;
+  const float* weight;  // null: all 1
+};
+
+// out(i, c) = (sum over list i of weight * in(row, c)) / divisor[i], for `channels` channels.
+struct Gather {
+  RowLists lists;
+  const void* in;  // (rows, channels), stride in_stride between rows, channels contiguous
+  DType dtype;     // of in and out: float32, float16 or bfloat16
+  int64_t rows, in_stride, channels;
+  void* out;
+  int64_t out_stride;
+  const float* divisor;  // null: all 1
+  float* sums;           // scratch, count * channels; null for float32, whose sums are made in `out`
+  float* block;          // scratch, block_rows * channels; null for float32
+  int64_t block_rows;    // rows done together, so that they stay in the level 2 cache
+  int64_t* cursor;       // scratch, count
+};
+
+struct GatherKernel {
+  void (*run)(const Gather& gather);
+};
+
+namespace baseline {
+extern const GatherKernel kGather;
+}
+namespace avx2 {
+extern const GatherKernel kGather;
+}
+namespace avx512 {
+extern const GatherKernel kGather;
+}
+
+}  // namespace ovsdino

@@ -1,0 +1,48 @@
+// The bodies of the CUDA kernels on the CPU, one lane doing all: tests compare them where there is no GPU.
+#include "ovsdino/detail/mask_pool_block.h"
+#include "ovsdino/detail/upsample_block.h"
+#include "ovsdino/mask_pool.h"
+#include "ovsdino/upsample_argmax.h"
+
+namespace ovsdino {
+namespace {
+
+template <typename T, typename Label>
+void all_cells(const UpsampleArgmax& op) {
+  Survivor list[kMaxSurvivors];
+  for (int64_t cell = 0; cell < op.batch * op.in_h * op.in_w; ++cell) upsample_cell<T, Label>(op, cell, OneLane(), list);
+}
+
+template <typename T>
+void all_cells(const UpsampleArgmax& op) {
+  if (op.labels_dtype == DType::kUint8) all_cells<T, uint8_t>(op);
+  if (op.labels_dtype == DType::kInt16) all_cells<T, int16_t>(op);
+  if (op.labels_dtype == DType::kInt32) all_cells<T, int32_t>(op);
+}
+
+template <typename T>
+void all_slices(const MaskPool& op) {
+  for (int64_t b = 0; b < op.batch; ++b) {
+    for (int64_t m = 0; m < op.mask_count; ++m) {
+      for (int64_t slice = 0; slice * kChannelsPerLane < op.channels; ++slice) {
+        mask_pool_slice<T>(op, b, m, slice, OneLane());
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void upsample_argmax_host(const UpsampleArgmax& op) {
+  if (op.logits_dtype == DType::kFloat32) all_cells<float>(op);
+  if (op.logits_dtype == DType::kFloat16) all_cells<Half>(op);
+  if (op.logits_dtype == DType::kBFloat16) all_cells<BFloat16>(op);
+}
+
+void mask_pool_host(const MaskPool& op) {
+  if (op.features_dtype == DType::kFloat32) all_slices<float>(op);
+  if (op.features_dtype == DType::kFloat16) all_slices<Half>(op);
+  if (op.features_dtype == DType::kBFloat16) all_slices<BFloat16>(op);
+}
+
+}  // namespace ovsdino

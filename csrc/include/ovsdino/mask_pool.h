@@ -1,0 +1,36 @@
+// mean(m, c) = sum_n w(m, n) f(n, c) / sum_n w(m, n) and area(m) = sum_n w(m, n); an empty mask gives zeros.
+#pragma once
+
+#include <cstdint>
+
+#include "ovsdino/types.h"
+
+namespace ovsdino {
+
+struct MaskPool {
+  const void* features;  // (batch, tokens, channels): float32, float16 or bfloat16, channels contiguous
+  DType features_dtype;
+  int64_t batch, tokens, channels;
+  int64_t features_stride_b, features_stride_n;
+  const void* masks;  // (batch, masks, tokens): uint8 (set where not 0) or float32; kBits: 8 tokens a byte, low bit first
+  DType masks_dtype;
+  int64_t mask_count;
+  int64_t masks_stride_b, masks_stride_m, masks_stride_n;
+  void* means;   // (batch, mask_count, channels) contiguous, the dtype of features
+  float* areas;  // (batch, mask_count) contiguous
+};
+
+// Returns false, with nothing but `areas` written, if more than max_density of all mask elements are set: a dense matrix
+// product is faster there.
+bool mask_pool_cpu(const MaskPool& op, double max_density, int threads);
+
+// The transposed sum grad_features(n, c) = sum_m w(m, n) g(m, c): `means` is read as g, `features` is written, both
+// float32 and features contiguous. The same return value.
+bool mask_pool_backward_cpu(const MaskPool& op, double max_density, int threads);
+
+// The body of the CUDA kernel, run block by block on the CPU: what tests compare without a GPU.
+void mask_pool_host(const MaskPool& op);
+
+void mask_pool_cuda(const MaskPool& op, void* stream);
+
+}  // namespace ovsdino
