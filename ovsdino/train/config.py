@@ -108,7 +108,7 @@ class TrainConfig:
         model: name in the zoo.
         decoder: False trains the plain linear head alone (the baseline).
         train_backbone: True trains the ViT too (nano, from scratch); False keeps it frozen in eval mode.
-        text_weights: safetensors file of the text tower; "" takes the model's own weights.
+        text_weights: safetensors file of the text tower; "" takes the shipped model's.
         output: folder for checkpoints, logs and the best weights.
     """
 

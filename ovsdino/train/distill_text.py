@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     temporary = args.output.with_suffix(".tmp")
     save_file({k: v.half() for k, v in tower.state_dict().items()}, temporary)
     temporary.rename(args.output)
-    (args.output.with_suffix(".words.txt")).write_text("\n".join(words) + "\n", encoding="utf-8")
+    args.output.with_suffix(".words.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     return 0
 
 

@@ -14,13 +14,15 @@ from typing import Any
 import timm.layers
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ovsdino import hub
 from ovsdino.data.segmentation import IGNORE_INDEX, SegmentationDataset, open_dataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import freeze
 from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import build_model
 from ovsdino.train.batches import BatchSource, prefetch
 from ovsdino.train.config import TrainConfig
@@ -70,6 +72,20 @@ class TextBank:
         return torch.stack(rows)
 
 
+def load_text_tower(model: OVSDINO, path: str) -> None:
+    """Text weights from a safetensors file, or from the shipped model of the same name."""
+    if path:
+        hub.load_state(model.text_tower, hub.read_safetensors(path), path)
+        return
+    if hub.packaged(model.config.name) is None:
+        if isinstance(model.text_tower, HashedTextTower):
+            raise OVSDinoError("no text tower: distil one (python -m ovsdino.train.distill_text) and set text_weights")
+        return
+    state = hub.read_packaged(model.config.name)
+    tower = {k.removeprefix("text_tower."): v for k, v in state.items() if k.startswith("text_tower.")}
+    hub.load_state(model.text_tower, tower, model.config.name)
+
+
 def split_decay(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices only: not for biases, norms, scalars, position embeddings."""
     decay, plain = [], []
@@ -109,9 +125,8 @@ class Trainer:
         self.train_set = open_dataset(config.data.dataset, config.data.root, config.data.train_split)
         self.val_set = open_dataset(config.data.dataset, config.data.root, config.data.val_split)
         self.model = build_model(config.model, decoder=config.decoder)
+        load_text_tower(self.model, config.text_weights)
         freeze(self.model.text_tower)
-        if config.text_weights:
-            self.model.text_tower.load_state_dict(load_file(config.text_weights))
         if not config.train_backbone:
             freeze(self.model.backbone)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -176,8 +191,11 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip)
-        if torch.isfinite(norm):
-            self.optimiser.step()
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"step {self.step}: the gradient is not finite; lower optim.lr or set optim.bf16=false"
+            )
+        self.optimiser.step()
         decay = min(self.config.optim.ema, (1 + self.step) / (10 + self.step))
         live = [p.detach() for p in self.model.parameters() if p.requires_grad]
         torch._foreach_lerp_(list(self.ema.values()), live, 1.0 - decay)
@@ -200,6 +218,12 @@ class Trainer:
             "miou": iou[union > 0].mean().item(),
             "iou": {n: round(v, 4) for n, v in zip(self.val_set.names, iou.tolist(), strict=True)},
         }
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        self.model.text_tower.eval()
+        if not self.config.train_backbone:
+            self.model.backbone.eval()
 
     def _load_parameters(self, values: dict[str, Tensor]) -> None:
         for name, parameter in self.model.named_parameters():
@@ -251,10 +275,7 @@ class Trainer:
         """Trains from the current step to the last; returns the last validation result."""
         c, steps = self.config, self.config.optim.steps
         board = tensorboard_writer(self.output)
-        self.model.train()
-        freeze(self.model.text_tower)
-        if not c.train_backbone:
-            self.model.backbone.eval()
+        self._train_mode()
         result: dict[str, Any] = {}
         started = time.monotonic()
         for images, labels in prefetch(self.source, self.step, steps):
@@ -272,10 +293,7 @@ class Trainer:
             if self.step % c.eval_every == 0 or self.step == steps:
                 self.model.eval()
                 result = self.evaluate()
-                self.model.train()
-                freeze(self.model.text_tower)
-                if not c.train_backbone:
-                    self.model.backbone.eval()
+                self._train_mode()
                 self.record("val", **result)
                 self.log(f"step {self.step}: val mIoU {result['miou']:.4f}")
                 if board:
@@ -307,7 +325,7 @@ def confusion_on(model: OVSDINO, dataset: SegmentationDataset, text: Tensor, mea
         height, width = sample.label.shape
         scale = model.config.short_side / min(height, width)
         size = (round(height * scale / p) * p, round(width * scale / p) * p)
-        image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 255
+        image = torch.from_numpy(sample.image.copy()).permute(2, 0, 1)[None].float() / 255
         image = F.interpolate(image, size, mode="bilinear", align_corners=False)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features = model.encode_image((image - mean) / std)
