@@ -1,7 +1,7 @@
-"""Which implementation of an op runs: by name (``OVSDINO_BACKEND``, `use_backend`) or, with "auto", by device and build.
+"""Which implementation of an op runs: by name (``OVSDINO_BACKEND``, `use_backend`), or with "auto" by device and build.
 
-A backend asked for by name that an op has but that cannot run here raises with the reason. A name that other ops have and
-this op has not (``OVSDINO_BACKEND=sdpa`` and `mask_pool`) leaves that op on "auto", said once in the log.
+A backend asked for by name that an op has but that cannot run here raises with the reason. A name that other ops have
+and this op has not (``OVSDINO_BACKEND=sdpa`` and `mask_pool`) leaves that op on "auto", said once in the log.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
+from typing import ClassVar
 
 import torch
 
@@ -22,15 +23,17 @@ BACKENDS = ("auto", "reference", "sdpa", "cpu", "triton", "cuda")
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a backend of an op needs: a device type ("" for any) and whether the native module `ovsdino._C`."""
+    """What a backend needs: a device type ("" for any), the native module `ovsdino._C` or not, dtypes (() for any)."""
 
     device: str = ""
     native: bool = False
+    dtypes: tuple[torch.dtype, ...] = ()
 
 
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ANYWHERE = Needs()
-NATIVE_CPU = Needs(device="cpu", native=True)
-NATIVE_CUDA = Needs(device="cuda", native=True)
+NATIVE_CPU = Needs(device="cpu", native=True, dtypes=KERNEL_DTYPES)
+NATIVE_CUDA = Needs(device="cuda", native=True, dtypes=KERNEL_DTYPES)
 
 # In the order "auto" tries them. Kernels that lose to an earlier entry on a device have no place here.
 OP_BACKENDS: dict[str, dict[str, Needs]] = {
@@ -43,26 +46,37 @@ OP_BACKENDS: dict[str, dict[str, Needs]] = {
 }
 
 
+# Version of the functions in csrc/bindings.cpp; a module of another version is a stale build.
+NATIVE_VERSION = 1
+
+
 def _load_native() -> tuple[ModuleType | None, str]:
     try:
         from ovsdino import _C
     except ImportError as error:
         return None, str(error)
+    found = getattr(_C, "VERSION", 0)
+    if found != NATIVE_VERSION:
+        return None, f"it is of version {found}, these sources need {NATIVE_VERSION}"
     return _C, ""
 
 
 native, native_error = _load_native()
 native_cuda: bool = native is not None and bool(native.build_info()["cuda"])
 if native is None:
-    log.warning("ovsdino._C is not built (%s): ops use the plain PyTorch reference", native_error)
+    log.warning("ovsdino._C is missing (%s): ops use the plain PyTorch reference", native_error)
 
-_requested: str = os.environ.get("OVSDINO_BACKEND", "auto") or "auto"
-_said: set[str] = set()
+
+class _State:
+    """What was asked for, and what the log has been told."""
+
+    requested: str = os.environ.get("OVSDINO_BACKEND", "") or "auto"
+    said: ClassVar[set[str]] = set()
 
 
 def requested() -> str:
     """The backend asked for: that of the innermost `use_backend`, else ``OVSDINO_BACKEND``, else "auto"."""
-    return _requested
+    return _State.requested
 
 
 @contextmanager
@@ -75,24 +89,25 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: unknown name.
     """
-    global _requested
     _check_name(name)
-    before, _requested = _requested, name
+    before, _State.requested = _State.requested, name
     try:
         yield
     finally:
-        _requested = before
+        _State.requested = before
 
 
-def why_not(op: str, backend: str, device: str) -> str:
-    """Why `backend` of `op` cannot run on a device type; "" if it can."""
+def why_not(op: str, backend: str, device: str, dtype: torch.dtype | None = None) -> str:
+    """Why `backend` of `op` cannot run on a device type and dtype; "" if it can."""
     needs = OP_BACKENDS[op][backend]
     if needs.device and needs.device != device:
         return f"it runs on {needs.device} tensors, got {device}"
     if needs.native and native is None:
-        return f"ovsdino._C is not built ({native_error}); reinstall with a C++ compiler at hand"
+        return f"ovsdino._C is missing ({native_error}); reinstall with a C++ compiler at hand"
     if needs.native and needs.device == "cuda" and not native_cuda:
         return "ovsdino._C was built without CUDA; reinstall with OVSDINO_CUDA=1 and nvcc on the PATH"
+    if needs.dtypes and dtype is not None and dtype not in needs.dtypes:
+        return f"it takes {', '.join(str(d)[6:] for d in needs.dtypes)}, got {str(dtype)[6:]}"
     return ""
 
 
@@ -101,20 +116,21 @@ def available(op: str, device: str) -> list[str]:
     return [name for name in OP_BACKENDS[op] if not why_not(op, name, device)]
 
 
-def resolve(op: str, device: str) -> str:
+def resolve(op: str, device: str, dtype: torch.dtype | None = None) -> str:
     """The backend that `op` runs with on a device type.
 
     Args:
         op: a key of `OP_BACKENDS`.
         device: ``tensor.device.type``.
+        dtype: dtype of the op's main input; None where every backend takes all.
 
     Raises:
-        ValueError: the requested name is unknown, no op of this build has it, or it cannot run here; the message says why.
+        ValueError: the requested name is unknown, or no op of this build has it, or it cannot run here; says why.
     """
-    name = _requested
+    name = _State.requested
     table = OP_BACKENDS[op]
     if name in table:
-        reason = why_not(op, name, device)
+        reason = why_not(op, name, device, dtype)
         if reason:
             raise ValueError(f"backend {name!r} of {op} cannot run: {reason}")
         return name
@@ -122,16 +138,16 @@ def resolve(op: str, device: str) -> str:
         _check_name(name)
         if not any(name in other for other in OP_BACKENDS.values()):
             raise ValueError(f"backend {name!r} of {op} cannot run: this build has no such kernel")
-    chosen = ""
+    chosen = "reference"
     for candidate in table:
-        if not why_not(op, candidate, device):
+        if not why_not(op, candidate, device, dtype):
             chosen = candidate
             break
     if not torch.compiler.is_compiling():
         if name != "auto":
             _say_once(logging.INFO, f"{op} has no backend {name!r}: using {chosen!r}")
         elif device != "cpu" and chosen == "reference" and device in table:
-            _say_once(logging.WARNING, f"{op} on {device} uses {chosen!r}: {why_not(op, device, device)}")
+            _say_once(logging.WARNING, f"{op} on {device} uses {chosen!r}: {why_not(op, device, device, dtype)}")
     return chosen
 
 
@@ -141,6 +157,6 @@ def _check_name(name: str) -> None:
 
 
 def _say_once(level: int, message: str) -> None:
-    if message not in _said:
-        _said.add(message)
+    if message not in _State.said:
+        _State.said.add(message)
         log.log(level, message)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,10 +17,10 @@ RADIUS = 2  # 5x5 neighbours
 def guided_upsample(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor | float) -> Tensor:
     """out_i = sum_j weights_ij logits_j, weights_ij = softmax_j(-beta |G_hi,i - G_lo,j|^2 - |pos_i - pos_j|^2).
 
-    j runs over the 5x5 coarse cells around the one that fine pixel i lies in, those outside the grid left out; positions
-    are cell centres in coarse-cell units. Runs as plain PyTorch, so autograd, autocast, `torch.compile` and exporters see
-    ordinary ops. ``torch.ops.ovsdino.guided_upsample`` is the same as one opaque op that keeps nothing but its inputs
-    for backward.
+    j runs over the 5x5 coarse cells around the one that fine pixel i lies in, those outside the grid left out;
+    positions are cell centres in coarse-cell units. Runs as plain PyTorch, so autograd, autocast, `torch.compile` and
+    exporters see ordinary ops. ``torch.ops.ovsdino.guided_upsample`` is the same as one opaque op that keeps nothing
+    but its inputs for backward.
 
     Args:
         logits: (B, K, h, w), floating.
@@ -99,7 +101,8 @@ def _check(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor | fl
         raise ValueError(f"guide_lo must be ({batch}, C, {h}, {w}) like logits, got {tuple(guide_lo.shape)}")
     if guide_hi.dim() != 4 or guide_hi.shape[:2] != guide_lo.shape[:2]:
         raise ValueError(
-            f"guide_hi must be (B, C, s*h, s*w) with guide_lo's {tuple(guide_lo.shape[:2])}, got {tuple(guide_hi.shape)}"
+            f"guide_hi must be (B, C, s*h, s*w) with guide_lo's (B, C) {tuple(guide_lo.shape[:2])}, "
+            f"got {tuple(guide_hi.shape)}"
         )
     height, width = guide_hi.shape[2:]
     if h == 0 or w == 0 or height < h or height % h or width != height // h * w:
@@ -119,11 +122,11 @@ def _fake(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor) -> T
     return logits.new_empty((*logits.shape[:2], *guide_hi.shape[2:]))
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, grad: Tensor):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Recomputes the forward: keeping the weights would cost 25 values a fine pixel."""
     with torch.enable_grad():
         inputs = [

@@ -9,6 +9,7 @@ NAMESPACE = "ovsdino"
 SCHEMAS: dict[str, str] = {
     "structure_attention": "(Tensor q, Tensor k, Tensor v, Tensor e, Tensor lam, Tensor? gate, float scale) -> Tensor",
     "mask_pool": "(Tensor features, Tensor masks) -> (Tensor, Tensor)",
+    "mask_pool_backward": "(Tensor grad, Tensor masks, SymInt tokens) -> Tensor",
     "upsample_argmax": "(Tensor logits, SymInt[2] size, float? threshold) -> Tensor",
     "upsample_argmax_confidence": "(Tensor logits, SymInt[2] size, float? threshold) -> (Tensor, Tensor)",
     "guided_upsample": "(Tensor logits, Tensor guide_lo, Tensor guide_hi, Tensor beta) -> Tensor",

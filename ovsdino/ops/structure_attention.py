@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +23,9 @@ def structure_attention(
 ) -> Tensor:
     """o_i = g_i sum_j softmax_j(scale q_i.k_j - lam_m |e_i - e_j|^2) v_j.
 
-    Runs as plain PyTorch ("sdpa" or "reference"), so autograd, autocast, `torch.compile` and exporters see ordinary ops.
-    ``torch.ops.ovsdino.structure_attention`` is the same as one opaque op that keeps nothing but its inputs for backward.
+    Runs as plain PyTorch ("sdpa" or "reference"), so autograd, autocast, `torch.compile` and exporters see ordinary
+    ops. ``torch.ops.ovsdino.structure_attention`` is the same as one opaque op that keeps nothing but its inputs for
+    backward.
 
     Args:
         q: (B, M, N, d) queries, floating.
@@ -129,19 +132,20 @@ def _fake(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor 
     return v.new_empty(v.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.scale = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, grad: Tensor):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Recomputes the forward: two passes over N^2 tiles against an (N, N) tensor kept between them."""
     with torch.enable_grad():
         inputs = [
             None if x is None else x.detach().requires_grad_(needed)
             for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[:6], strict=True)
         ]
-        out = structure_attention(*inputs, ctx.scale)
+        q, k, v, e, lam, gate = inputs
+        out = structure_attention(q, k, v, e, lam, gate, ctx.scale)
     wanted = [x for x in inputs if x is not None and x.requires_grad]
     found = iter(torch.autograd.grad(out, wanted, grad))
     return *(next(found) if x is not None and x.requires_grad else None for x in inputs), None

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovsdino.ops.dispatch import native, resolve
 from ovsdino.ops.schema import LIBRARY, qualified
 
 
+@overload
+def upsample_argmax(
+    logits: Tensor, size: Sequence[int], threshold: float | None = None, confidence: Literal[False] = False
+) -> Tensor: ...
+@overload
+def upsample_argmax(
+    logits: Tensor, size: Sequence[int], threshold: float | None = None, *, confidence: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
 def upsample_argmax(
     logits: Tensor, size: Sequence[int], threshold: float | None = None, confidence: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -45,25 +55,31 @@ def label_dtype(classes: int) -> torch.dtype:
     return torch.int16 if classes <= 32767 else torch.int32
 
 
-def upsample_argmax_reference(
-    logits: Tensor, size: Sequence[int], threshold: float | None = None, confidence: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The same by interpolate, argmax and softmax: the oracle. Arguments as `upsample_argmax`."""
+def upsample_argmax_reference(logits: Tensor, size: Sequence[int], threshold: float | None = None) -> Tensor:
+    """The labels by interpolate and argmax: the oracle. Arguments as `upsample_argmax`."""
+    if threshold is not None:
+        return upsample_argmax_confidence_reference(logits, size, threshold)[0]
+    if logits.shape[0] == 0:  # interpolate refuses an empty batch
+        return logits.new_empty((0, *size), dtype=label_dtype(logits.shape[1]))
+    full = F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
+    return full.argmax(1).to(label_dtype(logits.shape[1]))
+
+
+def upsample_argmax_confidence_reference(
+    logits: Tensor, size: Sequence[int], threshold: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Labels and 1 / sum_k exp(v_k - max_k v_k), their softmax probability: the oracle."""
     classes = logits.shape[1]
     if logits.shape[0] == 0:
-        labels = logits.new_empty((0, *size), dtype=label_dtype(classes))
-        return (labels, labels.to(torch.float32)) if confidence else labels
+        labels = upsample_argmax_reference(logits, size)
+        return labels, labels.to(torch.float32)
     full = F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
-    labels = full.argmax(1)
-    if threshold is None and not confidence:
-        return labels.to(label_dtype(classes))
     full = full.to(torch.promote_types(full.dtype, torch.float32))
-    best = full.gather(1, labels.unsqueeze(1))
-    probability = (full - best).exp().sum(1).reciprocal()
+    labels = full.argmax(1)
+    probability = (full - full.gather(1, labels.unsqueeze(1))).exp().sum(1).reciprocal()
     if threshold is not None:
         labels = labels.masked_fill(probability < threshold, classes)
-    labels = labels.to(label_dtype(classes))
-    return (labels, probability.to(torch.float32)) if confidence else labels
+    return labels.to(label_dtype(classes)), probability.to(torch.float32)
 
 
 def _check(logits: Tensor, size: Sequence[int]) -> tuple[int, int]:
@@ -78,14 +94,45 @@ def _check(logits: Tensor, size: Sequence[int]) -> tuple[int, int]:
     return size[0], size[1]
 
 
+def _run(
+    logits: Tensor, size: tuple[int, int], threshold: float | None, labels: Tensor, confidence: Tensor | None
+) -> None:
+    """Fills `labels` and, if it is there, `confidence` by the kernel of the device."""
+    assert native is not None  # resolve() gave a native backend
+    arguments = (
+        logits.data_ptr(),
+        str(logits.dtype)[6:],
+        tuple(logits.shape),
+        logits.stride(),
+        size,
+        labels.data_ptr(),
+        str(labels.dtype)[6:],
+        0 if confidence is None else confidence.data_ptr(),
+        threshold,
+    )
+    if logits.is_cuda:
+        with torch.cuda.device(logits.device):
+            native.upsample_argmax_cuda(*arguments, torch.cuda.current_stream().cuda_stream)
+    else:
+        native.upsample_argmax_cpu(*arguments, torch.get_num_threads())
+
+
 def _forward(logits: Tensor, size: Sequence[int], threshold: float | None) -> Tensor:
-    _check(logits, size)
-    return upsample_argmax_reference(logits, size, threshold)
+    checked = _check(logits, size)
+    if resolve("upsample_argmax", logits.device.type, logits.dtype) == "reference":
+        return upsample_argmax_reference(logits, checked, threshold)
+    labels = _fake(logits, checked, threshold)
+    _run(logits, checked, threshold, labels, None)
+    return labels
 
 
 def _forward_confidence(logits: Tensor, size: Sequence[int], threshold: float | None) -> tuple[Tensor, Tensor]:
-    _check(logits, size)
-    return upsample_argmax_reference(logits, size, threshold, confidence=True)
+    checked = _check(logits, size)
+    if resolve("upsample_argmax", logits.device.type, logits.dtype) == "reference":
+        return upsample_argmax_confidence_reference(logits, checked, threshold)
+    labels, confidence = _fake_confidence(logits, checked, threshold)
+    _run(logits, checked, threshold, labels, confidence)
+    return labels, confidence
 
 
 def _fake(logits: Tensor, size: Sequence[int], threshold: float | None) -> Tensor:
