@@ -140,7 +140,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Recomputes the forward: two passes over N^2 tiles against an (N, N) tensor kept between them."""
     with torch.enable_grad():
-        inputs = [
+        inputs: list[Any] = [
             None if x is None else x.detach().requires_grad_(needed)
             for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[:6], strict=True)
         ]
