@@ -24,6 +24,7 @@ class StageConfig:
         height, width: crop size in pixels, multiples of the patch size.
         batch: images a step.
         area: smallest fraction of the image that a crop covers.
+        neighbours: probability that a class is called by a vocabulary word near its phrases (`TextSupervision`).
     """
 
     until: float = 1.0
@@ -31,6 +32,7 @@ class StageConfig:
     width: int = 320
     batch: int = 8
     area: float = 0.3
+    neighbours: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +60,20 @@ class TextSupervision:
 
     Attributes:
         names: class name in the data set -> phrases; the class's own name when absent.
-        distractors: file of words, one a line; a few are drawn each step as classes that no pixel has.
-        num_distractors: how many.
+        vocabulary: file of words, one a line.
+        num_distractors: words drawn each step as classes that no pixel has.
         distractor_max_cosine: a word nearer than this to any class's phrase is not a distractor.
-        exclude: words held out of training altogether.
+        neighbour_min_cosine, neighbour_margin: a word at least this near to a class's phrases, and by the margin nearer
+            than to any other class's, is a neighbour of the class: another name for it in stages with `neighbours`.
+        exclude: words held out of training altogether, with all words that begin with them.
     """
 
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    distractors: str = ""
+    vocabulary: str = ""
     num_distractors: int = 8
     distractor_max_cosine: float = 0.3
+    neighbour_min_cosine: float = 0.55
+    neighbour_margin: float = 0.1
     exclude: tuple[str, ...] = ()
 
 

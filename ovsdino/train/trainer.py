@@ -42,34 +42,53 @@ class TextBank:
                 f"text.names: {unknown[0]!r} is not a class of {config.data.dataset}: {', '.join(names)}"
             )
         phrases = [text.names.get(name, (name,)) for name in names]
-        held_out = set(text.exclude)
-        leaked = sorted(held_out & {p for group in phrases for p in group})
+        leaked = sorted(set(text.exclude) & {p for group in phrases for p in group})
         if leaked:
             raise OVSDinoError(f"text.exclude: {leaked[0]!r} is also a training phrase")
         self.phrases = [model.encode_text(group) for group in phrases]
         self.classes = torch.stack([group[0] for group in self.phrases])
         self.distractors = self.classes[:0]
-        if text.distractors:
-            path = Path(text.distractors)
-            if not path.is_file():
-                raise OVSDinoError(f"{path}: no such file (text.distractors)")
-            words = [w for w in path.read_text(encoding="utf-8").split("\n") if w and w not in held_out]
-            bank = model.encode_text(words)
-            near = torch.stack([(bank @ group.T).max(1).values for group in self.phrases]).max(0).values
-            self.distractors = bank[near < text.distractor_max_cosine]
+        self.neighbours = [self.classes[:0] for _ in names]
+        if text.vocabulary:
+            bank = model.encode_text(read_vocabulary(text.vocabulary, text.exclude))
+            near = torch.stack([(bank @ group.T).max(1).values for group in self.phrases], 1)
+            best = near.topk(min(2, len(names)), 1)
+            self.distractors = bank[best.values[:, 0] < text.distractor_max_cosine]
+            clear = best.values[:, 0] >= text.neighbour_min_cosine
+            clear &= best.values[:, 0] - best.values[:, -1] >= text.neighbour_margin
+            self.neighbours = [bank[clear & (best.indices[:, 0] == i)] for i in range(len(names))]
         self.num_distractors = text.num_distractors
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """Text rows of a step: one phrase a class (its first, half of the time), then distractors; (K + n, D)."""
+    def draw(self, generator: torch.Generator, neighbours: float = 0.0) -> Tensor:
+        """Text rows of a step, (K + n, D): one phrase a class (its first, half of the time), then distractors.
+
+        Args:
+            neighbours: probability that a class is called by one of its vocabulary neighbours instead.
+        """
+
+        def pick(rows: Tensor) -> Tensor:
+            return rows[int(torch.randint(len(rows), (), generator=generator))]
+
         rows = []
-        for group in self.phrases:
-            first = torch.rand((), generator=generator) < 0.5
-            rows.append(group[0 if first else int(torch.randint(len(group), (), generator=generator))])
+        for group, near in zip(self.phrases, self.neighbours, strict=True):
+            if neighbours and len(near) and torch.rand((), generator=generator) < neighbours:
+                rows.append(pick(near))
+            else:
+                rows.append(group[0] if torch.rand((), generator=generator) < 0.5 else pick(group))
         count = min(self.num_distractors, len(self.distractors))
         if count:
             picks = torch.randint(len(self.distractors), (count,), generator=generator)
             rows.extend(self.distractors[picks])
         return torch.stack(rows)
+
+
+def read_vocabulary(path: str, exclude: tuple[str, ...]) -> list[str]:
+    """Words of a file, one a line, without those that begin with an excluded one."""
+    try:
+        words = Path(path).read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise OVSDinoError(f"{path}: cannot read the words ({error.strerror}; text.vocabulary)") from error
+    return [word for word in words if word and not (exclude and word.startswith(exclude))]
 
 
 def load_text_tower(model: OVSDINO, path: str) -> None:
@@ -186,7 +205,8 @@ class Trainer:
         rate = self.learning_rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        terms = self.losses(images, labels, self.text.draw(generator))
+        neighbours = self.source.stage(self.step, self.config.optim.steps).neighbours
+        terms = self.losses(images, labels, self.text.draw(generator, neighbours))
         loss = torch.stack(list(terms.values())).sum()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()

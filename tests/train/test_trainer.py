@@ -12,8 +12,8 @@ from ovsdino.data.segmentation import open_dataset
 from ovsdino.models.zoo import build_model
 from ovsdino.train.__main__ import main
 from ovsdino.train.batches import BatchSource
-from ovsdino.train.config import DataConfig, StageConfig, TrainConfig, load_config
-from ovsdino.train.trainer import Trainer
+from ovsdino.train.config import DataConfig, StageConfig, TextSupervision, TrainConfig, load_config
+from ovsdino.train.trainer import TextBank, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_plain_head_learns_two_colours(folder, tmp_path):
         ("model=giant", "unknown model"),
         ("text_weights=/nowhere.safetensors", "cannot read the weights"),
         ("text.names={green: [x]}", "'green' is not a class"),
-        ("text.distractors=/nowhere.txt", "no such file"),
+        ("text.vocabulary=/nowhere.txt", "cannot read the words"),
     ],
 )
 def test_bad_configuration_is_one_line_and_exit_two(folder, tmp_path, capsys, override, message):
@@ -168,3 +168,27 @@ def test_yaml_numbers_in_exponent_form_are_floats(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("optim: {lr: 1e-3}")
     assert load_config(path) == TrainConfig(optim=TrainConfig().optim)
+
+
+def test_vocabulary_gives_distractors_and_neighbours_but_no_held_out_word(tmp_path):
+    model = build_model("nano")
+    rows = {
+        "red": [1.0, 0.0, 0.0],
+        "blue": [0.0, 1.0, 0.0],
+        "crimson": [0.9, 0.1, 0.4],  # near red alone
+        "purple": [0.7, 0.7, 0.0],  # near both
+        "justice": [0.0, 0.0, 1.0],  # near none
+        "navy": [0.1, 0.9, 0.0],  # near blue, held out
+        "navyblue": [0.0, 1.0, 0.1],  # begins with a held-out word
+    }
+    model.encode_text = lambda names: torch.nn.functional.normalize(torch.tensor([rows[n] for n in names]), dim=1)
+    path = tmp_path / "words.txt"
+    path.write_text("\n".join(["crimson", "purple", "justice", "navy", "navyblue", ""]))
+    config = TrainConfig(text=TextSupervision(vocabulary=str(path), exclude=("navy",), num_distractors=2))
+    bank = TextBank(model, ("red", "blue"), config)
+    torch.testing.assert_close(bank.distractors, torch.tensor([rows["justice"]]))
+    assert [len(n) for n in bank.neighbours] == [1, 0]
+    never, always = (bank.draw(torch.Generator().manual_seed(0), p) for p in (0.0, 1.0))
+    assert never.tolist() == [rows["red"], rows["blue"], rows["justice"]]
+    torch.testing.assert_close(always[0], bank.neighbours[0][0])
+    assert always[1].tolist() == rows["blue"]

@@ -1,0 +1,40 @@
+"""Puts trained weights into the package: `python -m ovsdino.train.package RUN/best.safetensors --name nano`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ovsdino import hub
+from ovsdino.models.backbone import num_parameters
+from ovsdino.models.zoo import build_model
+from ovsdino.train.trainer import write_atomic
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Checks the weights against the model, copies them to `ovsdino/weights` and writes their manifest entry."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--name", default="nano")
+    args = parser.parse_args(argv)
+    state = hub.read_safetensors(args.weights)
+    model = build_model(args.name, decoder=any(key.startswith("decoder.") for key in state))
+    hub.load_state(model, state, str(args.weights))
+    data = args.weights.read_bytes()
+    file = f"{args.name}.safetensors"
+    entry = hub.Packaged(
+        file=file, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), parameters=num_parameters(model)
+    )
+    entries = {**hub.manifest(), args.name: entry}
+    text = json.dumps({name: vars(e) for name, e in sorted(entries.items())}, indent=2) + "\n"
+    write_atomic(hub.WEIGHTS / file, lambda path: path.write_bytes(data))
+    write_atomic(hub.MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+    print(f"{file}: {len(data) / 1e6:.2f} MB, {entry.parameters / 1e6:.2f} M parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

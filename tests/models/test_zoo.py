@@ -1,0 +1,111 @@
+"""The zoo and weight files: names, shipped weights, damage, offline errors."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ovsdino import hub
+from ovsdino.errors import OVSDinoError
+from ovsdino.models import zoo
+
+
+def test_the_zoo_names_the_contracts_models():
+    assert [m.name for m in zoo.list_models()] == ["nano", "s14", "b14", "l14", "s16v3", "b16v3"]
+    assert zoo.get_config("b14").backbone.taps == (2, 5, 8, 11)
+    assert zoo.get_config("l14").backbone.taps == (5, 11, 17, 23)
+
+
+def test_shipped_nano_is_small_whole_and_segments():
+    entry = hub.packaged("nano")
+    assert entry is not None and entry.bytes <= 12_000_000 and entry.parameters <= 6_000_000
+    model = zoo.create_model("nano")
+    assert model.decoder_trained and not model.training
+    logits = model(torch.randn(1, 3, 64, 96), model.encode_text(["road", "sky"]))
+    assert logits.shape == (1, 2, 16, 24) and torch.isfinite(logits).all()
+
+
+def test_unseen_words_lie_nearest_their_class():
+    model = zoo.create_model("nano")
+    classes = ["sky", "building", "pole", "road", "sidewalk", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
+    words = {"automobile": "car", "foliage": "tree", "asphalt": "road", "biker": "bicyclist", "edifice": "building"}
+    similarity = model.encode_text(list(words)) @ model.encode_text(classes).T
+    assert [classes[i] for i in similarity.argmax(1)] == list(words.values())
+
+
+def test_flipped_bit_in_the_shipped_file_is_refused(tmp_path, monkeypatch):
+    data = bytearray((hub.WEIGHTS / "nano.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "nano.safetensors").write_bytes(data)
+    monkeypatch.setattr(hub, "WEIGHTS", tmp_path)
+    with pytest.raises(OVSDinoError, match="damaged"):
+        zoo.create_model("nano")
+
+
+def test_unknown_model_lists_the_known():
+    with pytest.raises(OVSDinoError, match="unknown model 'b99'; available: nano, s14"):
+        zoo.create_model("b99")
+
+
+def test_hub_model_offline_names_the_file_to_fetch(monkeypatch):
+    monkeypatch.setenv("OVSDINO_OFFLINE", "1")
+    with pytest.raises(
+        OVSDinoError, match=r"model\.safetensors of the hub repository timm/vit_small_patch14.* by hand"
+    ):
+        zoo.create_model("s14")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\xff" * 64, b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
+def test_broken_checkpoint_is_one_error_of_ours(tmp_path, content):
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(OVSDinoError, match=r"w\.safetensors"):
+        zoo.create_model("nano", checkpoint=tmp_path / "w.safetensors")
+
+
+def test_pickled_code_in_a_foreign_file_does_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"linear_layer.weight": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(OVSDinoError, match=r"evil\.pth"):
+        hub.read_foreign(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_wrong_shape_and_wrong_keys_are_named(tmp_path):
+    module = torch.nn.Linear(2, 3)
+    with pytest.raises(OVSDinoError, match=r"weight is \(3, 3\), expected \(3, 2\)"):
+        hub.load_state(module, {"weight": torch.zeros(3, 3), "bias": torch.zeros(3)}, "f")
+    with pytest.raises(OVSDinoError, match="1 keys missing, 1 unknown"):
+        hub.load_state(module, {"weight": torch.zeros(3, 2), "bios": torch.zeros(3)}, "f")
+
+
+def test_official_dinov2_file_loads_from_disk_as_timm_loads_it(tmp_path, data_root):
+    # The authors' naming, with seeded random values: what a fetched file looks like, through timm's own conversion.
+    import timm
+
+    torch.manual_seed(0)
+    source = timm.create_model("vit_small_patch14_reg4_dinov2.lvd142m", pretrained=False, num_classes=0).eval()
+    path = tmp_path / "model.safetensors"
+    save_file(source.state_dict(), path)
+    projection = {
+        "linear_layer.weight": torch.randn(384, 512),
+        "linear_layer.bias": torch.zeros(384),
+        "hidden_layers.0.weight": torch.randn(384, 384),
+        "hidden_layers.0.bias": torch.zeros(384),
+    }
+    torch.save(projection, tmp_path / "projection.pth")
+    model = zoo.create_model("s14", backbone_weights=path, projection=tmp_path / "projection.pth")
+    image = torch.randn(1, 3, 518, 518)
+    with torch.no_grad():
+        tokens, _ = model.backbone(image)
+        expected = source.forward_features(image)[:, source.num_prefix_tokens :]
+    torch.testing.assert_close(tokens.flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-5)
+    assert not model.has_decoder
+
+
+def test_manifest_is_what_lies_in_the_folder():
+    entries = json.loads(hub.MANIFEST.read_text())
+    assert sorted(e["file"] for e in entries.values()) == sorted(p.name for p in hub.WEIGHTS.glob("*.safetensors"))
