@@ -1,0 +1,248 @@
+"""What a segmentation returns: labels, names, scores, and the forms other tools read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ovsdino.errors import OVSDinoError
+from ovsdino.imageio import ImageLike, atomic_write, load_image
+from ovsdino.overlay import BACKGROUND_COLOUR, class_colours, draw_overlay
+
+__all__ = ["Segmentation"]
+
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segmentation:
+    """One segmented image.
+
+    Attributes:
+        labels: (H, W) uint8, int16 or int32 at the size of the image: the index into `names`, or K for background.
+        names: the K class names.
+        scores: for each class the mean confidence (largest softmax probability, 0..1) over its pixels, 0 where it has
+            none; None if confidences were not computed.
+        background: whether pixels below the threshold were given the label K.
+        image: the (H, W, 3) uint8 image, kept for `overlay`.
+        stages_ms: milliseconds of each stage of this image.
+    """
+
+    labels: np.ndarray
+    names: tuple[str, ...]
+    scores: tuple[float, ...] | None = None
+    background: bool = False
+    image: np.ndarray | None = field(default=None, repr=False)
+    stages_ms: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        labels = np.asarray(self.labels)
+        if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"labels must be (H, W) integers, got {labels.dtype} {labels.shape}")
+        top = len(self.names) - (not self.background)
+        if labels.size and not (labels.min() >= 0 and labels.max() <= top):
+            raise ValueError(f"labels span {labels.min()}..{labels.max()}, expected 0..{top}")
+        object.__setattr__(self, "labels", labels)
+
+    @property
+    def height(self) -> int:
+        return int(self.labels.shape[0])
+
+    @property
+    def width(self) -> int:
+        return int(self.labels.shape[1])
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds from the image to its labels."""
+        return float(sum(self.stages_ms.values()))
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """The name of every label value: `names`, and "background" last if there is one."""
+        return (*self.names, BACKGROUND) if self.background else self.names
+
+    @cached_property
+    def fractions(self) -> tuple[float, ...]:
+        """Share of the image's pixels for every entry of `all_names`; they sum to 1."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.all_names))
+        return tuple((counts / max(1, self.labels.size)).tolist())
+
+    @cached_property
+    def colours(self) -> np.ndarray:
+        """(len(all_names), 3) uint8 RGB; the same name has the same colour in every image."""
+        colours = class_colours(self.names)
+        return np.vstack([colours, [BACKGROUND_COLOUR]]).astype(np.uint8) if self.background else colours
+
+    def mask(self, name: str | int) -> np.ndarray:
+        """(H, W) bool: the pixels of one class, by name or index.
+
+        Raises:
+            OVSDinoError: no such class.
+        """
+        names = self.all_names
+        if isinstance(name, str):
+            if name not in names:
+                raise OVSDinoError(f"no class {name!r}; this segmentation has {', '.join(names[:20])}")
+            name = names.index(name)
+        if not 0 <= name < len(names):
+            raise OVSDinoError(f"no class {name}; this segmentation has 0..{len(names) - 1}")
+        return np.asarray(self.labels == name)
+
+    def masks(self) -> np.ndarray:
+        """(K, H, W) bool: one mask a class, without the background. K*H*W bytes: prefer `mask` for many classes."""
+        return np.stack([self.labels == index for index in range(len(self.names))])
+
+    def overlay(
+        self,
+        image: ImageLike | None = None,
+        alpha: float = 0.5,
+        *,
+        boundaries: bool = True,
+        legend: bool = True,
+    ) -> Image.Image:
+        """The class colours laid over the image, with borders and a legend.
+
+        Args:
+            image: what to draw on; the segmented image by default.
+            alpha: weight of the colours, 0..1.
+            boundaries: draw a light line where two classes meet.
+            legend: add a strip below with the names and shares; without it the picture has the image's size.
+
+        Raises:
+            OVSDinoError: no image, an image of another size, or alpha outside 0..1.
+        """
+        if not 0.0 <= alpha <= 1.0:
+            raise OVSDinoError(f"alpha is {alpha}: expected 0..1")
+        picture = self.image if image is None else load_image(image)
+        if picture is None:
+            raise OVSDinoError("this result does not hold its image: give one, as in result.overlay(image)")
+        if picture.shape[:2] != self.labels.shape:
+            raise OVSDinoError(
+                f"the image is {picture.shape[1]}x{picture.shape[0]}, the labels are {self.width}x{self.height}"
+            )
+        entries = list(zip(self.all_names, map(tuple, self.colours.tolist()), self.fractions, strict=True))
+        return draw_overlay(picture, self.labels, entries, alpha=alpha, boundaries=boundaries, legend=legend)
+
+    def to_image(self) -> Image.Image:
+        """The labels as an indexed image with the class colours as palette; 16-bit grey beyond 256 values."""
+        if len(self.all_names) > 256:
+            return Image.fromarray(self.labels.astype(np.uint16))
+        picture = Image.fromarray(self.labels.astype(np.uint8))
+        picture.putpalette(self.colours.tobytes())
+        return picture
+
+    def to_png(self, path: str | os.PathLike[str]) -> Path:
+        """Writes `to_image` as a PNG; returns its path.
+
+        Raises:
+            OVSDinoError: the file cannot be written.
+        """
+        return _write_png(self.to_image(), path)
+
+    def to_rle(self) -> list[dict[str, Any]]:
+        """COCO run-length masks, one a class that has pixels.
+
+        Returns:
+            Dicts with "category_id" (index into `names`), "name", "score", "segmentation" ({"size": [H, W], "counts":
+            text}), "area" in pixels and "bbox" [x, y, width, height]; ready for `json.dump` and pycocotools.
+
+        Raises:
+            OVSDinoError: pycocotools is not installed.
+        """
+        try:
+            from pycocotools import mask as coco
+        except ImportError as error:
+            raise OVSDinoError(
+                "to_rle needs pycocotools: pip install 'ovsdino[train]' or pip install pycocotools"
+            ) from error
+        found = []
+        for index in self._present():
+            code = coco.encode(np.asfortranarray(self.labels == index, dtype=np.uint8))
+            found.append(
+                {
+                    "category_id": index,
+                    "name": self.names[index],
+                    "score": self.scores[index] if self.scores else None,
+                    "segmentation": {"size": [self.height, self.width], "counts": code["counts"].decode("ascii")},
+                    "area": int(coco.area(code)),
+                    "bbox": [float(v) for v in coco.toBbox(code)],
+                }
+            )
+        return found
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections`, one a class that has pixels, with masks, boxes and `data["class_name"]`.
+
+        Raises:
+            OVSDinoError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise OVSDinoError(
+                "to_supervision needs supervision: pip install 'ovsdino[demo]' or pip install supervision"
+            ) from error
+        present = self._present()
+        if not present:
+            return supervision.Detections.empty()
+        masks = np.stack([self.labels == index for index in present])
+        return supervision.Detections(
+            xyxy=np.array([_box(mask) for mask in masks], dtype=np.float32),
+            mask=masks,
+            class_id=np.array(present),
+            confidence=np.array([self.scores[i] for i in present], dtype=np.float32) if self.scores else None,
+            data={"class_name": np.array([self.names[index] for index in present])},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Size, classes (every entry of `all_names` with its fraction and score) and times, ready for JSON."""
+        scores: list[float | None] = [round(s, 4) for s in self.scores] if self.scores else [None] * len(self.names)
+        scores += [None] * self.background
+        return {
+            "width": self.width,
+            "height": self.height,
+            "ms": round(self.ms, 3),
+            "stages_ms": {stage: round(value, 3) for stage, value in self.stages_ms.items()},
+            "classes": [
+                {"name": name, "fraction": round(fraction, 6), "score": score}
+                for name, fraction, score in zip(self.all_names, self.fractions, scores, strict=True)
+            ],
+        }
+
+    def save(self, directory: str | os.PathLike[str], stem: str = "image", *, alpha: float = 0.5) -> dict[str, Path]:
+        """Writes `<stem>_overlay.png` (if the result holds its image) and `<stem>_labels.png`.
+
+        Files appear under their names only when complete; files of those names are replaced.
+
+        Returns:
+            The paths, under "overlay" and "labels".
+
+        Raises:
+            OVSDinoError: a file cannot be written.
+        """
+        folder = Path(directory)
+        written = {"labels": self.to_png(folder / f"{stem}_labels.png")}
+        if self.image is not None:
+            written["overlay"] = _write_png(self.overlay(alpha=alpha), folder / f"{stem}_overlay.png")
+        return written
+
+    def _present(self) -> list[int]:
+        return [index for index, fraction in enumerate(self.fractions[: len(self.names)]) if fraction > 0]
+
+
+def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _write_png(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
+    with atomic_write(path) as file:
+        picture.save(file, format="PNG")
+    return Path(path)

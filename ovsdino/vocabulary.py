@@ -1,0 +1,96 @@
+"""The list of classes a user asks for: checked once, then names for people and texts for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ovsdino.errors import OVSDinoError
+
+__all__ = ["MAX_CLASSES", "MAX_NAME_LENGTH", "Classes", "Vocabulary"]
+
+MAX_CLASSES = 32_767  # labels are at most int16
+MAX_NAME_LENGTH = 300  # characters; CLIP reads 77 tokens, so a longer text would be cut without a word
+
+Classes: TypeAlias = "str | Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]] | Vocabulary"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Classes to segment.
+
+    Attributes:
+        names: one name a class, as shown and saved.
+        texts: the words the model reads for each class; several are averaged.
+    """
+
+    names: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def of(cls, classes: Classes) -> Vocabulary:
+        """Checks what the user gave.
+
+        Args:
+            classes: "road, car|automobile, sky" (commas between classes, | between words averaged for one class); or
+                a sequence with a word, or a sequence of words, for each class (the first is the name); or a mapping
+                from name to word or words.
+
+        Raises:
+            OVSDinoError: no classes, an empty, duplicate or overlong name, a control character, or a wrong type.
+        """
+        if isinstance(classes, Vocabulary):
+            return classes
+        if isinstance(classes, str):
+            entries: list[tuple[object, object]] = []
+            for part in classes.split(","):
+                words = tuple(word.strip() for word in part.split("|"))
+                entries.append((words[0], words))
+        elif isinstance(classes, Mapping):
+            entries = list(classes.items())
+        elif isinstance(classes, Iterable) and not isinstance(classes, Set):  # the order of a set is not the user's
+            entries = [(_first(entry), entry) for entry in classes]
+        else:
+            raise OVSDinoError(f'classes is a {type(classes).__name__}: give a list of words, or "road, car, sky"')
+        if not entries or (isinstance(classes, str) and not classes.strip()):
+            raise OVSDinoError('no classes given: name at least one, as in --classes "road, car, sky"')
+        if len(entries) > MAX_CLASSES:
+            raise OVSDinoError(f"{len(entries)} classes given; at most {MAX_CLASSES} are supported")
+        names = tuple(_check(name, "class name").strip() for name, _ in entries)
+        seen: dict[str, str] = {}
+        for name in names:
+            key = " ".join(name.casefold().split())
+            if key in seen:
+                raise OVSDinoError(f"class {name!r} is given twice; remove one (case and spaces do not count)")
+            seen[key] = name
+        return cls(names, tuple(_texts(name, words) for name, (_, words) in zip(names, entries, strict=True)))
+
+
+def _first(entry: object) -> object:
+    return entry[0] if isinstance(entry, Sequence) and not isinstance(entry, str) and entry else entry
+
+
+def _texts(name: str, words: object) -> tuple[str, ...]:
+    if isinstance(words, str):
+        words = (words,)
+    if not isinstance(words, Sequence) or not words:
+        raise OVSDinoError(f"class {name!r}: expected a text or a non-empty list of texts, got {words!r}")
+    return tuple(_check(word, f"text of class {name!r}") for word in words)
+
+
+def _check(text: object, what: str) -> str:
+    if not isinstance(text, str):
+        raise OVSDinoError(f"{what} is {text!r}: expected text")
+    if not text.strip():
+        raise OVSDinoError(f"empty {what}: remove the stray comma or give a word")
+    if len(text) > MAX_NAME_LENGTH:
+        raise OVSDinoError(f"{what} has {len(text)} characters, at most {MAX_NAME_LENGTH}: {text[:40]!r}...")
+    # Other than printable: control characters (NUL), lone surrogates, and the like. Joined emoji (ZWJ) stay allowed.
+    bad = next((c for c in text if not c.isprintable() and c not in "\u200d\u00a0\u3000"), None)
+    if bad is not None:
+        raise OVSDinoError(f"{what} {text[:40]!r} holds the control character {bad!r}; remove it")
+    return text
