@@ -1,0 +1,85 @@
+"""SAM's image encoder as a teacher: what the structure tokens S are aligned with.
+
+The encoder is timm's (`samvit_*`, the same network as segment-anything's `ImageEncoderViT`); official
+`sam_vit_*.pth` files and timm's hub weights both load. It is needed in training, and at inference only with
+`SAEConfig(source="sam")`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovsdino import hub
+from ovsdino.errors import OVSDinoError
+from ovsdino.models.backbone import freeze
+
+VARIANTS = {
+    "vit_b": "samvit_base_patch16.sa1b",
+    "vit_l": "samvit_large_patch16.sa1b",
+    "vit_h": "samvit_huge_patch16.sa1b",
+}
+# segment-anything's Sam.pixel_mean and pixel_std, of 0..255 images
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class SAMEncoder(nn.Module):
+    """SAM's image embedding of whole images (Kirillov et al. 2023).
+
+    Args:
+        variant: "vit_b", "vit_l" or "vit_h".
+        img_size: side of the padded square, 1024 in SAM; smaller ones are for tests.
+    """
+
+    def __init__(self, variant: str = "vit_b", *, img_size: int = 1024) -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise OVSDinoError(f"unknown SAM variant {variant!r}; available: {', '.join(VARIANTS)}")
+        self.img_size = img_size
+        self.timm_name = VARIANTS[variant]
+        self.encoder = timm.create_model(self.timm_name, pretrained=False, num_classes=0, img_size=img_size)
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(PIXEL_STD)[:, None, None], persistent=False)
+        freeze(self)
+
+    def load(self, path: str | Path) -> None:
+        """Loads an official SAM checkpoint (`.pth`, keys `image_encoder.*`) or timm's safetensors.
+
+        Raises:
+            OVSDinoError: missing, unreadable, or not this variant's weights.
+        """
+        state = hub.read_foreign(path)
+        prefix = "image_encoder."
+        if any(key.startswith(prefix) for key in state):
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            state = {k.replace("mlp.lin", "mlp.fc"): v for k, v in state.items()}
+        hub.load_state(self.encoder, state, str(path))
+
+    def preprocess(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """SAM's input: longest side to `img_size`, normalised, padded with zeros at the right and the bottom.
+
+        Args:
+            image: (B, 3, H, W) float RGB in 0..255.
+
+        Returns:
+            (B, 3, img_size, img_size), and the height and width that the image fills.
+        """
+        height, width = image.shape[-2:]
+        scale = self.img_size / max(height, width)
+        filled = (int(height * scale + 0.5), int(width * scale + 0.5))
+        x = F.interpolate(image, filled, mode="bilinear", align_corners=False, antialias=True)
+        x = (x - self.mean) / self.std
+        return F.pad(x, (0, self.img_size - filled[1], 0, self.img_size - filled[0])), filled
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) float RGB in 0..255 -> (B, 256, 64, 64) over the image itself, the padding cut away."""
+        x, filled = self.preprocess(image)
+        embedding = self.encoder.forward_features(x)
+        cells = embedding.shape[-1] / self.img_size
+        rows, columns = (max(1, round(side * cells)) for side in filled)
+        return F.interpolate(embedding[..., :rows, :columns], (64, 64), mode="bilinear", align_corners=False)
