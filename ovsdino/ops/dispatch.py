@@ -67,10 +67,15 @@ if native is None:
     log.warning("ovsdino._C is missing (%s): ops use the plain PyTorch reference", native_error)
 
 
+def environment_backend() -> str:
+    """What ``OVSDINO_BACKEND`` asks for when the package is imported; "auto" where it is not set or empty."""
+    return os.environ.get("OVSDINO_BACKEND", "") or "auto"
+
+
 class _State:
     """What was asked for, and what the log has been told."""
 
-    requested: str = os.environ.get("OVSDINO_BACKEND", "") or "auto"
+    requested: str = environment_backend()
     said: ClassVar[set[str]] = set()
 
 

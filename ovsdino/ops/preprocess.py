@@ -66,7 +66,7 @@ def preprocess_reference(
     """The formula in float32 (float64 if `dtype` is), unrounded: the oracle. Arguments as `preprocess`."""
     compute = torch.promote_types(dtype, torch.float32)
     resized = F.interpolate(_planar(image).to(compute), tuple(size), mode="bilinear", antialias=antialias)
-    return _normalise(resized, mean, std, compute).to(dtype)
+    return _normalise(resized.contiguous(), mean, std, compute).to(dtype)
 
 
 def preprocess_uint8(

@@ -1,0 +1,238 @@
+"""mask_pool against a loop over masks in numpy: every mask form, dtype and instruction set, and the CUDA body."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ovsdino.ops import dispatch, mask_pool, use_backend
+from ovsdino.ops.mask_pool import MAX_DENSITY, _arguments, mask_pool_reference
+from tests.ops.harness import DEVICES, DTYPES, assert_twice_as_good, instruction_set, instruction_sets, needs_native
+
+FORMS = ["bool", "uint8", "float32", "packed"]
+CPU_BACKENDS = ["reference", pytest.param("cpu", marks=needs_native)]
+
+
+def as_form(masks: np.ndarray, form: str) -> Tensor:
+    """Boolean (B, M, N) as the tensor a user may hand in."""
+    if form == "packed":
+        return torch.from_numpy(np.packbits(masks, axis=-1, bitorder="little"))
+    return torch.from_numpy(masks.astype({"bool": bool, "uint8": np.uint8, "float32": np.float32}[form]))
+
+
+def by_loops(features: Tensor, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and areas of boolean masks, one mask at a time."""
+    values = features.double().numpy()
+    means = np.zeros((*masks.shape[:2], values.shape[2]))
+    for b, m in np.ndindex(*masks.shape[:2]):
+        if masks[b, m].any():
+            means[b, m] = values[b, masks[b, m]].mean(0)
+    return means, masks.sum(-1)
+
+
+def draw_masks(batch: int, count: int, tokens: int, density: float, seed: int = 0) -> np.ndarray:
+    masks = np.random.default_rng(seed).random((batch, count, tokens)) < density
+    masks[:, :1] = False  # an empty mask is always among them
+    return masks
+
+
+def run_host(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The CUDA kernel's body, run on the CPU."""
+    means = features.new_empty((features.shape[0], masks.shape[1], features.shape[2]))
+    areas = features.new_empty(means.shape[:2], dtype=torch.float32)
+    dispatch.native.mask_pool_host(*_arguments(features, masks, means, areas))
+    return means, areas
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_three_tokens_by_hand(backend: str, form: str) -> None:
+    features = torch.tensor([[[1.0, 10.0], [3.0, 30.0], [8.0, 80.0]]])
+    masks = as_form(np.array([[[True, False, True], [False, False, False], [False, True, False]]]), form)
+    with use_backend(backend):
+        means, areas = mask_pool(features, masks)
+    assert means.tolist() == [[[4.5, 45.0], [0.0, 0.0], [3.0, 30.0]]]
+    assert areas.tolist() == [[2.0, 0.0, 1.0]] and areas.dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_soft_mask_by_hand(backend: str) -> None:
+    features = torch.tensor([[[2.0], [6.0]]])
+    with use_backend(backend):
+        means, areas = mask_pool(features, torch.tensor([[[0.75, 0.25], [0.0, 0.5], [0.0, 0.0]]]))
+    assert means.flatten().tolist() == [3.0, 6.0, 0.0] and areas.flatten().tolist() == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_any_uint8_but_zero_is_set(backend: str) -> None:
+    with use_backend(backend):
+        means, areas = mask_pool(torch.tensor([[[2.0], [6.0]]]), torch.tensor([[[255, 1]]], dtype=torch.uint8))
+    assert means.item() == 4.0 and areas.item() == 2.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(1, 3, 1, 5), (2, 5, 97, 40), (1, 7, 1025, 129), (1, 4, 64, 1)])
+@pytest.mark.parametrize("density", [0.03, 0.6])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_matches_loops(backend: str, density: float, shape: tuple[int, ...], form: str) -> None:
+    batch, count, tokens, channels = shape
+    if form == "packed" and tokens == 1:
+        pytest.skip("one byte for one token is a plain mask")
+    features, masks = torch.randn(batch, tokens, channels), draw_masks(batch, count, tokens, density)
+    with use_backend(backend):
+        means, areas = mask_pool(features, as_form(masks, form))
+    expected, expected_areas = by_loops(features, masks)
+    np.testing.assert_allclose(means.numpy(), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(areas.numpy(), expected_areas)
+
+
+@needs_native
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("isa", [*instruction_sets(), "cuda body"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_native_kernels_match_loops(dtype: torch.dtype, isa: str, form: str) -> None:
+    features, masks = torch.randn(2, 1025, 200).to(dtype), draw_masks(2, 9, 1025, MAX_DENSITY / 2)
+    given_masks = as_form(masks, form)
+    if isa == "cuda body":
+        means, areas = run_host(features, given_masks)
+    else:
+        with instruction_set(isa), use_backend("cpu"):
+            means, areas = mask_pool(features, given_masks)
+    expected, expected_areas = by_loops(features, masks)
+    tolerance = 2 * torch.finfo(dtype).eps
+    np.testing.assert_allclose(means.double().numpy(), expected, rtol=tolerance, atol=tolerance)
+    np.testing.assert_array_equal(areas.numpy(), expected_areas)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("tokens", [1, 97, 4096])
+def test_error_is_at_most_twice_the_naive_one(device: str, dtype: torch.dtype, soft: bool, tokens: int) -> None:
+    features = torch.randn(1, tokens, 64, device=device).to(dtype)
+    masks = torch.rand(1, 6, tokens, device=device) * (torch.rand(1, 6, tokens, device=device) < 0.1)
+    masks = masks.to(dtype) if soft else masks > 0
+    exact, _ = mask_pool_reference(features.double(), masks)
+    weights = masks.to(dtype)
+    total = weights.sum(-1, keepdim=True)
+    naive = torch.where(total == 0, 0, (weights @ features) / total)
+    assert_twice_as_good(mask_pool(features, masks)[0], naive, exact)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_strided_inputs(backend: str) -> None:
+    features, masks = torch.randn(1, 40, 99), draw_masks(1, 5, 99, 0.1)
+    channels_first = features.transpose(1, 2)  # (1, 99, 40), tokens innermost
+    turned = torch.from_numpy(masks.transpose(0, 2, 1).copy()).transpose(1, 2)
+    rows = torch.randn(2, 198, 40)[:, ::2]
+    with use_backend(backend):
+        means, _ = mask_pool(channels_first, turned)
+        means_of_rows, _ = mask_pool(rows, torch.from_numpy(masks).expand(2, -1, -1))
+    np.testing.assert_allclose(means.numpy(), by_loops(channels_first, masks)[0], atol=1e-5)
+    np.testing.assert_allclose(means_of_rows.numpy(), by_loops(rows, np.repeat(masks, 2, 0))[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 3, 8, 4), (2, 0, 8, 4), (1, 3, 0, 4), (1, 3, 8, 0)])
+def test_empty_sizes(backend: str, shape: tuple[int, ...]) -> None:
+    batch, count, tokens, channels = shape
+    with use_backend(backend):
+        means, areas = mask_pool(
+            torch.zeros(batch, tokens, channels), torch.ones(batch, count, tokens, dtype=torch.bool)
+        )
+    assert means.shape == (batch, count, channels) and areas.tolist() == torch.full((batch, count), tokens).tolist()
+    assert not means.any()
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_nan_reaches_the_masks_that_hold_it_and_no_empty_one(backend: str) -> None:
+    features, masks = torch.ones(1, 8, 3), torch.zeros(1, 3, 8, dtype=torch.bool)
+    features[0, 2] = math.nan
+    masks[0, 0, 2] = masks[0, 0, 3] = masks[0, 2, 5] = True
+    with use_backend(backend):
+        means, areas = mask_pool(features, masks)
+    assert means[0, 0].isnan().all() and (means[0, 1] == 0).all() and areas[0, 1] == 0
+    if backend == "cpu":
+        assert (means[0, 2] == 1).all()
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradients_in_float64(soft: bool) -> None:
+    features = torch.randn(2, 9, 4, dtype=torch.float64, requires_grad=True)
+    masks = torch.rand(2, 3, 9, dtype=torch.float64)
+    masks[0, 1] = 0
+    if soft:
+        # An empty mask has no derivative: a little weight would make its mean jump.
+        masks = (masks + 0.1).requires_grad_()
+        assert torch.autograd.gradcheck(mask_pool, (features, masks))
+    else:
+        assert torch.autograd.gradcheck(lambda x: mask_pool(x, masks > 0.5), features)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("density", [0.05, 0.7])
+def test_features_gradient_of_the_kernels(device: str, density: float, form: str) -> None:
+    masks = draw_masks(2, 12, 130, density)
+    features = torch.randn(2, 130, 33, device=device, requires_grad=True)
+    weight = torch.randn(2, 12, 33, device=device)
+    (mask_pool(features, as_form(masks, form).to(device))[0] * weight).sum().backward()
+    # d mean_mc / d f_nc = 1 / area_m for the tokens of mask m
+    expected = np.zeros((2, 130, 33))
+    for b, m in np.ndindex(2, 12):
+        expected[b, masks[b, m]] += weight[b, m].double().cpu().numpy() / max(masks[b, m].sum(), 1)
+    np.testing.assert_allclose(features.grad.cpu().numpy(), expected, atol=1e-5)
+
+
+@needs_native
+def test_same_bits_again_and_with_any_number_of_threads() -> None:
+    features, masks = torch.randn(1, 4096, 768), torch.from_numpy(draw_masks(1, 64, 4096, 0.03))
+    threads = torch.get_num_threads()
+    first = mask_pool(features, masks)[0]
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(first, mask_pool(features, masks)[0])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    count=st.integers(1, 5),
+    tokens=st.integers(2, 150),
+    channels=st.integers(1, 140),
+    density=st.floats(0, 1),
+    form=st.sampled_from(FORMS),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_and_density(batch, count, tokens, channels, density, form, seed) -> None:
+    masks = draw_masks(batch, count, tokens, density, seed)
+    features = torch.from_numpy(np.random.default_rng(seed).standard_normal((batch, tokens, channels), np.float32))
+    means, areas = mask_pool(features, as_form(masks, form))
+    expected, expected_areas = by_loops(features, masks)
+    np.testing.assert_allclose(means.numpy(), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(areas.numpy(), expected_areas)
+
+
+@pytest.mark.parametrize(
+    ("features", "masks", "shown"),
+    [
+        (torch.zeros(2, 5), torch.zeros(1, 2, 5), r"features .*\(2, 5\)"),
+        (torch.zeros(1, 5, 3, dtype=torch.int32), torch.zeros(1, 2, 5), "int32"),
+        (torch.zeros(1, 20, 3), torch.zeros(1, 2, 19), r"\(1, 2, 19\)"),
+        (torch.zeros(1, 20, 3), torch.zeros(2, 2, 20), r"B=1.*\(2, 2, 20\)"),
+        (torch.zeros(1, 20, 3), torch.zeros(1, 2, 20, dtype=torch.int64), "int64"),
+        (torch.zeros(1, 20, 3), torch.zeros(1, 2, 3), r"N=20"),  # packed bits are uint8 only
+    ],
+)
+def test_wrong_input_is_named(features: Tensor, masks: Tensor, shown: str) -> None:
+    with pytest.raises(ValueError, match=shown):
+        mask_pool(features, masks)
