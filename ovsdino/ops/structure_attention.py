@@ -53,8 +53,11 @@ def structure_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float
 ) -> Tensor:
     """The formula as written, with the (B, M, N, N) bias in memory: the oracle. Shapes as `structure_attention`."""
-    difference = e.unsqueeze(3) - e.unsqueeze(2)
-    bias = lam.to(e.dtype)[:, None, None] * difference.square().sum(-1)
+    # One of the r coordinates at a time: (B, M, N, N, r) would be r times the memory.
+    squared = torch.zeros((), dtype=e.dtype, device=e.device)
+    for x in e.unbind(-1):
+        squared = squared + (x.unsqueeze(3) - x.unsqueeze(2)).square()
+    bias = lam.to(e.dtype)[:, None, None] * squared
     logits = scale * (q @ k.transpose(-2, -1)) - bias
     out = logits.softmax(-1).to(v.dtype) @ v
     return out if gate is None else out * gate.unsqueeze(-1).to(out.dtype)
