@@ -8,8 +8,9 @@ from typing import TypeAlias
 
 from ovsdino.errors import OVSDinoError
 
-__all__ = ["MAX_CLASSES", "MAX_NAME_LENGTH", "Classes", "Vocabulary"]
+__all__ = ["DEFAULT_BACKGROUND", "MAX_CLASSES", "MAX_NAME_LENGTH", "Classes", "Vocabulary"]
 
+DEFAULT_BACKGROUND = 0.5  # max-softmax below this is background when no threshold is given
 MAX_CLASSES = 32_767  # labels are at most int16
 MAX_NAME_LENGTH = 300  # characters; CLIP reads 77 tokens, so a longer text would be cut without a word
 

@@ -1,0 +1,130 @@
+"""The command `ovsdino`: parses the line, runs one of `ovsdino.commands`, turns errors into exit codes.
+
+Exit codes: 0 done, 2 bad usage or bad input (one line on stderr, no traceback), 1 a fault of ours (with its traceback),
+130 interrupted. With --json stdout holds exactly one JSON object, {"error": ...} when the command could not be done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from ovsdino.commands.common import print_json, say
+from ovsdino.commands.doctor import Doctor
+from ovsdino.commands.eval import Eval
+from ovsdino.commands.models import Models
+from ovsdino.commands.segment import Segment
+from ovsdino.commands.train import Train
+from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.vocabulary import DEFAULT_BACKGROUND
+
+Command = (
+    Annotated[Segment, tyro.conf.subcommand("segment")]
+    | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Models, tyro.conf.subcommand("models")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+)
+DESCRIPTION = "Open-vocabulary segmentation: an image and words in, a mask for each word out."
+EXAMPLE = 'ovsdino segment street.jpg --classes "road, car, sky"'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code.
+
+    Args:
+        argv: arguments after the program's name; those of the process by default.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args in (["--version"], ["-V"]):
+        from ovsdino import __version__
+
+        print(f"ovsdino {__version__}")
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        command = parse(args)
+        if command is None:
+            return 0
+        return int(command.run())
+    except OVSDinoError as error:
+        return _fail(args, one_line(error), 2)
+    except KeyboardInterrupt:
+        return _fail(args, "interrupted", 130)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # the last stop: whatever is left is ours, and the traceback is the report
+        traceback.print_exc()
+        return _fail(args, f"{type(error).__name__}: {one_line(error)} (a fault of ovsdino, please report it)", 1)
+
+
+def parse(args: Sequence[str]) -> Any:
+    """The command of a line, or None when help was asked for and printed.
+
+    Raises:
+        OVSDinoError: bad usage, in one line.
+    """
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(
+                Command,  # type: ignore[arg-type]
+                prog="ovsdino",
+                description=f"{DESCRIPTION} For example: {EXAMPLE}",
+                args=_with_default_background(args),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            return None
+        raise OVSDinoError(_usage_error(messages.getvalue(), args)) from None
+
+
+def _with_default_background(args: Sequence[str]) -> list[str]:
+    """Puts the default threshold after a --background that no number follows."""
+    filled: list[str] = []
+    for index, arg in enumerate(args):
+        filled.append(arg)
+        if arg == "--background" and not _is_number(args[index + 1] if index + 1 < len(args) else ""):
+            filled.append(str(DEFAULT_BACKGROUND))
+    return filled
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _usage_error(box: str, args: Sequence[str]) -> str:
+    """The parser's framed message as one line, with the command that tells more."""
+    words = []
+    for line in box.splitlines()[1:]:
+        inner = line.strip().strip("│|").strip()
+        if set(inner) <= set("─-╰╯╭╮"):  # the rule before the hints, or the frame's end
+            break
+        words.append(inner)
+    command = args[0] if args and args[0] in ("segment", "eval", "train", "models", "doctor") else ""
+    return f"{one_line(' '.join(words), 300) or 'bad usage'}; see ovsdino {command} --help".replace("  ", " ")
+
+
+def _fail(args: Sequence[str], message: str, code: int) -> int:
+    say(f"error: {message}")
+    if "--json" in args:
+        print_json({"error": message})
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,74 @@
+"""What the subcommands share: model options, JSON on stdout, progress and notes on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ovsdino.errors import one_line
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ovsdino.pipeline import Segmenter
+
+DType = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model runs, where, and how."""
+
+    model: str = "nano"
+    """Model name; `ovsdino models` lists them."""
+    device: str | None = None
+    """cpu, cuda or cuda:N. Default: CUDA if there is one."""
+    dtype: DType = "float32"
+    """Number format of the network; auto is bfloat16 on CUDA."""
+    short_side: int | None = None
+    """Inference size of the image's short side in pixels. Default: the model's own."""
+    checkpoint: Path | None = None
+    """Weights written by `ovsdino train`, in place of the shipped ones."""
+    backbone_weights: Path | None = None
+    """Local file of the backbone's official weights, in place of the hub."""
+    projection: Path | None = None
+    """Local file of the text projection in Talk2DINO's format."""
+
+    def load(self) -> Segmenter:
+        """The segmenter these options ask for.
+
+        Raises:
+            OVSDinoError: see `ovsdino.load`.
+        """
+        from ovsdino.pipeline import load
+
+        files = {
+            "checkpoint": self.checkpoint,
+            "backbone_weights": self.backbone_weights,
+            "projection": self.projection,
+        }
+        given = {name: path for name, path in files.items() if path is not None}
+        return load(self.model, self.device, dtype=self.dtype, short_side=self.short_side, **given)
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """The one JSON object of a command, on one line of stdout; NaN and infinity would not be JSON and raise."""
+    print(json.dumps(data, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def say(message: object) -> None:
+    """One line on stderr."""
+    print(one_line(message, 2000), file=sys.stderr, flush=True)
+
+
+def progress_bar(shown: bool = True) -> Progress:
+    """A progress bar on stderr; silent where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))

@@ -1,0 +1,126 @@
+"""`ovsdino segment`: images and words in, overlay and label pictures out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ovsdino.commands.common import ModelOptions, print_json, progress_bar, say
+from ovsdino.errors import OVSDinoError, one_line
+
+if TYPE_CHECKING:
+    from ovsdino.pipeline import Segmenter
+    from ovsdino.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment(ModelOptions):
+    """Segment images by words of your choice."""
+
+    images: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE...")]]
+    """Image files (JPEG, PNG, WebP, BMP, TIFF) or folders of them. A bad one does not stop the others."""
+    classes: str
+    """Words, separated by commas; "car|automobile" averages two words for one class."""
+    output: Path = Path("segmented")
+    """Folder for NAME_overlay.png (colours, borders, legend) and NAME_labels.png (class indices, palette)."""
+    background: Annotated[float | None, tyro.conf.arg(metavar="[T]")] = None
+    """Leave pixels less certain than T (0..1, 0.5 if no number follows) unlabelled."""
+    window: int | None = None
+    """Side of a sliding window in pixels of the resized image. Default: the whole image at once."""
+    stride: int | None = None
+    """Step of the window. Default: half of it."""
+    json: bool = False
+    """Print one JSON object on stdout. Each shape of image then runs once before it is timed: "ms" is the time after
+    warm-up of reading, resizing, network and labels, without writing the pictures."""
+
+    def run(self) -> int:
+        from ovsdino.imageio import expand_paths
+        from ovsdino.vocabulary import Vocabulary
+
+        vocabulary = Vocabulary.of(self.classes)
+        paths = expand_paths(self.images)
+        stems = unique_stems(paths)
+        for path, stem in zip(paths, stems, strict=True):
+            if stem != path.stem:
+                say(f"note: {path}: another image is called {path.stem}, so this one is written as {stem}")
+        inputs = {path.resolve() for path in paths}
+        worker = _Worker(self, vocabulary, inputs)
+        entries: list[dict[str, Any]] = []
+        with progress_bar(len(paths) > 1) as progress:
+            task = progress.add_task("segment", total=len(paths))
+            for path, stem in zip(paths, stems, strict=True):
+                entries.append(worker.one(path, stem))
+                progress.advance(task)
+        if self.json:
+            device = str(worker.segmenter.device) if worker.segmenter else self.device
+            print_json({"images": entries, "model": self.model, "device": device})
+        return 2 if any("error" in entry for entry in entries) else 0
+
+
+class _Worker:
+    """Segments one file after another; the model is loaded when the first readable image is there."""
+
+    def __init__(self, options: Segment, vocabulary: Vocabulary, inputs: set[Path]) -> None:
+        self.options = options
+        self.vocabulary = vocabulary
+        self.inputs = inputs
+        self.segmenter: Segmenter | None = None
+        self.warm: set[tuple[int, ...]] = set()
+
+    def one(self, path: Path, stem: str) -> dict[str, Any]:
+        """Reads, segments and writes one image; its JSON entry."""
+        from ovsdino.imageio import load_image
+
+        try:
+            pixels = load_image(path)
+            for kind in ("overlay", "labels"):
+                target = self.options.output / f"{stem}_{kind}.png"
+                if target.resolve() in self.inputs:
+                    raise OVSDinoError(f"{path}: its result would replace the input {target}; choose another --output")
+        except OVSDinoError as error:
+            return self._failed(path, error)
+        if self.segmenter is None:
+            self.segmenter = self.options.load()
+        options: dict[str, Any] = {
+            "background": self.options.background,
+            "window": self.options.window,
+            "stride": self.options.stride,
+        }
+        if self.options.json and pixels.shape not in self.warm:
+            self.segmenter.segment(pixels, self.vocabulary, **options)
+            self.warm.add(pixels.shape)
+        try:
+            result = self.segmenter.segment(path if self.options.json else pixels, self.vocabulary, **options)
+            written = result.save(self.options.output, stem)
+        except OVSDinoError as error:
+            return self._failed(path, error)
+        found = result.to_dict()
+        if not self.options.json:
+            shares = sorted(found["classes"], key=lambda entry: -entry["fraction"])
+            listed = ", ".join(f"{entry['name']} {entry['fraction']:.1%}" for entry in shares if entry["fraction"] > 0)
+            print(f"{path} -> {written['overlay']}: {listed}", flush=True)
+        return {"path": str(path), "output": str(written["overlay"]), "labels": str(written["labels"]), **found}
+
+    def _failed(self, path: Path, error: OVSDinoError) -> dict[str, Any]:
+        say(f"error: {error}")
+        return {"path": str(path), "error": one_line(error)}
+
+
+def unique_stems(paths: Sequence[Path]) -> list[str]:
+    """A name for the outputs of each path: its stem, or stem and suffix, or with a number where that is taken too.
+
+    Case does not count, for file systems that ignore it. The same file given twice keeps its name.
+    """
+    owners: dict[str, Path] = {}
+    stems = []
+    for path in paths:
+        candidates = [path.stem, f"{path.stem}_{path.suffix[1:].lower()}"] if path.suffix else [path.stem]
+        candidates += [f"{path.stem}_{number}" for number in range(2, len(paths) + 2)]
+        identity = path.resolve()
+        stem = next(name for name in candidates if owners.setdefault(name.casefold(), identity) == identity)
+        stems.append(stem)
+    return stems

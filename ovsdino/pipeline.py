@@ -1,0 +1,415 @@
+"""From an image and words to a `Segmentation`: whole image or sliding window."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovsdino.errors import OVSDinoError
+from ovsdino.imageio import ImageLike, load_image
+from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
+from ovsdino.models.zoo import create_model
+from ovsdino.ops import preprocess, upsample_argmax
+from ovsdino.results import Segmentation
+from ovsdino.vocabulary import DEFAULT_BACKGROUND, Classes, Vocabulary
+
+__all__ = ["DEFAULT_BACKGROUND", "Segmenter", "load", "segment"]
+
+log = logging.getLogger("ovsdino")
+
+LONGEST_SIDE = 2048 / 448  # of the short side: the protocol's keep-ratio resize into (2048, 448)
+TEXT_BANKS = 64  # text banks kept, least recently used dropped first
+
+DType = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+class Segmenter:
+    """A model with what surrounds it: pictures to tensors, words to text banks, logits to labels.
+
+    Args:
+        model: an `OVSDINO` in eval mode.
+        device: where to run; the model's own device by default.
+        dtype: "float32"; "bfloat16" or "float16" run the network under autocast; "auto" is bfloat16 (which has
+            float32's range) on CUDA devices that have it, and float32 elsewhere.
+        short_side: size of the image's short side at inference, in pixels; the model's own by default.
+        batch_size: images or windows in one forward; halved, and said once, when memory runs out.
+
+    Raises:
+        OVSDinoError: the device is not there, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        model: OVSDINO,
+        device: str | torch.device | None = None,
+        *,
+        dtype: DType = "float32",
+        short_side: int | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        self.device = next(model.parameters()).device if device is None else check_device(device)
+        self.model = model.to(self.device).eval()
+        self.name: str = model.config.name
+        self.dtype = _autocast_dtype(dtype, self.device)
+        self.short_side = model.config.short_side if short_side is None else short_side
+        if not model.stride_multiple <= self.short_side <= 8192:
+            raise OVSDinoError(f"short_side is {self.short_side}: expected {model.stride_multiple}..8192 pixels")
+        if batch_size < 1:
+            raise OVSDinoError(f"batch_size is {batch_size}: expected at least 1")
+        self.batch_size = batch_size
+        self._banks: OrderedDict[tuple[tuple[str, ...], ...], Tensor] = OrderedDict()
+
+    def encode_text(self, classes: Classes) -> Tensor:
+        """The text bank of a class list, computed once and cached.
+
+        Args:
+            classes: see `Vocabulary.of`.
+
+        Returns:
+            (K, D) float32 on the model's device, rows of length one.
+
+        Raises:
+            OVSDinoError: the class list is not valid.
+        """
+        texts = Vocabulary.of(classes).texts
+        bank = self._banks.get(texts)
+        if bank is None:
+            with torch.inference_mode():
+                bank = self.model.encode_text(texts).to(self.device, torch.float32)
+            self._banks[texts] = bank
+            if len(self._banks) > TEXT_BANKS:
+                self._banks.popitem(last=False)
+        self._banks.move_to_end(texts)
+        return bank
+
+    def encode_image(self, image: ImageLike) -> ImageFeatures:
+        """Everything about one image that does not depend on the words, for `decode`; batch of one.
+
+        Raises:
+            OVSDinoError: the image cannot be read.
+        """
+        pixels = load_image(image)
+        with torch.inference_mode(), self._autocast():
+            return self.model.encode_image(self._tensor(pixels, self.inference_size(*pixels.shape[:2])))
+
+    def decode(self, features: ImageFeatures, classes: Classes | Tensor) -> Tensor:
+        """Logits of the classes (or of a text bank (K, D)): (B, K, h, w) float32 at the model's output grid."""
+        text = classes if isinstance(classes, Tensor) else self.encode_text(classes)
+        with torch.inference_mode(), self._autocast():
+            return self.model.decode(features, text.to(self.device)).float()
+
+    def segment(
+        self,
+        image: ImageLike,
+        classes: Classes,
+        *,
+        background: float | bool | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        scores: bool = True,
+    ) -> Segmentation:
+        """Labels every pixel of an image with one of the classes.
+
+        Labels come straight from the low-resolution logits; the (K, H, W) tensor at image size is never made.
+
+        Args:
+            image: path, PIL image, ndarray or tensor; see `load_image`.
+            classes: "road, car, sky", a list of words, or a mapping; see `Vocabulary.of`.
+            background: pixels whose largest softmax probability is below this (0..1) become background, label K; True
+                stands for 0.5. None or False: no background.
+            window: side of a sliding window, in pixels of the resized image; None takes the whole image at once.
+            stride: step of the window; half the window by default.
+            scores: also compute each class's mean confidence.
+
+        Raises:
+            OVSDinoError: the image, the classes or a number is not valid; the message names it.
+        """
+        return self._segment([image], classes, background, window, stride, scores)[0]
+
+    def segment_batch(
+        self,
+        images: Sequence[ImageLike],
+        classes: Classes,
+        *,
+        background: float | bool | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        scores: bool = True,
+    ) -> list[Segmentation]:
+        """`segment` for several images; those of equal inference size share a forward. Results in the order given.
+
+        Stage times are shared equally among the images of a forward.
+        """
+        return self._segment(images, classes, background, window, stride, scores)
+
+    def inference_size(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) that the network sees: ratio kept, short side `short_side`, sides rounded to `stride_multiple`.
+
+        The long side is at most 2048/448 of `short_side`, so that a strip of an image cannot fill the memory.
+        """
+        scale = min(self.short_side / min(height, width), self.short_side * LONGEST_SIDE / max(height, width))
+        multiple = self.model.stride_multiple
+        h, w = (max(1, round(side * scale / multiple)) * multiple for side in (height, width))
+        return h, w
+
+    def _segment(
+        self,
+        images: Sequence[ImageLike],
+        classes: Classes,
+        background: float | bool | None,
+        window: int | None,
+        stride: int | None,
+        scores: bool,
+    ) -> list[Segmentation]:
+        vocabulary = Vocabulary.of(classes)
+        threshold = _threshold(background, len(vocabulary))
+        step = self._window_stride(window, stride)
+        groups: OrderedDict[tuple[int, int], list[int]] = OrderedDict()
+        clocks = [_Clock(self.device) for _ in images]
+        pixels: list[np.ndarray] = []
+        for index, image in enumerate(images):
+            with clocks[index]("load"):
+                pixels.append(load_image(image))
+            groups.setdefault(self.inference_size(*pixels[-1].shape[:2]), []).append(index)
+        results: list[Segmentation | None] = [None] * len(pixels)
+        with torch.inference_mode():
+            for size, members in groups.items():
+                for start in range(0, len(members), self.batch_size):
+                    part = members[start : start + self.batch_size]
+                    shared = _Clock(self.device)
+                    with shared("preprocess"):
+                        batch = torch.cat([self._tensor(pixels[i], size) for i in part])
+                    with shared("text"):
+                        text = self.encode_text(vocabulary)
+                    if window is None:
+                        logits = self._forward(batch, text, shared)
+                    else:
+                        logits = torch.cat([self._slide(one[None], text, window, step, shared) for one in batch])
+                    for row, index in enumerate(part):
+                        clocks[index].add(shared, 1 / len(part))
+                        with clocks[index]("postprocess"):
+                            found, means = _label(logits[row : row + 1], pixels[index].shape[:2], threshold, scores)
+                        results[index] = Segmentation(
+                            labels=found,
+                            names=vocabulary.names,
+                            scores=means,
+                            background=threshold is not None,
+                            image=pixels[index],
+                            stages_ms=clocks[index].ms,
+                        )
+        return [result for result in results if result is not None]
+
+    def _tensor(self, pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+        config = self.model.config
+        return preprocess(_as_tensor(pixels).to(self.device), size, config.mean, config.std)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def _forward(self, batch: Tensor, text: Tensor, clock: _Clock) -> Tensor:
+        """(N, 3, H, W) -> (N, K, h, w) float32, `batch_size` at a time."""
+        parts: list[Tensor] = []
+        start = 0
+        while start < len(batch):
+            chunk = batch[start : start + self.batch_size]
+            try:
+                with self._autocast():
+                    with clock("encode"):
+                        features = self.model.encode_image(chunk)
+                    with clock("decode"):
+                        parts.append(self.model.decode(features, text).float())
+            except torch.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                self.batch_size = len(chunk) // 2
+                log.warning("out of memory: batches of %d from now on", self.batch_size)
+                torch.cuda.empty_cache()
+                continue
+            start += len(chunk)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _slide(self, image: Tensor, text: Tensor, window: int, stride: int, clock: _Clock) -> Tensor:
+        """Mean of the windows' logits on the output grid of the whole image: (1, 3, H, W) -> (1, K, h, w).
+
+        Sides, windows and offsets are multiples of the patch, so that each window's logits fall on whole cells.
+        """
+        height, width = image.shape[-2:]
+        crop_h, crop_w = min(window, height), min(window, width)
+        corners = [
+            (y, x) for y in window_offsets(height, crop_h, stride) for x in window_offsets(width, crop_w, stride)
+        ]
+        total: Tensor | None = None
+        count: Tensor | None = None
+        for first in range(0, len(corners), self.batch_size):
+            part = corners[first : first + self.batch_size]
+            crops = torch.cat([image[:, :, y : y + crop_h, x : x + crop_w] for y, x in part])
+            logits = self._forward(crops, text, clock)
+            with clock("merge"):
+                rows, columns = logits.shape[-2:]
+                if total is None or count is None:
+                    total = logits.new_zeros(1, logits.shape[1], height * rows // crop_h, width * columns // crop_w)
+                    count = logits.new_zeros(1, 1, *total.shape[-2:])
+                for one, (y, x) in zip(logits, part, strict=True):
+                    top, left = y * rows // crop_h, x * columns // crop_w
+                    total[0, :, top : top + rows, left : left + columns] += one
+                    count[0, :, top : top + rows, left : left + columns] += 1
+        assert total is not None and count is not None
+        return total.div_(count)
+
+    def _window_stride(self, window: int | None, stride: int | None) -> int:
+        if window is None:
+            if stride is not None:
+                raise OVSDinoError("stride is given without window: give both, or neither for the whole image at once")
+            return 0
+        multiple = self.model.stride_multiple
+        if window < multiple or window % multiple:
+            near = max(1, round(window / multiple)) * multiple
+            raise OVSDinoError(f"window is {window}: {self.name} needs a multiple of {multiple}, for instance {near}")
+        if stride is None:
+            return max(1, window // 2 // multiple) * multiple
+        if not 0 < stride <= window or stride % multiple:
+            raise OVSDinoError(f"stride is {stride}: expected a multiple of {multiple} from {multiple} to {window}")
+        return stride
+
+
+def load(
+    name: str = "nano",
+    device: str | torch.device | None = None,
+    *,
+    dtype: DType = "float32",
+    short_side: int | None = None,
+    **weights: Any,
+) -> Segmenter:
+    """A model of the zoo, ready to segment.
+
+    Args:
+        name: a name of `list_models()`.
+        device: "cpu", "cuda", "cuda:1"; None takes CUDA if there is one.
+        dtype: see `Segmenter`.
+        short_side: see `Segmenter`.
+        **weights: files of one's own, as `ovsdino.models.zoo.create_model` takes them (checkpoint, backbone_weights,
+            projection).
+
+    Raises:
+        OVSDinoError: unknown name, device not there, weights missing, damaged or out of reach.
+    """
+    place = check_device(device)
+    return Segmenter(create_model(name, device=place, **weights), place, dtype=dtype, short_side=short_side)
+
+
+def segment(image: ImageLike, classes: Classes, model: str = "nano", **options: Any) -> Segmentation:
+    """One call for one image: `load(model).segment(image, classes, **options)`; the model is kept for the next call.
+
+    Raises:
+        OVSDinoError: see `load` and `Segmenter.segment`.
+    """
+    return _kept(model).segment(image, classes, **options)
+
+
+@functools.lru_cache(maxsize=1)
+def _kept(name: str) -> Segmenter:
+    return load(name)
+
+
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device of a name; CUDA if there is one, else the CPU, for None.
+
+    Raises:
+        OVSDinoError: no such device here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise OVSDinoError(f"unknown device {str(device)!r}: expected cpu, cuda or cuda:N") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise OVSDinoError(
+            f"device {str(device)!r}: this machine shows {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    if place.type not in ("cpu", "cuda", "mps") or (place.type == "mps" and not torch.backends.mps.is_available()):
+        raise OVSDinoError(f"device {str(device)!r} is not available here: expected cpu, cuda or cuda:N")
+    return place
+
+
+def window_offsets(length: int, window: int, stride: int) -> list[int]:
+    """Where windows start along one side: every `stride`, the last shifted inward to end at the border.
+
+    >>> window_offsets(800, 448, 224)
+    [0, 224, 352]
+    """
+    steps = max(length - window + stride - 1, 0) // stride + 1
+    return [max(min(step * stride + window, length) - window, 0) for step in range(steps)]
+
+
+def _label(
+    logits: Tensor, size: tuple[int, int], threshold: float | None, scores: bool
+) -> tuple[np.ndarray, tuple[float, ...] | None]:
+    """Labels (H, W) of one image's logits (1, K, h, w), and the mean confidence of each class."""
+    if not scores:
+        return upsample_argmax(logits, size, threshold)[0].cpu().numpy(), None
+    labels, confidence = upsample_argmax(logits, size, threshold, confidence=True)
+    flat, classes = labels.flatten().int(), logits.shape[1]
+    counts = torch.bincount(flat, minlength=classes)[:classes]
+    sums = torch.bincount(flat, weights=confidence.flatten().double(), minlength=classes)[:classes]
+    return labels[0].cpu().numpy(), tuple((sums / counts.clamp(min=1)).tolist())
+
+
+def _as_tensor(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
+
+
+def _threshold(background: float | bool | None, classes: int) -> float | None:
+    if background is None or background is False:
+        return None
+    value = DEFAULT_BACKGROUND if background is True else float(background)
+    if not 0.0 < value < 1.0:
+        raise OVSDinoError(f"background is {value:g}: expected a probability between 0 and 1")
+    if classes < 2:
+        raise OVSDinoError("background needs two classes or more: the probability of a single one is always 1")
+    return value
+
+
+def _autocast_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if capable else torch.float32
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise OVSDinoError(f"dtype is {name!r}: expected one of {', '.join(known)}, auto")
+    return known[name]
+
+
+class _Clock:
+    """Milliseconds by stage; waits for the device at both ends of a stage."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.ms: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self._wait()
+        start = time.perf_counter()
+        yield
+        self._wait()
+        self.ms[stage] = self.ms.get(stage, 0.0) + (time.perf_counter() - start) * 1e3
+
+    def add(self, other: _Clock, share: float) -> None:
+        for stage, value in other.ms.items():
+            self.ms[stage] = self.ms.get(stage, 0.0) + value * share
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
