@@ -36,6 +36,8 @@ class ModelOptions:
     """Local file of the backbone's official weights, in place of the hub."""
     projection: Path | None = None
     """Local file of the text projection in Talk2DINO's format."""
+    clip_weights: Path | None = None
+    """Local file of CLIP ViT-B-16's openai weights, in place of the hub."""
 
     def load(self) -> Segmenter:
         """The segmenter these options ask for.
@@ -49,6 +51,7 @@ class ModelOptions:
             "checkpoint": self.checkpoint,
             "backbone_weights": self.backbone_weights,
             "projection": self.projection,
+            "clip_weights": self.clip_weights,
         }
         given = {name: path for name, path in files.items() if path is not None}
         return load(self.model, self.device, dtype=self.dtype, short_side=self.short_side, **given)

@@ -168,5 +168,5 @@ def talk_projection(clip_dim: int, embed_dim: int) -> tuple[nn.Linear, nn.Module
 def clip_by_hand(reason: str) -> str:
     return (
         f"CLIP's text weights must be fetched and cannot be here ({reason}); fetch open_clip's openai ViT-B-16 file by "
-        "hand and pass its path, or use --model nano, which needs no network"
+        "hand and give it as clip_weights (--clip-weights FILE), or use --model nano, which needs no network"
     )

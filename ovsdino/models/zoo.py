@@ -120,6 +120,7 @@ def create_model(
     checkpoint: str | Path | None = None,
     backbone_weights: str | Path | None = None,
     projection: str | Path | None = None,
+    clip_weights: str | Path | None = None,
 ) -> OVSDINO:
     """A zoo model ready for inference.
 
@@ -129,6 +130,7 @@ def create_model(
         checkpoint: decoder weights (safetensors) written by training; replaces the shipped ones.
         backbone_weights: local file of the backbone's official weights, instead of the hub.
         projection: local file of the text projection in Talk2DINO's format.
+        clip_weights: local file of CLIP ViT-B-16's openai weights, instead of the hub.
 
     Returns:
         The model in eval mode, parameters frozen. Without decoder weights it is the baseline, and a warning says so.
@@ -154,9 +156,13 @@ def create_model(
         if projection is None:
             raise OVSDinoError(
                 f"{name}: its text projection is missing; download Talk2DINO's projection for this backbone "
-                "(talk2dino_vitb_mlp_infonce.pth for b14) and pass projection=FILE"
+                "(talk2dino_vitb_mlp_infonce.pth for b14) and give it as projection (--projection FILE)"
             )
         hub.load_state(model.text_tower, hub.read_foreign(projection), str(projection))
+        if clip_weights is not None and isinstance(model.text_tower, ClipTextTower):
+            if not Path(clip_weights).is_file():
+                raise OVSDinoError(f"{clip_weights}: no such file (CLIP text weights)")
+            model.text_tower.weights = str(clip_weights)
         if checkpoint is not None:
             decoder = {k: v for k, v in hub.read_safetensors(checkpoint).items() if k.startswith(("decoder.", "log_"))}
             hub.load_state(model, decoder, str(checkpoint), partial=("backbone.", "text_tower."))
