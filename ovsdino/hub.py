@@ -149,8 +149,8 @@ def _by_hand(timm_name: str, config: dict[str, object], reason: str) -> str:
     where = config.get("hf_hub_id") or f"timm/{timm_name}"
     return (
         f"{timm_name}: its weights must be fetched and cannot be here ({reason}); fetch model.safetensors of the hub "
-        f"repository {where} by hand and give it as backbone_weights (--backbone-weights FILE), or use --model nano, which "
-        "needs no network"
+        f"repository {where} by hand and give it as backbone_weights (--backbone-weights FILE), or use --model nano, "
+        "which needs no network"
     )
 
 
