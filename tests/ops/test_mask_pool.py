@@ -110,6 +110,20 @@ def test_native_kernels_match_loops(dtype: torch.dtype, isa: str, form: str) -> 
     np.testing.assert_array_equal(areas.numpy(), expected_areas)
 
 
+@pytest.mark.parametrize("backend", ["reference", *(pytest.param(x, marks=needs_native) for x in ("cpu", "cuda body"))])
+@pytest.mark.parametrize("tokens", [9, 13, 15, 2049])
+def test_bits_past_the_last_token_count_for_nothing(tokens: int, backend: str) -> None:
+    features = torch.ones(1, tokens, 3)
+    packed = torch.zeros(1, 2, -(-tokens // 8), dtype=torch.uint8)
+    packed[0, 1, -1] = 255
+    if backend == "cuda body":
+        means, areas = run_host(features, packed)
+    else:
+        with use_backend(backend):
+            means, areas = mask_pool(features, packed)
+    assert areas.tolist() == [[0, (tokens - 1) % 8 + 1]] and means[0].tolist() == [[0.0] * 3, [1.0] * 3]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("soft", [False, True])
