@@ -1,4 +1,4 @@
-"""What every test gets: a fixed seed, few threads, ``gpu`` tests skipped without a GPU, and the folder of data sets."""
+"""What every test gets: a fixed seed, one thread, ``gpu`` tests skipped without a GPU, and the folder of data sets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Two threads at most, unless OMP_NUM_THREADS says otherwise: more only contend on a CI machine."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
+    """One thread here and in child processes, unless OMP_NUM_THREADS says otherwise.
+
+    The tests' tensors are small, and threads that wait for a core spin: beside a busy process the training tests took
+    20 minutes with two threads and 20 seconds with one.
+    """
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
