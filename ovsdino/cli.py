@@ -77,7 +77,7 @@ def parse(args: Sequence[str]) -> Any:
     try:
         with contextlib.redirect_stderr(messages):
             return tyro.cli(
-                Command,  # type: ignore[arg-type]
+                Command,
                 prog="ovsdino",
                 description=f"{DESCRIPTION} For example: {EXAMPLE}",
                 args=_with_default_background(args),
@@ -109,12 +109,13 @@ def _is_number(text: str) -> bool:
 
 def _usage_error(box: str, args: Sequence[str]) -> str:
     """The parser's framed message as one line, with the command that tells more."""
-    words = []
+    words: list[str] = []
     for line in box.splitlines()[1:]:
-        inner = line.strip().strip("│|").strip()
-        if set(inner) <= set("─-╰╯╭╮"):  # the rule before the hints, or the frame's end
+        inner = line.strip().strip("│").strip()
+        if not set(inner) <= set("─-╰╯"):
+            words.append(inner)
+        elif words:  # the rule before the hints, a blank line, or the frame's end
             break
-        words.append(inner)
     command = args[0] if args and args[0] in ("segment", "eval", "train", "models", "doctor") else ""
     return f"{one_line(' '.join(words), 300) or 'bad usage'}; see ovsdino {command} --help".replace("  ", " ")
 

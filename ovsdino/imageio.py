@@ -6,7 +6,7 @@ import os
 import secrets
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
@@ -112,7 +112,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except OSError as error:
         raise OVSDinoError(f"{target}: cannot write: {error.strerror or error}; choose another --output") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # gone after the rename; and a failure to tidy must not hide the first one
+            temporary.unlink()
 
 
 def _from_path(name: str) -> np.ndarray:

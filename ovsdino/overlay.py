@@ -60,7 +60,7 @@ _SAME = {
 def class_colours(names: Sequence[str]) -> np.ndarray:
     """One colour a class: Cityscapes' for street words, otherwise one that follows from the name alone.
 
-    Two classes of one list never share a colour while the table lasts (72 entries): the later of the two takes the
+    Two classes of one list never have like colours while the table lasts (72 entries): the later of the two takes the
     next free one.
 
     Args:
@@ -69,15 +69,22 @@ def class_colours(names: Sequence[str]) -> np.ndarray:
     Returns:
         (K, 3) uint8 RGB.
     """
-    used: list[tuple[int, int, int]] = []
-    for name in names:
+    table = np.array(_TABLE)
+    used = np.zeros((0, 3), dtype=np.int64)
+    colours = np.zeros((len(names), 3), dtype=np.uint8)
+    for row, name in enumerate(names):
         key = " ".join(name.casefold().split())
-        wanted = _STREET.get(_SAME.get(key, key))
-        start = int.from_bytes(hashlib.sha256(key.encode("utf-8", "replace")).digest()[:4], "little") % len(_TABLE)
-        candidates = ([wanted] if wanted else []) + _TABLE[start:] + _TABLE[:start]
-        recent = used[-len(_TABLE) :]
-        used.append(next((c for c in candidates if _distance(c, recent) > 60), candidates[0]))
-    return np.array(used, dtype=np.uint8).reshape(-1, 3)
+        start = int.from_bytes(hashlib.sha256(key.encode("utf-8", "replace")).digest()[:4], "little") % len(table)
+        candidates = np.roll(table, -start, axis=0)
+        street = _STREET.get(_SAME.get(key, key))
+        if street is not None:
+            candidates = np.vstack([street, candidates])
+        free = np.flatnonzero(_distances(candidates, used).min(1, initial=np.inf) > _DISTINCT)
+        if not free.size:  # the table is used up: begin again
+            used = used[:0]
+        colours[row] = candidates[free[0] if free.size else 0]
+        used = np.vstack([used, colours[row : row + 1]])
+    return colours
 
 
 def draw_overlay(
@@ -128,14 +135,14 @@ def _table() -> list[tuple[int, int, int]]:
 _TABLE = _table()
 
 
-def _distance(colour: tuple[int, int, int], others: Sequence[tuple[int, int, int]]) -> float:
-    """Smallest distance to the others, weighted as the eye weighs red, green and blue ("redmean"), 0..765."""
-    best = 765.0
-    for other in others:
-        mean_red = (colour[0] + other[0]) / 2
-        red, green, blue = (a - b for a, b in zip(colour, other, strict=True))
-        best = min(best, ((2 + mean_red / 256) * red**2 + 4 * green**2 + (2 + (255 - mean_red) / 256) * blue**2) ** 0.5)
-    return best
+_DISTINCT = 60.0
+
+
+def _distances(colours: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(A, 3), (B, 3) -> (A, B) distances that weigh red, green and blue as the eye does ("redmean"), 0..765."""
+    delta = (colours[:, None].astype(np.float64) - others[None]) ** 2
+    red = (colours[:, None, 0].astype(np.float64) + others[None, :, 0]) / 2 / 256
+    return np.asarray(np.sqrt((2 + red) * delta[..., 0] + 4 * delta[..., 1] + (3 - red) * delta[..., 2]))
 
 
 def _borders(labels: np.ndarray, thickness: int) -> np.ndarray:
@@ -175,9 +182,11 @@ def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, i
         y = picture.height + pad // 2 + (index // columns) * row_height + row_height // 2
         box = (x, y - swatch // 2, x + swatch, y - swatch // 2 + swatch)
         draw.rounded_rectangle(box, radius=size // 5, fill=colour, outline=(235, 235, 235))
-        x += swatch + size * 0.45
-        draw.text((x, y), name, font=font, fill=(240, 240, 240), anchor="lm")
-        draw.text((x + font.getlength(name) + size * 0.4, y), percent, font=font, fill=(160, 165, 172), anchor="lm")
+        text_x = x + swatch + size * 0.45
+        draw.text((text_x, y), name, font=font, fill=(240, 240, 240), anchor="lm")
+        draw.text(
+            (text_x + font.getlength(name) + size * 0.4, y), percent, font=font, fill=(160, 165, 172), anchor="lm"
+        )
     return canvas
 
 

@@ -180,11 +180,12 @@ class Segmenter:
             with clocks[index]("load"):
                 pixels.append(load_image(image))
             groups.setdefault(self.inference_size(*pixels[-1].shape[:2]), []).append(index)
-        results: list[Segmentation | None] = [None] * len(pixels)
+        results: dict[int, Segmentation] = {}
         with torch.inference_mode():
             for size, members in groups.items():
-                for start in range(0, len(members), self.batch_size):
-                    part = members[start : start + self.batch_size]
+                batch_size = self.batch_size  # may shrink on the way
+                for start in range(0, len(members), batch_size):
+                    part = members[start : start + batch_size]
                     shared = _Clock(self.device)
                     with shared("preprocess"):
                         batch = torch.cat([self._tensor(pixels[i], size) for i in part])
@@ -206,7 +207,7 @@ class Segmenter:
                             image=pixels[index],
                             stages_ms=clocks[index].ms,
                         )
-        return [result for result in results if result is not None]
+        return [results[index] for index in range(len(pixels))]
 
     def _tensor(self, pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
         config = self.model.config
@@ -251,8 +252,9 @@ class Segmenter:
         ]
         total: Tensor | None = None
         count: Tensor | None = None
-        for first in range(0, len(corners), self.batch_size):
-            part = corners[first : first + self.batch_size]
+        size = self.batch_size  # may shrink on the way
+        for first in range(0, len(corners), size):
+            part = corners[first : first + size]
             crops = torch.cat([image[:, :, y : y + crop_h, x : x + crop_w] for y, x in part])
             logits = self._forward(crops, text, clock)
             with clock("merge"):

@@ -1,0 +1,250 @@
+"""Images of every odd kind become the same RGB pixels; broken ones end in one line that names the file."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ovsdino.errors import OVSDinoError
+from ovsdino.imageio import MAX_PIXELS, atomic_write, expand_paths, load_image
+
+# Four colours in a 2x3 grid: position tells orientation, value tells conversion.
+PIXELS = np.array(
+    [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [200, 100, 50], [255, 255, 255]]], dtype=np.uint8
+)
+GREY = np.array([[0, 50, 100], [150, 200, 255]], dtype=np.uint8)
+
+
+def grey_rgb() -> np.ndarray:
+    return np.repeat(GREY[:, :, None], 3, axis=2)
+
+
+def write_exif_rotated(path: Path) -> None:
+    """Stored rotated, with orientation 6: the viewer turns it 90 degrees clockwise to see PIXELS."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(PIXELS, 1).copy()).save(path, exif=exif)
+
+
+def write_palette(path: Path) -> None:
+    Image.fromarray(PIXELS).convert("P", palette=Image.Palette.ADAPTIVE, colors=8).save(path)
+
+
+def write_alpha(path: Path) -> None:
+    rgba = np.dstack([PIXELS, np.full((2, 3), 255, np.uint8)])
+    rgba[0, 0] = (9, 9, 9, 0)  # fully transparent: white
+    rgba[0, 1] = (0, 0, 0, 128)  # half black over white: 255 * 127 / 255 = 127
+    Image.fromarray(rgba).save(path)
+
+
+def alpha_expected() -> np.ndarray:
+    expected = PIXELS.copy()
+    expected[0, 0] = 255
+    expected[0, 1] = 127
+    return expected
+
+
+def write_animation(path: Path) -> None:
+    first = Image.fromarray(PIXELS)
+    first.save(path, save_all=True, append_images=[Image.new("RGB", (3, 2), "black")], lossless=True)
+
+
+def write_pages(path: Path) -> None:
+    Image.fromarray(PIXELS).save(path, save_all=True, append_images=[Image.new("RGB", (3, 2), "black")])
+
+
+GOLDEN: list[tuple[str, Callable[[Path], object], Callable[[], np.ndarray]]] = [
+    ("plain.png", lambda p: Image.fromarray(PIXELS).save(p), lambda: PIXELS),
+    ("plain.bmp", lambda p: Image.fromarray(PIXELS).save(p), lambda: PIXELS),
+    ("lossless.webp", lambda p: Image.fromarray(PIXELS).save(p, lossless=True), lambda: PIXELS),
+    ("png_named.jpg", lambda p: Image.fromarray(PIXELS).save(p, format="PNG"), lambda: PIXELS),
+    ("exif.png", write_exif_rotated, lambda: PIXELS),
+    ("exif.tif", write_exif_rotated, lambda: PIXELS),
+    ("palette.png", write_palette, lambda: PIXELS),
+    ("alpha.png", write_alpha, alpha_expected),
+    ("animated.webp", write_animation, lambda: PIXELS),
+    ("animated.png", write_pages, lambda: PIXELS),
+    ("pages.tiff", write_pages, lambda: PIXELS),
+    ("grey.png", lambda p: Image.fromarray(GREY).save(p), grey_rgb),
+    ("grey16.png", lambda p: Image.fromarray(GREY.astype(np.uint16) * 257).save(p), grey_rgb),
+    ("grey16.tif", lambda p: Image.fromarray(GREY.astype(np.uint16) * 257).save(p), grey_rgb),
+    ("float.tif", lambda p: Image.fromarray(GREY.astype(np.float32) / 255).save(p), grey_rgb),
+    ("cmyk.tif", lambda p: Image.fromarray(PIXELS).convert("CMYK").save(p), lambda: PIXELS),
+    ("bits.png", lambda p: Image.fromarray(GREY > 99).save(p), lambda: np.where(grey_rgb() > 99, 255, 0)),
+]
+
+
+@pytest.mark.parametrize(("name", "write", "expected"), GOLDEN, ids=[name for name, _, _ in GOLDEN])
+def test_odd_images_become_the_expected_pixels(
+    tmp_path: Path, name: str, write: Callable[[Path], object], expected: Callable[[], np.ndarray]
+) -> None:
+    write(tmp_path / name)
+    got = load_image(tmp_path / name)
+    assert got.dtype == np.uint8 and got.flags.c_contiguous
+    np.testing.assert_array_equal(got, expected())
+
+
+def test_cmyk_jpeg_is_not_inverted(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), (250, 30, 30)).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    assert np.abs(load_image(tmp_path / "cmyk.jpg").astype(int) - (250, 30, 30)).max() < 12
+
+
+def test_jpeg_with_orientation_stands_upright(tmp_path: Path) -> None:
+    picture = np.zeros((16, 32, 3), np.uint8)
+    picture[:, :16] = 255  # left half white
+    exif = Image.Exif()
+    exif[0x0112] = 8  # the viewer turns it 90 degrees counterclockwise: left becomes bottom
+    Image.fromarray(picture).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    got = load_image(tmp_path / "turned.jpg")
+    assert got.shape == (32, 16, 3)
+    assert got[:14].max() < 20 and got[18:].min() > 235
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2000), (2000, 1)])
+def test_extreme_sizes_are_read(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, (1, 2, 3)).save(tmp_path / "thin.png")
+    assert load_image(tmp_path / "thin.png").shape == (size[1], size[0], 3)
+
+
+def test_arrays_tensors_and_pil_images_agree() -> None:
+    rgba = np.dstack([PIXELS, np.full((2, 3), 255, np.uint8)])
+    sources = [
+        PIXELS,
+        PIXELS[:, ::-1][:, ::-1],  # negative strides
+        rgba,
+        PIXELS.astype(np.uint16) * 257,
+        PIXELS.astype(np.float64) / 255,
+        Image.fromarray(PIXELS),
+        torch.from_numpy(PIXELS).permute(2, 0, 1),
+        torch.from_numpy(PIXELS).permute(2, 0, 1).float() / 255,
+    ]
+    for source in sources:
+        np.testing.assert_array_equal(load_image(source), PIXELS)
+    for grey in (GREY, GREY[:, :, None], torch.from_numpy(GREY), torch.from_numpy(GREY)[None]):
+        np.testing.assert_array_equal(load_image(grey), grey_rgb())
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (np.zeros((2, 2, 3), np.float32) + 200, "expected 0..1"),
+        (np.full((2, 2, 3), np.nan), "expected 0..1"),
+        (np.zeros((2, 2, 3), np.int64), "int64"),
+        (np.zeros((2, 2, 2), np.uint8), "(2, 2, 2)"),
+        (np.zeros((1, 2, 2, 3), np.uint8), "one image at a time"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), "permute"),
+        (np.broadcast_to(np.uint8(0), (MAX_PIXELS, 2, 3)), "make it smaller"),
+        (42, "int"),
+        (None, "NoneType"),
+        ("http://example.org/a.jpg", "not fetched"),
+    ],
+)
+def test_wrong_sources_are_refused_with_the_mend(source: object, words: str) -> None:
+    with pytest.raises(OVSDinoError) as caught:
+        load_image(source)  # type: ignore[arg-type]
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def write_bomb(path: Path) -> None:
+    """A PNG that claims 50 000 x 50 000 pixels."""
+    import struct
+    import zlib
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+
+
+BROKEN: list[tuple[str, Callable[[Path], object]]] = [
+    ("missing.jpg", lambda p: None),
+    ("empty.jpg", lambda p: p.write_bytes(b"")),
+    ("text.jpg", lambda p: p.write_text("this is no picture")),
+    ("folder.jpg", lambda p: p.mkdir()),
+    ("animated.gif", lambda p: Image.new("RGB", (4, 4)).save(p)),
+    ("bomb.png", write_bomb),
+    ("fifo.jpg", os.mkfifo),
+    ("large_int.tif", lambda p: Image.fromarray(np.full((2, 2), 70_000, np.int32)).save(p)),
+]
+
+
+@pytest.mark.parametrize(("name", "write"), BROKEN, ids=[name for name, _ in BROKEN])
+def test_bad_files_end_in_one_line_with_their_name(
+    tmp_path: Path, name: str, write: Callable[[Path], object], recwarn: pytest.WarningsRecorder
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(OVSDinoError) as caught:
+        load_image(tmp_path / name)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+    assert not recwarn.list
+
+
+def test_mutated_files_never_raise_anything_else(tmp_path: Path) -> None:
+    """Every cut and flip either still decodes or ends in our error (1 500 files of five formats)."""
+    rng = random.Random(0)
+    noise = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+    path, refused = tmp_path / "mutated", 0
+    for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF"):
+        Image.fromarray(noise).save(path, format=kind)
+        whole = path.read_bytes()
+        for turn in range(300):
+            data = bytearray(whole)
+            if turn % 3 == 0:
+                del data[rng.randrange(len(data)) :]
+            for _ in range(rng.randrange(1, 8) if data else 0):
+                data[rng.randrange(min(len(data), 400))] = rng.randrange(256)
+            path.write_bytes(data)
+            try:
+                pixels = load_image(path)
+                assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+            except OVSDinoError:
+                refused += 1
+    assert 300 < refused < 1500
+
+
+def test_folders_are_replaced_by_their_images_in_order(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "sub.png").mkdir()
+    other = tmp_path / "notes.txt"
+    assert expand_paths([other, tmp_path]) == [other, tmp_path / "a.jpg", tmp_path / "b.PNG"]
+
+
+def test_no_images_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OVSDinoError, match="no images given"):
+        expand_paths([])
+    with pytest.raises(OVSDinoError, match="no images in this folder"):
+        expand_paths([tmp_path])
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "out.png"
+    target.write_bytes(b"old")
+    with pytest.raises(RuntimeError), atomic_write(target) as file:
+        file.write(b"half of the new")
+        raise RuntimeError
+    assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["out.png"]
+    with atomic_write(target) as file:
+        file.write(b"new")
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"new" and os.listdir(tmp_path) == ["out.png"]
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    target = tmp_path / "out.png"
+    with pytest.raises(OVSDinoError, match=r"out\.png: cannot write: No space left"), atomic_write(target) as file:
+        raise OSError(28, "No space left on device", file.name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_in_the_way_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OVSDinoError, match="cannot write"), atomic_write(tmp_path / "file" / "out.png"):
+        pass

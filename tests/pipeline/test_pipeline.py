@@ -1,0 +1,302 @@
+"""`Segmenter` against the same steps written out in plain PyTorch, on the shipped model."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ovsdino
+from ovsdino.errors import OVSDinoError
+from ovsdino.pipeline import Segmenter, check_device, load, window_offsets
+
+CLASSES = ["road", "sky", "tree", "car"]
+
+
+@pytest.fixture(scope="module")
+def nano() -> Segmenter:
+    return load("nano", "cpu", short_side=64)
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    """90x120: a bright upper half, a textured lower one."""
+    image = np.random.default_rng(0).integers(40, 120, (90, 120, 3), dtype=np.uint8)
+    image[:45] = np.linspace(150, 250, 120).astype(np.uint8)[None, :, None]
+    return image
+
+
+def plain_logits(segmenter: Segmenter, image: np.ndarray, size: tuple[int, int], classes: list[str]) -> Tensor:
+    model = segmenter.model
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, size, mode="bilinear", antialias=False).float() / 255
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model.config.mean, model.config.std))
+    with torch.no_grad():
+        return model((resized - mean) / std, model.encode_text(classes))
+
+
+def test_whole_image_equals_the_plain_steps(nano: Segmenter, picture: np.ndarray) -> None:
+    logits = F.interpolate(plain_logits(nano, picture, (64, 80), CLASSES), (90, 120), mode="bilinear")
+    probability, labels = logits.softmax(1).max(1)
+    result = nano.segment(picture, CLASSES)
+    assert result.labels.shape == (90, 120) and result.labels.dtype == np.uint8
+    assert (result.labels == labels[0].numpy()).mean() > 0.999  # ties at rounding error
+    assert result.scores is not None
+    for index in range(len(CLASSES)):
+        here = labels[0] == index
+        expected = probability[0][here].mean().item() if here.any() else 0.0
+        assert result.scores[index] == pytest.approx(expected, abs=0.01)
+    assert set(result.stages_ms) >= {"load", "preprocess", "encode", "decode", "postprocess"}
+    assert result.ms == pytest.approx(sum(result.stages_ms.values()))
+
+
+def test_background_is_where_the_largest_probability_is_below_the_threshold(
+    nano: Segmenter, picture: np.ndarray
+) -> None:
+    logits = F.interpolate(plain_logits(nano, picture, (64, 80), CLASSES), (90, 120), mode="bilinear")
+    confidence = logits.softmax(1).amax(1)[0]
+    threshold = float(confidence.median())
+    result = nano.segment(picture, CLASSES, background=threshold)
+    expected = (confidence < threshold).numpy()
+    assert result.all_names[-1] == "background"
+    assert ((result.labels == len(CLASSES)) == expected).mean() > 0.99
+    assert result.fractions[-1] == pytest.approx(0.5, abs=0.02)
+    kept = result.labels != len(CLASSES)
+    np.testing.assert_array_equal(result.labels[kept], nano.segment(picture, CLASSES).labels[kept])
+
+
+def test_a_window_as_large_as_the_image_changes_nothing(nano: Segmenter, picture: np.ndarray) -> None:
+    whole = nano.segment(picture, CLASSES)
+    np.testing.assert_array_equal(nano.segment(picture, CLASSES, window=80).labels, whole.labels)
+
+
+@dataclass
+class FakeConfig:
+    name: str = "brightness"
+    patch_size: int = 4
+    embed_dim: int = 2
+    short_side: int = 16
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+class Brightness(nn.Module):
+    """A model whose logits are known: per 4x4 patch its mean grey g and 1 - g, minus the mean of its whole input.
+
+    The last term makes each window differ, so that the merging shows.
+    """
+
+    stride_multiple = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = FakeConfig()
+        self.anchor = nn.Parameter(torch.zeros(()))
+        self.calls: list[tuple[int, ...]] = []
+        self.texts = 0
+        self.memory: int | None = None
+
+    def encode_text(self, names: Any) -> Tensor:
+        self.texts += 1
+        return torch.eye(2)[: len(names)]
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        self.calls.append(tuple(image.shape))
+        if self.memory is not None and len(image) > self.memory:
+            raise torch.OutOfMemoryError("no memory")
+        grey = F.avg_pool2d(image.mean(1, keepdim=True), 4)
+        return torch.cat([grey, 1 - grey], 1) - image.mean((1, 2, 3), keepdim=True)
+
+    def decode(self, features: Tensor, text: Tensor) -> Tensor:
+        return torch.einsum("bdhw,kd->bkhw", features, text)
+
+
+def brightness(**options: Any) -> tuple[Segmenter, Brightness]:
+    model = Brightness()
+    return Segmenter(model, **options), model  # type: ignore[arg-type]
+
+
+def test_windows_are_placed_and_averaged_as_the_protocol_says() -> None:
+    segmenter, model = brightness()
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 40, 3), dtype=np.uint8)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    # 16x40, window 16, stride 12: x = 0, 12, 24 (12 * 2 + 16 = 40); rows one window
+    total, count = torch.zeros(1, 2, 4, 10), torch.zeros(1, 1, 4, 10)
+    for x in (0, 12, 24):
+        total[:, :, :, x // 4 : x // 4 + 4] += Brightness().encode_image(image[:, :, :, x : x + 16])
+        count[:, :, :, x // 4 : x // 4 + 4] += 1
+    upsampled = F.interpolate(total / count, (16, 40), mode="bilinear")
+    result = segmenter.segment(pixels, ["bright", "dark"], window=16, stride=12)
+    agreement = (result.labels == upsampled.argmax(1)[0].numpy()).mean()
+    assert agreement > 0.995
+    assert model.calls == [(3, 3, 16, 16)]  # the windows went through the network together
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "stride", "expected"),
+    [
+        (448, 448, 224, [0]),
+        (300, 448, 224, [0]),
+        (672, 448, 224, [0, 224]),
+        (700, 448, 224, [0, 224, 252]),
+        (800, 448, 224, [0, 224, 352]),
+        (10, 4, 4, [0, 4, 6]),
+    ],
+)
+def test_window_offsets_end_at_the_border(length: int, window: int, stride: int, expected: list[int]) -> None:
+    assert window_offsets(length, window, stride) == expected
+
+
+def test_text_banks_are_computed_once() -> None:
+    segmenter, model = brightness()
+    image = np.zeros((16, 16, 3), np.uint8)
+    for _ in range(3):
+        segmenter.segment(image, "bright, dark")
+    segmenter.segment(image, ["bright", "dark"])
+    assert model.texts == 1
+    segmenter.segment(image, ["bright", "black"])
+    assert model.texts == 2
+
+
+def test_out_of_memory_halves_the_batch_and_the_result_is_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (16, 64, 3), dtype=np.uint8)
+    expected = brightness()[0].segment(pixels, ["bright", "dark"], window=16, stride=4).labels
+    segmenter, model = brightness()
+    model.memory = 3
+    result = segmenter.segment(pixels, ["bright", "dark"], window=16, stride=4)
+    np.testing.assert_array_equal(result.labels, expected)
+    assert segmenter.batch_size == 2 and len(caplog.records) == 2  # 8 -> 4 -> 2
+    caplog.clear()
+    segmenter.segment(pixels, ["bright", "dark"], window=16, stride=4)
+    assert not caplog.records
+    fresh, model = brightness()
+    model.memory = 2
+    images = [np.full((16, 16, 3), 40 * index, np.uint8) for index in range(6)] * 3
+    assert [r.labels[0, 0] for r in fresh.segment_batch(images, ["bright", "dark"])] == [1, 1, 1, 1, 0, 0] * 3
+    model.memory = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        fresh.segment(pixels, ["bright", "dark"])
+
+
+def test_a_batch_of_mixed_sizes_equals_one_by_one(nano: Segmenter, picture: np.ndarray) -> None:
+    images = [picture, picture[:, :70], np.ascontiguousarray(picture[:, ::-1])]
+    batch = nano.segment_batch(images, CLASSES)
+    for image, result in zip(images, batch, strict=True):
+        single = nano.segment(image, CLASSES)
+        assert result.labels.shape == image.shape[:2]
+        assert (result.labels == single.labels).mean() > 0.999
+    assert nano.segment_batch([], CLASSES) == []
+
+
+def test_images_of_equal_size_share_a_forward() -> None:
+    segmenter, model = brightness(batch_size=2)
+    images = [np.zeros((16, 16, 3), np.uint8)] * 3 + [np.zeros((16, 32, 3), np.uint8)]
+    segmenter.segment_batch(images, ["bright", "dark"])
+    assert model.calls == [(2, 3, 16, 16), (1, 3, 16, 16), (1, 3, 16, 32)]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(90, 120, (64, 80)), (64, 64, (64, 64)), (1, 1, (64, 64)), (1, 2000, (16, 288)), (2000, 1, (288, 16))],
+)
+def test_inference_size_keeps_the_ratio_and_is_bounded(
+    nano: Segmenter, height: int, width: int, expected: tuple[int, int]
+) -> None:
+    # 64 * 120 / 90 = 85.3 -> 80; a 1x2000 strip is scaled to a long side of 64 * 2048 / 448 = 292.6 -> 288
+    assert nano.inference_size(height, width) == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (33, 17)])
+def test_tiny_and_thin_images_are_labelled(nano: Segmenter, shape: tuple[int, int]) -> None:
+    assert nano.segment(np.zeros((*shape, 3), np.uint8), CLASSES).labels.shape == shape
+
+
+def test_encode_and_decode_give_the_logits_of_the_model(nano: Segmenter, picture: np.ndarray) -> None:
+    features = nano.encode_image(picture)
+    expected = plain_logits(nano, picture, (64, 80), CLASSES)
+    torch.testing.assert_close(nano.decode(features, CLASSES), expected, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(nano.decode(features, nano.encode_text(CLASSES)), nano.decode(features, CLASSES))
+
+
+def test_bfloat16_agrees_with_float32(picture: np.ndarray, nano: Segmenter) -> None:
+    half = Segmenter(copy.deepcopy(nano.model), dtype="bfloat16", short_side=64)
+    agreement = (half.segment(picture, CLASSES).labels == nano.segment(picture, CLASSES).labels).mean()
+    assert agreement > 0.9
+
+
+def test_a_single_class_labels_everything(nano: Segmenter, picture: np.ndarray) -> None:
+    result = nano.segment(picture, ["road"])
+    assert result.fractions == (1.0,) and result.scores == pytest.approx((1.0,))
+
+
+def test_many_classes_need_wider_labels(nano: Segmenter, picture: np.ndarray) -> None:
+    names = [f"thing {i}" for i in range(300)]
+    result = nano.segment(picture, names)
+    assert result.labels.dtype == np.int16 and len(result.fractions) == 300
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"background": 0.0}, "between 0 and 1"),
+        ({"background": 1.5}, "between 0 and 1"),
+        ({"background": float("nan")}, "between 0 and 1"),
+        ({"window": 50}, "multiple of 16, for instance 48"),
+        ({"window": 0}, "multiple of 16"),
+        ({"window": 64, "stride": 5}, "stride is 5"),
+        ({"window": 64, "stride": 0}, "stride is 0"),
+        ({"window": 64, "stride": 80}, "stride is 80"),
+        ({"stride": 32}, "without window"),
+    ],
+)
+def test_bad_numbers_are_refused_with_the_mend(
+    nano: Segmenter, picture: np.ndarray, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(OVSDinoError, match=words):
+        nano.segment(picture, CLASSES, **options)
+
+
+def test_background_needs_two_classes(nano: Segmenter, picture: np.ndarray) -> None:
+    with pytest.raises(OVSDinoError, match="two classes"):
+        nano.segment(picture, ["road"], background=True)
+
+
+@pytest.mark.parametrize("device", ["tpu9", "cuda:99", "meta"])
+def test_unknown_devices_are_refused(device: str) -> None:
+    with pytest.raises(OVSDinoError, match="device"):
+        check_device(device)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "int8"}, {"short_side": 3}, {"batch_size": 0}])
+def test_bad_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(OVSDinoError):
+        brightness(**options)
+
+
+def test_unknown_model_is_refused_with_the_list() -> None:
+    with pytest.raises(OVSDinoError, match="nano"):
+        load("huge")
+
+
+def test_the_public_names_resolve() -> None:
+    for name in ovsdino.__all__:
+        assert getattr(ovsdino, name) is not None
+    assert set(ovsdino.__all__) <= set(dir(ovsdino))
+    with pytest.raises(AttributeError):
+        ovsdino.nothing  # noqa: B018
+    result = ovsdino.segment(np.zeros((8, 8, 3), np.uint8), "road, sky")
+    assert isinstance(result, ovsdino.Segmentation) and result.names == ("road", "sky")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "auto"])
+def test_cuda_agrees_with_the_cpu(nano: Segmenter, picture: np.ndarray, dtype: Any) -> None:
+    device = load("nano", "cuda", dtype=dtype, short_side=64)
+    agreement = (device.segment(picture, CLASSES).labels == nano.segment(picture, CLASSES).labels).mean()
+    assert agreement > (0.98 if dtype == "float32" else 0.9)

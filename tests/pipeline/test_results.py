@@ -1,0 +1,154 @@
+"""The result object: shares, masks, colours, and the forms other tools read, on a map worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovsdino.errors import OVSDinoError
+from ovsdino.overlay import class_colours
+from ovsdino.results import Segmentation
+
+#  road road sky sky
+#  road road sky bg      (sky is the second class, "moon" has no pixel, 3 is background)
+LABELS = np.array([[0, 0, 1, 1], [0, 0, 1, 3]], dtype=np.uint8)
+IMAGE = np.full((2, 4, 3), 100, np.uint8)
+
+
+def result(**changes: object) -> Segmentation:
+    options: dict[str, object] = {
+        "labels": LABELS,
+        "names": ("road", "sky", "moon"),
+        "scores": (0.9, 0.8, 0.0),
+        "background": True,
+        "image": IMAGE,
+    }
+    return Segmentation(**{**options, **changes})  # type: ignore[arg-type]
+
+
+def test_fractions_count_pixels_of_every_label() -> None:
+    assert result().fractions == (4 / 8, 3 / 8, 0.0, 1 / 8)
+    assert result().all_names == ("road", "sky", "moon", "background")
+
+
+def test_masks_partition_the_image() -> None:
+    masks = result().masks()
+    assert masks.shape == (3, 2, 4) and masks.dtype == bool
+    np.testing.assert_array_equal(masks[1], [[0, 0, 1, 1], [0, 0, 1, 0]])
+    np.testing.assert_array_equal(result().mask("sky"), masks[1])
+    np.testing.assert_array_equal(result().mask("background"), [[0, 0, 0, 0], [0, 0, 0, 1]])
+    for wrong in ("cat", 4, -1):
+        with pytest.raises(OVSDinoError, match="no class"):
+            result().mask(wrong)
+
+
+def test_json_form_has_every_class_and_the_background() -> None:
+    data = json.loads(json.dumps(result(stages_ms={"encode": 2.0, "decode": 1.5}).to_dict()))
+    assert (data["width"], data["height"], data["ms"]) == (4, 2, 3.5)
+    assert data["classes"] == [
+        {"name": "road", "fraction": 0.5, "score": 0.9},
+        {"name": "sky", "fraction": 0.375, "score": 0.8},
+        {"name": "moon", "fraction": 0.0, "score": 0.0},
+        {"name": "background", "fraction": 0.125, "score": None},
+    ]
+
+
+def test_rle_decodes_to_the_masks_and_skips_absent_classes() -> None:
+    coco = pytest.importorskip("pycocotools.mask")
+    entries = json.loads(json.dumps(result().to_rle()))
+    assert [(e["category_id"], e["name"], e["score"], e["area"]) for e in entries] == [
+        (0, "road", 0.9, 4),
+        (1, "sky", 0.8, 3),
+    ]
+    assert entries[1]["bbox"] == [2.0, 0.0, 2.0, 2.0]
+    for entry in entries:
+        np.testing.assert_array_equal(coco.decode(entry["segmentation"]), entry["category_id"] == LABELS)
+
+
+@pytest.mark.filterwarnings("ignore:OpenCV")
+def test_supervision_detections_hold_masks_boxes_and_names() -> None:
+    pytest.importorskip("supervision")
+    found = result().to_supervision()
+    assert found.class_id.tolist() == [0, 1]
+    assert found.data["class_name"].tolist() == ["road", "sky"]
+    assert found.xyxy.tolist() == [[0, 0, 2, 2], [2, 0, 4, 2]]
+    np.testing.assert_allclose(found.confidence, [0.9, 0.8])
+    np.testing.assert_array_equal(found.mask[1], LABELS == 1)
+    nothing = result(labels=np.full((2, 4), 3, np.uint8)).to_supervision()
+    assert len(nothing) == 0
+
+
+def test_label_png_keeps_the_indices_and_carries_the_palette(tmp_path: Path) -> None:
+    path = result().to_png(tmp_path / "labels.png")
+    with Image.open(path) as picture:
+        assert picture.mode == "P"
+        np.testing.assert_array_equal(np.asarray(picture), LABELS)
+        colours = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(colours[0, 0], (128, 64, 128))  # Cityscapes' road
+    np.testing.assert_array_equal(colours[1, 3], (0, 0, 0))
+
+
+def test_more_than_256_labels_are_written_as_16_bits(tmp_path: Path) -> None:
+    labels = np.array([[0, 299]], dtype=np.int16)
+    many = Segmentation(labels=labels, names=tuple(f"n{i}" for i in range(300)))
+    with Image.open(many.to_png(tmp_path / "labels.png")) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), labels)
+
+
+def test_overlay_mixes_the_colour_in_the_given_share() -> None:
+    plain = result().overlay(alpha=0.25, boundaries=False, legend=False)
+    assert plain.size == (4, 2)
+    # 0.75 * 100 + 0.25 * (128, 64, 128)
+    np.testing.assert_array_equal(np.asarray(plain)[0, 0], (107, 91, 107))
+    np.testing.assert_array_equal(np.asarray(plain)[1, 3], (75, 75, 75))
+
+
+def test_overlay_draws_borders_only_where_classes_meet() -> None:
+    without = np.asarray(result().overlay(boundaries=False, legend=False)).astype(int)
+    lined = np.asarray(result().overlay(legend=False)).astype(int)
+    changed = (without != lined).any(2)
+    np.testing.assert_array_equal(changed, [[0, 1, 0, 1], [0, 1, 1, 0]])
+
+
+def test_legend_adds_a_strip_below_and_leaves_the_picture() -> None:
+    wide = np.full((40, 400, 3), 100, np.uint8)
+    labels = np.zeros((40, 400), np.uint8)
+    big = Segmentation(labels=labels, names=("road",), image=wide)
+    with_legend = np.asarray(big.overlay())
+    assert with_legend.shape[1] == 400 and with_legend.shape[0] > 52
+    np.testing.assert_array_equal(with_legend[:40], np.asarray(big.overlay(legend=False)))
+
+
+def test_overlay_refuses_what_does_not_fit() -> None:
+    with pytest.raises(OVSDinoError, match="5x2"):
+        result().overlay(np.zeros((2, 5, 3), np.uint8))
+    with pytest.raises(OVSDinoError, match="does not hold its image"):
+        result(image=None).overlay()
+    with pytest.raises(OVSDinoError, match="alpha"):
+        result().overlay(alpha=1.5)
+
+
+def test_save_writes_both_pictures(tmp_path: Path) -> None:
+    written = result().save(tmp_path / "new" / "folder", "a")
+    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["a_labels.png", "a_overlay.png"]
+    assert set(written) == {"overlay", "labels"}
+
+
+@pytest.mark.parametrize("labels", [LABELS.astype(float), LABELS[0], np.array([[4]]), np.array([[-1]])])
+def test_labels_out_of_range_are_refused(labels: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="labels"):
+        result(labels=labels)
+
+
+def test_colours_are_stable_and_distinct() -> None:
+    names = [f"thing {i}" for i in range(24)]
+    colours = class_colours(names)
+    assert len({tuple(c) for c in colours.tolist()}) == 24
+    np.testing.assert_array_equal(class_colours(["zebra"])[0], class_colours(["road", "zebra"])[1])
+    np.testing.assert_array_equal(class_colours(["Automobile"]), class_colours(["car"]))
+    assert class_colours([]).shape == (0, 3)
+    assert class_colours([str(i) for i in range(500)]).shape == (500, 3)
