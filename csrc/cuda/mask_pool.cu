@@ -7,7 +7,7 @@ namespace ovsdino {
 namespace {
 
 template <typename T>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock) mask_pool_kernel(MaskPool op, int64_t slices) {
+__global__ void __launch_bounds__(32 * kWarpsPerBlock, 4) mask_pool_kernel(MaskPool op, int64_t slices) {
   const int64_t jobs = op.batch * op.mask_count * slices;
   const int64_t step = int64_t{gridDim.x} * kWarpsPerBlock;
   for (int64_t job = int64_t{blockIdx.x} * kWarpsPerBlock + (threadIdx.x >> 5); job < jobs; job += step) {

@@ -7,7 +7,7 @@ namespace ovsdino {
 namespace {
 
 template <typename T, typename Label>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock) upsample_argmax_kernel(UpsampleArgmax op, int64_t cells) {
+__global__ void __launch_bounds__(32 * kWarpsPerBlock, 3) upsample_argmax_kernel(UpsampleArgmax op, int64_t cells) {
   __shared__ Survivor lists[kWarpsPerBlock][kMaxSurvivors];
   const int32_t warp = static_cast<int32_t>(threadIdx.x >> 5);
   const int64_t step = int64_t{gridDim.x} * kWarpsPerBlock;

@@ -41,7 +41,7 @@ OP_BACKENDS: dict[str, dict[str, Needs]] = {
     "mask_pool": {"cuda": NATIVE_CUDA, "cpu": NATIVE_CPU, "reference": ANYWHERE},
     "upsample_argmax": {"cuda": NATIVE_CUDA, "cpu": NATIVE_CPU, "reference": ANYWHERE},
     "guided_upsample": {"reference": ANYWHERE},
-    # torch's own uint8 resize, which has AVX2 and NEON code: 3 to 5 times the float path's speed.
+    # torch's own uint8 resize: 2 times the float path's speed from 480x360 to 448x448, 20 times with antialias from HD.
     "preprocess": {"cpu": Needs(device="cpu"), "reference": ANYWHERE},
 }
 

@@ -94,10 +94,10 @@ int64_t half_faults() {
     faults += nan ? !std::isnan(value) : narrowed(value) != bits;
   }
   faults += widened(0x3c00) != 1.0f || widened(0x0001) != std::ldexp(1.0f, -24) || widened(0xfbff) != -65504.0f;
-  faults += narrowed(65519.0f) != 0x7bff || narrowed(65520.0f) != 0x7c00;                    // half way up is infinity
-  faults += narrowed(1.0f + std::ldexp(1.0f, -11)) != 0x3c00;                                // ties to even, down
-  faults += narrowed(1.0f + 3 * std::ldexp(1.0f, -11)) != 0x3c02;                            // and up
-  faults += narrowed(std::ldexp(1.0f, -25)) != 0 || narrowed(std::ldexp(3.0f, -25)) != 2;    // also below the normals
+  faults += narrowed(65519.0f) != 0x7bff || narrowed(65520.0f) != 0x7c00;                  // half way up is infinity
+  faults += narrowed(1.0f + std::ldexp(1.0f, -11)) != 0x3c00;                              // ties to even, down
+  faults += narrowed(1.0f + 3 * std::ldexp(1.0f, -11)) != 0x3c02;                          // and up
+  faults += narrowed(std::ldexp(1.0f, -25)) != 0 || narrowed(std::ldexp(3.0f, -25)) != 2;  // also below the normals
   return faults;
 }
 

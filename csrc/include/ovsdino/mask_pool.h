@@ -12,7 +12,8 @@ struct MaskPool {
   DType features_dtype;
   int64_t batch, tokens, channels;
   int64_t features_stride_b, features_stride_n;
-  const void* masks;  // (batch, masks, tokens): uint8 (set where not 0) or float32; kBits: 8 tokens a byte, low bit first
+  const void*
+      masks;  // (batch, masks, tokens): uint8 (set where not 0) or float32; kBits: 8 tokens a byte, low bit first
   DType masks_dtype;
   int64_t mask_count;
   int64_t masks_stride_b, masks_stride_m, masks_stride_n;
@@ -20,8 +21,8 @@ struct MaskPool {
   float* areas;  // (batch, mask_count) contiguous
 };
 
-// Returns false, with nothing but `areas` written, if more than max_density of all mask elements are set: a dense matrix
-// product is faster there.
+// Returns false, with nothing but `areas` written, if more than max_density of all mask elements are set: a dense
+// matrix product is faster there.
 bool mask_pool_cpu(const MaskPool& op, double max_density, int threads);
 
 // The transposed sum grad_features(n, c) = sum_m w(m, n) g(m, c): `means` is read as g, `features` is written, both

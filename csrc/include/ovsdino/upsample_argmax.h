@@ -1,4 +1,5 @@
-// label(y, x) = argmax_k bilinear(logits_k)(y, x), half-pixel centres, smallest index wins a tie, NaN wins over numbers.
+// label(y, x) = argmax_k bilinear(logits_k)(y, x), half-pixel centres, smallest index wins a tie, NaN wins over
+// numbers.
 #pragma once
 
 #include <cstdint>

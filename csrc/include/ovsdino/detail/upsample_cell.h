@@ -1,7 +1,8 @@
 // One cell of upsample_argmax: the output pixels between four neighbouring coarse pixels, the `corners`.
 //
-// Inside a cell every class is a convex combination of its corners. A class whose largest corner is below the largest of
-// all classes' smallest corners therefore loses everywhere in the cell; only the others, the survivors, are interpolated.
+// Inside a cell every class is a convex combination of its corners. A class whose largest corner is below the largest
+// of all classes' smallest corners therefore loses everywhere in the cell; only the others, the survivors, are
+// interpolated.
 #pragma once
 
 #include <cmath>
@@ -25,8 +26,8 @@ struct CellOffsets {
   int64_t top_left, top_right, bottom_left, bottom_right;
 };
 
-OVSDINO_HD CellOffsets cell_offsets(int32_t cell_y, int32_t cell_x, int32_t in_h, int32_t in_w, bool same_h, bool same_w,
-                                    int64_t stride_y, int64_t stride_x) {
+OVSDINO_HD CellOffsets cell_offsets(int32_t cell_y, int32_t cell_x, int32_t in_h, int32_t in_w, bool same_h,
+                                    bool same_w, int64_t stride_y, int64_t stride_x) {
   const int64_t top = cell_y * stride_y, left = cell_x * stride_x;
   const int64_t bottom = cell_y < in_h - 1 && !same_h ? top + stride_y : top;
   const int64_t right = cell_x < in_w - 1 && !same_w ? left + stride_x : left;
@@ -70,7 +71,8 @@ OVSDINO_HD void offer(Best* best, float value, int32_t label) {
   if (!settled && (value > best->value || value != value || best->label < 0)) *best = {value, label};
 }
 
-// Label and confidence of one pixel: `corners(i, &label)` gives the i-th of `count` candidates in order of their labels.
+// Label and confidence of one pixel: `corners(i, &label)` gives the i-th of `count` candidates in order of their
+// labels.
 template <typename Candidates>
 OVSDINO_HD Best best_of(const Candidates& corners, int32_t count, const Tap& y, const Tap& x) {
   Best best = {0.0f, -1};
