@@ -57,6 +57,7 @@ def test_json_form_has_every_class_and_the_background() -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 def test_rle_decodes_to_the_masks_and_skips_absent_classes() -> None:
     coco = pytest.importorskip("pycocotools.mask")
     entries = json.loads(json.dumps(result().to_rle()))
