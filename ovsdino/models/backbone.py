@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
+        self.vit: Any  # timm's forward_intermediates has no one return type
         self.head: nn.Linear | None = None
         if config.timm_name == "nano_vit":
             self.vit = nano_vit(config)

@@ -8,6 +8,7 @@ The encoder is timm's (`samvit_*`, the same network as segment-anything's `Image
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -42,7 +43,9 @@ class SAMEncoder(nn.Module):
             raise OVSDinoError(f"unknown SAM variant {variant!r}; available: {', '.join(VARIANTS)}")
         self.img_size = img_size
         self.timm_name = VARIANTS[variant]
-        self.encoder = timm.create_model(self.timm_name, pretrained=False, num_classes=0, img_size=img_size)
+        self.encoder: Any = timm.create_model(self.timm_name, pretrained=False, num_classes=0, img_size=img_size)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD)[:, None, None], persistent=False)
         freeze(self)
