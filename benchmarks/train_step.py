@@ -33,7 +33,9 @@ def main() -> int:
         steps, begin, results = trainers[0].config.optim.steps, 0.0, []
         full_total = plain_total = 0.0
         for stage in trainers[0].config.stages:
-            batch = trainers[0].source.batch(int(begin * steps), steps)
+            batch = trainers[0].source.batch(
+                int(begin * steps) + 1, steps
+            )  # one past the border, whatever its rounding
             timed = [lambda t=t, b=batch: t.train_step(*b) for t in trainers]
             full, plain = (ms / 1e3 for ms in interleaved(timed, "cpu", rounds=args.rounds))
             share = stage.until - begin
