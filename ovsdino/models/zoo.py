@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -171,8 +170,3 @@ def create_model(
             log.warning("%s: no decoder weights given; this is the text-aligned-DINO baseline", name)
     freeze(model)
     return model.to(device)
-
-
-def describe(model: OVSDINO) -> dict[str, Any]:
-    """Name and shape of a built model, for result files."""
-    return {"name": model.config.name, "decoder": model.has_decoder, "trained": model.decoder_trained}

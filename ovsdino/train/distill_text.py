@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
+from ovsdino.imageio import atomic_write
 from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import NANO
 
@@ -123,11 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         cosine = (fitted * targets).sum(-1)
         print(f"cosine to the teacher: words {cosine[:frequent].mean():.3f}, phrases {cosine[frequent:].mean():.3f}")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_suffix(".tmp")
-    save_file({k: v.half() for k, v in tower.state_dict().items()}, temporary)
-    temporary.rename(args.output)
-    args.output.with_suffix(".words.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    with atomic_write(args.output) as file:
+        file.write(save({k: v.half() for k, v in tower.state_dict().items()}))
+    with atomic_write(args.output.with_suffix(".words.txt")) as file:
+        file.write(("\n".join(words) + "\n").encode())
     return 0
 
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ovsdino import hub
+from ovsdino.imageio import atomic_write
 from ovsdino.models.backbone import num_parameters
 from ovsdino.models.zoo import build_model
-from ovsdino.train.trainer import write_atomic
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     entries = {**hub.manifest(), args.name: entry}
     text = json.dumps({name: vars(e) for name, e in sorted(entries.items())}, indent=2) + "\n"
-    write_atomic(hub.WEIGHTS / file, lambda path: path.write_bytes(data))
-    write_atomic(hub.MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+    for path, content in ((hub.WEIGHTS / file, data), (hub.MANIFEST, text.encode())):
+        with atomic_write(path) as target:
+            target.write(content)
     print(f"{file}: {len(data) / 1e6:.2f} MB, {entry.parameters / 1e6:.2f} M parameters")
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,12 +13,13 @@ from typing import Any
 import timm.layers
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ovsdino import hub
 from ovsdino.data.segmentation import IGNORE_INDEX, SegmentationDataset, open_dataset
 from ovsdino.errors import OVSDinoError
+from ovsdino.imageio import atomic_write
 from ovsdino.models.backbone import freeze
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.text import HashedTextTower
@@ -113,19 +113,6 @@ def split_decay(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         if parameter.requires_grad:
             (decay if parameter.ndim > 1 and "pos_embed" not in name else plain).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes to a temporary name, flushes to disk, renames: `path` is whole or untouched."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Trainer:
@@ -261,7 +248,8 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "config": asdict(self.config),
         }
-        write_atomic(self.output / "checkpoint.pt", lambda path: torch.save(state, path))
+        with atomic_write(self.output / "checkpoint.pt") as file:
+            torch.save(state, file)
 
     def resume(self) -> bool:
         """Takes up `output/checkpoint.pt` when there is one; True when it did."""
@@ -281,7 +269,8 @@ class Trainer:
         weights = self.model.state_dict()
         weights.update(self.ema)
         half = {k: v.detach().half().contiguous() for k, v in weights.items()}
-        write_atomic(self.output / name, lambda path: save_file(half, path))
+        with atomic_write(self.output / name) as file:
+            file.write(save(half))
 
     def record(self, kind: str, **values: Any) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
