@@ -18,6 +18,7 @@ namespace ovsdino::bind {
 
 // One function an op, in csrc/bind_<op>.cpp; bindings.cpp calls them all.
 void bind_mask_pool(pybind11::module_& m);
+void bind_preprocess(pybind11::module_& m);
 void bind_upsample_argmax(pybind11::module_& m);
 
 inline DType dtype_of(const std::string& name) {

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovsdino.ops.dispatch import resolve
+from ovsdino.ops.dispatch import native, resolve
 from ovsdino.ops.schema import LIBRARY, qualified
 
 
@@ -22,8 +22,8 @@ def preprocess(
 ) -> Tensor:
     """out_c = (resize(image)_c / 255 - mean_c) / std_c, bilinear with half-pixel centres (align_corners=False).
 
-    On the CPU the resize runs on uint8 and rounds to whole levels, as torchvision's does; on other devices it runs in
-    float32 and does not round. Not differentiable.
+    On the CPU the resize runs on uint8 and rounds to whole levels, as torchvision's does; on CUDA one kernel does
+    all in float32 and does not round the resized levels. Not differentiable.
 
     Args:
         image: (H, W, 3) or (B, H, W, 3) uint8 RGB, or NV12, (H * 3 // 2, W) uint8 with even H and W: H rows of luma,
@@ -78,17 +78,56 @@ def preprocess_uint8(
     return _normalise(resized.contiguous().to(compute), mean, std, compute).to(dtype)
 
 
+def preprocess_cuda(
+    image: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float], antialias: bool, dtype: torch.dtype
+) -> Tensor:
+    """The same by one CUDA kernel, NV12 included: no image between. Arguments as `preprocess`."""
+    assert native is not None  # resolve() gave a native backend
+    if image.dim() == 2 and image.stride(1) != 1:
+        image = image.contiguous()
+    out = image.new_empty((image.shape[0] if image.dim() == 4 else 1, 3, *size), dtype=dtype)
+    with torch.cuda.device(image.device):
+        arguments = native_arguments(image, out, mean, std, antialias)
+        native.preprocess_cuda(*arguments, torch.cuda.current_stream().cuda_stream)
+    return out
+
+
+def native_arguments(
+    image: Tensor, out: Tensor, mean: Sequence[float], std: Sequence[float], antialias: bool
+) -> tuple[object, ...]:
+    """What ``ovsdino._C.preprocess_*`` takes; the caller keeps the tensors alive, NV12 rows have neighbouring bytes."""
+    planar = image.dim() == 2
+    batched = image if image.dim() == 4 else image.unsqueeze(0)
+    height = batched.shape[1] * 2 // 3 if planar else batched.shape[1]
+    return (
+        image.data_ptr(),
+        "nv12" if planar else "rgb",
+        (batched.shape[0], height, batched.shape[2]),
+        (*batched.stride(), 0)[:4],
+        tuple(out.shape[2:]),
+        out.data_ptr(),
+        str(out.dtype)[6:],
+        *_gain_and_shift(mean, std),
+        antialias,
+    )
+
+
+def _gain_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
+    return [1.0 / (255.0 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+
+
 def _planar(image: Tensor) -> Tensor:
+    """(B, 3, H, W) with channels innermost in memory: from planar images torch 2.11 makes wrong antialiased columns (a
+    result one pixel wide), or stops in an assertion (uint8, one pixel)."""
     if image.dim() == 2:
         image = nv12_to_rgb(image)
     if image.dim() == 3:
         image = image.unsqueeze(0)
-    return image.permute(0, 3, 1, 2)
+    return image.contiguous().permute(0, 3, 1, 2)
 
 
 def _normalise(image: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    gain = torch.tensor([1.0 / (255.0 * s) for s in std], dtype=dtype, device=image.device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=image.device)
+    gain, shift = (torch.tensor(x, dtype=dtype, device=image.device) for x in _gain_and_shift(mean, std))
     return torch.addcmul(shift.view(1, 3, 1, 1), image, gain.view(1, 3, 1, 1))
 
 
@@ -119,7 +158,8 @@ def _forward(
     batch = image.shape[0] if image.dim() == 4 else 1
     if batch == 0:
         return image.new_empty((0, 3, *size), dtype=dtype)
-    run = preprocess_uint8 if resolve("preprocess", image.device.type) == "cpu" else preprocess_reference
+    backend = resolve("preprocess", image.device.type, dtype)
+    run = {"cpu": preprocess_uint8, "cuda": preprocess_cuda}.get(backend, preprocess_reference)
     return run(image, size, mean, std, antialias, dtype)
 
 
