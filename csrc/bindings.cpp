@@ -32,6 +32,7 @@ PYBIND11_MODULE(_C, m) {
       },
       pybind11::arg("name"),
       "Use the CPU kernels of one instruction set: baseline, avx2, avx512 or best (the default).");
+  ovsdino::bind::bind_guided_upsample(m);
   ovsdino::bind::bind_mask_pool(m);
   ovsdino::bind::bind_preprocess(m);
   ovsdino::bind::bind_upsample_argmax(m);

@@ -17,6 +17,7 @@
 namespace ovsdino::bind {
 
 // One function an op, in csrc/bind_<op>.cpp; bindings.cpp calls them all.
+void bind_guided_upsample(pybind11::module_& m);
 void bind_mask_pool(pybind11::module_& m);
 void bind_preprocess(pybind11::module_& m);
 void bind_upsample_argmax(pybind11::module_& m);

@@ -140,8 +140,9 @@ OVSDINO_INLINE void pack(int32_t* out, Ints v, uint32_t bits) {
 }
 
 // e^x for x <= 0, within 1 unit in the last place; below -87 it is e^-87 = 1.6e-38, which no sum with a 1 in it sees.
+// NaN gives NaN: x86's maximum takes its second operand then.
 OVSDINO_INLINE Floats exp_nonpositive(Floats x) {
-  x = larger(x, splat(-87.0f));
+  x = larger(splat(-87.0f), x);
   const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
   const Floats shifted = x * 1.44269504f + magic;
   const Floats n = shifted - magic;

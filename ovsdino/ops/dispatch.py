@@ -40,7 +40,7 @@ OP_BACKENDS: dict[str, dict[str, Needs]] = {
     "structure_attention": {"sdpa": ANYWHERE, "reference": ANYWHERE},
     "mask_pool": {"cuda": NATIVE_CUDA, "cpu": NATIVE_CPU, "reference": ANYWHERE},
     "upsample_argmax": {"cuda": NATIVE_CUDA, "cpu": NATIVE_CPU, "reference": ANYWHERE},
-    "guided_upsample": {"reference": ANYWHERE},
+    "guided_upsample": {"cpu": NATIVE_CPU, "reference": ANYWHERE},
     # torch's own uint8 resize: 2 times the float path's speed from 480x360 to 448x448, 20 times with antialias from HD.
     "preprocess": {"cuda": NATIVE_CUDA, "cpu": Needs(device="cpu"), "reference": ANYWHERE},
 }

@@ -8,19 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovsdino.ops.dispatch import resolve
+from ovsdino.ops.dispatch import native, resolve
 from ovsdino.ops.schema import LIBRARY, qualified
 
-RADIUS = 2  # 5x5 neighbours
+RADIUS = 2
+NEAR = (2 * RADIUS + 1) ** 2  # neighbours
 
 
 def guided_upsample(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor | float) -> Tensor:
     """out_i = sum_j weights_ij logits_j, weights_ij = softmax_j(-beta |G_hi,i - G_lo,j|^2 - |pos_i - pos_j|^2).
 
     j runs over the 5x5 coarse cells around the one that fine pixel i lies in, those outside the grid left out;
-    positions are cell centres in coarse-cell units. Runs as plain PyTorch, so autograd, autocast, `torch.compile` and
-    exporters see ordinary ops. ``torch.ops.ovsdino.guided_upsample`` is the same as one opaque op that keeps nothing
-    but its inputs for backward.
+    positions are cell centres in coarse-cell units. Exporters and tracers are given the reference's plain ops.
+
+    A NaN logit reaches the fine pixels within two cells of it, and only its class; a NaN guide all their classes. A
+    class that is -inf everywhere stays -inf, but where a neighbour's weight is 0 (in the kernels: its score 87 or more
+    below the best) 0 * inf is NaN.
 
     Args:
         logits: (B, K, h, w), floating.
@@ -29,14 +32,18 @@ def guided_upsample(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Te
         beta: sharpness >= 0, a float or a 0-d tensor.
 
     Returns:
-        (B, K, s*h, s*w) in the dtype of `logits`; differentiable in all inputs.
+        (B, K, s*h, s*w) in the dtype of `logits`; differentiable in all inputs (twice by the reference only).
 
     Raises:
         ValueError: a shape does not fit; the message names it.
     """
     _check(logits, guide_lo, guide_hi, beta)
-    resolve("guided_upsample", logits.device.type)
-    return guided_upsample_reference(logits, guide_lo, guide_hi, beta)
+    plain = _backend(logits, guide_lo, guide_hi) == "reference"
+    if plain or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return guided_upsample_reference(logits, guide_lo, guide_hi, beta)
+    if not isinstance(beta, Tensor):
+        beta = torch.full((), beta, dtype=torch.float32, device=logits.device)
+    return torch.ops.ovsdino.guided_upsample(logits, guide_lo, guide_hi, beta)
 
 
 def neighbour_bias(h: int, w: int, scale: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -56,41 +63,82 @@ def neighbour_bias(h: int, w: int, scale: int, device: torch.device, dtype: torc
     return (-distance)[None].masked_fill(outside, float("-inf"))
 
 
-def guided_upsample_reference(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor | float) -> Tensor:
-    """weights_ij = softmax_j(-beta |G_hi,i - G_lo,j|^2 - |pos_i - pos_j|^2), out_i = sum_j weights_ij logits_j.
+def neighbours(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B*h*w, C, 25): the neighbourhood of each cell, zeros outside the grid."""
+    batch, channels, h, w = x.shape
+    patches = F.unfold(x, 2 * RADIUS + 1, padding=RADIUS).view(batch, channels, NEAR, h * w)
+    return patches.permute(0, 3, 1, 2).reshape(batch * h * w, channels, NEAR)
 
-    |G_hi,i|^2 is the same for every j and cancels in the softmax, so a cell costs two small matrix products:
-    (s*s, C) x (C, 25) for the weights and (s*s, 25) x (25, K) for the combination.
 
-    Args:
-        logits: (B, K, h, w) coarse logits.
-        guide_lo: (B, C, h, w) guide at the coarse grid.
-        guide_hi: (B, C, s*h, s*w) guide at the fine grid; s is read off the shapes.
-        beta: non-negative sharpness, a float or a 0-d tensor.
+def neighbours_adjoint(x: Tensor, batch: int, h: int, w: int) -> Tensor:
+    """(B*h*w, C, 25) -> (B, C, h, w): each cell's sum of its own values in the neighbourhoods that hold it."""
+    patches = x.view(batch, h * w, x.shape[1], NEAR).permute(0, 2, 3, 1).reshape(batch, -1, h * w)
+    return F.fold(patches, (h, w), 2 * RADIUS + 1, padding=RADIUS)
 
-    Returns:
-        (B, K, s*h, s*w) in the dtype of `logits`.
+
+def to_blocks(x: Tensor, scale: int) -> Tensor:
+    """(B, C, s*h, s*w) -> (B*h*w, s*s, C): the fine pixels of each cell."""
+    batch, channels, height, width = x.shape
+    h, w = height // scale, width // scale
+    blocks = x.reshape(batch, channels, h, scale, w, scale).permute(0, 2, 4, 3, 5, 1)
+    return blocks.reshape(batch * h * w, scale * scale, channels)
+
+
+def from_blocks(x: Tensor, batch: int, h: int, w: int, scale: int) -> Tensor:
+    """The inverse of `to_blocks`."""
+    channels = x.shape[2]
+    fine = x.view(batch, h, w, scale, scale, channels).permute(0, 5, 1, 3, 2, 4)
+    return fine.reshape(batch, channels, h * scale, w * scale)
+
+
+def _weights(blocks: Tensor, low: Tensor, beta: Tensor | float, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and similarities (B*h*w, s*s, 25) of blocks (B*h*w, s*s, C) and neighbours (B*h*w, C, 25).
+
+    |G_hi,i|^2 is the same for every j and cancels in the softmax, so the similarity is 2 G_hi.G_lo - |G_lo|^2.
     """
-    batch, classes, h, w = logits.shape
-    channels = guide_lo.shape[1]
-    scale = guide_hi.shape[2] // h
-    cells, fine, near = h * w, scale * scale, (2 * RADIUS + 1) ** 2
-    compute = torch.promote_types(logits.dtype, torch.float32)
-
-    def neighbours(x: Tensor) -> Tensor:  # (B, C, h, w) -> (B*h*w, C, 25)
-        patches = F.unfold(x, 2 * RADIUS + 1, padding=RADIUS).view(batch, x.shape[1], near, cells)
-        return patches.permute(0, 3, 1, 2).reshape(batch * cells, x.shape[1], near)
-
-    blocks = guide_hi.reshape(batch, channels, h, scale, w, scale).permute(0, 2, 4, 3, 5, 1)
-    blocks = blocks.reshape(batch * cells, fine, channels)
-    low = neighbours(guide_lo)
+    compute = bias.dtype
     similarity = 2.0 * torch.bmm(blocks, low).to(compute) - low.to(compute).square().sum(1, keepdim=True)
+    score = (beta * similarity).view(-1, *bias.shape) + bias
+    return score.softmax(-1).view_as(similarity), similarity
+
+
+def guided_upsample_reference(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor | float) -> Tensor:
+    """`guided_upsample` in plain PyTorch, differentiable by itself: the oracle.
+
+    A cell costs two small matrix products: (s*s, C) x (C, 25) for the weights and (s*s, 25) x (25, K) for the
+    combination. Arguments as `guided_upsample`.
+    """
+    batch, _, h, w = logits.shape
+    scale = guide_hi.shape[2] // h
+    bias = neighbour_bias(h, w, scale, logits.device, torch.promote_types(logits.dtype, torch.float32))
+    weights, _ = _weights(to_blocks(guide_hi, scale), neighbours(guide_lo), beta, bias)
+    out = torch.bmm(weights.to(logits.dtype), neighbours(logits).transpose(1, 2))  # (B*cells, fine, K)
+    return from_blocks(out, batch, h, w, scale)
+
+
+def guided_upsample_backward_reference(
+    grad: Tensor, logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of all inputs, of `grad` (B, K, s*h, s*w), in plain PyTorch.
+
+    With dw_ij = grad_i . logits_j and ds_ij = w_ij (dw_ij - sum_j w_ij dw_ij): dlogits_j = sum_i w_ij grad_i,
+    dG_hi,i = 2 beta sum_j ds_ij G_lo,j, dG_lo,j = 2 beta sum_i ds_ij (G_hi,i - G_lo,j), dbeta = sum_ij ds_ij sim_ij.
+    """
+    batch, _, h, w = logits.shape
+    scale = guide_hi.shape[2] // h
+    compute = torch.promote_types(logits.dtype, torch.float32)
     bias = neighbour_bias(h, w, scale, logits.device, compute)
-    score = (beta * similarity).view(batch, cells, fine, near) + bias
-    weights = score.softmax(-1).view(batch * cells, fine, near).to(logits.dtype)
-    out = torch.bmm(weights, neighbours(logits).transpose(1, 2))  # (B*cells, fine, K)
-    out = out.view(batch, h, w, scale, scale, classes).permute(0, 5, 1, 3, 2, 4)
-    return out.reshape(batch, classes, h * scale, w * scale)
+    blocks, low = to_blocks(guide_hi, scale).to(compute), neighbours(guide_lo).to(compute)
+    outer = to_blocks(grad, scale).to(compute)
+    weights, similarity = _weights(blocks, low, beta, bias)
+    slope = torch.bmm(outer, neighbours(logits).to(compute))
+    dscore = weights * (slope - (weights * slope).sum(-1, keepdim=True))
+    dlogits = neighbours_adjoint(torch.bmm(outer.transpose(1, 2), weights), batch, h, w)
+    dhigh = from_blocks(2.0 * beta * torch.bmm(dscore, low.transpose(1, 2)), batch, h, w, scale)
+    moment = torch.bmm(blocks.transpose(1, 2), dscore) - low * dscore.sum(1, keepdim=True)
+    dlow = neighbours_adjoint(2.0 * beta * moment, batch, h, w)
+    dbeta = (dscore * similarity).sum()
+    return dlogits.to(logits.dtype), dlow.to(guide_lo.dtype), dhigh.to(guide_hi.dtype), dbeta.to(beta.dtype)
 
 
 def _check(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor | float) -> None:
@@ -113,8 +161,41 @@ def _check(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor | fl
         raise ValueError(f"beta must be a float or a 0-d tensor, got {tuple(beta.shape)}")
 
 
+def _backend(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor) -> str:
+    """The backend for these inputs; a kernel needs every dtype to be one of its own."""
+    dtype = torch.promote_types(torch.promote_types(guide_lo.dtype, guide_hi.dtype), torch.float32)
+    return resolve("guided_upsample", logits.device.type, dtype if dtype == torch.float64 else logits.dtype)
+
+
+def _described(x: Tensor) -> tuple[int, str, tuple[int, ...]]:
+    """A tensor as `ovsdino._C.guided_upsample_*` takes it; the caller keeps it alive."""
+    return x.data_ptr(), str(x.dtype)[6:], x.stride()
+
+
+def _prepared(
+    logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs as the kernels read them: guides of one dtype, beta a float32 beside them."""
+    guide = torch.promote_types(guide_lo.dtype, guide_hi.dtype)
+    return logits, guide_lo.to(guide), guide_hi.to(guide), beta.to(logits.device, torch.float32)
+
+
+def _arguments(inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[object, ...]:
+    logits, guide_lo, guide_hi, beta = inputs
+    batch, classes, h, w = logits.shape
+    sizes = (batch, classes, guide_lo.shape[1], h, w, guide_hi.shape[2] // h)
+    return _described(logits), _described(guide_lo), _described(guide_hi), sizes, beta.data_ptr()
+
+
 def _forward(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor) -> Tensor:
-    return guided_upsample(logits, guide_lo, guide_hi, beta).contiguous()
+    _check(logits, guide_lo, guide_hi, beta)
+    backend = _backend(logits, guide_lo, guide_hi)
+    if backend == "reference" or native is None:
+        return guided_upsample_reference(logits, guide_lo, guide_hi, beta).contiguous()
+    inputs = _prepared(logits, guide_lo, guide_hi, beta)
+    out = _fake(*inputs)
+    native.guided_upsample_cpu(*_arguments(inputs), out.data_ptr(), torch.get_num_threads())
+    return out
 
 
 def _fake(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor) -> Tensor:
@@ -122,22 +203,40 @@ def _fake(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor) -> T
     return logits.new_empty((*logits.shape[:2], *guide_hi.shape[2:]))
 
 
+def _backward(
+    grad: Tensor, logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if _backend(logits, guide_lo, guide_hi) == "reference" or native is None:
+        found = guided_upsample_backward_reference(grad, logits, guide_lo, guide_hi, beta)
+        return found[0].contiguous(), found[1].contiguous(), found[2].contiguous(), found[3]
+    inputs = _prepared(logits, guide_lo, guide_hi, beta)
+    grads = _backward_fake(grad, *inputs)
+    outer = grad.to(logits.dtype)
+    pointers = [x.data_ptr() for x in grads]
+    native.guided_upsample_backward_cpu(*_arguments(inputs), _described(outer), pointers, torch.get_num_threads())
+    given = (logits, guide_lo, guide_hi, beta)
+    dlogits, dlow, dhigh, dbeta = (x.to(like.device, like.dtype) for x, like in zip(grads, given, strict=True))
+    return dlogits, dlow, dhigh, dbeta
+
+
+def _backward_fake(
+    grad: Tensor, logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dlogits, dlow, dhigh, dbeta = (x.new_empty(x.shape) for x in (logits, guide_lo, guide_hi, beta))
+    return dlogits, dlow, dhigh, dbeta
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Recomputes the forward: keeping the weights would cost 25 values a fine pixel."""
-    with torch.enable_grad():
-        inputs = [
-            x.detach().requires_grad_(needed) for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
-        ]
-        out = guided_upsample(*inputs)
-    wanted = [x for x in inputs if x.requires_grad]
-    found = iter(torch.autograd.grad(out, wanted, grad))
-    return tuple(next(found) if x.requires_grad else None for x in inputs)
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    """Recomputes the weights: keeping them would cost 25 values a fine pixel."""
+    return torch.ops.ovsdino.guided_upsample_backward(grad, *ctx.saved_tensors)
 
 
 LIBRARY.impl("guided_upsample", _forward, "CompositeExplicitAutograd")
 torch.library.register_fake(qualified("guided_upsample"), _fake, lib=LIBRARY)
-torch.library.register_autograd(qualified("guided_upsample"), _backward, setup_context=_setup_context, lib=LIBRARY)
+torch.library.register_autograd(qualified("guided_upsample"), _gradients, setup_context=_setup_context, lib=LIBRARY)
+LIBRARY.impl("guided_upsample_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake(qualified("guided_upsample_backward"), _backward_fake, lib=LIBRARY)

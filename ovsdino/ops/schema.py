@@ -13,6 +13,10 @@ SCHEMAS: dict[str, str] = {
     "upsample_argmax": "(Tensor logits, SymInt[2] size, float? threshold) -> Tensor",
     "upsample_argmax_confidence": "(Tensor logits, SymInt[2] size, float? threshold) -> (Tensor, Tensor)",
     "guided_upsample": "(Tensor logits, Tensor guide_lo, Tensor guide_hi, Tensor beta) -> Tensor",
+    "guided_upsample_backward": (
+        "(Tensor grad, Tensor logits, Tensor guide_lo, Tensor guide_hi, Tensor beta) -> "
+        "(Tensor, Tensor, Tensor, Tensor)"
+    ),
     "preprocess": (
         "(Tensor image, SymInt[2] size, float[] mean, float[] std, bool antialias, ScalarType dtype) -> Tensor"
     ),

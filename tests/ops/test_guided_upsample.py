@@ -1,4 +1,4 @@
-"""guided_upsample against loops over fine pixels and neighbours in numpy."""
+"""guided_upsample against loops over fine pixels and neighbours in numpy: every backend and instruction set."""
 
 from __future__ import annotations
 
@@ -7,11 +7,46 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from ovsdino.ops import guided_upsample
-from ovsdino.ops.guided_upsample import guided_upsample_reference
-from tests.ops.harness import DEVICES, DTYPES, assert_twice_as_good
+from ovsdino.ops import guided_upsample, use_backend
+from ovsdino.ops.guided_upsample import guided_upsample_backward_reference, guided_upsample_reference
+from tests.ops.harness import DEVICES, DTYPES, assert_twice_as_good, instruction_set, instruction_sets, needs_native
+
+KERNELS = ["reference", *instruction_sets()]
+
+# batch, classes, channels, h, w, scale: ragged vectors, single rows, columns and pixels, odd and large scales, several
+# tiles of columns
+SHAPES = [
+    (2, 3, 4, 3, 7, 4),
+    (1, 2, 1, 6, 1, 2),
+    (1, 4, 5, 5, 6, 1),
+    (1, 1, 2, 2, 2, 3),
+    (1, 9, 3, 1, 1, 19),
+    (2, 5, 3, 9, 21, 5),
+    (1, 400, 2, 6, 35, 2),
+]
+
+
+def run(kernel: str, *inputs: Tensor | float) -> Tensor:
+    """guided_upsample by the reference, or by the CPU kernels of an instruction set."""
+    if kernel == "reference":
+        with use_backend("reference"):
+            return guided_upsample(*inputs)
+    with instruction_set(kernel), use_backend("cpu"):
+        return guided_upsample(*inputs)
+
+
+def gradients(kernel: str, outer: Tensor, *inputs: Tensor) -> list[Tensor]:
+    """What `run` gives the four inputs for a gradient of its result."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = run(kernel, *leaves)
+    if kernel == "reference":
+        return list(torch.autograd.grad(out, leaves, outer))
+    with instruction_set(kernel), use_backend("cpu"):
+        return list(torch.autograd.grad(out, leaves, outer))
 
 
 def draw(batch, classes, channels, h, w, scale, dtype=torch.float64):
@@ -56,15 +91,23 @@ def test_one_cell_is_copied() -> None:
     torch.testing.assert_close(out, logits.expand(-1, -1, 4, 4))
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4, 3, 7, 4), (1, 2, 1, 6, 1, 2), (1, 4, 5, 5, 6, 1), (1, 1, 2, 2, 2, 3)])
+@pytest.mark.parametrize("shape", SHAPES[:-1])
 @pytest.mark.parametrize("beta", [0.0, 1.7])
-def test_matches_loops(beta: float, shape: tuple[int, ...]) -> None:
+def test_matches_loops_in_float64(beta: float, shape: tuple[int, ...]) -> None:
     inputs = draw(*shape)
     expected = by_loops(*inputs, beta)
     np.testing.assert_allclose(guided_upsample(*inputs, beta).numpy(), expected, atol=1e-12)
     np.testing.assert_allclose(
         guided_upsample(*inputs, torch.tensor(beta, dtype=torch.float64)).numpy(), expected, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("beta", [0.0, 1.7])
+def test_kernels_match_loops(beta: float, shape: tuple[int, ...], kernel: str) -> None:
+    inputs = draw(*shape, dtype=torch.float32)
+    np.testing.assert_allclose(run(kernel, *inputs, beta).numpy(), by_loops(*inputs, beta), atol=2e-6)
 
 
 def test_sharp_guide_keeps_each_side_of_an_edge() -> None:
@@ -78,7 +121,10 @@ def test_sharp_guide_keeps_each_side_of_an_edge() -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_error_is_at_most_twice_the_naive_one(device: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kernel", ["auto", *instruction_sets()])
+def test_error_is_at_most_twice_the_naive_one(kernel: str, dtype: torch.dtype, device: str) -> None:
+    if kernel != "auto" and device != "cpu":
+        pytest.skip("an instruction set is the CPU's")
     logits, low, high = (x.to(device, dtype) for x in draw(1, 5, 8, 9, 11, 4))
     exact = torch.from_numpy(by_loops(logits.cpu(), low.cpu(), high.cpu(), 1.5))
 
@@ -99,7 +145,8 @@ def test_error_is_at_most_twice_the_naive_one(device: str, dtype: torch.dtype) -
         weights = torch.stack(scores).softmax(0)
         return (weights * torch.stack(values)).sum(0)
 
-    assert_twice_as_good(guided_upsample(logits, low, high, 1.5).cpu(), naive().cpu(), exact)
+    got = guided_upsample(logits, low, high, 1.5) if kernel == "auto" else run(kernel, logits, low, high, 1.5)
+    assert_twice_as_good(got.cpu(), naive().cpu(), exact)
 
 
 @pytest.mark.parametrize("registered", [False, True])
@@ -110,28 +157,188 @@ def test_gradients(registered: bool) -> None:
     assert torch.autograd.gradcheck(op, (*inputs, beta))
 
 
-def test_strided_inputs() -> None:
+@pytest.mark.parametrize("shape", SHAPES)
+def test_closed_form_of_the_gradients(shape: tuple[int, ...]) -> None:
+    inputs = [*draw(*shape), torch.tensor(0.8, dtype=torch.float64)]
+    outer = torch.randn(shape[0], shape[1], shape[3] * shape[5], shape[4] * shape[5], dtype=torch.float64)
+    expected = gradients("reference", outer, *inputs)
+    torch.testing.assert_close(list(guided_upsample_backward_reference(outer, *inputs)), expected)
+
+
+@pytest.mark.parametrize("kernel", instruction_sets())
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_of_the_kernels(shape: tuple[int, ...], kernel: str) -> None:
+    exact_inputs = [*draw(*shape), torch.tensor(0.8, dtype=torch.float64)]
+    outer = torch.randn(shape[0], shape[1], shape[3] * shape[5], shape[4] * shape[5], dtype=torch.float64)
+    exact = gradients("reference", outer, *exact_inputs)
+    got = gradients(kernel, outer.float(), *(x.float() for x in exact_inputs))
+    for a, b in zip(got, exact, strict=True):
+        assert a.dtype == torch.float32 and a.shape == b.shape
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=5e-6 * max(b.abs().max().item(), 1.0))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_error_of_the_gradients_is_at_most_twice_the_naive_one(dtype: torch.dtype, device: str) -> None:
+    inputs = [x.to(device, dtype) for x in (*draw(2, 5, 8, 9, 11, 4), torch.tensor(1.5))]
+    outer = torch.randn(2, 5, 36, 44, device=device).to(dtype)
+    leaves = [x.requires_grad_() for x in inputs]
+    got = torch.autograd.grad(guided_upsample(*leaves), leaves, outer)
+    with use_backend("reference"):
+        naive = torch.autograd.grad(guided_upsample(*leaves), leaves, outer)
+        wide = [x.detach().double().requires_grad_() for x in leaves]
+        exact = torch.autograd.grad(guided_upsample(*wide), wide, outer.double())
+    for a, b, c in zip(got, naive, exact, strict=True):
+        assert_twice_as_good(a, b, c)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_strided_inputs(kernel: str) -> None:
     inputs = draw(2, 3, 4, 3, 5, 2, torch.float32)
-    strided = [x.to(memory_format=torch.channels_last) for x in inputs]
-    torch.testing.assert_close(guided_upsample(*strided, 1.0), guided_upsample(*inputs, 1.0))
-    torch.testing.assert_close(
-        guided_upsample(*(x[:, :, :, ::2] for x in draw(1, 2, 2, 3, 6, 2)), 1.0).shape, torch.Size([1, 2, 6, 6])
-    )
+    outer = torch.randn(2, 3, 6, 10)
+    beta = torch.tensor(1.0)
+    expected, expected_gradients = run(kernel, *inputs, beta), gradients(kernel, outer, *inputs, beta)
+    assert expected.is_contiguous()
+    last = [x.to(memory_format=torch.channels_last) for x in inputs]
+    cropped = [torch.nn.functional.pad(x, (3, 1, 2, 5))[:, :, 2:-5, 3:-1] for x in inputs]
+    stepped = [x.repeat_interleave(2, 3)[:, :, :, ::2] for x in inputs]
+    for strided in (last, cropped, stepped):
+        torch.testing.assert_close(run(kernel, *strided, beta), expected)
+        found = gradients(kernel, outer.to(memory_format=torch.channels_last), *strided, beta)
+        torch.testing.assert_close(found, expected_gradients)
+    one = [x[:1].expand(2, -1, -1, -1) for x in inputs]
+    torch.testing.assert_close(run(kernel, *one, beta), expected[:1].expand(2, -1, -1, -1))
+    found = gradients(kernel, outer[:1, :1, :1, :1].expand(2, 3, 6, 10), *inputs, beta)
+    assert all(x.isfinite().all() for x in found)
 
 
-def test_empty_batch() -> None:
-    assert guided_upsample(*draw(0, 3, 4, 3, 5, 2), 1.0).shape == (0, 3, 6, 10)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_logits_and_guides_may_differ_in_dtype(kernel: str) -> None:
+    if kernel == "reference":
+        pytest.skip("plain ops want one dtype outside autocast")
+    logits, low, high = draw(1, 3, 4, 5, 6, 4, torch.float32)
+    expected = by_loops(logits, low.bfloat16(), high, 1.0)
+    out = run(kernel, logits, low.bfloat16(), high, torch.tensor(1.0, dtype=torch.float64))
+    assert out.dtype == torch.float32
+    np.testing.assert_allclose(out.numpy(), expected, atol=2e-6)
+    grads = gradients(kernel, torch.randn(out.shape), logits, low.bfloat16(), high, torch.tensor(1.0))
+    assert [x.dtype for x in grads] == [torch.float32, torch.bfloat16, torch.float32, torch.float32]
 
 
-def test_nan_stays_within_two_cells() -> None:
-    logits, low, high = draw(1, 2, 3, 7, 7, 2)
-    clean = guided_upsample(logits, low, high, 1.0)
-    logits[0, 0, 0, 0] = math.nan
-    out = guided_upsample(logits, low, high, 1.0)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_empty_batch(kernel: str) -> None:
+    inputs = draw(0, 3, 4, 3, 5, 2, torch.float32)
+    assert run(kernel, *inputs, 1.0).shape == (0, 3, 6, 10)
+
+
+@needs_native
+def test_gradients_of_an_empty_batch_are_empty() -> None:
+    inputs = (*draw(0, 3, 4, 3, 5, 2, torch.float32), torch.tensor(1.0))
+    grads = torch.ops.ovsdino.guided_upsample_backward(torch.zeros(0, 3, 6, 10), *inputs)
+    assert [x.shape for x in grads] == [x.shape for x in inputs] and grads[3] == 0
+
+
+@needs_native
+def test_no_class_and_no_channel() -> None:
+    logits, low, high = torch.randn(1, 3, 4, 5), torch.zeros(1, 0, 4, 5), torch.zeros(1, 0, 8, 10)
+    # Without channels only the distance counts, as with guides that are all equal.
+    expected = guided_upsample(logits, torch.zeros(1, 1, 4, 5), torch.zeros(1, 1, 8, 10), 1.0)
+    torch.testing.assert_close(guided_upsample(logits, low, high, 1.0), expected)
+    assert guided_upsample(logits[:, :0], low, high, 1.0).shape == (1, 0, 8, 10)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nan_stays_within_two_cells(kernel: str) -> None:
+    logits, low, high = draw(1, 2, 3, 7, 7, 2, torch.float32)
+    clean = run(kernel, logits, low, high, 1.0)
+    broken = logits.clone()
+    broken[0, 0, 0, 0] = math.nan
+    out = run(kernel, broken, low, high, 1.0)
     assert out[0, 0, :6, :6].isnan().all()
     torch.testing.assert_close(out[0, 1], clean[0, 1])
     torch.testing.assert_close(out[0, 0, 6:], clean[0, 0, 6:])
     torch.testing.assert_close(out[0, 0, :, 6:], clean[0, 0, :, 6:])
+    broken = low.clone()
+    broken[0, 1, 0, 0] = math.nan
+    out = run(kernel, logits, broken, high, 1.0)
+    assert out[0, :, :6, :6].isnan().all() and not out[0, :, 6:].isnan().any() and not out[0, :, :, 6:].isnan().any()
+    broken = high.clone()
+    broken[0, 2, 5, 9] = math.nan
+    where = run(kernel, logits, low, broken, 1.0).isnan()
+    assert where[0, :, 5, 9].all() and where.sum() == 2
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bad", [math.inf, -math.inf])
+def test_infinite_logits_give_what_the_formula_gives(bad: float, kernel: str) -> None:
+    logits, low, high = draw(1, 3, 3, 7, 7, 2, torch.float32)
+    logits[0, 1] = bad
+    out = run(kernel, logits, low, high, 1.0)
+    assert (out[0, 1] == bad).all() and out[0, ::2].isfinite().all()
+    # A guide so far off that the weight is 0: 0 * inf is NaN.
+    logits, low = torch.zeros(1, 1, 5, 5), torch.zeros(1, 1, 5, 5)
+    logits[0, 0, 2, 2], low[0, 0, 2, 2] = bad, 100.0
+    assert run(kernel, logits, low, torch.zeros(1, 1, 5, 5), 1.0).isnan().all()
+
+
+@needs_native
+def test_same_bits_again_and_with_any_number_of_threads() -> None:
+    inputs = (*draw(2, 12, 8, 20, 40, 4, torch.float32), torch.tensor(1.2))
+    outer = torch.randn(2, 12, 80, 160)
+    threads = torch.get_num_threads()
+    first = [guided_upsample(*inputs), *gradients("avx512" if "avx512" in KERNELS else KERNELS[-1], outer, *inputs)]
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            leaves = [x.detach().requires_grad_() for x in inputs]
+            out = guided_upsample(*leaves)
+            again = [out, *torch.autograd.grad(out, leaves, outer)]
+            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(
+        st.integers(1, 2),
+        st.integers(1, 13),
+        st.integers(1, 9),
+        st.integers(1, 9),
+        st.integers(1, 40),
+        st.integers(1, 6),
+    ),
+    beta=st.floats(0, 5),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape(shape, beta, seed) -> None:
+    torch.manual_seed(seed)
+    inputs = [*draw(*shape), torch.tensor(beta, dtype=torch.float64)]
+    outer = torch.randn(shape[0], shape[1], shape[3] * shape[5], shape[4] * shape[5], dtype=torch.float64)
+    leaves = [x.float().requires_grad_() for x in inputs]
+    out = guided_upsample(*leaves)
+    found = [out, *torch.autograd.grad(out, leaves, outer.float())]
+    with use_backend("reference"):
+        exact = [guided_upsample(*inputs), *guided_upsample_backward_reference(outer, *inputs)]
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=2e-5 * max(b.abs().max().item(), 1.0))
+
+
+class Upsampler(torch.nn.Module):
+    def forward(self, logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return guided_upsample(logits, low, high, 1.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_exporters_and_tracers_see_plain_ops() -> None:
+    inputs = draw(1, 2, 3, 4, 5, 2, torch.float32)
+    for strict in (False, True):
+        program = torch.export.export(Upsampler(), tuple(inputs), strict=strict)
+        targets = {str(node.target) for node in program.graph.nodes}
+        assert any("softmax" in target for target in targets) and not any("ovsdino" in target for target in targets)
+        torch.testing.assert_close(program.module()(*inputs), guided_upsample(*inputs, 1.5))
+    traced = torch.jit.trace(Upsampler(), inputs)
+    assert "aten::softmax" in str(traced.graph) and "ovsdino::" not in str(traced.graph)
 
 
 def test_runs_under_bfloat16_autocast() -> None:
@@ -144,9 +351,15 @@ def test_runs_under_bfloat16_autocast() -> None:
     assert all(x.grad is not None and x.grad.isfinite().all() for x in (*inputs, beta))
 
 
-def test_reference_is_the_public_function() -> None:
+def test_float64_runs_the_reference() -> None:
     inputs = draw(1, 2, 3, 3, 4, 2)
     assert torch.equal(guided_upsample(*inputs, 1.0), guided_upsample_reference(*inputs, 1.0))
+
+
+@needs_native
+def test_float64_has_no_kernel() -> None:
+    with use_backend("cpu"), pytest.raises(ValueError, match="float64"):
+        guided_upsample(*draw(1, 2, 3, 3, 4, 2), 1.0)
 
 
 @pytest.mark.parametrize(

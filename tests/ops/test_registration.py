@@ -42,6 +42,10 @@ def calls() -> list:
         ("upsample_argmax", (torch.randn(1, 300, 2, 2), (4, 4), 0.5)),
         ("upsample_argmax_confidence", (logits, (9, 13), 0.2)),
         ("guided_upsample", (logits.clone().requires_grad_(), low, high, torch.tensor(0.7, requires_grad=True))),
+        (
+            "guided_upsample_backward",
+            (torch.randn(1, 7, 6, 10), logits, low.detach(), high.detach(), torch.tensor(0.7)),
+        ),
         ("preprocess", (bits(20, 30, 3), (9, 13), *RGB, True, torch.float32)),
         ("preprocess", (bits(30, 20), (9, 13), *RGB, False, torch.float16)),
     ]
