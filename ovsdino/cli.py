@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ovsdino.commands.ablate import Ablate
 from ovsdino.commands.common import print_json, say
 from ovsdino.commands.doctor import Doctor
 from ovsdino.commands.eval import Eval
@@ -30,6 +31,7 @@ Command = (
     Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Ablate, tyro.conf.subcommand("ablate")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )

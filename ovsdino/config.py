@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from ovsdino.errors import OVSDinoError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,6 +58,10 @@ class SMDConfig:
     """Structure-Modulated Decoder: `blocks` transformer blocks of structure attention on the patch tokens.
 
     Head sizes obey d + r + 1 = 64, so that folded attention is one plain dot product of 64 channels.
+
+    Attributes:
+        gate: the preservation gate; False lets every head through (g = 1).
+        structure: the structural term; False is plain attention (lambda = 0).
     """
 
     width: int = 256
@@ -64,6 +71,8 @@ class SMDConfig:
     structure_rank: int = 15
     value_dim: int = 64
     mlp_ratio: float = 2.0
+    gate: bool = True
+    structure: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +89,10 @@ class ModelConfig:
     """Everything needed to build an `OVSDINO`.
 
     Attributes:
+        sae: None for the text-aligned-DINO baseline, which has no decoder at all.
+        smd: None leaves the tokens as the backbone gives them.
+        guided: structure-guided upsampling of the logits; False is bilinear.
+        detail: the guide's own residual on the fine logits.
         short_side: default inference size of the image's short side, in pixels.
         logit_scale: temperature at the start of training (cosine is multiplied by it).
     """
@@ -89,6 +102,8 @@ class ModelConfig:
     sae: SAEConfig | None = field(default_factory=SAEConfig)
     smd: SMDConfig | None = field(default_factory=SMDConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    guided: bool = True
+    detail: bool = True
     short_side: int = 448
     logit_scale: float = 20.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -105,5 +120,26 @@ class ModelConfig:
     def replace(self, **changes: Any) -> ModelConfig:
         return dataclasses.replace(self, **changes)
 
+    def changed(self, changes: Mapping[str, Any]) -> ModelConfig:
+        """With some fields replaced, e.g. ``{"smd": {"gate": False}, "backbone": {"taps": [5]}, "detail": False}``.
+
+        Raises:
+            OVSDinoError: no such field, or one inside a part that is not there.
+        """
+        return _changed(self, changes, self.name)
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def _changed(part: Any, changes: Mapping[str, Any], where: str) -> Any:
+    known = {f.name for f in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else set()
+    values: dict[str, Any] = {}
+    for name, value in changes.items():
+        if name not in known:
+            listed = ", ".join(sorted(known)) or f"none, it is {part!r}"
+            raise OVSDinoError(f"{where}: no field {name!r}; fields: {listed}")
+        if isinstance(value, Mapping):
+            value = _changed(getattr(part, name), value, f"{where}.{name}")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(part, **values)

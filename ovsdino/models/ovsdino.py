@@ -48,25 +48,33 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        assert config.sae is not None and config.smd is not None
+        assert config.sae is not None
+        self.config = config
         guide = config.sae.guide_dim
         self.sae = StructureAwareEncoder(config.sae, config.embed_dim, len(config.backbone.taps))
-        self.smd = StructureModulatedDecoder(config.smd, config.embed_dim, config.sae.structure_dim)
-        self.affinity = nn.Conv2d(guide, AFFINITY_DIM, 1)
-        self.beta = nn.Parameter(torch.zeros(()))
-        self.mix = nn.Parameter(torch.zeros(()))
-        self.detail = nn.Linear(guide, config.embed_dim, bias=False)
-        nn.init.zeros_(self.detail.weight)
+        self.smd = None
+        if config.smd is not None:
+            self.smd = StructureModulatedDecoder(config.smd, config.embed_dim, config.sae.structure_dim)
+        if config.guided:
+            self.affinity = nn.Conv2d(guide, AFFINITY_DIM, 1)
+            self.beta = nn.Parameter(torch.zeros(()))
+            self.mix = nn.Parameter(torch.zeros(()))
+        if config.detail:
+            self.detail = nn.Linear(guide, config.embed_dim, bias=False)
+            nn.init.zeros_(self.detail.weight)
 
     def refine(self, coarse: Tensor, guide: Tensor, text: Tensor) -> Tensor:
         """Coarse logits (B, K, h, w), guide (B, C, 4h, 4w), text rows (K, D) -> (B, K, 4h, 4w), all in logit units."""
         h, w = coarse.shape[-2:]
-        smooth = F.interpolate(coarse, (4 * h, 4 * w), mode="bilinear", align_corners=False)
-        affinity = self.affinity(guide)
-        sharp = guided_upsample(coarse, F.avg_pool2d(affinity, 4), affinity, F.softplus(self.beta))
-        # (W_r G) . t = G . (W_r^T t): the text is folded into W_r, so a pixel costs C*K, not C*D + D*K.
-        detail = torch.einsum("bchw,kc->bkhw", guide, (text @ self.detail.weight).to(guide.dtype))
-        return smooth + self.mix * (sharp - smooth) + detail
+        fine = F.interpolate(coarse, (4 * h, 4 * w), mode="bilinear", align_corners=False)
+        if self.config.guided:
+            affinity = self.affinity(guide)
+            sharp = guided_upsample(coarse, F.avg_pool2d(affinity, 4), affinity, F.softplus(self.beta))
+            fine = fine + self.mix * (sharp - fine)
+        if self.config.detail:
+            # (W_r G) . t = G . (W_r^T t): the text is folded into W_r, so a pixel costs C*K, not C*D + D*K.
+            fine = fine + torch.einsum("bchw,kc->bkhw", guide, (text @ self.detail.weight).to(guide.dtype))
+        return fine
 
 
 class OVSDINO(nn.Module):
@@ -81,7 +89,7 @@ class OVSDINO(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = Backbone(config.backbone)
-        self.decoder = Decoder(config) if config.sae is not None and config.smd is not None else None
+        self.decoder = Decoder(config) if config.sae is not None else None
         self.log_scale = nn.Parameter(torch.tensor(float(config.logit_scale)).log())
         self.text_tower = text_tower
         self.decoder_trained = False
@@ -118,7 +126,9 @@ class OVSDINO(nn.Module):
         if self.decoder is None:
             return ImageFeatures(features)
         structure = self.decoder.sae(image, taps, sam_embedding)
-        return ImageFeatures(self.decoder.smd(features, structure.tokens), structure)
+        if self.decoder.smd is not None:
+            features = self.decoder.smd(features, structure.tokens)
+        return ImageFeatures(features, structure)
 
     def coarse_logits(self, features: ImageFeatures, text: Tensor) -> Tensor:
         """scale * cos(F', text): (B, K, h, w)."""

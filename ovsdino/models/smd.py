@@ -1,6 +1,6 @@
 """Structure-Modulated Decoder (SMD): structure attention on the patch tokens behind a preservation gate.
 
-For head m, with e_i = W_e S_i centred over the tokens (OVS-DINO, arXiv 2604.08461; the algebra is DESIGN section 3):
+For head m, with e_i = W_e S_i centred over the tokens (the module is OVS-DINO's, arXiv 2604.08461; the algebra ours):
 
     logit_ij = q_i . k_j / sqrt(d) - lambda_m |e_i - e_j|^2      lambda_m = softplus(l_m)
     o_i      = g_i sum_j softmax_j(logit_ij) v_j                 g_i = sigmoid(W_g [x_i ; S_i])
@@ -25,10 +25,12 @@ class SMDBlock(nn.Module):
         c = self.config = config
         self.norm = nn.LayerNorm(c.width)
         self.query_key_value = nn.Linear(c.width, c.heads * (2 * c.head_dim + c.value_dim))
-        self.structure = nn.Linear(structure_dim, c.heads * c.structure_rank)
-        # softplus(-2) = 0.13: a hint at the start; with softplus(0) the distances, about 10, would rule the softmax.
-        self.lam = nn.Parameter(torch.full((c.heads,), -2.0))
-        self.gate = nn.Linear(c.width + structure_dim, c.heads)
+        if c.structure:
+            self.structure = nn.Linear(structure_dim, c.heads * c.structure_rank)
+            # softplus(-2) = 0.13, a hint at the start: with softplus(0) distances of about 10 would rule the softmax.
+            self.lam = nn.Parameter(torch.full((c.heads,), -2.0))
+        if c.gate:
+            self.gate = nn.Linear(c.width + structure_dim, c.heads)
         self.out = nn.Linear(c.heads * c.value_dim, c.width)
         self.mlp_norm = nn.LayerNorm(c.width)
         hidden = int(c.width * c.mlp_ratio)
@@ -41,9 +43,15 @@ class SMDBlock(nn.Module):
         normed = self.norm(x)
         mixed = self.query_key_value(normed).view(batch, tokens, c.heads, -1).transpose(1, 2)
         q, k, v = mixed.split([c.head_dim, c.head_dim, c.value_dim], dim=-1)
-        e = self.structure(structure).view(batch, tokens, c.heads, c.structure_rank).transpose(1, 2)
-        gate = self.gate(torch.cat([normed, structure], dim=-1)).sigmoid().transpose(1, 2)
-        attended = structure_attention(q, k, v, e, F.softplus(self.lam), gate)
+        gate = None
+        if c.gate:
+            gate = self.gate(torch.cat([normed, structure], dim=-1)).sigmoid().transpose(1, 2)
+        if c.structure:
+            e = self.structure(structure).view(batch, tokens, c.heads, c.structure_rank).transpose(1, 2)
+            attended = structure_attention(q, k, v, e, F.softplus(self.lam), gate)
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v)
+            attended = attended if gate is None else attended * gate.unsqueeze(-1)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, tokens, -1))
         return x + self.mlp(self.mlp_norm(x))
 

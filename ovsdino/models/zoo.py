@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -103,9 +105,13 @@ def _text_tower(config: ModelConfig) -> TextTower:
     return ClipTextTower(config.embed_dim)
 
 
-def build_model(name: str, *, decoder: bool = True) -> OVSDINO:
-    """A zoo model with random weights; `decoder=False` leaves SAE and SMD out (the baseline)."""
-    config = get_config(name)
+def build_model(name: str, *, decoder: bool = True, changes: Mapping[str, Any] | None = None) -> OVSDINO:
+    """A zoo model with random weights; `decoder=False` leaves SAE and SMD out (the baseline).
+
+    Args:
+        changes: fields of its `ModelConfig` to replace (`ModelConfig.changed`).
+    """
+    config = get_config(name).changed(changes or {})
     if not decoder:
         config = replace(config, sae=None, smd=None)
     return OVSDINO(config, _text_tower(config))

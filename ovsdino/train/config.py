@@ -114,13 +114,18 @@ class TrainConfig:
         model: name in the zoo.
         decoder: False trains the plain linear head alone (the baseline).
         train_backbone: True trains the ViT too (nano, from scratch); False keeps it frozen in eval mode.
+        architecture: fields of the model's configuration to replace, e.g. ``{smd: {gate: false}}``.
+        backbone_weights: safetensors file of an earlier run whose backbone this one starts from.
         text_weights: safetensors file of the text tower; "" takes the shipped model's.
         output: folder for checkpoints, logs and the best weights.
+        eval_every: steps between validations, the last step validated too; 0 for none at all.
     """
 
     model: str = "nano"
     decoder: bool = True
     train_backbone: bool = True
+    architecture: dict[str, Any] = field(default_factory=dict)
+    backbone_weights: str = ""
     text_weights: str = ""
     output: str = "runs/nano"
     seed: int = 0
@@ -136,6 +141,8 @@ class TrainConfig:
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
+    if kind is Any:
+        return value
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, dict):
@@ -167,11 +174,11 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Reads a YAML file and applies `key.sub=value` overrides.
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping at the top of a YAML file.
 
     Raises:
-        OVSDinoError: the file is missing or not YAML, a key is unknown, a value has the wrong type.
+        OVSDinoError: the file is missing, not YAML, or no mapping.
     """
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
@@ -181,6 +188,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise OVSDinoError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise OVSDinoError(f"{path}: expected a mapping at the top")
+    return tree
+
+
+def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with `changes` laid over it, mappings key by key, everything else replaced."""
+    result = dict(tree)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`tree` with `key.sub=value` overrides.
+
+    Raises:
+        OVSDinoError: an override is not of that form, or goes through something that is no mapping.
+    """
+    tree = merged(tree, {})
     for override in overrides:
         key, sep, text = override.partition("=")
         if not sep:
@@ -188,8 +214,27 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         node = tree
         *parents, leaf = key.lstrip("-").split(".")
         for part in parents:
-            node = node.setdefault(part, {})
+            node[part] = dict(node[part]) if isinstance(node.get(part), dict) else node.get(part, {})
+            node = node[part]
             if not isinstance(node, dict):
                 raise OVSDinoError(f"override {override!r}: {part!r} is not a mapping")
         node[leaf] = yaml.safe_load(text) if text else ""
+    return tree
+
+
+def train_config(tree: dict[str, Any]) -> TrainConfig:
+    """A `TrainConfig` from nested mappings.
+
+    Raises:
+        OVSDinoError: a key is unknown, a value has the wrong type.
+    """
     return _build(TrainConfig, tree, "")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Reads a YAML file and applies `key.sub=value` overrides.
+
+    Raises:
+        OVSDinoError: the file is missing or not YAML, a key is unknown, a value has the wrong type.
+    """
+    return train_config(overridden(read_yaml(path), overrides))

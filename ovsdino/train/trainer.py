@@ -105,6 +105,13 @@ def load_text_tower(model: OVSDINO, path: str) -> None:
     hub.load_state(model.text_tower, tower, model.config.name)
 
 
+def load_backbone(model: OVSDINO, path: str) -> None:
+    """The backbone of an earlier run's safetensors file, its temperature with it; the decoder stays as it is."""
+    state = hub.read_safetensors(path)
+    kept = {k: v for k, v in state.items() if k.startswith(("backbone.", "log_scale"))}
+    hub.load_state(model, kept, path, partial=("decoder.", "text_tower."))
+
+
 def split_decay(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices only: not for biases, norms, scalars, position embeddings."""
     decay: list[nn.Parameter] = []
@@ -131,8 +138,10 @@ class Trainer:
         timm.layers.set_fused_attn(torch.cuda.is_available())
         self.train_set = open_dataset(config.data.dataset, config.data.root, config.data.train_split)
         self.val_set = open_dataset(config.data.dataset, config.data.root, config.data.val_split)
-        self.model = build_model(config.model, decoder=config.decoder)
+        self.model = build_model(config.model, decoder=config.decoder, changes=config.architecture)
         load_text_tower(self.model, config.text_weights)
+        if config.backbone_weights:
+            load_backbone(self.model, config.backbone_weights)
         freeze(self.model.text_tower)
         if not config.train_backbone:
             freeze(self.model.backbone)
@@ -238,6 +247,10 @@ class Trainer:
             if name in values:
                 parameter.data.copy_(values[name])
 
+    def use_average(self) -> None:
+        """Puts the averaged weights into the model, for good: the last thing done with a trainer."""
+        self._load_parameters(self.ema)
+
     def save(self) -> None:
         state = {
             "step": self.step,
@@ -300,7 +313,7 @@ class Trainer:
                 if board:
                     for key, value in values.items():
                         board.add_scalar(f"train/{key}", value, self.step)
-            if self.step % c.eval_every == 0 or self.step == steps:
+            if c.eval_every and (self.step % c.eval_every == 0 or self.step == steps):
                 self.model.eval()
                 result = self.evaluate()
                 self._train_mode()

@@ -1,0 +1,43 @@
+"""`ovsdino ablate`: what each part earns, over several seeds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ovsdino.commands.common import print_json, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablate:
+    """Train and score variants of a model over several seeds; goes on where it was interrupted."""
+
+    config: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="CONFIG.yaml")]]
+    """The study, for instance configs/ablation.yaml."""
+    overrides: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE...]")]] = ()
+    """Changes to it, for instance output=runs/try train.optim.steps=50."""
+    output: Path | None = None
+    """Also write the result here as JSON, and the table beside it as .md."""
+    json: bool = False
+    """Print one JSON object on stdout: seeds and rows, one a variant, scores in 0..1."""
+
+    def run(self) -> int:
+        from ovsdino.imageio import atomic_write
+        from ovsdino.train.ablation import load_ablation, markdown, run_ablation
+
+        study, base = load_ablation(self.config, self.overrides)
+        report = run_ablation(study, base, say)
+        if self.output is not None:
+            texts = {self.output: json.dumps(report, indent=1) + "\n", self.output.with_suffix(".md"): markdown(report)}
+            for path, text in texts.items():
+                with atomic_write(path) as file:
+                    file.write(text.encode())
+        if self.json:
+            print_json(report)
+        else:
+            print(markdown(report), end="")
+        return 0

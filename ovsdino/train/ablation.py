@@ -1,0 +1,207 @@
+"""What each part of the decoder earns: several seeds, one frozen backbone a seed, every variant trained on it alike.
+
+The configuration (configs/ablation.yaml) names a training configuration and mappings laid over it: `pretrain` makes
+the backbone of a seed, `train` is what all variants share, each entry of `variants` is what it changes. A finished run
+leaves one JSON in the output folder and is not made again, so an interrupted study goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm.layers
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ovsdino.data.segmentation import open_dataset
+from ovsdino.errors import OVSDinoError
+from ovsdino.eval import evaluate
+from ovsdino.imageio import atomic_write
+from ovsdino.models.backbone import freeze
+from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.models.zoo import build_model
+from ovsdino.ops import use_backend
+from ovsdino.pipeline import Segmenter
+from ovsdino.train.config import TrainConfig, merged, overridden, read_yaml, train_config
+from ovsdino.train.trainer import Trainer
+
+Log = Callable[[str], None]
+SCORES = ("miou", "boundary_f1", "boundary_iou", "pixel_accuracy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """A study.
+
+    Attributes:
+        base: training configuration (YAML), beside the study's own file if the path is relative.
+        seeds: one backbone and one run of each variant for each.
+        pretrain: laid over `base` for the backbone's run; empty takes the hub's backbone.
+        train: laid over `base` for every variant.
+        variants: name to what it changes; the first one is the baseline that the others are compared with.
+    """
+
+    base: str
+    output: str = "runs/ablation"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    pretrain: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def load_ablation(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[Ablation, dict[str, Any]]:
+    """A study's file with `key.sub=value` overrides, and the base training configuration as a mapping.
+
+    Raises:
+        OVSDinoError: a file is missing or not YAML, a key is unknown, nothing to compare.
+    """
+    tree = overridden(read_yaml(path), overrides)
+    unknown = sorted(set(tree) - set(Ablation.__dataclass_fields__))
+    if unknown:
+        raise OVSDinoError(f"{path}: unknown key {unknown[0]!r}; known: {', '.join(Ablation.__dataclass_fields__)}")
+    if not isinstance(tree.get("base"), str):
+        raise OVSDinoError(f"{path}: base is missing: name the training configuration, e.g. base: nano.yaml")
+    seeds, variants = tree.get("seeds", [0, 1, 2]), tree.get("variants", {})
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+        raise OVSDinoError(f"{path}: seeds must be a list of whole numbers, got {seeds!r}")
+    if not isinstance(variants, dict) or len(variants) < 2 or not all(isinstance(v, dict) for v in variants.values()):
+        raise OVSDinoError(f"{path}: variants must be a mapping of two or more names to what they change")
+    base = read_yaml(Path(path).parent / tree["base"])
+    study = Ablation(**{**tree, "seeds": tuple(seeds)})
+    for name in study.variants:  # a mistake in the last variant must not wait for the runs of the first
+        config = _config(study, base, name, study.seeds[0])
+        build_model(config.model, decoder=config.decoder, changes=config.architecture)
+    return study, base
+
+
+def run_ablation(study: Ablation, base: dict[str, Any], log: Log) -> dict[str, Any]:
+    """Trains what is missing, measures the variants, and returns the table as `table` describes it."""
+    folder = Path(study.output)
+    for seed in study.seeds:
+        if study.pretrain and not _backbone(study, seed).is_file():
+            log(f"seed {seed}: backbone")
+            _train(_pretrain_config(study, base, seed), log)
+        for name in study.variants:
+            result = folder / f"{name}_{seed}.json"
+            if not result.is_file():
+                log(f"seed {seed}: {name}")
+                config = _config(study, base, name, seed)
+                scores = _score(_train(config, log), config)
+                with atomic_write(result) as file:
+                    file.write((json.dumps(scores) + "\n").encode())
+    costs = measure_costs({name: _config(study, base, name, study.seeds[0]) for name in study.variants})
+    runs = {
+        name: [json.loads((folder / f"{name}_{seed}.json").read_text()) for seed in study.seeds]
+        for name in study.variants
+    }
+    return summary(study, runs, costs)
+
+
+def summary(
+    study: Ablation, runs: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """Mean and spread (standard deviation over seeds) of each variant, and its gain over the baseline seed by seed.
+
+    Returns:
+        {"seeds", "rows": [{"variant", "miou", "miou_std", "miou_gain", "miou_gain_std", ..., "gflops", "ms"}]}.
+    """
+
+    def spread(values: list[float]) -> float:
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    baseline = runs[next(iter(study.variants))]
+    rows = []
+    for name, results in runs.items():
+        row: dict[str, Any] = {"variant": name}
+        for score in SCORES:
+            values = [result[score] for result in results]
+            gains = [a[score] - b[score] for a, b in zip(results, baseline, strict=True)]
+            row[score], row[f"{score}_std"] = round(statistics.mean(values), 4), round(spread(values), 4)
+            row[f"{score}_gain"], row[f"{score}_gain_std"] = round(statistics.mean(gains), 4), round(spread(gains), 4)
+        rows.append({**row, **costs[name]})
+    return {"seeds": list(study.seeds), "rows": rows}
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a Markdown table: points of 100, mean +- standard deviation over the seeds."""
+    lines = [
+        "| variant | mIoU | gain | boundary F1 | gain | GFLOPs | ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        cells = [row["variant"]]
+        for score in ("miou", "boundary_f1"):
+            cells.append(f"{100 * row[score]:.1f} ± {100 * row[f'{score}_std']:.1f}")
+            cells.append(f"{100 * row[f'{score}_gain']:+.1f} ± {100 * row[f'{score}_gain_std']:.1f}")
+        lines.append("| " + " | ".join([*cells, f"{row['gflops']:.2f}", f"{row['ms']:.0f}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def measure_costs(configs: dict[str, TrainConfig], runs: int = 15) -> dict[str, dict[str, float]]:
+    """GFLOPs (a multiply-add counts two) and median ms of each variant's forward pass, interleaved.
+
+    The image is one of the model's default size with the aspect of 4:3, the bank eleven classes.
+    """
+    models: dict[str, OVSDINO] = {}
+    flops: dict[str, float] = {}
+    times: dict[str, list[float]] = {name: [] for name in configs}
+    timm.layers.set_fused_attn(True)  # training on a CPU turns it off
+    for name, config in configs.items():
+        model = build_model(config.model, decoder=config.decoder, changes=config.architecture)
+        freeze(model)
+        models[name] = model
+        side, p = model.config.short_side, model.stride_multiple
+        image = torch.randn(1, 3, side // p * p, round(side * 4 / 3 / p) * p)
+        bank = torch.randn(11, model.config.embed_dim)
+        # The references are made of operators that the counter knows.
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter, use_backend("reference"):
+            model(image, bank)
+        flops[name] = counter.get_total_flops() / 1e9
+    with torch.inference_mode():
+        for turn in range(runs + 2):
+            for name, model in models.items():
+                started = time.perf_counter()
+                model(image, bank)
+                if turn >= 2:
+                    times[name].append(1e3 * (time.perf_counter() - started))
+    return {name: {"gflops": round(flops[name], 3), "ms": round(statistics.median(times[name]), 1)} for name in configs}
+
+
+def _backbone(study: Ablation, seed: int) -> Path:
+    return Path(study.output) / f"backbone_{seed}" / "last.safetensors"
+
+
+def _pretrain_config(study: Ablation, base: dict[str, Any], seed: int) -> TrainConfig:
+    own = {"seed": seed, "output": str(_backbone(study, seed).parent)}
+    return train_config(merged(merged(base, study.pretrain), own))
+
+
+def _config(study: Ablation, base: dict[str, Any], name: str, seed: int) -> TrainConfig:
+    own: dict[str, Any] = {"seed": seed, "output": str(Path(study.output) / f"{name}_{seed}")}
+    if study.pretrain:
+        own["backbone_weights"] = str(_backbone(study, seed))
+    return train_config(merged(merged(merged(base, study.train), study.variants[name]), own))
+
+
+def _train(config: TrainConfig, log: Log) -> Trainer:
+    """A finished trainer, with the averaged weights in its model."""
+    trainer = Trainer(config, log)
+    trainer.resume()
+    trainer.record("config", output=config.output)
+    trainer.run()
+    trainer.use_average()
+    return trainer
+
+
+def _score(trainer: Trainer, config: TrainConfig) -> dict[str, float]:
+    dataset = open_dataset(config.data.dataset, config.data.root, config.data.val_split)
+    freeze(trainer.model)
+    segmenter = Segmenter(trainer.model)
+    scores = evaluate(segmenter, dataset).to_dict()
+    return {score: scores[score] for score in SCORES}

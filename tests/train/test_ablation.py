@@ -1,0 +1,116 @@
+"""The ablation runner: a variant changes what it says, finished runs are kept, mistakes show before training."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from ovsdino.commands.ablate import Ablate
+from ovsdino.errors import OVSDinoError
+from ovsdino.models.zoo import build_model
+from ovsdino.train.ablation import Ablation, load_ablation, markdown, run_ablation, summary
+from tests.train.test_trainer import config_file, folder  # noqa: F401  (a fixture)
+
+IMAGE = (1, 3, 32, 48)
+
+
+@pytest.fixture
+def study_file(folder, tmp_path):  # noqa: F811
+    """Two variants on two seeds, two steps each, on pictures of two colours."""
+    config_file(folder, tmp_path)
+    tree = {
+        "base": "config.yaml",
+        "output": str(tmp_path / "study"),
+        "seeds": [0, 1],
+        "pretrain": {"decoder": False, "optim": {"steps": 2}, "eval_every": 0},
+        "train": {"train_backbone": False, "optim": {"steps": 2}, "eval_every": 0},
+        "variants": {"baseline": {"decoder": False}, "no gate": {"architecture": {"smd": {"gate": False}}}},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path
+
+
+def test_a_study_trains_every_variant_on_its_seeds_backbone_and_goes_on_where_it_stopped(study_file, tmp_path, capsys):
+    said = []
+    study, base = load_ablation(study_file)
+    report = run_ablation(study, base, said.append)
+    assert [row["variant"] for row in report["rows"]] == ["baseline", "no gate"]
+    assert report["rows"][0]["miou_gain"] == 0 and report["rows"][0]["gflops"] < report["rows"][1]["gflops"]
+    assert said == [f"seed {s}: {x}" for s in (0, 1) for x in ("backbone", "baseline", "no gate")]
+    for seed in (0, 1):
+        from safetensors.torch import load_file
+
+        backbone = load_file(tmp_path / f"study/backbone_{seed}/last.safetensors")
+        tuned = load_file(tmp_path / f"study/no gate_{seed}/last.safetensors")
+        frozen = [key for key in backbone if key.startswith("backbone.")]
+        assert frozen and all(torch.equal(backbone[key], tuned[key]) for key in frozen)
+        assert tuned["decoder.smd.out.weight"].any()  # zero at the start
+    again: list[str] = []
+    (tmp_path / "study/no gate_1.json").unlink()
+    scores = {key: value for key, value in run_ablation(study, base, again.append)["rows"][1].items() if key != "ms"}
+    assert again == ["seed 1: no gate"]
+    assert scores == {key: value for key, value in report["rows"][1].items() if key != "ms"}
+    assert Ablate(config=str(study_file), output=tmp_path / "table.json", json=True).run() == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "table.json").read_text())
+    assert (tmp_path / "table.md").read_text().count("\n") == 4
+
+
+def test_the_gain_is_taken_seed_by_seed():
+    study = Ablation(base="", seeds=(0, 1), variants={"a": {}, "b": {}})
+    scores = {"boundary_f1": 0.5, "boundary_iou": 0.5, "pixel_accuracy": 0.5}
+    runs = {
+        "a": [{"miou": 0.1, **scores}, {"miou": 0.5, **scores}],
+        "b": [{"miou": 0.2, **scores}, {"miou": 0.7, **scores}],
+    }
+    costs = {name: {"gflops": 1.0, "ms": 2.0} for name in runs}
+    row = summary(study, runs, costs)["rows"][1]
+    # means 0.3 and 0.45; the gains 0.1 and 0.2 spread by 0.0707, the scores themselves by 0.35
+    assert (row["miou"], row["miou_gain"], row["miou_gain_std"], row["miou_std"]) == (0.45, 0.15, 0.0707, 0.3536)
+    assert "| b | 45.0 ± 35.4 | +15.0 ± 7.1 | 50.0 ± 0.0 | +0.0 ± 0.0 | 1.00 | 2 |" in markdown(
+        summary(study, runs, costs)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "gone"),
+    [
+        ({"smd": None}, "decoder.smd"),
+        ({"smd": {"gate": False}}, "decoder.smd.blocks.0.gate"),
+        ({"smd": {"structure": False}}, "decoder.smd.blocks.0.lam"),
+        ({"guided": False}, "decoder.mix"),
+        ({"detail": False}, "decoder.detail"),
+        ({"backbone": {"taps": [5]}}, "decoder.sae.taps.1"),
+    ],
+)
+def test_a_variant_has_no_such_part_runs_and_starts_as_the_baseline(changes, gone):
+    whole, model = build_model("nano"), build_model("nano", changes=changes)
+    assert any(key.startswith(gone) for key in whole.state_dict())
+    assert not any(key.startswith(gone) for key in model.state_dict())
+    image, text = torch.randn(IMAGE), model.encode_text(["road", "car"])
+    with torch.no_grad():
+        features = model.eval().encode_image(image)
+        fine, coarse = model.decode(features, text), model.coarse_logits(features, text)
+        torch.testing.assert_close(coarse, model.coarse_logits(type(features)(model.backbone(image)[0]), text))
+    assert fine.shape[2:] == (8, 12)
+    torch.testing.assert_close(fine, torch.nn.functional.interpolate(coarse, (8, 12), mode="bilinear"))
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ("variants.wrong={architecture: {smd: {gates: false}}}", "nano.smd: no field 'gates'; fields: blocks"),
+        ("variants.wrong={architecture: {smd: {gate: {a: 1}}}}", "nano.smd.gate: no field 'a'; fields: none"),
+        ("variants.wrong={decodr: false}", "unknown key 'decodr'"),
+        ("variant={}", "unknown key 'variant'"),
+        ("seeds=[]", "seeds must be a list"),
+        ("variants={baseline: {}}", "two or more"),
+        ("base=3", "base is missing"),
+        ("base=none.yaml", "none.yaml: cannot read"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_trained(study_file, tmp_path, change, shown):
+    with pytest.raises(OVSDinoError, match=shown):
+        load_ablation(study_file, (change,))
+    assert not (tmp_path / "study").exists()
