@@ -22,7 +22,7 @@ from ovsdino.ops import preprocess, upsample_argmax
 from ovsdino.results import Segmentation
 from ovsdino.vocabulary import DEFAULT_BACKGROUND, Classes, Vocabulary
 
-__all__ = ["DEFAULT_BACKGROUND", "Segmenter", "load", "segment"]
+__all__ = ["DEFAULT_BACKGROUND", "Clock", "Segmenter", "load", "segment"]
 
 log = logging.getLogger("ovsdino")
 
@@ -174,7 +174,7 @@ class Segmenter:
         threshold = _threshold(background, len(vocabulary))
         step = self._window_stride(window, stride)
         groups: OrderedDict[tuple[int, int], list[int]] = OrderedDict()
-        clocks = [_Clock(self.device) for _ in images]
+        clocks = [Clock(self.device) for _ in images]
         pixels: list[np.ndarray] = []
         for index, image in enumerate(images):
             with clocks[index]("load"):
@@ -186,7 +186,7 @@ class Segmenter:
                 batch_size = self.batch_size  # may shrink on the way
                 for start in range(0, len(members), batch_size):
                     part = members[start : start + batch_size]
-                    shared = _Clock(self.device)
+                    shared = Clock(self.device)
                     with shared("preprocess"):
                         batch = torch.cat([self._tensor(pixels[i], size) for i in part])
                     with shared("text"):
@@ -218,7 +218,7 @@ class Segmenter:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def _forward(self, batch: Tensor, text: Tensor, clock: _Clock) -> Tensor:
+    def _forward(self, batch: Tensor, text: Tensor, clock: Clock) -> Tensor:
         """(N, 3, H, W) -> (N, K, h, w) float32, `batch_size` at a time."""
         parts: list[Tensor] = []
         start = 0
@@ -240,7 +240,7 @@ class Segmenter:
             start += len(chunk)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _slide(self, image: Tensor, text: Tensor, window: int, stride: int, clock: _Clock) -> Tensor:
+    def _slide(self, image: Tensor, text: Tensor, window: int, stride: int, clock: Clock) -> Tensor:
         """Mean of the windows' logits on the output grid of the whole image: (1, 3, H, W) -> (1, K, h, w).
 
         Sides, windows and offsets are multiples of the patch, so that each window's logits fall on whole cells.
@@ -393,7 +393,7 @@ def _autocast_dtype(name: str, device: torch.device) -> torch.dtype:
     return known[name]
 
 
-class _Clock:
+class Clock:
     """Milliseconds by stage; waits for the device at both ends of a stage."""
 
     def __init__(self, device: torch.device) -> None:
@@ -408,7 +408,7 @@ class _Clock:
         self._wait()
         self.ms[stage] = self.ms.get(stage, 0.0) + (time.perf_counter() - start) * 1e3
 
-    def add(self, other: _Clock, share: float) -> None:
+    def add(self, other: Clock, share: float) -> None:
         for stage, value in other.ms.items():
             self.ms[stage] = self.ms.get(stage, 0.0) + value * share
 

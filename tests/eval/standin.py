@@ -1,0 +1,37 @@
+"""A model whose scores can be worked out by hand: the mean colour of each patch against the text."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovsdino.models.ovsdino import ImageFeatures
+
+
+class PatchColours:
+    """Tokens are the mean normalised colours of the patches, D = 3; attention looks at red, green and blue patches."""
+
+    stride_multiple = 14
+
+    def __init__(self) -> None:
+        self.config = SimpleNamespace(name="colours", mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5), embed_dim=3)
+        self.batches: list[tuple[int, ...]] = []
+
+    def encode_image(self, image: Tensor) -> ImageFeatures:
+        self.batches.append(tuple(image.shape))
+        return ImageFeatures(F.avg_pool2d(image, 14))
+
+    def encode_with_attention(self, image: Tensor) -> tuple[ImageFeatures, Tensor]:
+        features = self.encode_image(image)
+        return features, features.tokens.flatten(2)
+
+    def cosine(self, features: ImageFeatures, text: Tensor) -> Tensor:
+        return torch.einsum("bdhw,kd->bkhw", F.normalize(features.tokens, dim=1), text)
+
+    def encode_text(self, names: Any, templates: Any = None) -> Tensor:
+        """Row k is the unit vector of axis k mod 3, so equal names may stand for several classes."""
+        return torch.eye(3)[torch.arange(len(names)) % 3]
