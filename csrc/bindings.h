@@ -20,6 +20,7 @@ namespace ovsdino::bind {
 void bind_guided_upsample(pybind11::module_& m);
 void bind_mask_pool(pybind11::module_& m);
 void bind_preprocess(pybind11::module_& m);
+void bind_structure_attention(pybind11::module_& m);
 void bind_upsample_argmax(pybind11::module_& m);
 
 inline DType dtype_of(const std::string& name) {

@@ -1,0 +1,42 @@
+// out_i = gate_i sum_j softmax_j(scale q_i.k_j - lam |e_i - e_j|^2) v_j for each of batch x heads, in float16 or
+// bfloat16 with float32 sums; no (tokens, tokens) tensor.
+//
+// float16 holds sqrt(2 lam / |scale|) (e_i - mean) up to 65504; beyond that the result is NaN.
+#pragma once
+
+#include <cstdint>
+
+#include "ovsdino/types.h"
+
+namespace ovsdino {
+
+// Every tensor is (batch, heads, tokens, size) with the strides of its dimensions.
+struct StructureAttention {
+  DType dtype;  // of q, k, v, e, gate and out: kFloat16 or kBFloat16
+  int64_t batch, heads, tokens;
+  int64_t head_dim, value_dim, rank;  // sizes of q and k, v, e; multiples of 8 up to 64 and 128; 1 to 16
+  const void *q, *k, *v;              // last stride 1; address and the other strides in bytes multiples of 16
+  const void* e;                      // any strides
+  int64_t q_strides[4], k_strides[4], v_strides[4], e_strides[4];
+  const float* lam;  // (heads), >= 0
+  const void* gate;  // (batch, heads, tokens), any strides; or null
+  int64_t gate_strides[3];
+  float scale;
+  void* out;  // last stride 1; address and the other strides in bytes multiples of 4
+  int64_t out_strides[4];
+  // (batch, heads, tokens) contiguous: natural logarithm of the sum of exponentials without the row's own
+  // -lam |e_i - mean|^2; or null
+  float* lse;
+  void* workspace;     // structure_attention_workspace bytes, 16-byte aligned
+  int32_t query_tile;  // queries a block: 64, 128, or 0 to choose by the size of the grid
+};
+
+// Bytes of workspace: the centred structure of each token, rounded, and its squared norm.
+int64_t structure_attention_workspace(int64_t batch, int64_t heads, int64_t tokens);
+
+// Throws std::invalid_argument, with the numbers, for what the kernel cannot take.
+void structure_attention_check(const StructureAttention& op);
+
+void structure_attention_cuda(const StructureAttention& op, void* stream);
+
+}  // namespace ovsdino

@@ -1,0 +1,104 @@
+// structure_attention as CUDA would run it: both passes, block by block, on emulated lanes. Called through ctypes.
+#include "ovsdino/structure_attention.h"
+
+#include <exception>
+
+#include "ovsdino/detail/attention_block.h"
+#include "ovsdino/detail/attention_prepare.h"
+#include "simt.h"
+
+namespace {
+
+using ovsdino::StructureAttention;
+
+// The bytes from the first element of a tensor to its last.
+int64_t extent(const StructureAttention& op, const int64_t* strides, int64_t last_size, int64_t last_stride) {
+  const int64_t elements = (op.batch - 1) * strides[0] + (op.heads - 1) * strides[1] + (op.tokens - 1) * strides[2] +
+                           (last_size - 1) * last_stride + 1;
+  return 2 * elements;
+}
+
+simt::Global memory_of(const StructureAttention& op, bool prepare) {
+  simt::Global memory;
+  const int64_t heads = op.batch * op.heads;
+  memory.allow(op.workspace, ovsdino::structure_attention_workspace(op.batch, op.heads, op.tokens), prepare);
+  if (prepare) {
+    memory.allow(op.e, extent(op, op.e_strides, op.rank, op.e_strides[3]), false);
+    memory.allow(op.lam, op.heads * 4, false);
+    return memory;
+  }
+  memory.allow(op.q, extent(op, op.q_strides, op.head_dim, 1), false);
+  memory.allow(op.k, extent(op, op.k_strides, op.head_dim, 1), false);
+  memory.allow(op.v, extent(op, op.v_strides, op.value_dim, 1), false);
+  if (op.gate) memory.allow(op.gate, extent(op, op.gate_strides, 1, 1), false);
+  memory.allow(op.out, extent(op, op.out_strides, op.value_dim, 1), true);
+  if (op.lse) memory.allow(op.lse, heads * op.tokens * 4, true);
+  return memory;
+}
+
+template <typename T>
+void prepare(const StructureAttention& op, const simt::Options& options, simt::Report* report) {
+  const simt::Global memory = memory_of(op, true);
+  const int64_t chunks = ovsdino::prepare_blocks(op);
+  for (int64_t block = 0; block < op.batch * op.heads * chunks; ++block) {
+    simt::Block lanes(ovsdino::kPrepareThreads, ovsdino::kPrepareSharedBytes, memory, options, report);
+    lanes.run([&](simt::Lanes& lane) { ovsdino::prepare_structure<T>(op, block / chunks, block % chunks, lane); });
+  }
+  if (options.mutation != simt::Mutation::kUnmaskedColumn) return;
+  for (int64_t head = 0; head < op.batch * op.heads; ++head) {
+    float* columns = ovsdino::structure_columns<T>(op, head);
+    for (int64_t token = op.tokens; token < ovsdino::padded_tokens(op.tokens); ++token) columns[token] = 0.0f;
+  }
+}
+
+template <typename Tile>
+void attend(const StructureAttention& op, const simt::Options& options, simt::Report* report) {
+  const simt::Global memory = memory_of(op, false);
+  const int64_t blocks = op.batch * op.heads * ovsdino::ceil_div(op.tokens, Tile::kQueries);
+  for (int64_t block = 0; block < blocks; ++block) {
+    simt::Options here = options;
+    here.seed += static_cast<uint32_t>(block);
+    simt::Block lanes(Tile::kThreads, Tile::kSharedBytes, memory, here, report);
+    lanes.run([&](simt::Lanes& lane) { ovsdino::attention_block<Tile>(op, block, lane); });
+  }
+}
+
+template <typename T, int kHeadDim16>
+void attend(const StructureAttention& op, const simt::Options& options, simt::Report* report) {
+  using ovsdino::AttentionTile;
+  if (op.value_dim > 64) return attend<AttentionTile<T, kHeadDim16, 8, 1>>(op, options, report);
+  const bool wide = op.query_tile == 128;
+  if (op.value_dim > 32) {
+    if (wide) return attend<AttentionTile<T, kHeadDim16, 4, 2>>(op, options, report);
+    return attend<AttentionTile<T, kHeadDim16, 4, 1>>(op, options, report);
+  }
+  if (wide) return attend<AttentionTile<T, kHeadDim16, 2, 2>>(op, options, report);
+  attend<AttentionTile<T, kHeadDim16, 2, 1>>(op, options, report);
+}
+
+template <typename T>
+void run(const StructureAttention& op, const simt::Options& options, simt::Report* report) {
+  prepare<T>(op, options, report);
+  op.head_dim > 48 ? attend<T, 4>(op, options, report) : attend<T, 3>(op, options, report);
+}
+
+}  // namespace
+
+extern "C" int64_t simt_workspace(int64_t batch, int64_t heads, int64_t tokens) {
+  return ovsdino::structure_attention_workspace(batch, heads, tokens);
+}
+
+// Returns whether the arguments pass the checks; if not, first_fault says why.
+extern "C" bool simt_structure_attention(const StructureAttention* op, const simt::Options* options,
+                                         simt::Report* report) {
+  *report = simt::Report{};
+  try {
+    ovsdino::structure_attention_check(*op);
+  } catch (const std::exception& error) {
+    std::strncpy(report->first_fault, error.what(), sizeof(report->first_fault) - 1);
+    return false;
+  }
+  if (op->dtype == ovsdino::DType::kFloat16) run<ovsdino::Half>(*op, *options, report);
+  if (op->dtype == ovsdino::DType::kBFloat16) run<ovsdino::BFloat16>(*op, *options, report);
+  return true;
+}

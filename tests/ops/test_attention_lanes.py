@@ -1,0 +1,281 @@
+"""structure_attention's CUDA kernels without a GPU: their very source on emulated lanes, and what nvcc makes of it."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ovsdino.ops.structure_attention import structure_attention_reference
+from tests.ops.harness import assert_twice_as_good
+from tests.ops.simt.emulator import MUTATIONS, ROOT, SCHEDULES, SOURCES, Emulator, compile_objects, link
+
+HALVES = [torch.float16, torch.bfloat16]
+SCALE = 48**-0.5
+MAIN = (48, 64, 15)  # d, dv, r of the model
+
+# Registers a thread that let as many blocks of 128 threads share a multiprocessor as the launch bounds ask for.
+MOST_REGISTERS = {1: 168, 2: 255}
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    if not shutil.which("g++"):
+        pytest.skip("no g++ here")
+    return Emulator(tmp_path_factory.mktemp("simt"))
+
+
+def draw(tokens: int, sizes: tuple[int, int, int] = MAIN, dtype: torch.dtype = torch.float16, batch: int = 1):
+    """Inputs of a trained decoder's size: |e| near 4, lambda up to 2."""
+    d, dv, r = sizes
+    generator = torch.Generator().manual_seed(tokens)
+    shape = (batch, 2, tokens)
+    q, k, v, e = (torch.randn(*shape, size, generator=generator).to(dtype) for size in (d, d, dv, r))
+    lam = torch.tensor([0.3, 1.7])
+    return q, k, v, e, lam, torch.rand(shape, generator=generator).to(dtype)
+
+
+def exact_and_naive(inputs, scale: float = SCALE) -> tuple[Tensor, Tensor]:
+    q, *others, gate = inputs
+    exact = structure_attention_reference(*(None if x is None else x.double() for x in inputs), scale)
+    return exact, structure_attention_reference(q, *(x.to(q.dtype) for x in others), gate, scale)
+
+
+def assert_good(emulator: Emulator, inputs, scale: float = SCALE, **options) -> None:
+    result = emulator.run(*inputs, scale, **options)
+    assert result.report.faults == 0, result.report.first_fault
+    exact, naive = exact_and_naive(inputs, scale)
+    assert_twice_as_good(result.out, naive, exact)
+
+
+@pytest.mark.parametrize("query_tile", [64, 128])
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 97, 200])
+def test_error_is_at_most_twice_the_naive_one(
+    emulator: Emulator, tokens: int, dtype: torch.dtype, query_tile: int
+) -> None:
+    assert_good(emulator, draw(tokens, dtype=dtype), query_tile=query_tile)
+
+
+@pytest.mark.parametrize("query_tile", [64, 128])
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(
+    "sizes", [(40, 32, 3), (48, 48, 16), (64, 64, 15), (64, 32, 16), (8, 8, 1), (56, 128, 15), (48, 104, 7)]
+)
+def test_other_sizes(emulator: Emulator, sizes: tuple[int, int, int], dtype: torch.dtype, query_tile: int) -> None:
+    assert_good(emulator, draw(97, sizes, dtype), query_tile=query_tile, schedule="warp_ahead")
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_batches_and_no_gate(emulator: Emulator, gate: bool) -> None:
+    *inputs, g = draw(70, batch=3)
+    assert_good(emulator, (*inputs, g if gate else None))
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 3.0, 1e-3])
+def test_any_scale(emulator: Emulator, scale: float) -> None:
+    assert_good(emulator, draw(65), scale)
+
+
+def test_slices_of_one_tensor_as_the_model_makes_them(emulator: Emulator) -> None:
+    """Inputs are views; what lies between them is NaN and must not be read; out is a view too."""
+    batch, heads, tokens = 2, 2, 70
+    q, k, v, e, lam, gate = draw(tokens, batch=batch)
+    mixed = torch.full((batch, tokens, heads, 48 + 48 + 64 + 8), math.nan, dtype=q.dtype)
+    views = [x.transpose(1, 2) for x in mixed[..., :160].split([48, 48, 64], dim=-1)]
+    structure = torch.full((batch, tokens, heads, 17), math.nan, dtype=q.dtype)[..., 1:16].transpose(1, 2)
+    gates = torch.full((batch, tokens, heads, 2), math.nan, dtype=q.dtype)[..., 1].transpose(1, 2)
+    for view, x in zip((*views, structure, gates), (q, k, v, e, gate), strict=True):
+        view.copy_(x)
+    held = torch.full((batch, tokens, heads, 66), 7.0, dtype=q.dtype)
+    out = held[..., :64].transpose(1, 2)
+    result = emulator.run(*views, structure, lam, gates, SCALE, out=out)
+    assert result.report.faults == 0, result.report.first_fault
+    assert torch.equal(out, emulator.run(q, k, v, e, lam, gate, SCALE).out)
+    assert (held[..., 64:] == 7.0).all()
+
+
+def test_shift_of_e_costs_no_precision(emulator: Emulator) -> None:
+    q, k, v, e, lam, gate = draw(97)
+    inputs = (q, k, v, e + 4, lam, gate)
+    result = emulator.run(*inputs, SCALE)
+    assert (result.out.double() - exact_and_naive(inputs)[0]).abs().max() < 2e-3  # a few units in the last place
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_huge_lambda_leaves_each_token_itself(emulator: Emulator, dtype: torch.dtype) -> None:
+    q, k, v, e, _, gate = draw(97, dtype=dtype)
+    e[:, :, 50:] = e[:, :, :1]  # equal structure: these still see each other
+    inputs = (q, k, v, e, torch.tensor([100.0, 1e3]), gate)
+    assert_good(emulator, inputs)
+    out = emulator.run(*inputs, SCALE).out
+    torch.testing.assert_close(out[:, :, 1:50], (v * gate.unsqueeze(-1))[:, :, 1:50])
+
+
+def test_lambda_zero_is_plain_attention(emulator: Emulator) -> None:
+    q, k, v, e, _, _ = draw(97)
+    out = emulator.run(q, k, v, e, torch.zeros(2), None, SCALE).out
+    plain = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    torch.testing.assert_close(out.double(), plain, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("query_tile", [64, 128])
+def test_nan_query_stays_in_its_row(emulator: Emulator, query_tile: int) -> None:
+    q, k, v, e, lam, gate = draw(97)
+    clean = emulator.run(q, k, v, e, lam, gate, SCALE, query_tile=query_tile).out
+    q[0, 1, 66, 5] = math.nan
+    out = emulator.run(q, k, v, e, lam, gate, SCALE, query_tile=query_tile).out
+    assert out[0, 1, 66].isnan().all()
+    out[0, 1, 66] = clean[0, 1, 66]
+    assert torch.equal(out, clean)
+
+
+def test_log_sum_exp_leaves_out_the_row_term(emulator: Emulator) -> None:
+    q, k, v, e, lam, gate = draw(97)
+    found = emulator.run(q, k, v, e, lam, gate, SCALE).lse
+    q, k, e = (x.double() for x in (q, k, e))
+    e = e - e.mean(2, keepdim=True)
+    strength = lam.double()[:, None, None]
+    logits = SCALE * q @ k.mT + strength * (2 * e @ e.mT - e.square().sum(-1).unsqueeze(-2))
+    # Each |e|^2 near 15 is rounded to 11 bits twice; lambda is up to 1.7.
+    torch.testing.assert_close(found.double(), logits.logsumexp(-1), atol=0.03, rtol=0)
+
+
+def test_result_does_not_depend_on_the_order_of_lanes_nor_on_the_tile(emulator: Emulator) -> None:
+    inputs = draw(140)
+    first = emulator.run(*inputs, SCALE).out
+    for seed in range(1, 4):
+        for schedule in SCHEDULES:
+            result = emulator.run(*inputs, SCALE, schedule=schedule, seed=seed, query_tile=64 * (1 + seed % 2))
+            assert result.report.faults == 0, result.report.first_fault
+            assert torch.equal(result.out, first)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("mutation", MUTATIONS[1:])
+def test_planted_faults_are_found(emulator: Emulator, mutation: str, schedule: str) -> None:
+    inputs = draw(140)
+    result = emulator.run(*inputs, SCALE, mutation=mutation, schedule=schedule)
+    exact, naive = exact_and_naive(inputs)
+    wrong = False
+    try:
+        assert_twice_as_good(result.out, naive, exact)
+    except AssertionError:
+        wrong = True
+    # Wrong mathematics shows in the numbers; a race may by luck not, but is seen as one.
+    assert wrong if mutation in ("unmasked_column", "not_transposed", "shifted_row") else result.report.faults > 0
+
+
+@pytest.mark.parametrize("sizes", [MAIN, (64, 64, 16), (40, 32, 3), (48, 128, 15)])
+def test_shared_memory_is_read_without_bank_conflicts(emulator: Emulator, sizes: tuple[int, int, int]) -> None:
+    report = emulator.run(*draw(65, sizes), SCALE).report
+    assert report.matrix_phases == report.matrix_wavefronts > 0
+    assert report.load_phases == report.load_wavefronts > 0
+    if sizes == MAIN:
+        assert report.copy_phases == report.copy_wavefronts > 0
+        # 2 heads, 2 x 2 tiles, 4 warps; 8 keys' columns of 4 steps for the logits, 8 of 4 steps for the values
+        assert report.products == 2 * 4 * 4 * (8 * 4 + 8 * 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"d": 72}, "d must be a multiple of 8 from 8 to 64, got 72"),
+        ({"d": 44}, "d .* got 44"),
+        ({"dv": 136}, "dv must be a multiple of 8 from 8 to 128, got 136"),
+        ({"r": 17}, "r must be 1 to 16, got 17"),
+        ({"dtype": torch.float32}, "float16 or bfloat16"),
+        ({"scale": math.inf}, "scale must be finite"),
+        ({"query_tile": 32}, "query_tile must be 0, 64 or 128, got 32"),
+    ],
+)
+def test_what_the_kernel_cannot_take_is_named(emulator: Emulator, change, shown: str) -> None:
+    want = {"d": 48, "dv": 64, "r": 15, "dtype": torch.float16, "scale": 1.0, "query_tile": 0} | change
+    inputs = draw(3, (want["d"], want["dv"], want["r"]), want["dtype"])
+    with pytest.raises(ValueError, match=shown):
+        emulator.run(*inputs, want["scale"], query_tile=want["query_tile"])
+
+
+def test_rows_that_cannot_be_copied_in_16_bytes_are_refused(emulator: Emulator) -> None:
+    q, k, v, e, lam, gate = draw(5)
+    wide = torch.zeros(1, 2, 5, 50, dtype=q.dtype)
+    with pytest.raises(ValueError, match="k must have strides of multiples of 8 elements, got 250"):
+        emulator.run(q, wide[..., :48], v, e, lam, gate, SCALE)
+    with pytest.raises(ValueError, match="q must start at a multiple of 16 bytes"):
+        emulator.run(torch.zeros(1, 2, 5, 56, dtype=q.dtype)[..., 1:49], k, v, e, lam, gate, SCALE)
+    with pytest.raises(ValueError, match="v must have last stride 1, got 5"):
+        emulator.run(q, k, v.mT.contiguous().mT, e, lam, gate, SCALE)
+
+
+def test_emulated_product_has_the_fragments_of_the_ptx_manual(emulator: Emulator) -> None:
+    """Written from its formulas for element i of a fragment: a_0..a_7, b_0..b_3, c_0..c_3."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(*shape, generator=generator).half() for shape in ((16, 16), (16, 8)))
+    c = torch.randn(16, 8, generator=generator)
+    held_a, held_b, held_c = torch.empty(32, 8).half(), torch.empty(32, 4).half(), torch.empty(32, 4)
+    group = [lane >> 2 for lane in range(32)]
+    thread = [lane % 4 for lane in range(32)]
+    for lane in range(32):
+        for i in range(8):
+            row = group[lane] + (0 if i < 2 or 4 <= i < 6 else 8)
+            held_a[lane, i] = a[row, thread[lane] * 2 + (i & 1) + (8 if i >= 4 else 0)]
+        for i in range(4):
+            held_b[lane, i] = b[thread[lane] * 2 + (i & 1) + (8 if i >= 2 else 0), group[lane]]
+            held_c[lane, i] = c[group[lane] + (8 if i >= 2 else 0), thread[lane] * 2 + (i & 1)]
+    call(emulator.library.simt_multiply_add, held_a, held_b, held_c, ctypes.c_bool(False))
+    exact = a.float() @ b.float() + c
+    for lane in range(32):
+        for i in range(4):
+            want = exact[group[lane] + (8 if i >= 2 else 0), thread[lane] * 2 + (i & 1)]
+            torch.testing.assert_close(held_c[lane, i], want)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_emulated_ldmatrix_gives_a_lane_two_of_a_row(emulator: Emulator, transposed: bool) -> None:
+    matrices = torch.arange(256, dtype=torch.int16).view(4, 8, 8)
+    words = torch.empty(32, 4, 2, dtype=torch.int16)
+    call(emulator.library.simt_load_matrices, matrices, words, ctypes.c_bool(transposed))
+    given = matrices.mT if transposed else matrices
+    # Lane 4 i + j of matrix m: elements 2 j and 2 j + 1 of row i.
+    assert torch.equal(words.permute(1, 0, 2).reshape(4, 8, 8), given)
+
+
+def call(function, *arguments) -> None:
+    function(*(ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments))
+
+
+def test_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
+    if not shutil.which("g++"):
+        pytest.skip("no g++ here")
+    sanitize = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    objects = compile_objects(tmp_path, (*SOURCES, "tests/ops/simt/check.cpp"), *sanitize)
+    program = link(objects, tmp_path / "check", *sanitize)
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == "0 faults\n", done.stderr
+
+
+@pytest.mark.parametrize("arch", ["sm_87", "sm_90"])
+def test_kernels_spill_nothing(arch: str, tmp_path: Path) -> None:
+    if not shutil.which("nvcc"):
+        pytest.skip("no nvcc here")
+    flags = ["-std=c++17", f"-arch={arch}", "-cubin", "-Xptxas", "-v", "-Icsrc", "-Icsrc/include"]
+    command = ["nvcc", *flags, "csrc/cuda/structure_attention.cu", "-o", str(tmp_path / "kernel.cubin")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = done.stderr + done.stdout
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    # AttentionTile<T, d / 16, dv / 16, rows>, then blocks: mangled ...Li3ELi4ELi2EEELi2E...
+    tiles = re.findall(
+        r"Li\dELi\dELi(\d)EEELi\dE[^\n]*\n(?:[^\n]*\n)*?[^\n]*Used (\d+) registers[^\n]* (\d+) bytes smem", report
+    )
+    assert len(spills) == 22 and len(tiles) == 20
+    assert all(numbers == ("0", "0", "0") for numbers in spills)
+    for rows, registers, shared in tiles:
+        assert int(registers) <= MOST_REGISTERS[int(rows)] and int(shared) <= 48 * 1024
