@@ -16,7 +16,7 @@ ENVIRONMENT = {
     "OVSDINO_CUDA": "at installation: auto (default; CUDA kernels if nvcc is found), 0 or 1",
     "OVSDINO_CUDA_ARCHS": "at installation: GPU architectures, for instance 87;90",
     "OVSDINO_DATA": "folder of data sets for `ovsdino eval` without --root and for the tests",
-    "OVSDINO_OFFLINE": "1: never ask the network for weights",
+    "OVSDINO_OFFLINE": "1: never ask the network for weights; those in the hub's cache are used",
 }
 _CORE = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "tyro", "rich", "huggingface_hub")
 

@@ -1,4 +1,4 @@
-"""Weight files: packaged ones behind a SHA-256 manifest, foreign ones read without running code, the hub's by timm."""
+"""Weight files: packaged ones behind a SHA-256 manifest, foreign ones read without running code, the hub's."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import functools
 import hashlib
 import json
 import os
+import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from torch import Tensor, nn
 
-from ovsdino.errors import OVSDinoError
+from ovsdino.errors import OVSDinoError, one_line
+
+if TYPE_CHECKING:
+    from ovsdino.models.ovsdino import OVSDINO
 
 WEIGHTS = Path(__file__).parent / "weights"
 MANIFEST = WEIGHTS / "manifest.json"
+WEIGHTS_FILE = "model.safetensors"
+BOTH_FILES = f"a folder that holds config.json and {WEIGHTS_FILE} (--model FOLDER)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +81,9 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_foreign(path: str | Path) -> dict[str, Tensor]:
-    """A state dict from `.safetensors`, or from `.pth` / `.pt` without unpickling code.
+    """A state dict from `.safetensors`, or from `.pth` / `.pt` / `.bin` without unpickling code.
+
+    A training checkpoint that holds the state dict as "state_dict", "model" or "teacher" is opened one level deep.
 
     Raises:
         OVSDinoError: missing, not such a file, or holding anything but named tensors.
@@ -87,9 +97,25 @@ def read_foreign(path: str | Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a hostile or broken file; each means the same here
         raise OVSDinoError(f"{path}: not a weight file that can be read safely ({type(error).__name__})") from error
+    if isinstance(state, dict):
+        state = next((state[k] for k in ("state_dict", "model", "teacher") if isinstance(state.get(k), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise OVSDinoError(f"{path}: expected a dictionary of named tensors")
     return state
+
+
+def below(state: dict[str, Tensor], anchor: str, message: str) -> dict[str, Tensor]:
+    """The part of a state dict that lies under the one prefix in front of `anchor`, the prefix taken off.
+
+    Official networks travel inside larger ones: `module.`, `model.`, `clip_model.`, `proj.`, `image_encoder.`.
+
+    Raises:
+        OVSDinoError: `message`, when no key or more than one ends in the anchor.
+    """
+    prefixes = [key.removesuffix(anchor) for key in state if key == anchor or key.endswith(f".{anchor}")]
+    if len(prefixes) != 1:
+        raise OVSDinoError(message if not prefixes else f"{message}: it is there {len(prefixes)} times")
+    return {key.removeprefix(prefixes[0]): value for key, value in state.items() if key.startswith(prefixes[0])}
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str, *, partial: Sequence[str] = ()) -> None:
@@ -112,46 +138,147 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str, *, part
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=False)
 
 
-def load_backbone(vit: nn.Module, timm_name: str, path: str | Path | None) -> None:
-    """Official weights of a timm backbone, from a local file or from the hub.
+def fetch(repository: str, file: str, option: str, revision: str | None = None) -> Path:
+    """A file of a hub repository: from the cache or, unless OVSDINO_OFFLINE is set, from the network.
 
     Args:
-        path: safetensors or .pth in timm's or the authors' naming; None asks the hub.
+        option: what the user can give instead, for the message.
 
     Raises:
-        OVSDinoError: offline, out of reach, or not this backbone's weights.
+        OVSDinoError: not in the cache and out of reach; it says what to fetch by hand.
     """
-    import timm
+    from huggingface_hub import hf_hub_download
 
-    config = dict(vit.pretrained_cfg)  # type: ignore[arg-type]
-    if path is None:
-        if offline():
-            raise OVSDinoError(_by_hand(timm_name, config, "OVSDINO_OFFLINE is set"))
-        overlay: dict[str, str] = {}
-    else:
-        if not Path(path).is_file():
-            raise OVSDinoError(f"{path}: no such file (backbone weights of {timm_name})")
-        read_foreign(path)
-        overlay = {"file": str(path)}
     try:
-        loaded = timm.create_model(
-            timm_name, pretrained=True, num_classes=0, dynamic_img_size=True, pretrained_cfg_overlay=overlay
-        )
+        return Path(hf_hub_download(repository, file, revision=revision, local_files_only=offline()))
     except Exception as error:  # the hub client raises many types; each means the same to the user
-        reason = f"{type(error).__name__}"
+        reason = "OVSDINO_OFFLINE is set and it is not in the cache" if offline() else type(error).__name__
         raise OVSDinoError(
-            f"{path}: not the weights of {timm_name} ({reason})" if path else _by_hand(timm_name, config, reason)
+            f"{file} of the hub repository {repository} cannot be had here ({reason}): fetch it by hand and give it as "
+            f"{option}, or use --model nano, which needs no network"
         ) from error
-    vit.load_state_dict(loaded.state_dict())
 
 
-def _by_hand(timm_name: str, config: dict[str, object], reason: str) -> str:
-    where = config.get("hf_hub_id") or f"timm/{timm_name}"
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise OVSDinoError(f"{path}: cannot read the weights ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def save_pretrained(model: OVSDINO, folder: str | Path) -> None:
+    """Writes config.json, model.safetensors and a model card: what `from_pretrained` reads and `push_to_hub` uploads.
+
+    nano's weights are written whole. Of the other models the decoder and the text projection are; backbone and CLIP
+    stay where their authors publish them.
+
+    Raises:
+        OVSDinoError: the model has no trained decoder, is not the zoo's, or the folder cannot be written.
+    """
+    from safetensors.torch import save
+
+    from ovsdino.imageio import atomic_write
+
+    folder, name = Path(folder), model.config.name
+    if not model.decoder_trained:
+        raise OVSDinoError(f"{name}: no decoder weights to save; train one, or load one as checkpoint")
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if model.config.text.kind == "clip":
+        state = {k: v for k, v in state.items() if k.startswith(("decoder.", "text_tower.", "log_"))}
+    data = save(state)
+    config = {
+        "library": "ovsdino",
+        "model": name,
+        "config": _zoo_config(name),
+        "weights": {"file": WEIGHTS_FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+    }
+    if json.loads(json.dumps(model.config.to_dict())) != config["config"]:
+        raise OVSDinoError(f"{name}: its configuration is not the zoo's, so nobody could load it by name")
+    files = {WEIGHTS_FILE: data, "config.json": json.dumps(config, indent=2).encode(), "README.md": _card(name)}
+    for file, content in files.items():
+        with atomic_write(folder / file) as target:
+            target.write(content)
+
+
+def from_pretrained(
+    source: str | Path, *, device: str | torch.device = "cpu", revision: str | None = None, **files: Any
+) -> OVSDINO:
+    """A model that `save_pretrained` or `push_to_hub` wrote.
+
+    Args:
+        source: a folder, or a hub repository, "name/repository".
+        revision: branch, tag or commit of the repository.
+        **files: local files, as `zoo.create_model` takes them (backbone_weights, clip_weights, projection).
+
+    Raises:
+        OVSDinoError: not found, out of reach, damaged, or not a model of this version of ovsdino.
+    """
+    from ovsdino.models import zoo  # the zoo reads its weights through this module
+
+    if Path(source).is_dir():
+        config_path = Path(source) / "config.json"
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
+        config_path = fetch(str(source), "config.json", BOTH_FILES, revision)
+    else:
+        raise OVSDinoError(f"{source}: neither a folder nor the name of a hub repository (name/repository)")
+    try:
+        config = json.loads(_read(config_path))
+        name, weights = config["model"], config["weights"]
+        digest, same = weights["sha256"], config["config"] == _zoo_config(name)
+    except OVSDinoError:
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise OVSDinoError(f"{config_path}: not the config.json of an ovsdino model") from error
+    if not same:
+        raise OVSDinoError(f"{config_path}: made for another version of {name}; train it again or install that version")
+    path = config_path.with_name(WEIGHTS_FILE)
+    if not Path(source).is_dir():
+        path = fetch(str(source), WEIGHTS_FILE, BOTH_FILES, revision)
+    if sha256(path) != digest:
+        raise OVSDinoError(f"{path}: damaged (its SHA-256 is not that of config.json); fetch it again")
+    return zoo.create_model(name, device=device, checkpoint=path, **files)
+
+
+def push_to_hub(model: OVSDINO, repository: str, *, private: bool = False, message: str = "Upload model") -> str:
+    """Uploads what `save_pretrained` writes; returns the address of the commit.
+
+    Raises:
+        OVSDinoError: see `save_pretrained`; offline, not logged in, or out of reach.
+    """
+    from huggingface_hub import HfApi
+
+    if offline():
+        raise OVSDinoError(f"{repository}: cannot upload while OVSDINO_OFFLINE is set")
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder)
+        try:
+            api = HfApi()
+            api.create_repo(repository, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))
+        except Exception as error:  # as in fetch
+            raise OVSDinoError(
+                f"{repository}: cannot upload ({type(error).__name__}: {one_line(error, 200)}); log in with "
+                "`hf auth login` and try again"
+            ) from error
+
+
+def _zoo_config(name: str) -> Any:
+    from ovsdino.models import zoo
+
+    return json.loads(json.dumps(zoo.get_config(name).to_dict()))
+
+
+def _card(name: str) -> bytes:
     return (
-        f"{timm_name}: its weights must be fetched and cannot be here ({reason}); fetch model.safetensors of the hub "
-        f"repository {where} by hand and give it as backbone_weights (--backbone-weights FILE), or use --model nano, "
-        "which needs no network"
-    )
+        "---\nlibrary_name: ovsdino\npipeline_tag: image-segmentation\n---\n\n"
+        f'# ovsdino {name}\n\nOpen-vocabulary segmentation. Load it with `ovsdino.load("NAME/REPOSITORY")` or '
+        '`ovsdino segment IMAGE --model NAME/REPOSITORY --classes "road, sky"`.\n'
+    ).encode()
 
 
 def _read(path: Path) -> bytes:

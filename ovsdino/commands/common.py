@@ -23,7 +23,7 @@ class ModelOptions:
     """Which model runs, where, and how."""
 
     model: str = "nano"
-    """Model name; `ovsdino models` lists them."""
+    """Model name (`ovsdino models` lists them), folder of a shared model, or hub repository NAME/REPOSITORY."""
     device: str | None = None
     """cpu, cuda or cuda:N. Default: CUDA if there is one."""
     dtype: DType = "float32"
@@ -33,11 +33,11 @@ class ModelOptions:
     checkpoint: Path | None = None
     """Weights written by `ovsdino train`, in place of the shipped ones."""
     backbone_weights: Path | None = None
-    """Local file of the backbone's official weights, in place of the hub."""
+    """Local file of the backbone's official weights (timm's or Meta's own .pth), in place of the hub."""
     projection: Path | None = None
-    """Local file of the text projection in Talk2DINO's format."""
+    """Local file of Talk2DINO's text projection, or of a whole Talk2DINO model, in place of the hub."""
     clip_weights: Path | None = None
-    """Local file of CLIP ViT-B-16's openai weights, in place of the hub."""
+    """Local file of CLIP ViT-B-16's openai weights (open_clip's, or OpenAI's own .pt), in place of the hub."""
 
     def load(self) -> Segmenter:
         """The segmenter these options ask for.

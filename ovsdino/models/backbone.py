@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
+from timm.models import eva, vision_transformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ovsdino import hub
 from ovsdino.config import BackboneConfig
+from ovsdino.errors import OVSDinoError, one_line
 
 
 def nano_vit(config: BackboneConfig) -> VisionTransformer:
@@ -46,23 +51,102 @@ class Backbone(nn.Module):
             # Positions are interpolated to the input's grid; DINOv2's own size would be 518.
             self.vit = timm.create_model(config.timm_name, pretrained=False, num_classes=0, dynamic_img_size=True)
 
+    def load(self, path: str | Path | None) -> None:
+        """Official weights.
+
+        Args:
+            path: timm's model.safetensors, or the authors' own .pth (DINOv2 with registers, DINOv3), alone or inside a
+                larger model; None asks the hub.
+
+        Raises:
+            OVSDinoError: offline, out of reach, or not this backbone's weights.
+        """
+        name = self.config.timm_name
+        if path is None:
+            option = "backbone_weights (--backbone-weights FILE; the authors' own .pth serves as well)"
+            path = hub.fetch(self.vit.pretrained_cfg["hf_hub_id"], "model.safetensors", option)
+        anchor = "patch_embed.proj.weight"
+        state = hub.below(hub.read_foreign(path), anchor, f"{path}: no weights of {name} in it ({anchor} is missing)")
+        own = self.vit.patch_embed.proj.weight.shape
+        if state[anchor].shape != own:
+            raise OVSDinoError(f"{path}: {anchor} is {tuple(state[anchor].shape)}, {name} has {tuple(own)}")
+        if not {"reg_token", "register_tokens", "storage_tokens"} & state.keys():
+            raise OVSDinoError(f"{path}: has no register tokens, {name} has; take the file with them (..._reg4_...)")
+        for key in [key for key in state if key.endswith("attn.qkv.bias") and "dinov3" in name]:
+            query, _, value = state.pop(key).chunk(3)  # the keys' bias is masked out by DINOv3 itself
+            if query.any() or value.any():
+                raise OVSDinoError(f"{path}: {key} is not zero, as it is in all published weights of {name}")
+        convert = vision_transformer if isinstance(self.vit, VisionTransformer) else eva
+        try:
+            state = convert.checkpoint_filter_fn(state, self.vit)
+        except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise OVSDinoError(f"{path}: not the weights of {name} ({one_line(error, 100)})") from error
+        hub.load_state(self.vit, state, f"{path} ({name})")
+
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """image (B, 3, H, W), H and W multiples of the patch size -> F (B, D, h, w) and the taps, each (B, D, h, w)."""
         return self.with_taps(image, self.config.taps)
 
     def with_taps(self, image: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """As `forward`, with the tokens of chosen blocks."""
+        self._check(image)
+        final, taps = self.vit.forward_intermediates(image, indices=list(blocks), norm=False)
+        return self._grid(final, image), list(taps)
+
+    def with_attention(self, image: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """As `forward`, and what the class token looks at in the last block.
+
+        Returns:
+            F, the taps, and (B, heads, N) float32: scaled q.k of the class token's query with the patch tokens' keys,
+            before any softmax, h*w = N; class and register tokens are no keys here.
+
+        Raises:
+            OVSDinoError: the backbone has no class token.
+        """
+        self._check(image)
+        if self.vit.cls_token is None:
+            raise OVSDinoError(
+                f"{self.config.timm_name} has no class token: background cleaning needs one; switch it off, or use a "
+                "DINOv2 or DINOv3 model"
+            )
+        before = len(self.vit.blocks) - 2
+        blocks = sorted({*self.config.taps, before})
+        final, pairs = self.vit.forward_intermediates(image, indices=blocks, norm=False, return_prefix_tokens=True)
+        tokens = dict(zip(blocks, pairs, strict=True))
+        patches, prefix = tokens[before]
+        logits = self._class_attention(patches, prefix)
+        return self._grid(final, image), [tokens[block][0] for block in self.config.taps], logits
+
+    def _class_attention(self, patches: Tensor, prefix: Tensor) -> Tensor:
+        """The last block's q.k from its input: patches (B, D, h, w), prefix tokens (B, P, D), class token first."""
+        block = self.vit.blocks[-1]
+        attention, (h, w) = block.attn, patches.shape[-2:]
+        query, key, _ = attention.qkv.weight.chunk(3)
+        query_bias, key_bias = getattr(attention, "q_bias", None), getattr(attention, "k_bias", None)
+        if attention.qkv.bias is not None:
+            query_bias, key_bias, _ = attention.qkv.bias.chunk(3)
+        split = (attention.num_heads, -1)
+        q = F.linear(block.norm1(prefix[:, :1]), query, query_bias).unflatten(-1, split).transpose(1, 2)
+        k = F.linear(block.norm1(patches.flatten(2).transpose(1, 2)), key, key_bias).unflatten(-1, split)
+        q, k = attention.q_norm(q), attention.k_norm(k.transpose(1, 2))
+        if getattr(self.vit, "rope", None) is not None:  # DINOv3 rotates patch tokens only
+            k = apply_rot_embed_cat(k, self.vit.rope.get_embed(shape=(h, w)), half=attention.rotate_half)
+        return (q.float() @ k.float().transpose(-2, -1)).squeeze(2) * q.shape[-1] ** -0.5
+
+    def _check(self, image: Tensor) -> None:
         p = self.config.patch_size
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % p or image.shape[3] % p or 0 in image.shape[2:]:
             raise ValueError(f"image must be (B, 3, H, W) with H and W multiples of {p}, got {tuple(image.shape)}")
-        final, taps = self.vit.forward_intermediates(image, indices=list(blocks), norm=False)
-        prefix = self.vit.num_prefix_tokens
+
+    def _grid(self, final: Tensor, image: Tensor) -> Tensor:
+        """Final tokens, with or without the prefix -> F (B, D, h, w)."""
+        p = self.config.patch_size
         h, w = image.shape[2] // p, image.shape[3] // p
-        if final.shape[1] == h * w + prefix:
-            final = final[:, prefix:]
+        if final.shape[1] == h * w + self.vit.num_prefix_tokens:
+            final = final[:, self.vit.num_prefix_tokens :]
         if self.head is not None:
             final = self.head(final)
-        return final.transpose(1, 2).reshape(-1, self.config.embed_dim, h, w), list(taps)
+        return final.transpose(1, 2).reshape(-1, self.config.embed_dim, h, w)
 
 
 def normalise(x: Tensor, dim: int = 1) -> Tensor:

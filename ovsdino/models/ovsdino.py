@@ -103,11 +103,12 @@ class OVSDINO(nn.Module):
         """Height and width of an input image must be multiples of this."""
         return self.config.patch_size
 
-    def encode_text(self, names: Sequence[str | Sequence[str]]) -> Tensor:
+    def encode_text(self, names: Sequence[str | Sequence[str]], templates: Sequence[str] | None = None) -> Tensor:
         """Text bank of the classes.
 
         Args:
             names: one entry a class: a word or phrase, or several whose embeddings are averaged.
+            templates: see `TextTower.encode`.
 
         Returns:
             (K, D) float32, rows of length one.
@@ -117,12 +118,23 @@ class OVSDINO(nn.Module):
         groups = [[name] if isinstance(name, str) else list(name) for name in names]
         if not all(groups):
             raise ValueError(f"a class has no name in {list(names)!r}")
-        flat = normalise(self.text_tower.encode([name for group in groups for name in group]).float(), dim=-1)
+        flat = self.text_tower.encode([name for group in groups for name in group], templates).float()
+        flat = normalise(flat, dim=-1)
         return torch.stack([normalise(part.mean(0), dim=-1) for part in flat.split([len(g) for g in groups])])
 
     def encode_image(self, image: Tensor, sam_embedding: Tensor | None = None) -> ImageFeatures:
         """image (B, 3, H, W), normalised, H and W multiples of `stride_multiple` -> features for `decode`."""
         features, taps = self.backbone(image)
+        return self._with_structure(image, features, taps, sam_embedding)
+
+    def encode_with_attention(self, image: Tensor, sam_embedding: Tensor | None = None) -> tuple[ImageFeatures, Tensor]:
+        """As `encode_image`, and the class token's attention (B, heads, N): see `Backbone.with_attention`."""
+        features, taps, attention = self.backbone.with_attention(image)
+        return self._with_structure(image, features, taps, sam_embedding), attention
+
+    def _with_structure(
+        self, image: Tensor, features: Tensor, taps: Sequence[Tensor], sam_embedding: Tensor | None
+    ) -> ImageFeatures:
         if self.decoder is None:
             return ImageFeatures(features)
         structure = self.decoder.sae(image, taps, sam_embedding)
@@ -143,6 +155,10 @@ class OVSDINO(nn.Module):
         if self.decoder is None or features.structure is None:
             return coarse
         return self.decoder.refine(coarse, features.structure.guide, text * self.log_scale.exp())
+
+    def cosine(self, features: ImageFeatures, text: Tensor) -> Tensor:
+        """`decode` without the temperature: cosines of features and text, sharpened by a decoder if there is one."""
+        return self.decode(features, text) / self.log_scale.exp()
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """image (B, 3, H, W), text (K, D) -> logits; softmax over K is meaningful."""

@@ -7,15 +7,21 @@ hashed subword table and a small attention, distilled from a sentence encoder, 1
 from __future__ import annotations
 
 import functools
+import logging
 import re
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovsdino import hub
 from ovsdino.errors import OVSDinoError
-from ovsdino.hub import offline
+
+log = logging.getLogger("ovsdino")
 
 # Talk2DINO's seven templates (evaluation protocol).
 TEMPLATES = (
@@ -27,13 +33,23 @@ TEMPLATES = (
     "art of the {}.",
     "a photo of the small {}.",
 )
+PROMPTS_AT_ONCE = 64
+CLIP_FILE = ("timm/vit_base_patch16_clip_224.openai", "open_clip_model.safetensors")  # open_clip's "openai" tag
+CLIP_OPTION = "clip_weights (--clip-weights FILE; OpenAI's own ViT-B-16.pt serves as well)"
+CLIP_ARCHIVE_SHA256 = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"  # named in OpenAI's own URL
 
 
 class TextTower(nn.Module):
     """A module with `encode(names) -> (n, D)`."""
 
-    def encode(self, names: Sequence[str]) -> Tensor:
-        """Embeds each name; rows need not be of length one."""
+    def encode(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """Embeds each name; rows need not be of length one.
+
+        Args:
+            names: words or phrases.
+            templates: sentences with a {} for the name, whose embeddings are averaged; None takes the tower's own. A
+                tower that reads bare words has none and ignores them.
+        """
         raise NotImplementedError
 
 
@@ -104,7 +120,7 @@ class HashedTextTower(TextTower):
         pooled = (weight.unsqueeze(-1) * x).sum(1)
         return self.out(F.gelu(self.hidden(pooled)))
 
-    def encode(self, names: Sequence[str]) -> Tensor:
+    def encode(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
         device = self.table.weight.device
         ids, mask = self.tokenize(names)
         with torch.no_grad():
@@ -112,49 +128,62 @@ class HashedTextTower(TextTower):
 
 
 class ClipTextTower(TextTower):
-    """open_clip's ViT-B-16 text encoder, seven templates averaged un-normalised, then `TalkProjection`.
+    """CLIP ViT-B/16's text encoder (open_clip), templates averaged un-normalised, then Talk2DINO's projection.
 
-    CLIP itself is fetched at the first use and is no part of the state dict: it is frozen and comes from elsewhere.
+    CLIP itself is read at the first use and is no part of the state dict: it is frozen and comes from elsewhere.
 
     Args:
         embed_dim: width D of the image features.
-        weights: open_clip's name ("openai") or a local file; None leaves CLIP random.
+        weights: "openai" takes OpenAI's weights from the hub; a path, from a file (see `read_clip`); None leaves CLIP
+            random, for timing and tests.
     """
 
-    def __init__(self, embed_dim: int, *, weights: str | None = "openai") -> None:
+    def __init__(self, embed_dim: int, *, weights: str | Path | None = "openai") -> None:
         super().__init__()
         self.weights = weights
         self.linear_layer, self.hidden_layers = talk_projection(512, embed_dim)
 
     @functools.cached_property
-    def clip(self) -> tuple[Callable[[Tensor], Tensor], Callable[[list[str]], Tensor]]:
-        """CLIP's text encoder and tokenizer.
+    def clip(self) -> tuple[Any, Any]:
+        """CLIP without its image encoder, and open_clip's tokenizer.
 
         Raises:
-            OVSDinoError: open_clip is not installed, or its weights cannot be had.
+            OVSDinoError: open_clip is not installed, or the weights cannot be had.
         """
-        if self.weights == "openai" and offline():
-            raise OVSDinoError(clip_by_hand("OVSDINO_OFFLINE is set"))
         try:
             import open_clip
         except ImportError as error:
             raise OVSDinoError("this model needs open_clip for its text: pip install 'ovsdino[clip]'") from error
-        try:
-            # openai's weights were trained with QuickGELU; plain "ViT-B-16" would compute something else with them.
-            model = open_clip.create_model("ViT-B-16-quickgelu", self.weights)
-        except Exception as error:  # the hub client raises many types; each means the same to the user
-            raise OVSDinoError(clip_by_hand(type(error).__name__)) from error
-        model.eval().requires_grad_(False)
-        return model.encode_text, open_clip.get_tokenizer("ViT-B-16")
+        # OpenAI's weights were trained with QuickGELU; plain "ViT-B-16" would compute something else with them.
+        config = open_clip.get_model_config("ViT-B-16-quickgelu")
+        # The image encoder is not wanted; as small as this, making it costs nothing (350 MB and 1.5 s otherwise).
+        config["vision_cfg"] = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
+        model = open_clip.CLIP(**config)
+        del model.visual
+        if self.weights is not None:
+            path = hub.fetch(*CLIP_FILE, CLIP_OPTION) if self.weights == "openai" else Path(self.weights)
+            hub.load_state(model, read_clip(path), f"{path} (CLIP ViT-B-16)", partial=("logit_scale",))
+        return model.eval().requires_grad_(False), open_clip.get_tokenizer("ViT-B-16")
 
-    def encode(self, names: Sequence[str]) -> Tensor:
-        encode_text, tokenizer = self.clip
+    def encode(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        templates = TEMPLATES if templates is None else templates
+        for template in templates:
+            if "{}" not in template:
+                raise OVSDinoError(f"template {template!r} has no {{}} for the class name")
+        model, tokenizer = self.clip
+        device = self.linear_layer.weight.device
+        model.to(device)
+        prompts = [template.replace("{}", name) for name in names for template in templates]
         rows = []
         with torch.no_grad():
-            for name in names:
-                prompts = [template.format(name) for template in TEMPLATES]
-                rows.append(encode_text(tokenizer(prompts)).float().mean(0))
-            x = self.linear_layer(torch.stack(rows).to(self.linear_layer.weight.device))
+            for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+                part = prompts[start : start + PROMPTS_AT_ONCE]
+                tokens = tokenizer(part)
+                for prompt, last in zip(part, tokens[:, -1].tolist(), strict=True):
+                    if last and len(tokenizer.encode(prompt)) + 2 > tokens.shape[1]:
+                        log.warning("longer than the %d tokens that CLIP reads, cut: %r", tokens.shape[1], prompt)
+                rows.append(model.encode_text(tokens.to(device)).float())
+            x = self.linear_layer(torch.cat(rows).unflatten(0, (len(names), len(templates))).mean(1))
             for layer in self.hidden_layers:
                 x = layer(torch.tanh(x))
             return x
@@ -165,8 +194,45 @@ def talk_projection(clip_dim: int, embed_dim: int) -> tuple[nn.Linear, nn.Module
     return nn.Linear(clip_dim, embed_dim), nn.ModuleList([nn.Linear(embed_dim, embed_dim)])
 
 
-def clip_by_hand(reason: str) -> str:
-    return (
-        f"CLIP's text weights must be fetched and cannot be here ({reason}); fetch open_clip's openai ViT-B-16 file by "
-        "hand and give it as clip_weights (--clip-weights FILE), or use --model nano, which needs no network"
-    )
+def read_clip(path: str | Path) -> dict[str, Tensor]:
+    """The text half of a CLIP ViT-B/16 file, under CLIP's own keys.
+
+    Args:
+        path: OpenAI's ViT-B-16.pt, or its state dict as .safetensors or .pth: open_clip's, with prefixes (`module.`,
+            `clip_model.`), in half precision, inside a training checkpoint.
+
+    Raises:
+        OVSDinoError: missing, unreadable, without CLIP's text encoder, or a TorchScript archive that is not OpenAI's.
+    """
+    path = Path(path)
+    if _is_archive(path):
+        # Loading an archive can run code that it brings along, so only the published one is let in.
+        if hub.sha256(path) != CLIP_ARCHIVE_SHA256:
+            raise OVSDinoError(
+                f"{path}: a TorchScript archive (it can hold code), and not OpenAI's ViT-B-16.pt; give the state dict "
+                "as .safetensors or .pth"
+            )
+        state = dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    else:
+        state = hub.read_foreign(path)
+    state = hub.below(state, "token_embedding.weight", f"{path}: no CLIP text encoder in it")
+    left_out = ("visual.", "input_resolution", "context_length", "vocab_size", "logit_bias")
+    return {key: value for key, value in state.items() if not key.startswith(left_out)}
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def read_projection(path: str | Path) -> dict[str, Tensor]:
+    """Talk2DINO's text projection, from its own file or out of a whole Talk2DINO model (keys `proj.*`).
+
+    Raises:
+        OVSDinoError: missing, unreadable, or without projection.
+    """
+    message = f"{path}: no Talk2DINO projection in it (linear_layer.weight is missing)"
+    return hub.below(hub.read_foreign(path), "linear_layer.weight", message)

@@ -15,7 +15,7 @@ from ovsdino.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, Te
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import freeze
 from ovsdino.models.ovsdino import OVSDINO
-from ovsdino.models.text import ClipTextTower, HashedTextTower, TextTower
+from ovsdino.models.text import ClipTextTower, HashedTextTower, TextTower, read_projection
 
 log = logging.getLogger("ovsdino")
 
@@ -52,6 +52,15 @@ CONFIGS: dict[str, ModelConfig] = {
 }
 
 
+# Talk2DINO's models on the hub; their files hold DINO and CLIP too, of which only `proj.*` is read.
+PROJECTIONS = {
+    "b14": "lorebianchi98/Talk2DINO-ViTB",
+    "l14": "lorebianchi98/Talk2DINO-ViTL",
+    "b16v3": "lorebianchi98/Talk2DINOv3-ViTB",
+}
+PROJECTION = "projection (--projection FILE; weights/vitb_mlp_infonce.pth of Talk2DINO's repository serves b14 as well)"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """A line of `ovsdino models`."""
@@ -81,7 +90,7 @@ def list_models() -> list[ModelInfo]:
                 weights="shipped" if shipped else "hub",
                 note="street scenes, 367 training images, works offline"
                 if config.name == "nano"
-                else "text-aligned-DINO baseline until a decoder is trained; needs ovsdino[clip]",
+                else "the Talk2DINO baseline until a decoder is trained; needs ovsdino[clip]",
             )
         )
     return rows
@@ -130,11 +139,11 @@ def create_model(
     """A zoo model ready for inference.
 
     Args:
-        name: a name of `list_models()`.
+        name: a name of `list_models()`, or what `hub.from_pretrained` takes: a folder or a hub repository.
         pretrained: False builds random weights, for tests and for timing.
         checkpoint: decoder weights (safetensors) written by training; replaces the shipped ones.
         backbone_weights: local file of the backbone's official weights, instead of the hub.
-        projection: local file of the text projection in Talk2DINO's format.
+        projection: local file of Talk2DINO's text projection, instead of the checkpoint's or the hub's.
         clip_weights: local file of CLIP ViT-B-16's openai weights, instead of the hub.
 
     Returns:
@@ -143,36 +152,71 @@ def create_model(
     Raises:
         OVSDinoError: unknown name, weights missing, corrupt or out of reach.
     """
+    files: dict[str, Any] = {
+        "backbone_weights": backbone_weights,
+        "projection": projection,
+        "clip_weights": clip_weights,
+    }
+    if name not in CONFIGS and ("/" in name or Path(name).is_dir()):
+        if checkpoint is not None:
+            raise OVSDinoError(f"{name} brings its own weights: leave out the checkpoint, or name a zoo model")
+        return hub.from_pretrained(name, device=device, **files)
     config = get_config(name)
-    shipped = hub.packaged(name)
+    for what, path in {"checkpoint": checkpoint, **files}.items():
+        if path is not None and not Path(path).is_file():
+            raise OVSDinoError(f"{path}: no such file ({what})")
     if not pretrained:
         model = build_model(name)
+        if isinstance(model.text_tower, ClipTextTower):
+            model.text_tower.weights = None
     elif config.text.kind == "hashed":
-        source = Path(checkpoint) if checkpoint else None
-        if source is None and shipped is None:
-            raise OVSDinoError(f"{name}: the packaged weights are missing; reinstall ovsdino")
-        state = hub.read_safetensors(source) if source else hub.read_packaged(name)
-        model = build_model(name, decoder=any(key.startswith("decoder.") for key in state))
-        hub.load_state(model, state, str(source or name))
-        model.decoder_trained = model.has_decoder
+        model = _whole(name, checkpoint)
     else:
-        model = build_model(name, decoder=checkpoint is not None)
-        hub.load_backbone(model.backbone.vit, config.backbone.timm_name, backbone_weights)
-        if projection is None:
-            raise OVSDinoError(
-                f"{name}: its text projection is missing; download Talk2DINO's projection for this backbone "
-                "(talk2dino_vitb_mlp_infonce.pth for b14) and give it as projection (--projection FILE)"
-            )
-        hub.load_state(model.text_tower, hub.read_foreign(projection), str(projection))
-        if clip_weights is not None and isinstance(model.text_tower, ClipTextTower):
-            if not Path(clip_weights).is_file():
-                raise OVSDinoError(f"{clip_weights}: no such file (CLIP text weights)")
-            model.text_tower.weights = str(clip_weights)
-        if checkpoint is not None:
-            decoder = {k: v for k, v in hub.read_safetensors(checkpoint).items() if k.startswith(("decoder.", "log_"))}
-            hub.load_state(model, decoder, str(checkpoint), partial=("backbone.", "text_tower."))
-            model.decoder_trained = True
-        else:
-            log.warning("%s: no decoder weights given; this is the text-aligned-DINO baseline", name)
+        model = _on_official_weights(name, checkpoint, **files)
     freeze(model)
     return model.to(device)
+
+
+def _whole(name: str, checkpoint: str | Path | None) -> OVSDINO:
+    """A model whose one file holds all of it: the shipped one, or a checkpoint of training."""
+    if checkpoint is None and hub.packaged(name) is None:
+        raise OVSDinoError(f"{name}: the packaged weights are missing; reinstall ovsdino")
+    state = hub.read_safetensors(checkpoint) if checkpoint else hub.read_packaged(name)
+    model = build_model(name, decoder=any(key.startswith("decoder.") for key in state))
+    hub.load_state(model, state, str(checkpoint or name))
+    model.decoder_trained = model.has_decoder
+    return model
+
+
+def _on_official_weights(
+    name: str,
+    checkpoint: str | Path | None,
+    *,
+    backbone_weights: str | Path | None,
+    projection: str | Path | None,
+    clip_weights: str | Path | None,
+) -> OVSDINO:
+    """Published backbone, CLIP and projection, and the decoder of a checkpoint; without one, the baseline."""
+    state = hub.read_safetensors(checkpoint) if checkpoint else {}
+    text = {k.removeprefix("text_tower."): v for k, v in state.items() if k.startswith("text_tower.")}
+    if projection is None and not text and name not in PROJECTIONS:
+        raise OVSDinoError(
+            f"{name}: no text projection is published for its backbone; give one of your own as projection "
+            f"(--projection FILE), or use {', '.join(PROJECTIONS)}"
+        )
+    model = build_model(name, decoder=checkpoint is not None)
+    model.backbone.load(backbone_weights)
+    source = checkpoint
+    if projection is not None or not text:
+        source = projection or hub.fetch(PROJECTIONS[name], "model.safetensors", PROJECTION)
+        text = read_projection(source)
+    hub.load_state(model.text_tower, text, f"{source} (text projection of {name})")
+    if clip_weights is not None and isinstance(model.text_tower, ClipTextTower):
+        model.text_tower.weights = clip_weights
+    if checkpoint is None:
+        log.warning("%s: no decoder weights given; this is the Talk2DINO baseline", name)
+        return model
+    decoder = {k: v for k, v in state.items() if k.startswith(("decoder.", "log_"))}
+    hub.load_state(model, decoder, str(checkpoint), partial=("backbone.", "text_tower."))
+    model.decoder_trained = True
+    return model

@@ -48,11 +48,17 @@ def test_unknown_model_lists_the_known():
         zoo.create_model("b99")
 
 
-def test_hub_model_offline_names_the_file_to_fetch(monkeypatch):
+def test_hub_model_offline_names_the_file_to_fetch(monkeypatch, tmp_path):
     monkeypatch.setenv("OVSDINO_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        OVSDinoError, match=r"model\.safetensors of the hub repository timm/vit_small_patch14.* by hand"
+        OVSDinoError, match=r"model\.safetensors of the hub repository timm/vit_base_patch16_dinov3.* by hand"
     ):
+        zoo.create_model("b16v3")
+
+
+def test_a_model_without_published_projection_says_so_before_it_loads_anything():
+    with pytest.raises(OVSDinoError, match=r"s14: no text projection is published .* or use b14, l14, b16v3"):
         zoo.create_model("s14")
 
 
@@ -82,12 +88,11 @@ def test_wrong_shape_and_wrong_keys_are_named(tmp_path):
         hub.load_state(module, {"weight": torch.zeros(3, 2), "bios": torch.zeros(3)}, "f")
 
 
-def test_official_dinov2_file_loads_from_disk_as_timm_loads_it(tmp_path, data_root):
-    # The authors' naming, with seeded random values: what a fetched file looks like, through timm's own conversion.
+def test_timms_own_file_loads_from_disk(tmp_path):
     import timm
 
     torch.manual_seed(0)
-    source = timm.create_model("vit_small_patch14_reg4_dinov2.lvd142m", pretrained=False, num_classes=0).eval()
+    source = timm.create_model("vit_small_patch14_reg4_dinov2.lvd142m", num_classes=0, dynamic_img_size=True).eval()
     path = tmp_path / "model.safetensors"
     save_file(source.state_dict(), path)
     projection = {
@@ -98,7 +103,7 @@ def test_official_dinov2_file_loads_from_disk_as_timm_loads_it(tmp_path, data_ro
     }
     torch.save(projection, tmp_path / "projection.pth")
     model = zoo.create_model("s14", backbone_weights=path, projection=tmp_path / "projection.pth")
-    image = torch.randn(1, 3, 518, 518)
+    image = torch.randn(1, 3, 126, 182)
     with torch.no_grad():
         tokens, _ = model.backbone(image)
         expected = source.forward_features(image)[:, source.num_prefix_tokens :]

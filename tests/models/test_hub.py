@@ -1,0 +1,135 @@
+"""Sharing models: a folder or a hub repository, read from the cache when offline, whole or refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import ovsdino
+from ovsdino import hub
+from ovsdino.cli import main
+from ovsdino.errors import OVSDinoError
+from ovsdino.models import zoo
+from ovsdino.models.ovsdino import OVSDINO
+from tests import official
+
+
+@pytest.fixture(scope="module")
+def nano() -> OVSDINO:
+    return zoo.create_model("nano")
+
+
+@pytest.fixture
+def folder(nano: OVSDINO, tmp_path: Path) -> Path:
+    hub.save_pretrained(nano, tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """huggingface_hub's cache with the repository me/streets in it, and no network."""
+    repository = tmp_path / "cache" / "models--me--streets"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    shutil.copytree(folder, repository / "snapshots" / "abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OVSDINO_OFFLINE", "1")
+    return repository / "snapshots" / "abc"
+
+
+def test_a_saved_model_comes_back_the_same(nano: OVSDINO, folder: Path) -> None:
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    other = hub.from_pretrained(folder)
+    assert other.decoder_trained and not other.training
+    assert all(torch.equal(other.state_dict()[k], v) for k, v in nano.state_dict().items())
+
+
+def test_a_cached_repository_loads_offline_by_name(cache: Path) -> None:
+    segmenter = ovsdino.load("me/streets", "cpu")
+    assert segmenter.name == "nano" and segmenter.model.decoder_trained
+
+
+def test_what_is_not_in_the_cache_is_named(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(OVSDinoError, match=r"config\.json of the hub repository me/other cannot be had here .*cache"):
+        hub.from_pretrained("me/other")
+    (cache / "model.safetensors").unlink()
+    with pytest.raises(OVSDinoError, match=r"model\.safetensors of the hub repository me/streets .* by hand"):
+        hub.from_pretrained("me/streets")
+    for name in ("me/a/b", "../etc", "-x/", str(tmp_path / "nowhere")):
+        with pytest.raises(OVSDinoError, match="neither a folder nor the name of a hub repository"):
+            zoo.create_model(name if "/" in name else f"{name}/")
+
+
+def test_a_damaged_or_foreign_repository_is_refused(folder: Path) -> None:
+    good = json.loads((folder / "config.json").read_text())
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(OVSDinoError, match=r"model\.safetensors: damaged"):
+        hub.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({**good, "config": {**good["config"], "short_side": 1}}))
+    with pytest.raises(OVSDinoError, match="made for another version of nano"):
+        hub.from_pretrained(folder)
+    for text in ("", "[]", "{}", '"x"', '{"model": "nano"}', '{"model": [], "weights": {"sha256": 1}, "config": 1}'):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(OVSDinoError, match=r"config\.json: not the config.json of an ovsdino model"):
+            hub.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({**good, "model": "b99"}))
+    with pytest.raises(OVSDinoError, match="unknown model 'b99'"):
+        hub.from_pretrained(folder)
+
+
+def test_upload_sends_what_loads_again(nano: OVSDINO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The hub itself is out of reach here: its two calls are replaced, everything else is the real thing.
+    def upload(self: object, *, repo_id: str, folder_path: str, commit_message: str) -> str:
+        shutil.copytree(folder_path, tmp_path / repo_id)
+        return f"https://hub/{repo_id}/commit/1"
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    assert hub.push_to_hub(nano, "me/streets") == "https://hub/me/streets/commit/1"
+    assert hub.from_pretrained(tmp_path / "me" / "streets").config == nano.config
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("401 who are you?\nsecond line")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    with pytest.raises(OVSDinoError, match=r"me/streets: cannot upload \(PermissionError: 401 .*hf auth login"):
+        hub.push_to_hub(nano, "me/streets")
+    monkeypatch.setenv("OVSDINO_OFFLINE", "1")
+    with pytest.raises(OVSDinoError, match="OVSDINO_OFFLINE is set"):
+        hub.push_to_hub(nano, "me/streets")
+
+
+def test_a_decoder_on_official_weights_travels_with_its_projection_alone(tmp_path: Path) -> None:
+    torch.save(official.dinov2(384, 12), tmp_path / "dinov2.pth")
+    model = zoo.build_model("s14")
+    model.text_tower.load_state_dict(official.projection(384))
+    torch.nn.init.constant_(model.decoder.mix, 0.25)
+    with pytest.raises(OVSDinoError, match="s14: no decoder weights to save"):
+        hub.save_pretrained(model, tmp_path / "mine")
+    model.decoder_trained = True
+    hub.save_pretrained(model, tmp_path / "mine")
+    prefixes = {key.split(".")[0] for key in load_file(tmp_path / "mine" / "model.safetensors")}
+    assert prefixes == {"decoder", "text_tower", "log_scale"}
+    other = hub.from_pretrained(tmp_path / "mine", backbone_weights=tmp_path / "dinov2.pth")
+    assert other.decoder_trained and other.decoder is not None and other.decoder.mix == 0.25
+    assert torch.equal(other.text_tower.linear_layer.weight, official.projection(384)["linear_layer.weight"])
+
+
+def test_the_command_line_takes_a_folder_and_refuses_a_second_source_of_weights(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    save_file({"x": torch.zeros(1)}, tmp_path / "c.safetensors")
+    line = ["segment", tmp_path / "a.png", "--classes", "a,b", "--output", tmp_path, "--short-side", "32"]
+    assert main([*map(str, line), "--model", str(folder)]) == 0
+    assert main([*map(str, line), "--model", str(folder), "--checkpoint", str(tmp_path / "c.safetensors")]) == 2
+    out, err = capsys.readouterr()
+    assert out.count("a_overlay.png") == 1 and "brings its own weights" in err and err.count("\n") == 1
