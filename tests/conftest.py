@@ -10,7 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+try:
+    from hypothesis import settings
+except ModuleNotFoundError:  # a GPU machine that has only what scripts/gpu_check.py asks for
+    from tests import without_hypothesis
+
+    settings = without_hypothesis.install()
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+# For tests that name no number themselves: --hypothesis-profile=long takes the time.
+settings.register_profile("quick", max_examples=20, deadline=None)
+settings.register_profile("long", max_examples=2000, deadline=None)
+settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:
