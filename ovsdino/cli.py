@@ -19,6 +19,7 @@ import tyro
 
 from ovsdino.commands.ablate import Ablate
 from ovsdino.commands.common import print_json, say
+from ovsdino.commands.data import Data
 from ovsdino.commands.doctor import Doctor
 from ovsdino.commands.eval import Eval
 from ovsdino.commands.models import Models
@@ -30,11 +31,13 @@ from ovsdino.vocabulary import DEFAULT_BACKGROUND
 Command = (
     Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Ablate, tyro.conf.subcommand("ablate")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
+COMMANDS = ("segment", "eval", "data", "train", "ablate", "models", "doctor")
 DESCRIPTION = "Open-vocabulary segmentation: an image and words in, a mask for each word out."
 EXAMPLE = 'ovsdino segment street.jpg --classes "road, car, sky"'
 
@@ -118,7 +121,7 @@ def _usage_error(box: str, args: Sequence[str]) -> str:
             words.append(inner)
         elif words:  # the rule before the hints, a blank line, or the frame's end
             break
-    command = args[0] if args and args[0] in ("segment", "eval", "train", "models", "doctor") else ""
+    command = args[0] if args and args[0] in COMMANDS else ""
     return f"{one_line(' '.join(words), 300) or 'bad usage'}; see ovsdino {command} --help".replace("  ", " ")
 
 

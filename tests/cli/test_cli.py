@@ -17,6 +17,7 @@ from PIL import Image
 from ovsdino import doctor
 from ovsdino.cli import main
 from ovsdino.commands.segment import unique_stems
+from tests.data import trees
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--short-side", "64", "--device", "cpu"]
@@ -175,7 +176,16 @@ BAD_INPUT: list[tuple[str, list[str], dict[str, str], str]] = [
     ("not a number", ["eval", "--dataset", "camvid", "--root", "{dir}", "--limit", "ten"], {}, "ten"),
     ("unknown command", ["paint"], {}, "paint"),
     ("no command", [], {}, "segment, eval"),
-    ("data set to come", ["eval", "--dataset", "voc21", "--root", "{dir}"], {}, "available: camvid, folder"),
+    ("unknown data set", ["eval", "--dataset", "voc", "--root", "{dir}"], {}, "available: camvid, folder, voc21"),
+    ("no benchmark there", ["eval", "--dataset", "voc21", "--root", "{dir}"], {}, "VOCtrainval_11-May-2012.tar"),
+    ("no such split", ["eval", "--dataset", "ade20k", "--split", "test", "--root", "{dir}"], {}, "has train, val"),
+    ("split is a path", ["eval", "--dataset", "camvid", "--split", "../x", "--root", "{dir}"], {}, "'../x'"),
+    ("check of nothing", ["data", "check", "cityscapes", "--root", "{dir}"], {}, "leftImg8bit_trainvaltest.zip"),
+    ("check of an unknown set", ["data", "check", "pets", "--root", "{dir}"], {}, "unknown data set 'pets'"),
+    ("check without a folder", ["data", "check", "voc21", "--root", "{dir}/no"], {}, "no such folder"),
+    ("check without a root", ["data", "check", "voc21"], {"OVSDINO_DATA": ""}, "--root is missing"),
+    ("nothing to convert", ["data", "convert", "voc21", "--root", "{dir}"], {}, "needs no conversion"),
+    ("data without a verb", ["data"], {}, "data"),
     ("no data there", ["eval", "--dataset", "camvid", "--root", "{dir}"], {}, "camvid_val.zip"),
     ("no root", ["eval", "--dataset", "camvid"], {"OVSDINO_DATA": ""}, "--root is missing"),
     (
@@ -249,6 +259,28 @@ def test_eval_of_camvid_beats_chance(data_root: Path, capsys: pytest.CaptureFixt
     code, data, _ = run_json(capsys, *args, "--json")
     assert code == 0 and data["images"] == 3
     assert data["pixel_accuracy"] > 0.6 and data["miou"] > 0.2 and data["boundary_f1"] > 0.1
+
+
+def test_data_check_reports_and_exits_by_what_it_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees.ade20k(tmp_path, {"ADE_val_00000001": trees.label(0, 1)})
+    code, data, err = run_json(capsys, "data", "check", "ade20k", "--root", tmp_path, "--json")
+    assert code == 2 and (data["images"], data["expected"], data["usable"]) == (1, 2000, False)
+    assert "ADEChallengeData2016.zip" in data["problems"][0] and err.startswith("error: ade20k: 1 of 2000")
+    for folder in ("images", "labels"):
+        (tmp_path / "own" / folder).mkdir(parents=True)
+        trees.write(tmp_path / "own" / folder / "a.png", trees.IMAGE if folder == "images" else trees.label(1))
+    (tmp_path / "own" / "classes.json").write_text('["x", "y"]')
+    assert main(["data", "check", "folder", "--root", str(tmp_path / "own")]) == 0
+    out, err = capsys.readouterr()
+    assert out == "folder val: 1 images, labels labels/*.png\ndecoded 1, 1 classes seen\n" and err == ""
+
+
+def test_data_convert_writes_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees.cityscapes(tmp_path, {("a", "a_1"): trees.label(7)}, "labelIds")
+    args = ["data", "convert", "cityscapes", "--root", tmp_path, "--output", tmp_path / "out", "--json"]
+    code, data, _ = run_json(capsys, *args)
+    assert code == 0 and data["files"] == 1
+    assert (tmp_path / "out" / "gtFine" / "val" / "a" / "a_1_gtFine_labelTrainIds.png").is_file()
 
 
 def test_models_lists_the_shipped_one_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,100 @@
+"""`ovsdino data`: checks a data set and converts its labels."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ovsdino.commands.common import print_json, say
+from ovsdino.errors import OVSDinoError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Count a data set's files against the official numbers, read labels, say what is missing and where it is."""
+
+    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
+    """camvid, folder, voc21, voc20, context60, context59, coco-object, coco-stuff, cityscapes or ade20k."""
+    root: Path | None = None
+    """Folder of the data set, or the one above it. Default: $OVSDINO_DATA."""
+    split: str = "val"
+    """Which part of the data set."""
+    every: bool = False
+    """Decode every image and label, not a sample of 20."""
+    json: bool = False
+    """Print one JSON object on stdout."""
+
+    def run(self) -> int:
+        from ovsdino.data.check import check_dataset
+
+        check = check_dataset(self.name, data_root(self.root), self.split, every=self.every)
+        if self.json:
+            print_json(check.to_dict())
+        else:
+            expected = f" of {check.expected}" if check.expected is not None else ""
+            print(
+                f"{check.dataset} {check.split}: {check.images}{expected} images, labels {check.labels or 'not found'}"
+            )
+            print(f"decoded {check.checked}, {len(check.ids)} classes seen")
+            for note in check.notes:
+                print(f"note: {note}")
+        for problem in check.problems:
+            say(f"error: {check.dataset}: {problem}")
+        return 0 if check.usable else 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Write the labels of coco-object, coco-stuff or cityscapes as the index PNGs that mmsegmentation reads.
+
+    `ovsdino eval` does not need this: it converts while it reads.
+    """
+
+    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
+    """coco-object, coco-stuff or cityscapes."""
+    root: Path | None = None
+    """Folder of the data set, or the one above it. Default: $OVSDINO_DATA."""
+    split: str = "val"
+    """Which part of the data set."""
+    output: Path | None = None
+    """Folder that gets the label folders. Default: the data set's own."""
+    json: bool = False
+    """Print one JSON object on stdout."""
+
+    def run(self) -> int:
+        from ovsdino.data.check import convert_dataset
+
+        written = convert_dataset(self.name, data_root(self.root), self.split, self.output)
+        if self.json:
+            print_json(
+                {"dataset": self.name, "split": self.split, "files": len(written), "output": str(written[0].parent)}
+            )
+        else:
+            print(f"{self.name} {self.split}: {len(written)} files, e.g. {written[0]}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Check or convert a labelled data set."""
+
+    action: Annotated[Check, tyro.conf.subcommand("check")] | Annotated[Convert, tyro.conf.subcommand("convert")]
+
+    def run(self) -> int:
+        return self.action.run()
+
+
+def data_root(given: Path | None) -> Path:
+    """The folder of the data sets.
+
+    Raises:
+        OVSDinoError: none given.
+    """
+    root = given or os.environ.get("OVSDINO_DATA")
+    if not root:
+        raise OVSDinoError("--root is missing: name the folder that holds the data set, or set OVSDINO_DATA")
+    return Path(root)
