@@ -10,10 +10,11 @@ namespace ovsdino {
 namespace {
 
 template <typename T>
-__global__ void __launch_bounds__(kPrepareThreads, 4) prepare_structure_kernel(StructureAttention op) {
+__global__ void __launch_bounds__(kPrepareThreads) prepare_structure_kernel(StructureAttention op) {
   __shared__ alignas(16) unsigned char shared[kPrepareSharedBytes];
   BlockLanes lanes(shared);
-  prepare_structure<T>(op, blockIdx.x, lanes);
+  const int64_t chunks = prepare_blocks(op);
+  prepare_structure<T>(op, blockIdx.x / chunks, blockIdx.x % chunks, lanes);
 }
 
 template <typename Tile, int kBlocks>

@@ -64,10 +64,6 @@ def test_error_is_at_most_twice_the_naive_one(
     assert_good(emulator, draw(tokens, dtype=dtype), query_tile=query_tile)
 
 
-def test_more_tokens_than_a_block_prepares(emulator: Emulator) -> None:
-    assert_good(emulator, draw(333), query_tile=128, schedule="warp_ahead")
-
-
 @pytest.mark.parametrize("query_tile", [64, 128])
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(
@@ -258,8 +254,7 @@ def call(function, *arguments) -> None:
 def test_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     if not shutil.which("g++"):
         pytest.skip("no g++ here")
-    # Without optimisation: templates under two sanitizers take g++ twice as long with it.
-    sanitize = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    sanitize = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     objects = compile_objects(tmp_path, (*SOURCES, "tests/ops/simt/check.cpp"), *sanitize)
     program = link(objects, tmp_path / "check", *sanitize)
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
