@@ -47,7 +47,7 @@ OP_BACKENDS: dict[str, dict[str, Needs]] = {
 
 
 # Version of the functions in csrc/bindings.cpp; a module of another version is a stale build.
-NATIVE_VERSION = 5
+NATIVE_VERSION = 6
 
 
 def _load_native() -> tuple[ModuleType | None, str]:
