@@ -52,7 +52,7 @@ void structure_attention_check(const StructureAttention& op) {
   constexpr int64_t kMost = int64_t{1} << 30;  // token indices and the grid are 32 bits wide
   expect(op.tokens <= kMost, "at most " + text(kMost) + " tokens, got " + text(op.tokens));
   const int64_t heads = op.batch * op.heads;
-  expect(heads == 0 || ceil_div(op.tokens, 64) <= 2 * kMost / heads,
+  expect(heads == 0 || ceil_div(op.tokens, 64) <= (2 * kMost - 1) / heads,
          "too many tokens: " + text(op.batch) + " x " + text(op.heads) + " x " + text(op.tokens));
   expect(std::isfinite(op.scale), "scale must be finite, got " + std::to_string(op.scale));
   expect(op.query_tile == 0 || op.query_tile == 64 || op.query_tile == 128,

@@ -10,11 +10,10 @@ namespace ovsdino {
 namespace {
 
 template <typename T>
-__global__ void __launch_bounds__(kPrepareThreads) prepare_structure_kernel(StructureAttention op) {
+__global__ void __launch_bounds__(kPrepareThreads, 2) prepare_structure_kernel(StructureAttention op) {
   __shared__ alignas(16) unsigned char shared[kPrepareSharedBytes];
   BlockLanes lanes(shared);
-  const int64_t chunks = prepare_blocks(op);
-  prepare_structure<T>(op, blockIdx.x / chunks, blockIdx.x % chunks, lanes);
+  prepare_structure<T>(op, blockIdx.x, lanes);
 }
 
 template <typename Tile, int kBlocks>

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ovsdino.ops.structure_attention import structure_attention_reference
 from tests.ops.harness import assert_twice_as_good
-from tests.ops.simt.emulator import MUTATIONS, ROOT, SCHEDULES, SOURCES, Emulator, compile_objects, link
+from tests.ops.simt.emulator import MUTATIONS, SCHEDULES, SOURCES, Emulator, compile_objects, link
 
 HALVES = [torch.float16, torch.bfloat16]
 SCALE = 48**-0.5
@@ -60,6 +60,10 @@ def test_error_is_at_most_twice_the_naive_one(
     assert_good(emulator, draw(tokens, dtype=dtype), query_tile=query_tile)
 
 
+def test_more_tokens_than_a_block_prepares(emulator: Emulator) -> None:
+    assert_good(emulator, draw(333), query_tile=128, schedule="warp_ahead")
+
+
 @pytest.mark.parametrize("query_tile", [64, 128])
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(
@@ -96,6 +100,22 @@ def test_slices_of_one_tensor_as_the_model_makes_them(emulator: Emulator) -> Non
     assert result.report.faults == 0, result.report.first_fault
     assert torch.equal(out, emulator.run(q, k, v, e, lam, gate, SCALE).out)
     assert (held[..., 64:] == 7.0).all()
+
+
+def test_offsets_beyond_32_bits(emulator: Emulator) -> None:
+    tokens, step = 40, 1 << 26
+    inputs = draw(tokens)
+    try:
+        memory = torch.empty(tokens * step, dtype=torch.float16)  # 5 GB, of which a few pages are touched
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    far = []
+    for i, x in enumerate((*inputs[:4], inputs[5].unsqueeze(-1), torch.zeros_like(inputs[2]))):
+        view = memory.as_strided(x.shape, (0, 1 << 16, step, 1), i << 18)
+        far.append(view.copy_(x))
+    q, k, v, e, gate, out = far
+    assert emulator.run(q, k, v, e, inputs[4], gate.squeeze(-1), SCALE, out=out).report.faults == 0
+    assert torch.equal(out, emulator.run(*inputs, SCALE).out)
 
 
 def test_shift_of_e_costs_no_precision(emulator: Emulator) -> None:
@@ -233,6 +253,34 @@ def test_emulated_product_has_the_fragments_of_the_ptx_manual(emulator: Emulator
             torch.testing.assert_close(held_c[lane, i], want)
 
 
+def test_triton_places_fragments_where_the_ptx_manual_does() -> None:
+    """A second source for the layouts above, one that ran on GPUs: each bit of a register's or lane's index."""
+    layouts = pytest.importorskip("triton.experimental.gluon.language._layouts")
+    try:
+        from triton._C.libtriton import gluon_ir, ir
+
+        context = ir.context()
+        ir.load_dialects(context)
+        builder = gluon_ir.GluonOpBuilder(context)
+        c = layouts.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[1, 1], instr_shape=[16, 8])
+        found = {}
+        for name, layout, shape in (
+            ("a", layouts.DotOperandLayout(0, c, 2), [16, 16]),
+            ("b", layouts.DotOperandLayout(1, c, 2), [16, 8]),
+            ("c", c, [16, 8]),
+        ):
+            linear = builder.to_linear_layout(layout._to_ir(builder), shape)
+            found[name] = (linear.reg_bases, linear.lane_bases)
+    except (AttributeError, ImportError, TypeError) as error:
+        pytest.skip(f"this Triton does not tell its layouts: {error}")
+    rows = [[1, 0], [2, 0], [4, 0]]
+    assert found == {
+        "a": ([[0, 1], [8, 0], [0, 8]], [[0, 2], [0, 4], *rows]),
+        "b": ([[1, 0], [8, 0]], [[2, 0], [4, 0], [0, 1], [0, 2], [0, 4]]),
+        "c": ([[0, 1], [8, 0]], [[0, 2], [0, 4], *rows]),
+    }
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_emulated_ldmatrix_gives_a_lane_two_of_a_row(emulator: Emulator, transposed: bool) -> None:
     matrices = torch.arange(256, dtype=torch.int16).view(4, 8, 8)
@@ -250,7 +298,8 @@ def call(function, *arguments) -> None:
 def test_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     if not shutil.which("g++"):
         pytest.skip("no g++ here")
-    sanitize = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    # Without optimisation: templates under two sanitizers take g++ twice as long with it.
+    sanitize = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     objects = compile_objects(tmp_path, (*SOURCES, "tests/ops/simt/check.cpp"), *sanitize)
     program = link(objects, tmp_path / "check", *sanitize)
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)

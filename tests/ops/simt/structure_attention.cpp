@@ -39,10 +39,10 @@ simt::Global memory_of(const StructureAttention& op, bool prepare) {
 template <typename T>
 void prepare(const StructureAttention& op, const simt::Options& options, simt::Report* report) {
   const simt::Global memory = memory_of(op, true);
-  const int64_t chunks = ovsdino::prepare_blocks(op);
-  for (int64_t block = 0; block < op.batch * op.heads * chunks; ++block) {
+  const auto blocks = static_cast<uint32_t>(op.batch * op.heads) * ovsdino::prepare_blocks(op);
+  for (uint32_t block = 0; block < blocks; ++block) {
     simt::Block lanes(ovsdino::kPrepareThreads, ovsdino::kPrepareSharedBytes, memory, options, report);
-    lanes.run([&](simt::Lanes& lane) { ovsdino::prepare_structure<T>(op, block / chunks, block % chunks, lane); });
+    lanes.run([&](simt::Lanes& lane) { ovsdino::prepare_structure<T>(op, block, lane); });
   }
   if (options.mutation != simt::Mutation::kUnmaskedColumn) return;
   for (int64_t head = 0; head < op.batch * op.heads; ++head) {
@@ -54,10 +54,10 @@ void prepare(const StructureAttention& op, const simt::Options& options, simt::R
 template <typename Tile>
 void attend(const StructureAttention& op, const simt::Options& options, simt::Report* report) {
   const simt::Global memory = memory_of(op, false);
-  const int64_t blocks = op.batch * op.heads * ovsdino::ceil_div(op.tokens, Tile::kQueries);
-  for (int64_t block = 0; block < blocks; ++block) {
+  const auto blocks = static_cast<uint32_t>(op.batch * op.heads * ovsdino::ceil_div(op.tokens, Tile::kQueries));
+  for (uint32_t block = 0; block < blocks; ++block) {
     simt::Options here = options;
-    here.seed += static_cast<uint32_t>(block);
+    here.seed += block;
     simt::Block lanes(Tile::kThreads, Tile::kSharedBytes, memory, here, report);
     lanes.run([&](simt::Lanes& lane) { ovsdino::attention_block<Tile>(op, block, lane); });
   }

@@ -22,22 +22,21 @@ class TileCopy {
  public:
   using T = typename Tile::Element;
 
-  OVSDINO_HD_MEMBER TileCopy(const StructureAttention& op, int64_t head, uint32_t lane)
-      : lane_(lane), left_(static_cast<int32_t>(op.tokens)) {
-    const int64_t b = head / op.heads, m = head % op.heads;
-    f_ = reinterpret_cast<const char*>(structure_rows<T>(op, head));
-    column_ = reinterpret_cast<const char*>(structure_columns<T>(op, head));
-    const char* k = bytes(op.k, b * op.k_strides[0] + m * op.k_strides[1]);
-    const char* v = bytes(op.v, b * op.v_strides[0] + m * op.v_strides[1]);
+  OVSDINO_HD_MEMBER TileCopy(const StructureAttention& op, const Head& head, uint32_t lane) : lane_(lane) {
+    f_ = reinterpret_cast<const char*>(structure_rows<T>(op, head.index));
+    column_ = reinterpret_cast<const char*>(structure_columns<T>(op, head.index));
+    const char* k = bytes(op.k, head.offset(op.k_strides));
+    const char* v = bytes(op.v, head.offset(op.v_strides));
     const uint32_t key_chunk = lane % kKeyChunks, value_chunk = lane % kValueChunks;
     const bool is_f = key_chunk >= kFirstF;
     key_step_ = (is_f ? kStructure : op.k_strides[2]) * int64_t{sizeof(T)};
     key_ = (is_f ? f_ + (key_chunk - kFirstF) * 16 : k + key_chunk * 16) + lane / kKeyChunks * key_step_;
     value_step_ = op.v_strides[2] * int64_t{sizeof(T)};
     value_ = v + value_chunk * 16 + lane / kValueChunks * value_step_;
-    // A lane whose chunk is past the row's end fills it with zeros: it sees no tokens.
-    key_skip_ = is_f || key_chunk * 8 < op.head_dim ? static_cast<int32_t>(lane / kKeyChunks) : kNoTokens;
-    value_skip_ = value_chunk * 8 < op.value_dim ? static_cast<int32_t>(lane / kValueChunks) : kNoTokens;
+    // A lane whose chunk is past the row's end fills it with zeros: no tokens are left for it.
+    const int32_t tokens = static_cast<int32_t>(op.tokens);
+    key_left_ = is_f || key_chunk * 8 < op.head_dim ? tokens - static_cast<int32_t>(lane / kKeyChunks) : kNone;
+    value_left_ = value_chunk * 8 < op.value_dim ? tokens - static_cast<int32_t>(lane / kValueChunks) : kNone;
   }
 
   // The next tile, into the stage at `to`. Keys past the last become zeros; f and the column are padded.
@@ -48,7 +47,7 @@ class TileCopy {
     OVSDINO_UNROLL
     for (int32_t row = 0; row < Tile::kKeys; row += int32_t{kKeyRows}) {
       const uint32_t at = key_to + static_cast<uint32_t>(row) * Tile::kKeyBytes;
-      lanes.copy_row(at, key_ + row * key_step_, key_skip_ + row < left_);
+      lanes.copy_row(at, key_ + row * key_step_, row < key_left_);
     }
     if (kFirstF == kKeyChunks && lane < 2 * Tile::kKeys) {
       lanes.copy_row(to + lane / 2u * Tile::kKeyBytes + (kFirstF + lane % 2u) * 16u, f_ + lane * 16u, true);
@@ -59,12 +58,13 @@ class TileCopy {
       OVSDINO_UNROLL
       for (int32_t row = 0; row < Tile::kKeys; row += int32_t{kValueRows}) {
         const uint32_t at = value_to + static_cast<uint32_t>(row) * Tile::kValueBytes;
-        lanes.copy_row(at, value_ + row * value_step_, value_skip_ + row < left_);
+        lanes.copy_row(at, value_ + row * value_step_, row < value_left_);
       }
     }
     if (lane < Tile::kKeys / 4) lanes.copy_row(to + Tile::kColumnAt + lane * 16u, column_ + lane * 16u, true);
     lanes.commit();
-    left_ -= Tile::kKeys;
+    key_left_ -= Tile::kKeys;
+    value_left_ -= Tile::kKeys;
     key_ += Tile::kKeys * key_step_;
     value_ += Tile::kKeys * value_step_;
     f_ += Tile::kKeys * kStructure * int64_t{sizeof(T)};
@@ -76,7 +76,7 @@ class TileCopy {
   static constexpr uint32_t kKeyChunks = 8, kKeyRows = Tile::kThreads / kKeyChunks, kFirstF = 2 * Tile::kHeadSteps;
   static constexpr uint32_t kValueChunks = Tile::kValueSteps <= 2 ? 4 : Tile::kValueSteps <= 4 ? 8 : 16;
   static constexpr uint32_t kValueRows = Tile::kThreads / kValueChunks;
-  static constexpr int32_t kNoTokens = 1 << 30;  // as many as structure_attention_check lets through
+  static constexpr int32_t kNone = -(1 << 30);  // stays below 0 for all the tokens that the check lets through
   static_assert(kFirstF == 6 || kFirstF == 8, "f is beside k, or by itself");
 
   OVSDINO_HD_MEMBER static const char* bytes(const void* base, int64_t elements) {
@@ -84,7 +84,7 @@ class TileCopy {
   }
 
   uint32_t lane_;
-  int32_t left_, key_skip_, value_skip_;
+  int32_t key_left_, value_left_;  // tokens from the lane's next row on
   int64_t key_step_, value_step_;
   const char *key_, *value_, *f_, *column_;
 };
@@ -99,13 +99,13 @@ struct QueryState {
 
 // first: the warp's first query.
 template <typename Tile, typename Lanes>
-OVSDINO_HD void load_queries(const StructureAttention& op, int64_t head, int64_t first, Lanes& lanes,
+OVSDINO_HD void load_queries(const StructureAttention& op, const Head& head, int64_t first, Lanes& lanes,
                              QueryState<Tile>* state) {
   using T = typename Tile::Element;
   const int32_t group = lanes.index() % 32 / 4, pair = lanes.index() % 4 * 2;
   const Scaling scaling = scaling_of(op.scale);
-  const T* q = static_cast<const T*>(op.q) + head / op.heads * op.q_strides[0] + head % op.heads * op.q_strides[1];
-  const T* f = structure_rows<T>(op, head);
+  const T* q = static_cast<const T*>(op.q) + head.offset(op.q_strides);
+  const T* f = structure_rows<T>(op, head.index);
   OVSDINO_UNROLL
   for (int32_t i = 0; i < Tile::kRows; ++i) {
     OVSDINO_UNROLL
@@ -240,11 +240,10 @@ OVSDINO_HD void add_values(QueryState<Tile>* state, uint32_t stage, Lanes& lanes
 }
 
 template <typename Tile, typename Lanes>
-OVSDINO_HD void write_queries(const StructureAttention& op, int64_t head, int64_t first, float factor, Lanes& lanes,
+OVSDINO_HD void write_queries(const StructureAttention& op, const Head& head, int64_t first, float factor, Lanes& lanes,
                               const QueryState<Tile>& state) {
   using T = typename Tile::Element;
   constexpr float kLn2 = 0.6931471805599453f;
-  const int64_t b = head / op.heads, m = head % op.heads;
   const int32_t group = lanes.index() % 32 / 4, pair = lanes.index() % 4 * 2;
   OVSDINO_UNROLL
   for (int32_t i = 0; i < Tile::kRows; ++i) {
@@ -256,14 +255,14 @@ OVSDINO_HD void write_queries(const StructureAttention& op, int64_t head, int64_
       const int64_t row = first + 16 * i + 8 * half + group;
       if (row >= op.tokens) continue;
       if (op.lse && pair == 0) {
-        lanes.store_global(op.lse + head * op.tokens + row, kLn2 * fmaf(state.top[i][half], factor, log2f(sum)));
+        lanes.store_global(op.lse + head.index * op.tokens + row, kLn2 * fmaf(state.top[i][half], factor, log2f(sum)));
       }
       float share = 1.0f / sum;
       if (op.gate) {
-        const int64_t at = b * op.gate_strides[0] + m * op.gate_strides[1] + row * op.gate_strides[2];
+        const int64_t at = head.offset(op.gate_strides) + row * op.gate_strides[2];
         share *= to_float(lanes.load_global(static_cast<const T*>(op.gate) + at));
       }
-      T* out = static_cast<T*>(op.out) + b * op.out_strides[0] + m * op.out_strides[1] + row * op.out_strides[2];
+      T* out = static_cast<T*>(op.out) + head.offset(op.out_strides) + row * op.out_strides[2];
       OVSDINO_UNROLL
       for (int32_t n = 0; n < 2 * Tile::kValueSteps; ++n) {
         const float (&values)[4] = state.out[i][n];
@@ -278,9 +277,10 @@ OVSDINO_HD void write_queries(const StructureAttention& op, int64_t head, int64_
 
 // block: which tile of queries, counted through all heads.
 template <typename Tile, typename Lanes>
-OVSDINO_HD void attention_block(const StructureAttention& op, int64_t block, Lanes& lanes) {
-  const int64_t tiles = ceil_div(op.tokens, Tile::kQueries), head = block / tiles;
-  const int64_t first = block % tiles * Tile::kQueries + lanes.index() / 32 * (16 * Tile::kRows);
+OVSDINO_HD void attention_block(const StructureAttention& op, uint32_t block, Lanes& lanes) {
+  const uint32_t tiles = static_cast<uint32_t>(ceil_div(op.tokens, Tile::kQueries));
+  const Head head = head_at(op, block / tiles);
+  const int64_t first = int64_t{block % tiles} * Tile::kQueries + lanes.index() / 32 * (16 * Tile::kRows);
   const float factor = scaling_of(op.scale).factor;
   TileCopy<Tile> copy(op, head, static_cast<uint32_t>(lanes.index()));
   copy.issue(lanes, 0);

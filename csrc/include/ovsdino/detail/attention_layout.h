@@ -42,6 +42,17 @@ OVSDINO_HD Scaling scaling_of(float scale) {
   return {fabsf(scale) * kLog2E, 1.0f / fabsf(scale), ~0u, scale < 0.0f ? 0x80008000u : 0u};
 }
 
+// One head of the batch. Divided in 32 bits: a 64-bit division is a call of some hundred instructions.
+struct Head {
+  int64_t index, batch, number;
+  OVSDINO_HD_MEMBER int64_t offset(const int64_t* strides) const { return batch * strides[0] + number * strides[1]; }
+};
+
+OVSDINO_HD Head head_at(const StructureAttention& op, uint32_t index) {
+  const uint32_t heads = static_cast<uint32_t>(op.heads);
+  return {index, index / heads, index % heads};
+}
+
 // f: (batch * heads, padded tokens, kStructure), zero in the padding.
 template <typename T>
 OVSDINO_HD T* structure_rows(const StructureAttention& op, int64_t head) {
@@ -67,7 +78,7 @@ struct AttentionTile {
   static constexpr int kSteps = kHeadDim16 + 1;  // of 16 elements: those of k, and f
   static constexpr int kHeadSteps = kHeadDim16, kValueSteps = kValueDim16, kRows = kRowTiles;
   static constexpr int kQueries = 16 * kRows * kWarps;
-  static constexpr int kKeys = kValueSteps > 4 ? 32 : 64;  // two stages fit into 48 KB
+  static constexpr int kKeys = kValueSteps > 4 || kRows* kSteps > 8 ? 32 : 64;  // 48 KB for two stages; 255 registers
   static constexpr uint32_t kKeyBytes = (2 * kSteps + 1) * 16, kValueBytes = (2 * kValueSteps + 1) * 16;
   static constexpr uint32_t kValuesAt = kKeys * kKeyBytes, kColumnAt = kValuesAt + kKeys * kValueBytes;
   static constexpr uint32_t kStageBytes = kColumnAt + kKeys * sizeof(float);

@@ -10,7 +10,7 @@
 
 namespace ovsdino {
 
-constexpr int kPrepareThreads = 256;
+constexpr int kPrepareThreads = 512;
 constexpr int kPrepareRows = kPrepareThreads / kStructure;
 constexpr uint32_t kPrepareSharedBytes = kPrepareThreads * sizeof(float);
 
@@ -21,18 +21,22 @@ OVSDINO_HD int64_t prepare_tokens(int64_t tokens) {
   return sixteenth < 256 ? 256 : ceil_div(sixteenth, kPrepareRows) * kPrepareRows;
 }
 
-OVSDINO_HD int64_t prepare_blocks(const StructureAttention& op) {
-  return ceil_div(padded_tokens(op.tokens), prepare_tokens(op.tokens));
+// Blocks a head.
+OVSDINO_HD uint32_t prepare_blocks(const StructureAttention& op) {
+  return static_cast<uint32_t>(padded_tokens(op.tokens) - 1) / static_cast<uint32_t>(prepare_tokens(op.tokens)) + 1;
 }
 
-// chunk: which tokens of the head. A lane works on one coordinate of every sixteenth token.
+// block: which chunk of tokens, counted through all heads. A lane works on one coordinate of a row of tokens.
 template <typename T, typename Lanes>
-OVSDINO_HD void prepare_structure(const StructureAttention& op, int64_t head, int64_t chunk, Lanes& lanes) {
+OVSDINO_HD void prepare_structure(const StructureAttention& op, uint32_t block, Lanes& lanes) {
+  const uint32_t chunks = prepare_blocks(op);
+  const Head head = head_at(op, block / chunks);
   const int32_t coordinate = lanes.index() % kStructure, row = lanes.index() / kStructure;
   const bool used = coordinate < op.rank;
   const int64_t step = op.e_strides[2];
-  const T* e = static_cast<const T*>(op.e) + head / op.heads * op.e_strides[0] + head % op.heads * op.e_strides[1] +
-               coordinate * op.e_strides[3];
+  const T* e = static_cast<const T*>(op.e) + head.offset(op.e_strides) + coordinate * op.e_strides[3];
+  const float lam = lanes.load_global(op.lam + head.number);
+  const float factor = sqrtf(2.0f * lam * scaling_of(op.scale).structure);
   float sum = 0.0f;
   if (used) {
     OVSDINO_UNROLL_BY(8)
@@ -49,11 +53,9 @@ OVSDINO_HD void prepare_structure(const StructureAttention& op, int64_t head, in
   }
   mean /= static_cast<float>(op.tokens);
 
-  const float lam = lanes.load_global(op.lam + head % op.heads);
-  const float factor = sqrtf(2.0f * lam * scaling_of(op.scale).structure);
-  T* rows = structure_rows<T>(op, head);
-  float* columns = structure_columns<T>(op, head);
-  const int64_t begin = chunk * prepare_tokens(op.tokens), padded = padded_tokens(op.tokens);
+  T* rows = structure_rows<T>(op, head.index);
+  float* columns = structure_columns<T>(op, head.index);
+  const int64_t begin = block % chunks * prepare_tokens(op.tokens), padded = padded_tokens(op.tokens);
   const int64_t end = begin + prepare_tokens(op.tokens) < padded ? begin + prepare_tokens(op.tokens) : padded;
   for (int64_t token = begin + row; token < end; token += kPrepareRows) {  // end is a multiple of kPrepareRows
     float value = 0.0f;
