@@ -2,71 +2,177 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from ovsdino.commands.common import ModelOptions, print_json, progress_bar
+from ovsdino.commands.data import data_root
 from ovsdino.errors import OVSDinoError
+
+if TYPE_CHECKING:
+    from ovsdino.eval.protocol import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(ModelOptions):
-    """Score a model on a labelled data set: mIoU, pixel accuracy, boundary F1, Boundary IoU."""
+    """Score a model on a labelled data set: mIoU, pixel accuracy, boundary F1, Boundary IoU, recall by size.
+
+    The eight benchmarks run under the talk2dino protocol, whose every setting has an option here. Several processes
+    share the images: torchrun --nproc-per-node N -m ovsdino eval ...
+    """
 
     dataset: str
-    """camvid, or folder (images/, labels/ with index PNGs, classes.json)."""
+    """camvid, folder (images/, labels/ with index PNGs, classes.json), voc21, voc20, context60, context59, coco-object,
+    coco-stuff, cityscapes or ade20k."""
     root: Path | None = None
     """Folder with DATASET_SPLIT.zip or the data set's own folders. Default: $OVSDINO_DATA."""
     split: str = "val"
     """Which part of the data set."""
+    protocol: Literal["talk2dino", "dinov3", "native"] | None = None
+    """native segments as `ovsdino segment` does. Default: talk2dino for the eight benchmarks, native for the others."""
     class_names: Path | None = None
     """JSON file: class name to the text, or list of texts to average, that is used in its place."""
     limit: int | None = None
     """Take the first N images only."""
     background: Annotated[float | None, tyro.conf.arg(metavar="[T]")] = None
-    """Leave pixels less certain than T (0..1, 0.5 if no number follows) unlabelled; they count as errors."""
+    """native: leave pixels less certain than T (0..1, 0.5 if no number follows) unlabelled; they count as errors, or as
+    the data set's background class. Protocols: constant score of the background channel."""
     window: int | None = None
-    """Side of a sliding window in pixels of the resized image. Default: the whole image at once."""
+    """Side of a sliding window in pixels of the resized image. Default: the protocol's; native: the whole image."""
     stride: int | None = None
-    """Step of the window. Default: half of it."""
+    """Step of the window. Default: the protocol's; native: half of the window."""
+    max_long_side: int | None = None
+    """Protocols: largest long side after the resize."""
+    score: Literal["sigmoid", "cosine"] | None = None
+    """Protocols: sigmoid of the cosine, or the cosine."""
+    templates: tuple[str, ...] = ()
+    """Protocols: prompts with {} for the class name. Default: Talk2DINO's seven."""
+    cleaning: Literal["off", "protocol", "released"] | None = None
+    """Protocols: background cleaning, as written or as Talk2DINO's released code computes it."""
+    cleaning_weight: float | None = None
+    """Protocols: share of the cleaning map."""
+    pamr: bool = False
+    """Protocols: refine each window's scores by PAMR, 10 iterations (the published "+ PAMR" rows)."""
+    pamr_iterations: int | None = None
+    """Protocols: PAMR with another number of iterations."""
+    pamr_dilations: tuple[int, ...] = ()
+    """Protocols: distances of PAMR's neighbours. Default: 1 2 4 8 12 24."""
+    window_align_corners: Literal["on", "off"] | None = None
+    """Protocols: of the upsampling to the window. Default: on."""
+    final_align_corners: Literal["on", "off"] | None = None
+    """Protocols: of the resize to the image. Default: off."""
+    batch_size: int | None = None
+    """Windows in one forward. Default: 8, halved when memory runs out."""
     json: bool = False
     """Print one JSON object on stdout; scores in 0..1. mIoU is the mean over classes of intersections over unions, both
     summed over the data set; a class neither labelled nor predicted anywhere is null and left out."""
 
     def run(self) -> int:
-        root = self.root or os.environ.get("OVSDINO_DATA")
-        if not root:
-            raise OVSDinoError("--root is missing: name the folder that holds the data set, or set OVSDINO_DATA")
-        from ovsdino.data.segmentation import open_dataset
+        from ovsdino.data.segmentation import BENCHMARKS, open_dataset
         from ovsdino.eval import evaluate, read_class_names
+        from ovsdino.eval.distributed import shard_from_environment
         from ovsdino.eval.evaluate import dataset_vocabulary
 
+        root = data_root(self.root)
         class_names = read_class_names(self.class_names) if self.class_names else {}
         dataset = open_dataset(self.dataset, root, self.split)
-        dataset_vocabulary(dataset.names, class_names)
-        segmenter = self.load()
-        with progress_bar() as progress:
-            task = progress.add_task(f"eval {self.dataset} {self.split}", total=None)
-            result = evaluate(
-                segmenter,
-                dataset,
-                class_names=class_names,
-                limit=self.limit,
-                background=self.background,
-                window=self.window,
-                stride=self.stride,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
-            )
-        report = {"dataset": self.dataset, "split": self.split, "model": self.model, **result.to_dict()}
+        dataset_vocabulary(dataset.names, class_names, has_background=dataset.has_background)
+        name = self.protocol or ("talk2dino" if self.dataset in BENCHMARKS else "native")
+        protocol = self._protocol(name)
+        native: dict[str, Any] = {"background": self.background, "window": self.window, "stride": self.stride}
+        with shard_from_environment() as shard:
+            segmenter = self._on_own_device(shard.world).load()
+            if self.batch_size is not None:
+                if self.batch_size < 1:
+                    raise OVSDinoError(f"batch_size is {self.batch_size}: expected at least 1")
+                segmenter.batch_size = self.batch_size
+            with progress_bar(shard.first) as progress:
+                task = progress.add_task(f"eval {self.dataset} {self.split}", total=None)
+                result = evaluate(
+                    segmenter,
+                    dataset,
+                    protocol=protocol,
+                    class_names=class_names,
+                    limit=self.limit,
+                    progress=lambda done, total: progress.update(task, completed=done, total=total),
+                    shard=shard,
+                    **({} if protocol is not None else native),
+                )
+            if not shard.first:
+                return 0
+        settings = (
+            {"name": "native", "short_side": segmenter.short_side, **native}
+            if protocol is None
+            else dataclasses.asdict(protocol)
+        )
+        report = {
+            "dataset": self.dataset,
+            "split": self.split,
+            "model": self.model,
+            **result.to_dict(),
+            "protocol": settings,
+        }
         if self.json:
             print_json(report)
         else:
             _print_table(report)
         return 0
+
+    def _protocol(self, name: str) -> Protocol | None:
+        """The preset with this line's changes; None for native.
+
+        Raises:
+            OVSDinoError: an option that native does not have, or a value out of range.
+        """
+        from ovsdino.eval.protocol import preset
+        from ovsdino.models.zoo import get_config
+
+        changes: dict[str, Any] = {
+            key: getattr(self, key)
+            for key in (
+                "max_long_side",
+                "score",
+                "cleaning",
+                "cleaning_weight",
+                "pamr_iterations",
+            )
+            if getattr(self, key) is not None
+        }
+        for key in ("window_align_corners", "final_align_corners"):
+            if getattr(self, key) is not None:
+                changes[key] = getattr(self, key) == "on"
+        changes |= {key: getattr(self, key) for key in ("templates", "pamr_dilations") if getattr(self, key)}
+        if self.pamr:
+            changes.setdefault("pamr_iterations", 10)
+        embed_dim = get_config(self.model).embed_dim
+        if name == "native":
+            if changes:
+                option = next(iter(changes)).replace("_", "-")
+                raise OVSDinoError(f"--{option} belongs to a protocol: add --protocol talk2dino")
+            return None
+        for key in ("short_side", "window", "stride", "background"):
+            if getattr(self, key) is not None:
+                changes[key] = getattr(self, key)
+        base = preset(name, self.dataset, embed_dim)
+        if "window" in changes:
+            changes.setdefault("stride", max(1, changes["window"] // 2))
+        if "short_side" in changes:
+            changes.setdefault("max_long_side", max(base.max_long_side, changes["short_side"]))
+        return dataclasses.replace(base, **changes)
+
+    def _on_own_device(self, world: int) -> Eval:
+        """Under torchrun each process takes the GPU of its local rank, unless a device is named."""
+        import torch
+
+        if world == 1 or not torch.cuda.is_available() or self.device not in (None, "cuda"):
+            return self
+        local = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        return dataclasses.replace(self, device=f"cuda:{local}")
 
 
 def _print_table(report: dict[str, Any]) -> None:
@@ -76,7 +182,8 @@ def _print_table(report: dict[str, Any]) -> None:
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{value:.1%}"
 
-    table = Table(title=f"{report['model']} on {report['dataset']} {report['split']}, {report['images']} images")
+    where = f"{report['dataset']} {report['split']}, {report['images']} images, protocol {report['protocol']['name']}"
+    table = Table(title=f"{report['model']} on {where}")
     table.add_column("score")
     table.add_column("value", justify="right")
     for name, value in report["iou"].items():
@@ -89,5 +196,7 @@ def _print_table(report: dict[str, Any]) -> None:
         ("boundary_iou", "Boundary IoU"),
     ):
         table.add_row(label, percent(report[key]))
+    for name, group in report["sizes"].items():
+        table.add_row(f"recall, {name} regions ({group['regions']})", percent(group["recall"]))
     table.add_row("ms per image", f"{report['ms_per_image']:.1f}")
     Console().print(table)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.eval.distributed import ALONE, Shard
 from ovsdino.eval.metrics import SegmentationMetrics, Summary
+from ovsdino.eval.protocol import Protocol
 from ovsdino.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from ovsdino.data.segmentation import SegmentationDataset
+    from ovsdino.data.segmentation import Sample, SegmentationDataset
     from ovsdino.pipeline import Segmenter
 
 __all__ = ["Evaluation", "evaluate", "read_class_names"]
+
+PREFETCH = 3  # images read ahead; a Cityscapes image and its labels are 8 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,7 @@ class Evaluation:
     ms_per_image: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat, ready for JSON: images, miou, iou, pixel_accuracy, boundary_f1, boundary_iou, ms_per_image."""
+        """Flat, ready for JSON: images, miou, iou, pixel_accuracy, boundary_f1, boundary_iou, sizes, ms_per_image."""
         rounded = {k: _rounded(v) for k, v in asdict(self.scores).items()}
         return {"images": self.images, **rounded, "ms_per_image": round(self.ms_per_image, 2)}
 
@@ -42,60 +50,134 @@ def evaluate(
     segmenter: Segmenter,
     dataset: SegmentationDataset,
     *,
+    protocol: Protocol | None = None,
     class_names: Mapping[str, str | Sequence[str]] | None = None,
     limit: int | None = None,
     background: float | bool | None = None,
     window: int | None = None,
     stride: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    shard: Shard = ALONE,
 ) -> Evaluation:
     """Segments every image with the data set's class names as words, and scores the labels.
 
     Args:
+        protocol: how a benchmark is run; None segments as `Segmenter.segment` does.
         class_names: text, or texts to average, in place of a class's own name.
         limit: take the first so many images only.
-        background: see `Segmenter.segment`; background pixels count as errors where the data set has a class.
-        window: see `Segmenter.segment`.
-        stride: see `Segmenter.segment`.
+        background: without a protocol, see `Segmenter.segment`; background pixels count as errors where the data set
+            has a class, and as its class 0 where that is background.
+        window: without a protocol, see `Segmenter.segment`.
+        stride: without a protocol, see `Segmenter.segment`.
         progress: called with (done, total) after each image.
+        shard: this process's part of the images; the scores are those of all processes.
 
     Raises:
-        OVSDinoError: a class name that the data set does not have, or a bad image or number.
+        OVSDinoError: a class name that the data set does not have, a protocol that does not fit, or a bad image or
+            number.
     """
     if limit is not None and limit < 1:
         raise OVSDinoError(f"limit is {limit}: expected at least 1")
-    vocabulary = dataset_vocabulary(dataset.names, class_names or {})
+    vocabulary = dataset_vocabulary(dataset.names, class_names or {}, has_background=dataset.has_background)
     total = len(dataset) if limit is None else min(limit, len(dataset))
-    metrics = SegmentationMetrics(dataset.names, dataset.ignore_index)
-    spent = 0.0
-    for index in range(total):
-        sample = dataset[index]
-
-        def run(image: Any = sample.image) -> Any:
-            return segmenter.segment(
-                image, vocabulary, background=background, window=window, stride=stride, scores=False
-            )
-
-        if index == 0:
-            run()
-        result = run()
-        spent += result.ms
-        metrics.update(result.labels, sample.label)
+    if protocol is None:
+        run = _native(segmenter, vocabulary, background, window, stride, dataset.has_background)
+    else:
+        run = _under(segmenter, vocabulary, protocol, dataset.has_background)
+    metrics = SegmentationMetrics(dataset.names, dataset.ignore_index, has_background=dataset.has_background)
+    spent = np.zeros(1)
+    indices = shard.indices(total)
+    for done, sample in enumerate(read_ahead(dataset, indices)):
+        if done == 0:
+            run(sample.image)
+        labels, ms = run(sample.image)
+        spent += ms
+        metrics.update(labels, sample.label)
         if progress is not None:
-            progress(index + 1, total)
-    return Evaluation(images=total, scores=metrics.summary(), ms_per_image=spent / total)
+            progress(done + 1, len(indices))
+    shard.add_up([*metrics.sums(), spent])
+    return Evaluation(images=total, scores=metrics.summary(), ms_per_image=float(spent[0]) / total)
 
 
-def dataset_vocabulary(names: Sequence[str], replaced: Mapping[str, str | Sequence[str]]) -> Vocabulary:
-    """The data set's classes with the texts given in place of some of their names.
+def read_ahead(dataset: SegmentationDataset, indices: Iterable[int]) -> Iterator[Sample]:
+    """The samples in order, up to `PREFETCH` of them read and decoded by a thread before they are asked for."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        waiting: list[Future[Sample]] = []
+        try:
+            for index in indices:
+                waiting.append(reader.submit(dataset.__getitem__, index))
+                if len(waiting) > PREFETCH:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+Run = Callable[[np.ndarray], "tuple[np.ndarray, float]"]
+
+
+def _under(segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protocol, has_background: bool) -> Run:
+    """Labels and milliseconds of an image under a protocol."""
+    from ovsdino.eval.sliding import check_window, label_image
+    from ovsdino.models.text import TEMPLATES
+    from ovsdino.pipeline import Clock
+
+    check_window(segmenter.model, protocol)
+    if has_background != (protocol.background is not None):
+        wants = (
+            "needs a constant background" if has_background else "has no background class, so background must be off"
+        )
+        raise OVSDinoError(f"background is {protocol.background}: this data set {wants}")
+    if protocol.templates == TEMPLATES:
+        text = segmenter.encode_text(vocabulary)
+    else:
+        with torch.inference_mode():
+            text = segmenter.model.encode_text(vocabulary.texts, templates=protocol.templates)
+        text = text.to(segmenter.device, torch.float32)
+
+    def run(image: np.ndarray) -> tuple[np.ndarray, float]:
+        clock = Clock(segmenter.device)
+        options: dict[str, Any] = {"batch_size": segmenter.batch_size, "dtype": segmenter.dtype, "clock": clock}
+        return label_image(segmenter.model, image, text, protocol, **options), sum(clock.ms.values())
+
+    return run
+
+
+def _native(
+    segmenter: Segmenter,
+    vocabulary: Vocabulary,
+    background: float | bool | None,
+    window: int | None,
+    stride: int | None,
+    has_background: bool,
+) -> Run:
+    """Labels and milliseconds of an image as `Segmenter.segment` gives them."""
+
+    def run(image: np.ndarray) -> tuple[np.ndarray, float]:
+        result = segmenter.segment(image, vocabulary, background=background, window=window, stride=stride, scores=False)
+        labels = result.labels
+        if has_background:  # the words are classes 1.., and what is below the threshold is class 0
+            labels = np.where(labels == len(vocabulary), 0, labels.astype(np.int64) + 1)
+        return labels, result.ms
+
+    return run
+
+
+def dataset_vocabulary(
+    names: Sequence[str], replaced: Mapping[str, str | Sequence[str]], *, has_background: bool = False
+) -> Vocabulary:
+    """The data set's classes with the texts given in place of some of their names; background is never a word.
 
     Raises:
         OVSDinoError: a key that is no class, or a text that is not valid.
     """
-    unknown = sorted(set(replaced) - set(names))
+    words = names[1:] if has_background else names
+    unknown = sorted(set(replaced) - set(words))
     if unknown:
-        raise OVSDinoError(f"class names: {unknown[0]!r} is not a class of this data set; it has {', '.join(names)}")
-    return Vocabulary.of({name: replaced.get(name, name) for name in names})
+        raise OVSDinoError(f"class names: {unknown[0]!r} is not a class of this data set; it has {', '.join(words)}")
+    return Vocabulary.of({name: replaced.get(name, name) for name in words})
 
 
 def read_class_names(path: str | Path) -> dict[str, str | list[str]]:

@@ -10,6 +10,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from ovsdino.eval.boundary import BoundaryF1, BoundaryIoU
+from ovsdino.eval.sizes import SizeGroup, SizeRecall
 
 __all__ = ["SegmentationMetrics", "Summary"]
 
@@ -25,6 +26,7 @@ class Summary:
         pixel_accuracy: share of labelled pixels that are right.
         boundary_f1: see `BoundaryF1`.
         boundary_iou: see `BoundaryIoU`.
+        sizes: recall by size of the region, see `ovsdino.eval.sizes`.
     """
 
     miou: float | None
@@ -32,6 +34,7 @@ class Summary:
     pixel_accuracy: float | None
     boundary_f1: float | None
     boundary_iou: float | None
+    sizes: dict[str, SizeGroup]
 
 
 class SegmentationMetrics:
@@ -40,9 +43,10 @@ class SegmentationMetrics:
     Args:
         names: the K class names, in label order.
         ignore_index: target value of pixels that are not scored.
+        has_background: class 0 is background, which `sizes` leaves out.
     """
 
-    def __init__(self, names: Sequence[str], ignore_index: int = 255) -> None:
+    def __init__(self, names: Sequence[str], ignore_index: int = 255, *, has_background: bool = False) -> None:
         self.names = tuple(names)
         self.ignore_index = ignore_index
         count = len(self.names)
@@ -50,6 +54,7 @@ class SegmentationMetrics:
         self.confusion = np.zeros((count + 1, count + 1), dtype=np.int64)
         self.boundary_f1 = BoundaryF1(count)
         self.boundary_iou = BoundaryIoU(count)
+        self.sizes = SizeRecall(count, skip=(0,) if has_background else ())
 
     def update(self, predicted: np.ndarray, target: np.ndarray) -> None:
         """Adds an image.
@@ -79,6 +84,22 @@ class SegmentationMetrics:
         ).numpy()
         self.boundary_f1.update(predicted, target, ignore)
         self.boundary_iou.update(predicted, target, ignore)
+        self.sizes.update(predicted, target, ignore)
+
+    def sums(self) -> list[np.ndarray]:
+        """Everything that grows with the images, in place: adding another part's sums adds its images."""
+        f1, iou, sizes = self.boundary_f1, self.boundary_iou, self.sizes
+        return [
+            self.confusion,
+            f1.total,
+            f1.images,
+            iou.intersection,
+            iou.union,
+            sizes.pixels,
+            sizes.hits,
+            sizes.regions,
+            sizes.found,
+        ]
 
     def iou(self) -> np.ndarray:
         """(K,) intersection over union, NaN for a class without a union."""
@@ -95,6 +116,7 @@ class SegmentationMetrics:
             pixel_accuracy=float(np.trace(self.confusion) / pixels) if pixels else None,
             boundary_f1=_mean(self.boundary_f1.per_class()),
             boundary_iou=_mean(self.boundary_iou.per_class()),
+            sizes=self.sizes.groups(),
         )
 
 

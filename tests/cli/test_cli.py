@@ -17,6 +17,7 @@ from PIL import Image
 from ovsdino import doctor
 from ovsdino.cli import main
 from ovsdino.commands.segment import unique_stems
+from ovsdino.models.text import TEMPLATES
 from tests.data import trees
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,6 +186,39 @@ BAD_INPUT: list[tuple[str, list[str], dict[str, str], str]] = [
     ("check without a folder", ["data", "check", "voc21", "--root", "{dir}/no"], {}, "no such folder"),
     ("check without a root", ["data", "check", "voc21"], {"OVSDINO_DATA": ""}, "--root is missing"),
     ("nothing to convert", ["data", "convert", "voc21", "--root", "{dir}"], {}, "needs no conversion"),
+    ("no such protocol", ["eval", "--dataset", "camvid", "--root", "{dir}", "--protocol", "mmseg"], {}, "protocol"),
+    (
+        "setting of a protocol",
+        ["eval", "--dataset", "folder", "--root", "{dir}/own", "--pamr"],
+        {},
+        "--protocol talk2dino",
+    ),
+    (
+        "window off the patches",
+        ["eval", "--dataset", "ade20k", "--root", "{dir}/ade", "--window", "440"],
+        {},
+        "window is 440: nano needs a multiple of 16",
+    ),
+    ("stride too long", ["eval", "--dataset", "ade20k", "--root", "{dir}/ade", "--stride", "500"], {}, "stride is 500"),
+    (
+        "template without a place",
+        ["eval", "--dataset", "ade20k", "--root", "{dir}/ade", "--templates", "a cat"],
+        {},
+        "{{}}",
+    ),
+    (
+        "background where there is none",
+        ["eval", "--dataset", "ade20k", "--root", "{dir}/ade", "--background", "0.5"],
+        {},
+        "has no background class",
+    ),
+    (
+        "cleaning without a class token",
+        ["eval", "--dataset", "ade20k", "--root", "{dir}/ade", "--cleaning", "protocol"],
+        {},
+        "class token",
+    ),
+    ("no batch", ["eval", "--dataset", "ade20k", "--root", "{dir}/ade", "--batch-size", "0"], {}, "batch_size is 0"),
     ("data without a verb", ["data"], {}, "data"),
     ("no data there", ["eval", "--dataset", "camvid", "--root", "{dir}"], {}, "camvid_val.zip"),
     ("no root", ["eval", "--dataset", "camvid"], {"OVSDINO_DATA": ""}, "--root is missing"),
@@ -211,10 +245,12 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     (tmp_path / "text.jpg").write_text("this is no picture")
     (tmp_path / "empty").mkdir()
+    trees.ade20k(tmp_path / "ade", {"one": trees.label(1)})
+    trees.folder(tmp_path / "own")
     monkeypatch.chdir(tmp_path)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    filled = [arg.format(dir=tmp_path, image=street) for arg in args]
+    filled, words = [arg.format(dir=tmp_path, image=street) for arg in args], words.format()
     assert main(filled) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and words in err
@@ -248,10 +284,43 @@ def test_eval_json_follows_the_contract(tmp_path: Path, capsys: pytest.CaptureFi
     assert code == 0
     assert (data["dataset"], data["split"], data["model"], data["images"]) == ("folder", "val", "nano", 1)
     expected = {"miou", "iou", "pixel_accuracy", "boundary_f1", "boundary_iou", "ms_per_image"}
-    assert set(data) == expected | {"dataset", "split", "model", "images"}
+    assert set(data) == expected | {"dataset", "split", "model", "images", "protocol", "sizes"}
+    assert data["protocol"] == {"name": "native", "short_side": 64, "background": None, "window": None, "stride": None}
+    assert set(data["sizes"]) == {"small", "thin", "large"}
+    assert set(data["sizes"]["large"]) == {"recall", "found", "regions", "pixels"}
     assert set(data["iou"]) == {"road", "sky"} and 0 <= data["miou"] <= 1
     assert main([str(a) for a in args]) == 0
     assert "mIoU" in capsys.readouterr().out
+
+
+def test_benchmarks_run_under_their_protocol_and_every_setting_can_be_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trees.ade20k(tmp_path, {"ADE_val_00000001": trees.label(0, 1, 2)})
+    args = ["eval", "--dataset", "ade20k", "--root", tmp_path, "--device", "cpu", "--json"]
+    code, data, _ = run_json(capsys, *args)
+    assert code == 0 and (data["protocol"]["name"], data["protocol"]["short_side"]) == ("talk2dino", 448)
+    assert data["protocol"]["stride"] == 224 and data["protocol"]["background"] is None and len(data["iou"]) == 150
+    changes = "--short-side 64 --max-long-side 300 --window 32 --stride 16 --score cosine --cleaning-weight 0.1 "
+    changes += "--pamr --pamr-dilations 1 2 --window-align-corners off --final-align-corners on --batch-size 3"
+    code, data, _ = run_json(capsys, *args, *changes.split())
+    assert code == 0
+    assert data["protocol"] == {
+        "name": "talk2dino",
+        "short_side": 64,
+        "max_long_side": 300,
+        "window": 32,
+        "stride": 16,
+        "templates": list(TEMPLATES),
+        "score": "cosine",
+        "window_align_corners": False,
+        "final_align_corners": True,
+        "background": None,
+        "cleaning": "off",
+        "cleaning_weight": 0.1,
+        "pamr_iterations": 10,
+        "pamr_dilations": [1, 2],
+    }
 
 
 def test_eval_of_camvid_beats_chance(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,10 +335,7 @@ def test_data_check_reports_and_exits_by_what_it_finds(tmp_path: Path, capsys: p
     code, data, err = run_json(capsys, "data", "check", "ade20k", "--root", tmp_path, "--json")
     assert code == 2 and (data["images"], data["expected"], data["usable"]) == (1, 2000, False)
     assert "ADEChallengeData2016.zip" in data["problems"][0] and err.startswith("error: ade20k: 1 of 2000")
-    for folder in ("images", "labels"):
-        (tmp_path / "own" / folder).mkdir(parents=True)
-        trees.write(tmp_path / "own" / folder / "a.png", trees.IMAGE if folder == "images" else trees.label(1))
-    (tmp_path / "own" / "classes.json").write_text('["x", "y"]')
+    trees.folder(tmp_path / "own")
     assert main(["data", "check", "folder", "--root", str(tmp_path / "own")]) == 0
     out, err = capsys.readouterr()
     assert out == "folder val: 1 images, labels labels/*.png\ndecoded 1, 1 classes seen\n" and err == ""

@@ -64,3 +64,9 @@ def ade20k(root: Path, labels: dict[str, np.ndarray]) -> None:
     for stem, ids in labels.items():
         write(root / "images" / "validation" / f"{stem}.jpg", IMAGE)
         write(root / "annotations" / "validation" / f"{stem}.png", ids)
+
+
+def folder(root: Path) -> None:
+    write(root / "images" / "a.png", IMAGE)
+    write(root / "labels" / "a.png", label(1))
+    (root / "classes.json").write_text('["x", "y"]')

@@ -33,5 +33,5 @@ class PatchColours:
         return torch.einsum("bdhw,kd->bkhw", F.normalize(features.tokens, dim=1), text)
 
     def encode_text(self, names: Any, templates: Any = None) -> Tensor:
-        """Row k is the unit vector of axis k mod 3, so equal names may stand for several classes."""
-        return torch.eye(3)[torch.arange(len(names)) % 3]
+        """The first three classes are red, green and blue; any others are what none of these is."""
+        return torch.cat([torch.eye(3), torch.full((max(len(names) - 3, 0), 3), -(3**-0.5))])[: len(names)]

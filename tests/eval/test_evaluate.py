@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from ovsdino.cli import main
 from ovsdino.data.segmentation import open_dataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval import evaluate, read_class_names
+from ovsdino.eval.distributed import Shard
+from ovsdino.eval.evaluate import read_ahead
+from ovsdino.eval.protocol import Protocol
 from ovsdino.results import Segmentation
 from ovsdino.vocabulary import Vocabulary
+from tests.eval.standin import PatchColours
 
 
 class Left:
@@ -96,3 +106,145 @@ def test_class_name_files_hold_texts_or_lists(tmp_path: Path) -> None:
     assert read_class_names(path) == {"car": "automobile", "tree": ["foliage", "bush"]}
     with pytest.raises(OVSDinoError, match="cannot read"):
         read_class_names(tmp_path / "missing.json")
+
+
+class Colours:
+    """What `evaluate` needs of a Segmenter, around the stand-in model."""
+
+    def __init__(self) -> None:
+        self.model = PatchColours()
+        self.device, self.dtype, self.batch_size = torch.device("cpu"), torch.float32, 2
+        self.words: list[Any] = []
+
+    def encode_text(self, vocabulary: Vocabulary) -> torch.Tensor:
+        self.words.append(vocabulary.texts)
+        return self.model.encode_text(vocabulary.texts)
+
+
+def pascal_tree(root: Path) -> Path:
+    """Two 56 x 56 images: red left, blue right; labels aeroplane (1) left, and bird (3) right, or background."""
+    picture = np.zeros((56, 56, 3), np.uint8)
+    picture[:, :28, 0] = picture[:, 28:, 2] = 255
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for stem, right in (("a", 3), ("b", 0)):
+        label = np.ones((56, 56), np.uint8)
+        label[:, 28:] = right
+        label[0] = 255
+        Image.fromarray(picture).save(root / "JPEGImages" / f"{stem}.jpg", quality=95)
+        Image.fromarray(label).save(root / "SegmentationClass" / f"{stem}.png")
+    (root / "ImageSets" / "Segmentation" / "val.txt").write_text("a\nb\n")
+    return root
+
+
+SMALL = Protocol(short_side=56, max_long_side=256, window=56, stride=28)
+
+
+def test_a_protocol_keeps_background_out_of_the_words(tmp_path: Path) -> None:
+    segmenter = Colours()
+    segmenter.model.config.mean, segmenter.model.config.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    dataset = open_dataset("voc21", pascal_tree(tmp_path))
+    protocol = dataclasses.replace(SMALL, background=0.1)
+    result = evaluate(segmenter, dataset, protocol=protocol)  # type: ignore[arg-type]
+    assert segmenter.words == [tuple((name,) for name in dataset.names[1:])]
+    iou = result.to_dict()["iou"]
+    # red is word 0, aeroplane, class 1; blue is word 2, bird, class 3. Equal scores meet half way, at column 27.5.
+    assert iou["aeroplane"] == 1.0 and iou["bird"] == 0.5 and iou["background"] == 0.0
+    assert iou["dog"] is None and result.ms_per_image > 0
+    everything = evaluate(segmenter, dataset, protocol=dataclasses.replace(SMALL, background=0.9))  # type: ignore[arg-type]
+    assert everything.scores.iou["aeroplane"] == 0.0 and everything.scores.iou["background"] == 0.25
+    sizes = result.to_dict()["sizes"]
+    assert sizes["large"]["regions"] == 3 and sizes["large"]["recall"] == 1.0  # background is no region
+
+
+def test_templates_of_ones_own_reach_the_text_tower(tmp_path: Path) -> None:
+    segmenter = Colours()
+    seen: list[Any] = []
+    segmenter.model.encode_text = lambda names, templates=None: seen.append(templates) or torch.eye(3)[:, :3]  # type: ignore
+    dataset = open_dataset("folder", folder_of_three(tmp_path))
+    evaluate(segmenter, dataset, protocol=dataclasses.replace(SMALL, templates=("a {}",)))  # type: ignore[arg-type]
+    assert seen == [("a {}",)] and segmenter.words == []
+
+
+def folder_of_three(root: Path) -> Path:
+    for folder in ("images", "labels"):
+        (root / folder).mkdir()
+    (root / "classes.json").write_text('["r", "g", "b"]')
+    for number in range(5):
+        picture = np.zeros((56, 60 + number, 3), np.uint8)
+        picture[:, :, number % 3] = 200
+        Image.fromarray(picture).save(root / "images" / f"{number}.png")
+        Image.fromarray(np.full(picture.shape[:2], number % 3, np.uint8)).save(root / "labels" / f"{number}.png")
+    return root
+
+
+def test_a_background_must_be_the_data_sets(tmp_path: Path) -> None:
+    dataset = open_dataset("voc21", pascal_tree(tmp_path / "voc"))
+    with pytest.raises(OVSDinoError, match="needs a constant background"):
+        evaluate(Colours(), dataset, protocol=SMALL)  # type: ignore[arg-type]
+    other = open_dataset("voc20", tmp_path / "voc")
+    with pytest.raises(OVSDinoError, match="has no background class"):
+        evaluate(Colours(), other, protocol=dataclasses.replace(SMALL, background=0.5))  # type: ignore[arg-type]
+    with pytest.raises(OVSDinoError, match="'background' is not a class"):
+        evaluate(
+            Colours(),  # type: ignore[arg-type]
+            dataset,
+            protocol=dataclasses.replace(SMALL, background=0.5),
+            class_names={"background": "wall"},
+        )
+
+
+def test_native_labels_move_up_by_one_where_background_is_a_class(tmp_path: Path) -> None:
+    class Halves(Left):
+        def segment(self, image: np.ndarray, classes: Vocabulary, **options: Any) -> Segmentation:
+            result = super().segment(image, classes, **options)
+            result.labels[:, 40:] = len(classes)  # background of `Segmenter.segment`
+            return result
+
+    model = Halves()
+    dataset = open_dataset("voc21", pascal_tree(tmp_path))
+    result = evaluate(model, dataset, background=0.5)  # type: ignore[arg-type]
+    assert model.vocabularies[0].names == dataset.names[1:]
+    # columns 0..27 are word 0 = class 1, 28..39 word 1 = class 2 (wrong), 40..55 class 0, right in the second image
+    assert result.scores.iou["aeroplane"] == 1.0
+    assert result.scores.iou["background"] == pytest.approx(16 / (28 + 16))
+    assert result.scores.iou["bicycle"] == 0.0
+
+
+def test_images_are_read_ahead_in_order_and_errors_arrive(tmp_path: Path) -> None:
+    dataset = open_dataset("folder", folder_of_three(tmp_path))
+    assert [sample.stem for sample in read_ahead(dataset, range(5))] == ["0", "1", "2", "3", "4"]
+    assert [sample.stem for sample in read_ahead(dataset, range(1, 5, 2))] == ["1", "3"]
+    assert list(read_ahead(dataset, [])) == []
+    (tmp_path / "images" / "2.png").write_bytes(b"broken")
+    samples = read_ahead(dataset, range(5))
+    assert [next(samples).stem, next(samples).stem] == ["0", "1"]
+    with pytest.raises(OVSDinoError, match=r"images/2\.png"):
+        next(samples)
+
+
+def test_shards_share_the_images() -> None:
+    shards = [Shard(rank, 3) for rank in range(3)]
+    assert [list(shard.indices(7)) for shard in shards] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [shard.first for shard in shards] == [True, False, False]
+    array = np.arange(3)
+    Shard().add_up([array])
+    assert array.tolist() == [0, 1, 2]
+
+
+def test_two_processes_give_the_scores_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder_of_three(tmp_path)
+    line = ["eval", "--dataset", "folder", "--root", str(tmp_path), "--json", "--device", "cpu"]
+    line += ["--protocol", "talk2dino", "--short-side", "64", "--window", "64"]
+    assert main(line) == 0
+    alone = json.loads(capsys.readouterr().out)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ovsdino"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [*start, *line], capture_output=True, text=True, env=environment, cwd="/", timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    shared = json.loads(done.stdout)
+    del alone["ms_per_image"], shared["ms_per_image"]
+    assert shared == alone and alone["images"] == 5
+    assert alone["protocol"]["window"] == 64 and alone["protocol"]["stride"] == 32

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ovsdino.eval import BoundaryF1, BoundaryIoU, SegmentationMetrics
-from ovsdino.eval.boundary import contour, dilate_disk, erode_box
+from ovsdino.eval.boundary import contour
 
 
 def summary(
@@ -135,7 +135,7 @@ def test_the_image_border_counts_for_boundary_iou_but_void_does_not() -> None:
     again = BoundaryIoU(1)
     again.update(whole, whole, void)
     assert again.union[0] == metric.union[0]
-    assert not contour(whole, void, np.array([0])).any()
+    assert not contour(whole, void).any()
 
 
 def direct_contour(labels: np.ndarray, ignore: np.ndarray, index: int) -> set[tuple[int, int]]:
@@ -199,19 +199,15 @@ def test_boundary_scores_equal_the_direct_derivation(seed: int, shape: tuple[int
         assert (iou.intersection[index], iou.union[index]) == ((truth & found).sum(), (truth | found).sum())
 
 
-@pytest.mark.parametrize("radius", [0.0, 0.5, 1.0, 1.5, 2.0, 4.5, 5.0, 80.0])
-def test_disk_dilation_equals_the_distance_to_the_nearest_pixel(radius: float) -> None:
-    maps = np.random.default_rng(0).random((2, 13, 19)) < 0.03
-    grid = np.stack(np.mgrid[:13, :19], -1).reshape(-1, 2)
-    for one, dilated in zip(maps, dilate_disk(maps, radius), strict=True):
-        points = np.argwhere(one)
-        distance = np.sqrt(((grid[:, None] - points[None]) ** 2).sum(-1)).min(1).reshape(13, 19)
-        np.testing.assert_array_equal(dilated, (distance < radius) | one)
-
-
-def test_box_erosion_treats_outside_as_unset() -> None:
-    full = np.ones((1, 5, 7), bool)
-    assert erode_box(full, 1).sum() == 3 * 5 and erode_box(full, 2).sum() == 3 and erode_box(full, 3).sum() == 0
+@pytest.mark.parametrize("tolerance", [0.0, 0.5, 1.0, 1.5, 2.0, 4.5, 5.0, 80.0])
+def test_distances_are_euclidean_and_strictly_below_the_tolerance(tolerance: float) -> None:
+    rng = np.random.default_rng(int(tolerance * 2))
+    target, predicted = (rng.random((2, 13, 19)) < 0.06).astype(int)
+    ignore = np.zeros((13, 19), bool)
+    metric = BoundaryF1(2, tolerance=tolerance / math.hypot(13, 19))
+    metric.update(predicted, target, ignore)
+    expected = [direct_f1(predicted, target, ignore, index, tolerance) for index in range(2)]
+    np.testing.assert_allclose(metric.per_class(), expected, atol=1e-12)
 
 
 def test_iou_agrees_with_a_count_over_sets_on_random_maps() -> None:
@@ -228,3 +224,63 @@ def test_iou_agrees_with_a_count_over_sets_on_random_maps() -> None:
         hits = sum(((p == index) & (t == index)).sum() for p, t in pairs)
         union = sum((((p == index) & (t != 255)) | (t == index)).sum() for p, t in pairs)
         assert value == pytest.approx(hits / union)
+
+
+def degenerate_and_random_pairs() -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(5)
+    flat, noise = np.zeros((12, 9), np.uint8), rng.integers(0, 4, (12, 9)).astype(np.uint8)
+    void = np.full((12, 9), 255, np.uint8)
+    speckled = np.where(rng.random((12, 9)) < 0.3, 255, noise).astype(np.uint8)
+    column = rng.integers(0, 4, (30, 1)).astype(np.uint8)
+    return [(flat, noise), (noise, flat), (noise, void), (flat, speckled), (noise, speckled), (column, column[::-1])]
+
+
+def test_confusion_iou_and_accuracy_equal_those_of_scikit_learn() -> None:
+    from sklearn.metrics import confusion_matrix, jaccard_score
+
+    pairs = degenerate_and_random_pairs()
+    metrics = summary(pairs, ("a", "b", "c", "d"))
+    predicted = np.concatenate([p[t != 255] for p, t in pairs])
+    target = np.concatenate([t[t != 255] for _, t in pairs])
+    np.testing.assert_array_equal(metrics.confusion[:4, :4], confusion_matrix(target, predicted, labels=range(4)))
+    found = metrics.summary()
+    per_class = jaccard_score(target, predicted, labels=range(4), average=None)
+    np.testing.assert_allclose(list(found.iou.values()), per_class)
+    assert found.miou == pytest.approx(per_class.mean())
+    assert found.pixel_accuracy == pytest.approx((target == predicted).mean())
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_boundary_scores_equal_distance_transforms_and_erosions_of_scipy(index: int) -> None:
+    from scipy.ndimage import binary_erosion, distance_transform_edt
+
+    predicted, target = degenerate_and_random_pairs()[index]
+    ignore, height, width = target == 255, *target.shape
+    f1, iou = BoundaryF1(4, 2.5 / math.hypot(height, width)), BoundaryIoU(4, 2 / math.hypot(height, width))
+    f1.update(predicted, target, ignore)
+    iou.update(predicted, target, ignore)
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
+    for c in range(4):
+        # a contour pixel goes when the mask, void and the outside counted in, is eroded by a cross
+        edges = [
+            (m == c) & ~ignore & ~binary_erosion((m == c) | ignore, cross, border_value=1) for m in (target, predicted)
+        ]
+        if edges[0].any() and edges[1].any():
+            near = [distance_transform_edt(~edge) < 2.5 for edge in edges]
+            precision, recall = near[0][edges[1]].mean(), near[1][edges[0]].mean()
+            expected = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        else:
+            expected = 0.0 if edges[0].any() or edges[1].any() else math.nan
+        np.testing.assert_allclose(f1.per_class()[c], expected)
+        rims = [
+            (m == c) & ~ignore & ~binary_erosion((m == c) | ignore, np.ones((5, 5), bool)) for m in (target, predicted)
+        ]
+        assert (iou.intersection[c], iou.union[c]) == ((rims[0] & rims[1]).sum(), (rims[0] | rims[1]).sum())
+
+
+def test_sums_of_parts_add_up_to_the_whole() -> None:
+    pairs = degenerate_and_random_pairs()
+    whole, left, right = (summary(part, ("a", "b", "c", "d")) for part in (pairs, pairs[:2], pairs[2:]))
+    for total, more in zip(left.sums(), right.sums(), strict=True):
+        total += more
+    assert left.summary() == whole.summary()
