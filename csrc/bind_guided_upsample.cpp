@@ -31,7 +31,7 @@ GuidedUpsample forward_of(Tensor logits, Tensor guide_lo, Tensor guide_hi, Sizes
 }
 
 GuidedUpsampleBackward backward_of(Tensor logits, Tensor guide_lo, Tensor guide_hi, Sizes sizes, uintptr_t beta,
-                                   Tensor grad, std::array<uintptr_t, 4> grads) {
+                                   Tensor grad, std::array<uintptr_t, 4> grads, uintptr_t workspace) {
   GuidedUpsampleBackward op{};
   op.forward = forward_of(logits, guide_lo, guide_hi, sizes, beta, 0);
   op.grad = view_of(grad, "grad");
@@ -39,8 +39,17 @@ GuidedUpsampleBackward backward_of(Tensor logits, Tensor guide_lo, Tensor guide_
   op.grad_guide_lo = pointer<void>(grads[1]);
   op.grad_guide_hi = pointer<void>(grads[2]);
   op.grad_beta = pointer<float>(grads[3]);
+  op.workspace = pointer<float>(workspace);
   return op;
 }
+
+#ifdef OVSDINO_WITH_CUDA
+void forward_on_stream(const GuidedUpsample& op, uintptr_t stream) { guided_upsample_cuda(op, pointer<void>(stream)); }
+
+void backward_on_stream(const GuidedUpsampleBackward& op, uintptr_t stream) {
+  guided_upsample_backward_cuda(op, pointer<void>(stream));
+}
+#endif
 
 constexpr const char* kArguments =
     "(logits, guide_lo, guide_hi: each (address, dtype, strides[4]); "
@@ -49,11 +58,19 @@ constexpr const char* kArguments =
 }  // namespace
 
 void bind_guided_upsample(pybind11::module_& m) {
-  const std::string args = kArguments;
-  define(m, "guided_upsample_cpu", args + "out, threads)", forward_of, guided_upsample_cpu);
-  define(m, "guided_upsample_backward_cpu",
-         args + "grad: (address, dtype, strides[4]), addresses of the gradients[4], threads)", backward_of,
-         guided_upsample_backward_cpu);
+  const std::string forward = std::string(kArguments) + "out";
+  const std::string backward =
+      std::string(kArguments) + "grad like logits, addresses of the gradients[4], workspace or 0";
+  define(m, "guided_upsample_cpu", forward + ", threads)", forward_of, guided_upsample_cpu);
+  define(m, "guided_upsample_backward_cpu", backward + ", threads)", backward_of, guided_upsample_backward_cpu);
+  define(m, "guided_upsample_host", forward + "): the CUDA kernel's body on the CPU, for tests", forward_of,
+         guided_upsample_host);
+  define(m, "guided_upsample_backward_host", backward + "): the CUDA kernels' bodies on the CPU, for tests",
+         backward_of, guided_upsample_backward_host);
+#ifdef OVSDINO_WITH_CUDA
+  define(m, "guided_upsample_cuda", forward + ", stream)", forward_of, forward_on_stream);
+  define(m, "guided_upsample_backward_cuda", backward + ", stream)", backward_of, backward_on_stream);
+#endif
 }
 
 }  // namespace ovsdino::bind

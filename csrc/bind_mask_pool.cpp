@@ -23,6 +23,10 @@ MaskPool mask_pool_of(uintptr_t features, const std::string& dtype, std::array<i
 
 #ifdef OVSDINO_WITH_CUDA
 void mask_pool_on_stream(const MaskPool& op, uintptr_t stream) { mask_pool_cuda(op, pointer<void>(stream)); }
+
+void mask_pool_backward_on_stream(const MaskPool& op, uintptr_t stream) {
+  mask_pool_backward_cuda(op, pointer<void>(stream));
+}
 #endif
 
 constexpr const char* kArguments =
@@ -37,8 +41,11 @@ void bind_mask_pool(pybind11::module_& m) {
   define(m, "mask_pool_backward_cpu", args + ", max_density, threads): writes features from means", mask_pool_of,
          mask_pool_backward_cpu);
   define(m, "mask_pool_host", args + "): the CUDA kernel's body on the CPU, for tests", mask_pool_of, mask_pool_host);
+  define(m, "mask_pool_backward_host", args + "): the CUDA kernel's body on the CPU, for tests", mask_pool_of,
+         mask_pool_backward_host);
 #ifdef OVSDINO_WITH_CUDA
   define(m, "mask_pool_cuda", args + ", stream)", mask_pool_of, mask_pool_on_stream);
+  define(m, "mask_pool_backward_cuda", args + ", stream)", mask_pool_of, mask_pool_backward_on_stream);
 #endif
 }
 

@@ -255,6 +255,7 @@ OVSDINO_INLINE void gather_some(const GuidedGather& g, int32_t first, int64_t wi
   for (int32_t x = 0; x < width; x += kLanes) {
     Floats sum[kCount] = {};
     for (int32_t dy = g.near_begin; dy < g.near_end; ++dy) {
+      Floats part[kCount] = {};  // short sums, whose rounding error is a matrix product's
       for (int32_t r = 0; r < g.scale; ++r) {
         const int64_t y = (g.row + kReach - dy) * g.scale + r;
         const float* factor = g.factors + (y * kNear + dy * kSide) * g.pitch + x;
@@ -264,13 +265,14 @@ OVSDINO_INLINE void gather_some(const GuidedGather& g, int32_t first, int64_t wi
           const Floats by = load(factor + dx * g.pitch + shift);
           for (int k = 0; k < kCount; ++k) {
             if (value) {
-              sum[k] += by * load(value + k * g.value_stride_c + shift);
+              part[k] += by * load(value + k * g.value_stride_c + shift);
             } else {
-              sum[k] += by;
+              part[k] += by;
             }
           }
         }
       }
+      for (int k = 0; k < kCount; ++k) sum[k] += part[k];
     }
     for (int k = 0; k < kCount; ++k) store(g.wide + k * wide_pitch + x, sum[k]);
   }

@@ -46,4 +46,14 @@ void mask_pool_host(const MaskPool& op) {
   if (op.features_dtype == DType::kBFloat16) all_slices<BFloat16>(op);
 }
 
+void mask_pool_backward_host(const MaskPool& op) {
+  for (int64_t b = 0; b < op.batch; ++b) {
+    for (int64_t group = 0; group * kTokensPerLane < op.tokens; ++group) {
+      for (int64_t slice = 0; slice * kChannelsPerLane < op.channels; ++slice) {
+        mask_pool_backward_slice(op, b, group, slice, OneLane());
+      }
+    }
+  }
+}
+
 }  // namespace ovsdino

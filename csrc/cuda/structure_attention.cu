@@ -10,7 +10,7 @@ namespace ovsdino {
 namespace {
 
 template <typename T>
-__global__ void __launch_bounds__(kPrepareThreads, 4) prepare_structure_kernel(StructureAttention op) {
+__global__ void __launch_bounds__(kPrepareThreads, 2) prepare_structure_kernel(StructureAttention op) {
   __shared__ alignas(16) unsigned char shared[kPrepareSharedBytes];
   BlockLanes lanes(shared);
   prepare_structure<T>(op, blockIdx.x, lanes);

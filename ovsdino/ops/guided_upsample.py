@@ -172,30 +172,68 @@ def _described(x: Tensor) -> tuple[int, str, tuple[int, ...]]:
     return x.data_ptr(), str(x.dtype)[6:], x.stride()
 
 
-def _prepared(
-    logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inputs as the kernels read them: guides of one dtype, beta a float32 beside them."""
-    guide = torch.promote_types(guide_lo.dtype, guide_hi.dtype)
-    return logits, guide_lo.to(guide), guide_hi.to(guide), beta.to(logits.device, torch.float32)
+def _prepared(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor, kernel: str) -> list[Tensor]:
+    """Inputs as a kernel reads them: "cpu", "cuda", or "host", the bodies of the CUDA kernels on the CPU.
+
+    The guides have one dtype, on CUDA that of the logits too, and there coarse columns are neighbours in memory.
+    """
+    dtype = torch.promote_types(guide_lo.dtype, guide_hi.dtype)
+    strength = beta.to(logits.device, torch.float32)
+    if kernel == "cpu":
+        return [logits, guide_lo.to(dtype), guide_hi.to(dtype), strength]
+    dtype = torch.promote_types(dtype, logits.dtype)
+    return [logits.to(dtype).contiguous(), guide_lo.to(dtype).contiguous(), guide_hi.to(dtype), strength]
 
 
-def _arguments(inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[object, ...]:
-    logits, guide_lo, guide_hi, beta = inputs
+def _arguments(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor) -> tuple[object, ...]:
     batch, classes, h, w = logits.shape
     sizes = (batch, classes, guide_lo.shape[1], h, w, guide_hi.shape[2] // h)
     return _described(logits), _described(guide_lo), _described(guide_hi), sizes, beta.data_ptr()
 
 
+def _call(name: str, kernel: str, device: torch.device, *arguments: object) -> None:
+    function = getattr(native, f"{name}_{kernel}")
+    if kernel == "cuda":
+        with torch.cuda.device(device):
+            function(*arguments, torch.cuda.current_stream().cuda_stream)
+    elif kernel == "cpu":
+        function(*arguments, torch.get_num_threads())
+    else:
+        function(*arguments)
+
+
+def _run(kernel: str, logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor) -> Tensor:
+    inputs = _prepared(logits, guide_lo, guide_hi, beta, kernel)
+    out = _fake(*inputs)
+    _call("guided_upsample", kernel, logits.device, *_arguments(*inputs), out.data_ptr())
+    return out.to(logits.dtype)
+
+
+def _run_backward(
+    kernel: str, grad: Tensor, logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs = _prepared(logits, guide_lo, guide_hi, beta, kernel)
+    dlogits, dlow, dhigh = (x.new_empty(x.shape) for x in inputs[:3])
+    batch, _, height, width = guide_hi.shape
+    if kernel == "cpu":
+        dbeta, workspace = inputs[3].new_empty(()), inputs[3].new_empty(0)
+    else:
+        dbeta = inputs[3].new_empty((batch, height, width))
+        workspace = inputs[3].new_empty((batch, 2, NEAR, height, width))
+    outer = grad.to(inputs[0].dtype)
+    pointers = [x.data_ptr() for x in (dlogits, dlow, dhigh, dbeta)]
+    arguments = (*_arguments(*inputs), _described(outer), pointers, workspace.data_ptr())
+    _call("guided_upsample_backward", kernel, logits.device, *arguments)
+    dbeta = dbeta.sum(dtype=torch.float64).to(beta.device, beta.dtype)
+    return dlogits.to(logits.dtype), dlow.to(guide_lo.dtype), dhigh.to(guide_hi.dtype), dbeta
+
+
 def _forward(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor) -> Tensor:
     _check(logits, guide_lo, guide_hi, beta)
     backend = _backend(logits, guide_lo, guide_hi)
-    if backend == "reference" or native is None:
+    if backend == "reference":
         return guided_upsample_reference(logits, guide_lo, guide_hi, beta).contiguous()
-    inputs = _prepared(logits, guide_lo, guide_hi, beta)
-    out = _fake(*inputs)
-    native.guided_upsample_cpu(*_arguments(inputs), out.data_ptr(), torch.get_num_threads())
-    return out
+    return _run(backend, logits, guide_lo, guide_hi, beta)
 
 
 def _fake(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor) -> Tensor:
@@ -206,17 +244,11 @@ def _fake(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor) -> T
 def _backward(
     grad: Tensor, logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if _backend(logits, guide_lo, guide_hi) == "reference" or native is None:
+    backend = _backend(logits, guide_lo, guide_hi)
+    if backend == "reference":
         found = guided_upsample_backward_reference(grad, logits, guide_lo, guide_hi, beta)
         return found[0].contiguous(), found[1].contiguous(), found[2].contiguous(), found[3]
-    inputs = _prepared(logits, guide_lo, guide_hi, beta)
-    grads = _backward_fake(grad, *inputs)
-    outer = grad.to(logits.dtype)
-    pointers = [x.data_ptr() for x in grads]
-    native.guided_upsample_backward_cpu(*_arguments(inputs), _described(outer), pointers, torch.get_num_threads())
-    given = (logits, guide_lo, guide_hi, beta)
-    dlogits, dlow, dhigh, dbeta = (x.to(like.device, like.dtype) for x, like in zip(grads, given, strict=True))
-    return dlogits, dlow, dhigh, dbeta
+    return _run_backward(backend, grad, logits, guide_lo, guide_hi, beta)
 
 
 def _backward_fake(

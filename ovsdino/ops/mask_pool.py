@@ -32,6 +32,10 @@ def mask_pool(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Means (B, M, C) in the dtype of `features` and areas (B, M), float32 (float64 for float64 features).
 
+    The same inputs give the same bits: every kernel adds in the order of the tokens (backward: of the masks), without
+    atomics and whatever the number of threads. A matrix product (dense masks on the CPU, soft masks' gradient) gives the
+    same bits on as many threads.
+
     A NaN or infinite feature makes the means of the masks that hold its token non-finite; what it does to other masks
     depends on the backend (in a matrix product 0 * NaN is NaN).
 
@@ -139,12 +143,18 @@ def _fake(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 def _transposed(grad: Tensor, masks: Tensor, tokens: int) -> Tensor:
     """sum_m w_mn grad_mc: (B, M, C) to (B, N, C), float32 or float64 like `grad`."""
-    if resolve("mask_pool", grad.device.type, grad.dtype) == "cpu" and native is not None:
+    backend = resolve("mask_pool", grad.device.type, grad.dtype)
+    if backend != "reference" and native is not None:
         readable = _readable(masks, tokens)
         rows = grad.contiguous()
         out = grad.new_empty((grad.shape[0], tokens, grad.shape[2]))
         areas = grad.new_empty(grad.shape[:2])
-        if native.mask_pool_backward_cpu(*_arguments(out, readable, rows, areas), MAX_DENSITY, torch.get_num_threads()):
+        arguments = _arguments(out, readable, rows, areas)
+        if backend == "cuda":
+            with torch.cuda.device(grad.device):
+                native.mask_pool_backward_cuda(*arguments, torch.cuda.current_stream().cuda_stream)
+            return out
+        if native.mask_pool_backward_cpu(*arguments, MAX_DENSITY, torch.get_num_threads()):
             return out
     return mask_weights(masks, tokens, grad.dtype).transpose(1, 2) @ grad
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ovsdino.ops import dispatch, mask_pool, use_backend
-from ovsdino.ops.mask_pool import MAX_DENSITY, _arguments, mask_pool_reference
+from ovsdino.ops.mask_pool import MAX_DENSITY, _arguments, mask_pool_reference, mask_weights
 from tests.ops.harness import DEVICES, DTYPES, assert_twice_as_good, instruction_set, instruction_sets, needs_native
 
 FORMS = ["bool", "uint8", "float32", "packed"]
@@ -205,14 +205,47 @@ def test_features_gradient_of_the_kernels(device: str, density: float, form: str
 
 
 @needs_native
-def test_same_bits_again_and_with_any_number_of_threads() -> None:
-    features, masks = torch.randn(1, 4096, 768), torch.from_numpy(draw_masks(1, 64, 4096, 0.03))
-    threads = torch.get_num_threads()
-    first = mask_pool(features, masks)[0]
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("masks", "tokens", "channels"), [(1, 1, 3), (5, 13, 4), (40, 97, 130), (33, 1025, 7)])
+def test_features_gradient_of_the_cuda_body(masks: int, tokens: int, channels: int, form: str) -> None:
+    if form == "packed" and tokens == 1:
+        pytest.skip("one byte for one token is a plain mask")
+    drawn = draw_masks(2, masks, tokens, 0.3)
+    weights = as_form(drawn, form)
+    if form == "float32":
+        weights = weights * torch.rand(2, masks, tokens)
+    grad = torch.randn(2, masks, channels)
+    out = torch.full((2, tokens, channels), math.nan)
+    dispatch.native.mask_pool_backward_host(*_arguments(out, weights, grad, grad))
+    exact = mask_weights(weights, tokens, torch.float64).transpose(1, 2) @ grad.double()
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("density", [0.03, 0.5])
+def test_same_bits_again_and_with_any_number_of_threads(
+    density: float, form: str, dtype: torch.dtype, device: str
+) -> None:
+    features = torch.randn(2, 1025, 300, device=device).to(dtype).requires_grad_()
+    masks = as_form(draw_masks(2, 33, 1025, density), form).to(device).requires_grad_(form == "float32")
+    outer = torch.randn(2, 33, 300, device=device).to(dtype)
+    leaves = [features, masks] if form == "float32" else [features]
+
+    def step() -> list[Tensor]:
+        means, areas = mask_pool(features, masks)
+        return [means, areas, *torch.autograd.grad(means, leaves, outer)]
+
+    # A dense mask is a matrix product of torch's, whose order of sums is its own: once per number of threads.
+    counts = (1, 2, 3) if dispatch.native is not None and density <= MAX_DENSITY else (torch.get_num_threads(),)
+    threads, first = torch.get_num_threads(), step()
     try:
-        for count in (1, 2, 3):
+        for count in (*counts, threads):
             torch.set_num_threads(count)
-            assert torch.equal(first, mask_pool(features, masks)[0])
+            # The gradient of soft masks is a matrix product.
+            same = 3 if form == "float32" and count != threads else len(first)
+            assert all(torch.equal(a, b) for a, b in zip(first[:same], step()[:same], strict=True))
     finally:
         torch.set_num_threads(threads)
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
 #include "ovsdino/types.h"
 
@@ -27,11 +28,30 @@ struct GuidedUpsampleBackward {
   GuidedUpsample::View grad;  // of out
   // Contiguous, in the shape and dtype of what they are the gradient of.
   void *grad_logits, *grad_guide_lo, *grad_guide_hi;
-  float* grad_beta;  // one number
+  float* grad_beta;  // one number on the CPU; elsewhere one a fine pixel, for the caller to add up
+  float* workspace;  // (batch, 2, 25, scale * h, scale * w); not used on the CPU
 };
 
 void guided_upsample_cpu(const GuidedUpsample& op, int threads);
 
 void guided_upsample_backward_cpu(const GuidedUpsampleBackward& op, int threads);
+
+// The bodies of the CUDA kernels, run one by one on the CPU: what tests compare without a GPU. These and the CUDA
+// functions ask for one dtype of logits and guides, and for logits and guide_lo with stride_x = 1.
+void guided_upsample_host(const GuidedUpsample& op);
+void guided_upsample_backward_host(const GuidedUpsampleBackward& op);
+
+void guided_upsample_cuda(const GuidedUpsample& op, void* stream);
+void guided_upsample_backward_cuda(const GuidedUpsampleBackward& op, void* stream);
+
+// Throws std::invalid_argument where a CUDA kernel cannot read the tensors.
+inline void check_guided_layout(const GuidedUpsample& op) {
+  if (op.logits.dtype != op.guide_lo.dtype || op.logits.dtype != op.guide_hi.dtype) {
+    throw std::invalid_argument("guided_upsample: logits and guides differ in dtype");
+  }
+  if ((op.logits.stride_x != 1 || op.guide_lo.stride_x != 1) && op.w > 1) {
+    throw std::invalid_argument("guided_upsample: logits and guide_lo must have neighbouring columns");
+  }
+}
 
 }  // namespace ovsdino

@@ -29,9 +29,12 @@ bool mask_pool_cpu(const MaskPool& op, double max_density, int threads);
 // float32 and features contiguous. The same return value.
 bool mask_pool_backward_cpu(const MaskPool& op, double max_density, int threads);
 
-// The body of the CUDA kernel, run block by block on the CPU: what tests compare without a GPU.
+// The bodies of the CUDA kernels, run block by block on the CPU: what tests compare without a GPU.
 void mask_pool_host(const MaskPool& op);
+void mask_pool_backward_host(const MaskPool& op);
 
+// Backward reads and writes what mask_pool_backward_cpu does, and leaves `areas` alone.
 void mask_pool_cuda(const MaskPool& op, void* stream);
+void mask_pool_backward_cuda(const MaskPool& op, void* stream);
 
 }  // namespace ovsdino

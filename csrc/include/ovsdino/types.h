@@ -18,3 +18,10 @@ enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kUint8, kInt16, kInt
 #define OVSDINO_HD static inline
 #define OVSDINO_HD_MEMBER inline
 #endif
+
+// Before a loop over registers, which must not stay a loop: only nvcc needs to be told.
+#ifdef __CUDA_ARCH__
+#define OVSDINO_UNROLL _Pragma("unroll")
+#else
+#define OVSDINO_UNROLL
+#endif

@@ -10,7 +10,7 @@
 
 namespace ovsdino {
 
-constexpr int kPrepareThreads = 256;
+constexpr int kPrepareThreads = 512;
 constexpr int kPrepareRows = kPrepareThreads / kStructure;
 constexpr uint32_t kPrepareSharedBytes = kPrepareThreads * sizeof(float);
 
@@ -26,7 +26,7 @@ OVSDINO_HD uint32_t prepare_blocks(const StructureAttention& op) {
   return static_cast<uint32_t>(padded_tokens(op.tokens) - 1) / static_cast<uint32_t>(prepare_tokens(op.tokens)) + 1;
 }
 
-// block: which chunk of tokens, counted through all heads. A lane works on one coordinate of every sixteenth token.
+// block: which chunk of tokens, counted through all heads. A lane works on one coordinate of a row of tokens.
 template <typename T, typename Lanes>
 OVSDINO_HD void prepare_structure(const StructureAttention& op, uint32_t block, Lanes& lanes) {
   const uint32_t chunks = prepare_blocks(op);
@@ -35,6 +35,8 @@ OVSDINO_HD void prepare_structure(const StructureAttention& op, uint32_t block, 
   const bool used = coordinate < op.rank;
   const int64_t step = op.e_strides[2];
   const T* e = static_cast<const T*>(op.e) + head.offset(op.e_strides) + coordinate * op.e_strides[3];
+  const float lam = lanes.load_global(op.lam + head.number);
+  const float factor = sqrtf(2.0f * lam * scaling_of(op.scale).structure);
   float sum = 0.0f;
   if (used) {
     OVSDINO_UNROLL_BY(8)
@@ -51,8 +53,6 @@ OVSDINO_HD void prepare_structure(const StructureAttention& op, uint32_t block, 
   }
   mean /= static_cast<float>(op.tokens);
 
-  const float lam = lanes.load_global(op.lam + head.number);
-  const float factor = sqrtf(2.0f * lam * scaling_of(op.scale).structure);
   T* rows = structure_rows<T>(op, head.index);
   float* columns = structure_columns<T>(op, head.index);
   const int64_t begin = block % chunks * prepare_tokens(op.tokens), padded = padded_tokens(op.tokens);

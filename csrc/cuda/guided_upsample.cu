@@ -1,0 +1,79 @@
+// guided_upsample on CUDA: a thread a fine pixel, and for the coarse gradients a thread a cell and four channels; the
+// bodies are in detail/guided_pixel.h. Neighbouring threads lie along x, so fine rows are read and written whole.
+#include "launch.h"
+#include "ovsdino/detail/guided_pixel.h"
+#include "ovsdino/guided_upsample.h"
+
+namespace ovsdino {
+namespace {
+
+constexpr int kThreads = 128;
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 4) guided_kernel(GuidedUpsample op, int64_t pixels) {
+  const int64_t step = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < pixels; i += step) guided_pixel<T>(op, i);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 3) guided_pixel_grad_kernel(GuidedUpsampleBackward op, int64_t pixels) {
+  const int64_t step = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < pixels; i += step) guided_backward_pixel<T>(op, i);
+}
+
+template <bool kGuide, typename T>
+__global__ void __launch_bounds__(kThreads) guided_cell_grad_kernel(GuidedUpsampleBackward op, int64_t jobs) {
+  const int64_t step = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < jobs; i += step) {
+    guided_backward_cell<kGuide, T>(op, i);
+  }
+}
+
+unsigned blocks_of_threads(int64_t jobs) {
+  constexpr int64_t kMost = 1 << 20;
+  const int64_t blocks = (jobs + kThreads - 1) / kThreads;
+  return static_cast<unsigned>(blocks < kMost ? blocks : kMost);
+}
+
+template <typename T>
+void forward(const GuidedUpsample& op, cudaStream_t stream) {
+  const int64_t pixels = op.batch * op.h * op.w * op.scale * op.scale;
+  if (pixels == 0 || op.classes == 0) return;
+  guided_kernel<T><<<blocks_of_threads(pixels), kThreads, 0, stream>>>(op, pixels);
+  check_launch("guided_upsample");
+}
+
+template <typename T>
+void backward(const GuidedUpsampleBackward& op, cudaStream_t stream) {
+  const GuidedUpsample& in = op.forward;
+  const int64_t cells = in.batch * in.h * in.w, pixels = cells * in.scale * in.scale;
+  if (pixels == 0) return;
+  guided_pixel_grad_kernel<T><<<blocks_of_threads(pixels), kThreads, 0, stream>>>(op, pixels);
+  check_launch("guided_upsample, fine gradients");
+  const int64_t of_logits = cells * channel_groups(in.classes), of_guide = cells * channel_groups(in.channels);
+  if (of_logits > 0) {
+    guided_cell_grad_kernel<false, T><<<blocks_of_threads(of_logits), kThreads, 0, stream>>>(op, of_logits);
+  }
+  if (of_guide > 0) {
+    guided_cell_grad_kernel<true, T><<<blocks_of_threads(of_guide), kThreads, 0, stream>>>(op, of_guide);
+  }
+  check_launch("guided_upsample, coarse gradients");
+}
+
+}  // namespace
+
+void guided_upsample_cuda(const GuidedUpsample& op, void* stream) {
+  check_guided_layout(op);
+  if (op.logits.dtype == DType::kFloat32) forward<float>(op, static_cast<cudaStream_t>(stream));
+  if (op.logits.dtype == DType::kFloat16) forward<Half>(op, static_cast<cudaStream_t>(stream));
+  if (op.logits.dtype == DType::kBFloat16) forward<BFloat16>(op, static_cast<cudaStream_t>(stream));
+}
+
+void guided_upsample_backward_cuda(const GuidedUpsampleBackward& op, void* stream) {
+  check_guided_layout(op.forward);
+  if (op.forward.logits.dtype == DType::kFloat32) backward<float>(op, static_cast<cudaStream_t>(stream));
+  if (op.forward.logits.dtype == DType::kFloat16) backward<Half>(op, static_cast<cudaStream_t>(stream));
+  if (op.forward.logits.dtype == DType::kBFloat16) backward<BFloat16>(op, static_cast<cudaStream_t>(stream));
+}
+
+}  // namespace ovsdino
