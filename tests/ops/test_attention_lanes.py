@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -100,6 +101,19 @@ def test_slices_of_one_tensor_as_the_model_makes_them(emulator: Emulator) -> Non
     assert result.report.faults == 0, result.report.first_fault
     assert torch.equal(out, emulator.run(q, k, v, e, lam, gate, SCALE).out)
     assert (held[..., 64:] == 7.0).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_shapes_and_layouts(emulator: Emulator, seed: int) -> None:
+    choose = random.Random(seed)
+    sizes = (8 * choose.randint(1, 8), 8 * choose.randint(1, 16), choose.randint(1, 16))
+    dtype = choose.choice(HALVES)
+    inputs = draw(choose.randint(1, 150), sizes, dtype, batch=choose.randint(1, 2))
+    *inputs, lam, gate = inputs
+    if choose.random() < 0.5:  # (B, N, M, size) in memory
+        inputs = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
+    options = {"query_tile": choose.choice([64, 128]), "schedule": choose.choice(SCHEDULES), "seed": seed}
+    assert_good(emulator, (*inputs, lam, choose.choice([gate, None])), choose.uniform(0.05, 0.5), **options)
 
 
 def test_offsets_beyond_32_bits(emulator: Emulator) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ SOURCES = (
     "tests/ops/simt/primitives.cpp",
     "csrc/cpu/structure_attention.cpp",
 )
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # ovsdino::DType
+DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # ovsdino::DType
 
 # Planted faults and schedules, in the order of simt.h.
 MUTATIONS = (
@@ -33,7 +34,7 @@ MUTATIONS = (
 )
 SCHEDULES = ("random", "warp_ahead")
 
-Int4 = ctypes.c_int64 * 4
+Int3, Int4 = ctypes.c_int64 * 3, ctypes.c_int64 * 4
 
 
 class Arguments(ctypes.Structure):
@@ -46,7 +47,7 @@ class Arguments(ctypes.Structure):
         *((f"{name}_strides", Int4) for name in ("q", "k", "v", "e")),
         ("lam", ctypes.c_void_p),
         ("gate", ctypes.c_void_p),
-        ("gate_strides", ctypes.c_int64 * 3),
+        ("gate_strides", Int3),
         ("scale", ctypes.c_float),
         ("out", ctypes.c_void_p),
         ("out_strides", Int4),
@@ -139,34 +140,83 @@ class Emulator:
         Raises:
             ValueError: the kernel's own check of its arguments failed.
         """
-        batch, heads, tokens, head_dim = q.shape
         out = torch.full(v.shape, float("nan"), dtype=q.dtype) if out is None else out
-        lse = torch.full((batch, heads, tokens), float("nan"))
-        workspace = torch.full((self.library.simt_workspace(batch, heads, tokens),), 255, dtype=torch.uint8)
+        lse = torch.full(q.shape[:3], float("nan"))
+        workspace = torch.full((self.library.simt_workspace(*q.shape[:3]),), 255, dtype=torch.uint8)
+        report = self.launch(
+            q.data_ptr(), str(q.dtype)[6:], q.shape, q.stride(),
+            k.data_ptr(), k.stride(),
+            v.data_ptr(), v.shape[-1], v.stride(),
+            e.data_ptr(), e.shape[-1], e.stride(),
+            lam.data_ptr(),
+            0 if gate is None else gate.data_ptr(), (0, 0, 0) if gate is None else gate.stride(),
+            scale,
+            out.data_ptr(), out.stride(),
+            lse.data_ptr(), workspace.data_ptr(), query_tile,
+            options=Options(MUTATIONS.index(mutation), SCHEDULES.index(schedule), seed),
+        )  # fmt: skip
+        return Result(out=out, lse=lse, report=report)
+
+    def launch(
+        self,
+        q: int,
+        dtype: str,
+        shape: Sequence[int],
+        q_strides: Sequence[int],
+        k: int,
+        k_strides: Sequence[int],
+        v: int,
+        value_dim: int,
+        v_strides: Sequence[int],
+        e: int,
+        rank: int,
+        e_strides: Sequence[int],
+        lam: int,
+        gate: int,
+        gate_strides: Sequence[int],
+        scale: float,
+        out: int,
+        out_strides: Sequence[int],
+        lse: int,
+        workspace: int,
+        query_tile: int,
+        stream: int = 0,
+        *,
+        options: Options | None = None,
+    ) -> Report:
+        """`ovsdino._C.structure_attention_cuda` with its arguments in its order; the stream is not looked at.
+
+        Raises:
+            ValueError: the kernel's own check of its arguments failed.
+        """
+        sizes = dict(zip(("batch", "heads", "tokens", "head_dim"), shape, strict=True))
         arguments = Arguments(
-            dtype=DTYPES[q.dtype],
-            batch=batch,
-            heads=heads,
-            tokens=tokens,
-            head_dim=head_dim,
-            value_dim=v.shape[-1],
-            rank=e.shape[-1],
-            lam=lam.data_ptr(),
-            gate=0 if gate is None else gate.data_ptr(),
-            gate_strides=(ctypes.c_int64 * 3)(*(gate.stride() if gate is not None else (0, 0, 0))),
+            dtype=DTYPES[dtype],
+            **sizes,
+            value_dim=value_dim,
+            rank=rank,
+            q=q,
+            k=k,
+            v=v,
+            e=e,
+            q_strides=Int4(*q_strides),
+            k_strides=Int4(*k_strides),
+            v_strides=Int4(*v_strides),
+            e_strides=Int4(*e_strides),
+            lam=lam,
+            gate=gate,
+            gate_strides=Int3(*gate_strides),
             scale=scale,
-            lse=lse.data_ptr(),
-            workspace=workspace.data_ptr(),
+            out=out,
+            out_strides=Int4(*out_strides),
+            lse=lse,
+            workspace=workspace,
             query_tile=query_tile,
         )
-        for name, x in {"q": q, "k": k, "v": v, "e": e, "out": out}.items():
-            setattr(arguments, name, x.data_ptr())
-            setattr(arguments, f"{name}_strides", Int4(*x.stride()))
-        options = Options(MUTATIONS.index(mutation), SCHEDULES.index(schedule), seed)
         report = Report()
         done = self.library.simt_structure_attention(
-            ctypes.byref(arguments), ctypes.byref(options), ctypes.byref(report)
+            ctypes.byref(arguments), ctypes.byref(options or Options()), ctypes.byref(report)
         )
         if not done:
             raise ValueError(report.first_fault.decode())
-        return Result(out=out, lse=lse, report=report)
+        return report
