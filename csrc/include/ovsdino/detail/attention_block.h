@@ -245,15 +245,23 @@ OVSDINO_HD void write_queries(const StructureAttention& op, const Head& head, in
   using T = typename Tile::Element;
   constexpr float kLn2 = 0.6931471805599453f;
   const int32_t group = lanes.index() % 32 / 4, pair = lanes.index() % 4 * 2;
+  float sums[Tile::kRows][2];  // all of them before the first branch that lanes take differently
   OVSDINO_UNROLL
   for (int32_t i = 0; i < Tile::kRows; ++i) {
     OVSDINO_UNROLL
     for (int32_t half = 0; half < 2; ++half) {
-      float sum = state.sum[i][half];
-      sum += lanes.shuffle_xor(sum, 1);
-      sum += lanes.shuffle_xor(sum, 2);
+      sums[i][half] = state.sum[i][half];
+      sums[i][half] += lanes.shuffle_xor(sums[i][half], 1);
+      sums[i][half] += lanes.shuffle_xor(sums[i][half], 2);
+    }
+  }
+  OVSDINO_UNROLL
+  for (int32_t i = 0; i < Tile::kRows; ++i) {
+    OVSDINO_UNROLL
+    for (int32_t half = 0; half < 2; ++half) {
       const int64_t row = first + 16 * i + 8 * half + group;
       if (row >= op.tokens) continue;
+      const float sum = sums[i][half];
       if (op.lse && pair == 0) {
         lanes.store_global(op.lse + head.index * op.tokens + row, kLn2 * fmaf(state.top[i][half], factor, log2f(sum)));
       }
