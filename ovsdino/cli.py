@@ -23,6 +23,7 @@ from ovsdino.commands.data import Data
 from ovsdino.commands.doctor import Doctor
 from ovsdino.commands.eval import Eval
 from ovsdino.commands.models import Models
+from ovsdino.commands.report import Report
 from ovsdino.commands.segment import Segment
 from ovsdino.commands.train import Train
 from ovsdino.errors import OVSDinoError, one_line
@@ -32,12 +33,13 @@ Command = (
     Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Ablate, tyro.conf.subcommand("ablate")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
-COMMANDS = ("segment", "eval", "data", "train", "ablate", "models", "doctor")
+COMMANDS = ("segment", "eval", "data", "report", "train", "ablate", "models", "doctor")
 DESCRIPTION = "Open-vocabulary segmentation: an image and words in, a mask for each word out."
 EXAMPLE = 'ovsdino segment street.jpg --classes "road, car, sky"'
 

@@ -219,6 +219,8 @@ BAD_INPUT: list[tuple[str, list[str], dict[str, str], str]] = [
         "class token",
     ),
     ("no batch", ["eval", "--dataset", "ade20k", "--root", "{dir}/ade", "--batch-size", "0"], {}, "batch_size is 0"),
+    ("no result file", ["report", "{dir}/no.json"], {}, "no.json: cannot read the result"),
+    ("report on a picture", ["report", "{image}"], {}, "street.png: not JSON"),
     ("data without a verb", ["data"], {}, "data"),
     ("no data there", ["eval", "--dataset", "camvid", "--root", "{dir}"], {}, "camvid_val.zip"),
     ("no root", ["eval", "--dataset", "camvid"], {"OVSDINO_DATA": ""}, "--root is missing"),
@@ -347,6 +349,18 @@ def test_data_convert_writes_labels(tmp_path: Path, capsys: pytest.CaptureFixtur
     code, data, _ = run_json(capsys, *args)
     assert code == 0 and data["files"] == 1
     assert (tmp_path / "out" / "gtFine" / "val" / "a" / "a_1_gtFine_labelTrainIds.png").is_file()
+
+
+def test_report_reads_what_eval_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees.folder(tmp_path)
+    assert main(["eval", "--dataset", "folder", "--root", str(tmp_path), "--json", *FAST]) == 0
+    (tmp_path / "r.json").write_text(capsys.readouterr().out)
+    assert main(["report", f"mine={tmp_path / 'r.json'}", "--output", str(tmp_path / "r.md")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'r.md'}: 1 results\n"
+    text = (tmp_path / "r.md").read_text(encoding="utf-8")
+    assert "| mine | folder val | 1 |" in text and "| Talk2DINO-B | no | 61.5 |" in text
+    assert main(["report"]) == 0
+    assert "not measured" in capsys.readouterr().out
 
 
 def test_models_lists_the_shipped_one_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,42 @@
+"""`ovsdino report`: results beside the published ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ovsdino.commands.common import print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Turn results of `ovsdino eval --json` into a Markdown table beside the published rows."""
+
+    results: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[LABEL=]RESULT.json...")]] = ()
+    """Files that `ovsdino eval --json` wrote; LABEL names the table's row."""
+    output: Path | None = None
+    """Markdown file to write. Default: stdout."""
+    json: bool = False
+    """Print one JSON object on stdout, with the Markdown as "markdown"."""
+
+    def run(self) -> int:
+        from ovsdino.eval.report import read_results, render
+
+        results = read_results(self.results)
+        text = render(results)
+        if self.output is not None:
+            from ovsdino.imageio import atomic_write
+
+            with atomic_write(self.output) as file:
+                file.write(text.encode())
+        if self.json:
+            output = None if self.output is None else str(self.output)
+            print_json({"results": len(results), "output": output, "markdown": text})
+        elif self.output is not None:
+            print(f"{self.output}: {len(results)} results")
+        else:
+            print(text, end="")
+        return 0
