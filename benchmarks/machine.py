@@ -1,15 +1,13 @@
-"""What the benchmarks share: the machine's facts and measured limits, and interleaved timing."""
+"""What the benchmarks say of the machine: its facts and measured limits."""
 
 from __future__ import annotations
 
 import platform
-import statistics
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import interleaved
 
 from ovsdino.ops import dispatch
 
@@ -21,8 +19,9 @@ def machine_facts(device: str = "cpu") -> dict[str, Any]:
         device: "cpu" or "cuda".
 
     Returns:
-        JSON-ready facts; ``bandwidth_gbs`` (copying, read plus write) and ``gemm_gflops`` (float32, 1024 or 8192
-        square) are measured here and now, with the threads that the benchmarks use.
+        JSON-ready facts; ``bandwidth_gbs`` (copying, read plus write), ``gemm_gflops`` (float32, 1024 or 8192
+        square) and ``rates_gflops`` (the same for other dtypes; tf32 on CUDA only) are measured here and now, with the
+        threads that the benchmarks use.
     """
     facts: dict[str, Any] = {
         "device": device,
@@ -38,7 +37,11 @@ def machine_facts(device: str = "cpu") -> dict[str, Any]:
         facts["cuda"] = torch.version.cuda
         facts["sm"] = "".join(map(str, torch.cuda.get_device_capability()))
     facts["bandwidth_gbs"] = round(bandwidth(device) / 1e9, 1)
-    facts["gemm_gflops"] = round(gemm_rate(device) / 1e9, 1)
+    rates = {"float32": gemm_rate(device), "bfloat16": gemm_rate(device, torch.bfloat16)}
+    if device == "cuda":
+        rates |= {"float16": gemm_rate(device, torch.float16), "tf32": gemm_rate(device, tf32=True)}
+    facts["rates_gflops"] = {name: round(rate / 1e9, 1) for name, rate in rates.items()}
+    facts["gemm_gflops"] = facts["rates_gflops"]["float32"]
     return facts
 
 
@@ -60,43 +63,13 @@ def bandwidth(device: str) -> float:
     return 2 * source.numel() * source.element_size() / seconds
 
 
-def gemm_rate(device: str, dtype: torch.dtype = torch.float32) -> float:
-    """Floating-point operations a second of a square matrix product."""
+def gemm_rate(device: str, dtype: torch.dtype = torch.float32, tf32: bool = False) -> float:
+    """Floating-point operations a second of a square matrix product, float32 without tf32 unless asked for."""
     size = 8192 if device == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds = interleaved([lambda: a @ b], device, rounds=5)[0] / 1e3
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    allowed, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, tf32
+    try:
+        seconds = interleaved([lambda: a @ b], device, rounds=5)[0] / 1e3
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
     return 2 * size**3 / seconds
-
-
-def interleaved(
-    functions: Sequence[Callable[[], object]], device: str, *, rounds: int = 0, budget_s: float = 2.0
-) -> list[float]:
-    """Median milliseconds of each function, called in turn so that a drift of the machine meets all alike.
-
-    Args:
-        functions: what to time. Each is called once first to warm up; a first call of more than a quarter of the
-            budget counts, so that slow baselines are not called more often than they need be.
-        device: "cuda" waits for the device around every call.
-        rounds: calls of each; 0: as many as fit `budget_s`, at least 3 and at most 200.
-        budget_s: seconds for all calls together.
-    """
-
-    def once(function: Callable[[], object]) -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    first = [once(function) for function in functions]
-    slow = max(first) > budget_s / 4
-    samples = [[taken] if slow else [] for taken in first]
-    cost = sum(first) if slow else sum(once(function) for function in functions)
-    if rounds == 0:
-        rounds = min(max(int(budget_s / max(cost, 1e-6)), 3), 200)
-    while len(samples[0]) < rounds:
-        for function, taken in zip(functions, samples, strict=True):
-            taken.append(once(function))
-    return [statistics.median(taken) * 1e3 for taken in samples]

@@ -12,7 +12,8 @@ import json
 import sys
 import tempfile
 
-from machine import interleaved, machine_facts
+from machine import machine_facts
+from timing import interleaved
 
 from ovsdino.train.config import load_config
 from ovsdino.train.trainer import Trainer

@@ -1,0 +1,156 @@
+"""Interleaved timing and peak extra memory, on the CPU and on CUDA."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., object]
+
+
+def interleaved(
+    functions: Sequence[Function],
+    device: str,
+    *,
+    inputs: tuple = (),
+    rounds: int = 0,
+    budget_s: float = 2.0,
+) -> list[float]:
+    """Median milliseconds of each function, called in turn so that a drift of the machine meets all alike.
+
+    Args:
+        functions: what to time. Each is called once first to warm up; a first call of more than a quarter of the
+            budget counts, so that slow baselines are not called more often than they need be.
+        device: "cpu" times calls by the clock. "cuda" times, between two events, the replay of a CUDA graph that calls
+            the function on one copy of the inputs after the other, as many as overflow the level 2 cache twice; a
+            function that cannot be captured is called in place of its graph.
+        inputs: arguments of every function.
+        rounds: calls of each; 0: as many as fit `budget_s`, at least 3 and at most 200.
+        budget_s: seconds for all calls together.
+    """
+    if device == "cuda":
+        copies = rotation(inputs, torch.cuda.get_device_properties(0).L2_cache_size)
+        calls = [captured(function, copies) for function in functions]
+        return [ms / len(copies) for ms in medians(calls, event_time, rounds, budget_s)]
+    return medians([lambda function=f: function(*inputs) for f in functions], clock_time, rounds, budget_s)
+
+
+def medians(
+    calls: Sequence[Callable[[], object]], once: Callable[[Callable[[], object]], float], rounds: int, budget_s: float
+) -> list[float]:
+    """Median milliseconds of each call; `once` gives the seconds of one."""
+    first = [once(call) for call in calls]
+    slow = max(first) > budget_s / 4
+    samples = [[taken] if slow else [] for taken in first]
+    cost = sum(first) if slow else sum(once(call) for call in calls)
+    if rounds == 0:
+        rounds = min(max(int(budget_s / max(cost, 1e-6)), 3), 200)
+    while len(samples[0]) < rounds:
+        for call, taken in zip(calls, samples, strict=True):
+            taken.append(once(call))
+    return [statistics.median(taken) * 1e3 for taken in samples]
+
+
+def clock_time(call: Callable[[], object]) -> float:
+    """Seconds by the clock."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def event_time(call: Callable[[], object]) -> float:
+    """Seconds on the device, between events on the current stream."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def rotation(inputs: tuple, cache_bytes: int) -> list[tuple]:
+    """The inputs and copies of them: enough that each is out of a cache of this size when its turn comes again."""
+    size = sum(x.numel() * x.element_size() for x in inputs if isinstance(x, Tensor))
+    if size == 0:
+        return [inputs]
+    count = min(max(2 * cache_bytes // size + 1, 2), 64)
+    return [inputs, *(tuple(copied(x) for x in inputs) for _ in range(count - 1))]
+
+
+def copied(x: Any) -> Any:
+    """A tensor's copy in memory of its own, a leaf if it was one that asks for gradients; anything else as it is."""
+    return x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+
+
+def captured(function: Function, copies: Sequence[tuple]) -> Callable[[], object]:
+    """A call that replays a CUDA graph of the function on every copy; where that fails, one that calls it."""
+
+    def plain() -> None:
+        for inputs in copies:
+            function(*inputs)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            function(*copies[0])  # compiles, tunes, allocates
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            plain()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return plain
+    return graph.replay
+
+
+def extra_mb(function: Function, inputs: tuple, device: str) -> float | None:
+    """Peak megabytes (10^6 bytes) that a call takes beyond its inputs and its result; None where it cannot be told.
+
+    The function has run before, so that threads and tuned kernels are there already.
+
+    On CUDA what torch's allocator counts. On Linux the peak of the resident memory (VmHWM, set back by writing 5 to
+    /proc/self/clear_refs, freed memory given back to the system before): pages of 4 KB, native allocations included.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        kept = function(*inputs)
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before - result_bytes(kept)) / 1e6
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        kept = function(*inputs)
+        return max((resident("VmHWM") - before - result_bytes(kept)) / 1e6, 0.0)
+    except (OSError, AttributeError, ValueError):
+        return None
+
+
+def resident(field: str) -> int:
+    """Bytes by a field of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"/proc/self/status has no {field}")
+
+
+def result_bytes(result: object) -> int:
+    """Bytes of the tensors of a result."""
+    if isinstance(result, Tensor):
+        return result.numel() * result.element_size()
+    return sum(map(result_bytes, result)) if isinstance(result, tuple | list) else 0
