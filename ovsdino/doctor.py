@@ -17,6 +17,7 @@ ENVIRONMENT = {
     "OVSDINO_CUDA_ARCHS": "at installation: GPU architectures, for instance 87;90",
     "OVSDINO_DATA": "folder of data sets for `ovsdino eval` without --root and for the tests",
     "OVSDINO_OFFLINE": "1: never ask the network for weights; those in the hub's cache are used",
+    "TRITON_INTERPRET": "1: Triton kernels run in Python, on CPU tensors too (tests; slow)",
 }
 _CORE = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "tyro", "rich", "huggingface_hub")
 

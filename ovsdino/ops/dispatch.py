@@ -6,6 +6,7 @@ and this op has not (``OVSDINO_BACKEND=sdpa`` and `mask_pool`) leaves that op on
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -23,10 +24,11 @@ BACKENDS = ("auto", "reference", "sdpa", "cpu", "triton", "cuda")
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a backend needs: a device type ("" for any), the native module `ovsdino._C` or not, dtypes (() for any)."""
+    """What a backend needs: a device type ("" for any), the native module `ovsdino._C`, Triton, dtypes (() for any)."""
 
     device: str = ""
     native: bool = False
+    triton: bool = False
     dtypes: tuple[torch.dtype, ...] = ()
 
 
@@ -34,10 +36,12 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ANYWHERE = Needs()
 NATIVE_CPU = Needs(device="cpu", native=True, dtypes=KERNEL_DTYPES)
 NATIVE_CUDA = Needs(device="cuda", native=True, dtypes=KERNEL_DTYPES)
+MATRIX_CUDA = Needs(device="cuda", native=True, dtypes=(torch.float16, torch.bfloat16))
+TRITON = Needs(triton=True, dtypes=KERNEL_DTYPES)
 
 # In the order "auto" tries them. Kernels that lose to an earlier entry on a device have no place here.
 OP_BACKENDS: dict[str, dict[str, Needs]] = {
-    "structure_attention": {"sdpa": ANYWHERE, "reference": ANYWHERE},
+    "structure_attention": {"sdpa": ANYWHERE, "triton": TRITON, "cuda": MATRIX_CUDA, "reference": ANYWHERE},
     "mask_pool": {"cuda": NATIVE_CUDA, "cpu": NATIVE_CPU, "reference": ANYWHERE},
     "upsample_argmax": {"cuda": NATIVE_CUDA, "cpu": NATIVE_CPU, "reference": ANYWHERE},
     "guided_upsample": {"cuda": NATIVE_CUDA, "cpu": NATIVE_CPU, "reference": ANYWHERE},
@@ -62,6 +66,7 @@ def _load_native() -> tuple[ModuleType | None, str]:
 
 
 native, native_error = _load_native()
+has_triton: bool = importlib.util.find_spec("triton") is not None
 native_cuda: bool = native is not None and bool(native.build_info()["cuda"])
 if native is None:
     log.warning("ovsdino._C is missing (%s): ops use the plain PyTorch reference", native_error)
@@ -107,6 +112,8 @@ def why_not(op: str, backend: str, device: str, dtype: torch.dtype | None = None
     needs = OP_BACKENDS[op][backend]
     if needs.device and needs.device != device:
         return f"it runs on {needs.device} tensors, got {device}"
+    if needs.triton and _without_triton(device):
+        return _without_triton(device)
     if needs.native and native is None:
         return f"ovsdino._C is missing ({native_error}); reinstall with a C++ compiler at hand"
     if needs.native and needs.device == "cuda" and not native_cuda:
@@ -114,6 +121,16 @@ def why_not(op: str, backend: str, device: str, dtype: torch.dtype | None = None
     if needs.dtypes and dtype is not None and dtype not in needs.dtypes:
         return f"it takes {', '.join(str(d)[6:] for d in needs.dtypes)}, got {str(dtype)[6:]}"
     return ""
+
+
+def _without_triton(device: str) -> str:
+    """Why Triton's kernels cannot run on a device type; "" if they can."""
+    if not has_triton:
+        return "triton is not installed (pip install triton; Jetson and Windows have none)"
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    if device == "cuda" or (device == "cpu" and interpreted):
+        return ""
+    return f"it runs on cuda tensors (on cpu ones, slowly, with TRITON_INTERPRET=1 in the environment), got {device}"
 
 
 def available(op: str, device: str) -> list[str]:

@@ -8,8 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovsdino.ops import dispatch
 from ovsdino.ops.dispatch import resolve
 from ovsdino.ops.schema import LIBRARY, qualified
+
+# Triton's kernels take scale > 0, and e / sqrt(scale) must fit float16: a sign, and what is missing to this, go into q.
+SMALLEST_SCALE = 2.0**-10
 
 
 def structure_attention(
@@ -23,9 +27,10 @@ def structure_attention(
 ) -> Tensor:
     """o_i = g_i sum_j softmax_j(scale q_i.k_j - lam_m |e_i - e_j|^2) v_j.
 
-    Runs as plain PyTorch ("sdpa" or "reference"), so autograd, autocast, `torch.compile` and exporters see ordinary
-    ops. ``torch.ops.ovsdino.structure_attention`` is the same as one opaque op that keeps nothing but its inputs for
-    backward.
+    "sdpa" and "reference" run as plain PyTorch, so autograd, autocast, `torch.compile` and exporters see ordinary ops.
+    "triton" and "cuda" are opaque ops; inside an autocast region q, k, v and gate are cast as for SDPA. The backward of
+    "cuda" is that of "triton", or of "sdpa" where there is no Triton; it keeps nothing but the inputs.
+    ``torch.ops.ovsdino.structure_attention`` is any backend as one such op.
 
     Args:
         q: (B, M, N, d) queries, floating.
@@ -40,13 +45,11 @@ def structure_attention(
         (B, M, N, dv), the dtype of `v` (of the autocast region inside one).
 
     Raises:
-        ValueError: a shape does not fit; the message names it.
+        ValueError: a shape does not fit, or the backend asked for by name cannot take it; the message says what.
     """
     _check(q, k, v, e, lam, gate)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if resolve("structure_attention", q.device.type) == "reference":
-        return structure_attention_reference(q, k, v, e, lam, gate, scale)
-    return structure_attention_folded(q, k, v, e, lam, gate, scale)
+    return _run(_resolved(q), False, q, k, v, e, lam, gate, scale)
 
 
 def structure_attention_reference(
@@ -127,16 +130,108 @@ def _check(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor
         raise ValueError(f"q must be floating, got {q.dtype}")
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float) -> Tensor:
-    return structure_attention(q, k, v, e, lam, gate, scale).contiguous()
+def _resolved(q: Tensor) -> str:
+    kind = q.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
+    return resolve("structure_attention", kind, dtype)
 
 
-def _fake(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float) -> Tensor:
+def _run(
+    backend: str,
+    opaque: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    e: Tensor,
+    lam: Tensor,
+    gate: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """One backend; `opaque` says that autograd sees the caller and not what happens here."""
+    if backend == "reference":
+        return structure_attention_reference(q, k, v, e, lam, gate, scale)
+    if backend == "sdpa":
+        return structure_attention_folded(q, k, v, e, lam, gate, scale)
+    kind = q.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        gate = None if gate is None else gate.to(dtype)
+    if backend == "cuda":
+        if opaque:
+            return _cuda(q, k, v, e, lam, gate, scale)
+        return torch.ops.ovsdino.structure_attention(q, k, v, e, lam, gate, scale, "cuda")
+    size = max(abs(scale), SMALLEST_SCALE)
+    if scale != size:
+        q, scale = q * (scale / size), size
+    inputs = (q, k, v, e, lam, gate)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    return torch.ops.ovsdino.structure_attention_triton(*inputs, scale, keep)[0]
+
+
+def _cuda(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float) -> Tensor:
+    """Launches the native kernel, whose own checks raise ValueError."""
+    assert dispatch.native is not None
+    with torch.cuda.device(q.device):
+        arguments, out, _alive = native_arguments(q, k, v, e, lam, gate, scale)
+        dispatch.native.structure_attention_cuda(*arguments, torch.cuda.current_stream(q.device).cuda_stream)
+    return out[..., : v.shape[-1]]
+
+
+def native_arguments(
+    q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float
+) -> tuple[list[Any], Tensor, list[Tensor]]:
+    """The arguments of `_C.structure_attention_cuda` before the stream, its output, and what must live until it ran."""
+    if k.dtype != q.dtype or v.dtype != q.dtype:
+        raise ValueError(f"backend 'cuda' takes q, k and v of one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
+    assert dispatch.native is not None
+    batch, heads, tokens, _ = q.shape
+    q, k, v = (_aligned(x) for x in (q, k, v))
+    if e.dtype != q.dtype:
+        e = (e - e.mean(2, keepdim=True)).to(q.dtype)  # before the rounding
+    lam = lam.to(torch.float32).contiguous()
+    out = v.new_empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2)
+    bytes = dispatch.native.structure_attention_workspace(batch, heads, tokens)
+    alive = [q, k, v, e, lam, q.new_empty(bytes, dtype=torch.uint8)]
+    gated = [0, [0, 0, 0]]
+    if gate is not None:
+        alive.append(gate.to(q.dtype))
+        gated = [alive[-1].data_ptr(), list(alive[-1].stride())]
+    arguments = [
+        *(q.data_ptr(), str(q.dtype)[6:], list(q.shape), list(q.stride())),
+        *(k.data_ptr(), list(k.stride())),
+        *(v.data_ptr(), v.shape[-1], list(v.stride())),
+        *(e.data_ptr(), e.shape[-1], list(e.stride())),
+        *(lam.data_ptr(), *gated, scale, out.data_ptr(), list(out.stride())),
+        *(0, alive[5].data_ptr(), 0),  # no log-sum-exp, the workspace, the tile that suits the card
+    ]
+    return arguments, out, alive
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x as the native kernel takes it: a last dimension of a multiple of 8, read in 16-byte pieces."""
+    missing = -x.shape[-1] % 8
+    if missing:
+        return F.pad(x, (0, missing))
+    steps = [step for step, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
+    fits = x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(step % 8 == 0 for step in steps)
+    return x if fits else x.contiguous()
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float, backend: str = ""
+) -> Tensor:
+    return _run(backend or _resolved(q), True, q, k, v, e, lam, gate, scale).contiguous()
+
+
+def _fake(
+    q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float, backend: str = ""
+) -> Tensor:
     return v.new_empty(v.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.scale = inputs
+    *tensors, ctx.scale, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
@@ -148,12 +243,93 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[:6], strict=True)
         ]
         q, k, v, e, lam, gate = inputs
-        out = structure_attention(q, k, v, e, lam, gate, ctx.scale)
+        backend = ctx.backend or _resolved(q)
+        if backend == "cuda":
+            backend = "triton" if dispatch.has_triton else "sdpa"
+        out = _run(backend, False, q, k, v, e, lam, gate, ctx.scale)
     wanted = [x for x in inputs if x is not None and x.requires_grad]
     found = iter(torch.autograd.grad(out, wanted, grad))
-    return *(next(found) if x is not None and x.requires_grad else None for x in inputs), None
+    return *(next(found) if x is not None and x.requires_grad else None for x in inputs), None, None
 
 
-LIBRARY.impl("structure_attention", _forward, "CompositeExplicitAutograd")
-torch.library.register_fake(qualified("structure_attention"), _fake, lib=LIBRARY)
+def _triton(
+    q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from ovsdino.kernels import structure_attention as kernels
+
+    return kernels.forward(kernels.Inputs(q, k, v, e, lam, gate, scale), keep)
+
+
+def _triton_fake(
+    q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, heads, tokens, dv = v.shape
+    out = v.new_empty(batch, tokens, heads, dv).transpose(1, 2)
+    plain = torch.empty_like(out, dtype=torch.float32) if keep else v.new_empty(0, dtype=torch.float32)
+    return out, plain, q.new_empty(q.shape[:3] if keep else (0,), dtype=torch.float32)
+
+
+def _triton_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.scale, keep = inputs
+    _, plain, level = output
+    ctx.mark_non_differentiable(plain, level)
+    ctx.set_materialize_grads(False)
+    if keep:
+        ctx.save_for_backward(*tensors, plain, level)
+
+
+def _triton_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 8
+    if not ctx.saved_tensors:
+        raise ValueError("structure_attention_triton needs keep=True where a gradient is wanted")
+    *inputs, plain, level = ctx.saved_tensors
+    grads = torch.ops.ovsdino.structure_attention_triton_backward(grad, *inputs, ctx.scale, plain, level)
+    return *(x if needed else None for x, needed in zip(grads, ctx.needs_input_grad, strict=False)), None, None
+
+
+def _triton_gradients(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    e: Tensor,
+    lam: Tensor,
+    gate: Tensor | None,
+    scale: float,
+    plain: Tensor,
+    level: Tensor,
+) -> tuple[Tensor, ...]:
+    from ovsdino.kernels import structure_attention as kernels
+
+    return kernels.backward(grad, kernels.Inputs(q, k, v, e, lam, gate, scale), plain, level)
+
+
+def _triton_gradients_fake(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    e: Tensor,
+    lam: Tensor,
+    gate: Tensor | None,
+    scale: float,
+    plain: Tensor,
+    level: Tensor,
+) -> tuple[Tensor, ...]:
+    given = q.new_empty(0) if gate is None else torch.empty_like(gate)
+    return *(torch.empty_like(x) for x in (q, k, v, e)), torch.empty_like(lam), given
+
+
+def _register(name: str, kernel: Any, fake: Any) -> None:
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified(name), fake, lib=LIBRARY)
+
+
+_register("structure_attention", _forward, _fake)
+_register("structure_attention_triton", _triton, _triton_fake)
+_register("structure_attention_triton_backward", _triton_gradients, _triton_gradients_fake)
 torch.library.register_autograd(qualified("structure_attention"), _backward, setup_context=_setup_context, lib=LIBRARY)
+torch.library.register_autograd(
+    qualified("structure_attention_triton"), _triton_backward, setup_context=_triton_setup_context, lib=LIBRARY
+)

@@ -70,13 +70,37 @@ def test_auto_picks_the_native_kernels_on_the_cpu() -> None:
     assert ops.available("upsample_argmax", "cpu") == ["cpu", "reference"]
 
 
-@pytest.mark.parametrize(
-    ("backend", "shown"),
-    [("triton", "no such kernel"), ("cuda", "runs on cuda tensors, got cpu")],
-)
-def test_backend_that_cannot_run_raises_with_the_reason(backend: str, shown: str) -> None:
-    with ops.use_backend(backend), pytest.raises(ValueError, match=shown):
+def test_backend_that_cannot_run_raises_with_the_reason() -> None:
+    with ops.use_backend("cuda"), pytest.raises(ValueError, match="runs on cuda tensors, got cpu"):
         ops.mask_pool(torch.ones(1, 4, 2), torch.ones(1, 1, 4))
+
+
+ATTEND = """
+import torch
+from ovsdino import ops
+x = torch.ones(1, 1, 2, 4)
+try:
+    with ops.use_backend("triton"):
+        print(ops.structure_attention(x, x, x, x, torch.ones(1)).sum().item())
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_triton_on_cpu_tensors_asks_for_its_interpreter() -> None:
+    assert "with TRITON_INTERPRET=1 in the environment" in run(ATTEND, TRITON_INTERPRET="0").stdout
+    assert run(ATTEND, TRITON_INTERPRET="1").stdout == "8.0\n"
+
+
+def test_without_triton_its_backend_raises_and_the_others_run() -> None:
+    hidden = """
+import importlib.util as util
+find = util.find_spec
+util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+"""
+    done = run(f"{hidden}{ATTEND}print(ops.structure_attention(x, x, x, x, torch.ones(1)).sum().item())")
+    error, result = done.stdout.splitlines()
+    assert "triton is not installed" in error and result == "8.0"
 
 
 @needs_native

@@ -26,6 +26,20 @@ def attention(gate: bool) -> tuple:
     return q, k, v, e, lam, torch.rand(2, 3, 9, requires_grad=True) if gate else None, 0.3
 
 
+def triton_calls() -> list:
+    """Of the ops that only Triton implements; with its interpreter on the CPU."""
+    *inputs, scale = attention(True)
+    without = (*inputs[:5], None)
+    plain, level, grad = torch.randn(2, 9, 3, 16).transpose(1, 2), torch.randn(2, 3, 9), torch.randn(2, 3, 9, 16)
+    rest = (*(x.detach() for x in inputs), scale, plain, level)
+    return [
+        ("structure_attention_triton", (*inputs, scale, True)),
+        ("structure_attention_triton", (*without, scale, True)),
+        ("structure_attention_triton", (*(x.detach() for x in inputs), scale, False)),
+        ("structure_attention_triton_backward", (grad, *rest)),
+    ]
+
+
 def calls() -> list:
     """(op, arguments), at least one for each schema."""
     features = torch.randn(2, 20, 5, requires_grad=True)
@@ -34,6 +48,7 @@ def calls() -> list:
     listed = [
         ("structure_attention", attention(True)),
         ("structure_attention", attention(False)),
+        *triton_calls(),
         ("mask_pool", (features, torch.rand(2, 3, 20) > 0.9)),
         ("mask_pool", (features, bits(2, 3, 3))),
         ("mask_pool", (features, torch.rand(2, 3, 20, requires_grad=True))),

@@ -1,0 +1,267 @@
+"""Structure attention in Triton, the host's side: buffers, arguments and launches of the kernels."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ovsdino.kernels import interpreter
+from ovsdino.kernels import structure_attention_backward as backward_kernels
+from ovsdino.kernels import structure_attention_forward as forward_kernels
+from ovsdino.kernels.configs import SMALL, candidates
+from ovsdino.kernels.structure_attention_forward import RANK, Sizes
+from ovsdino.kernels.tuning import Config, Tuner, bucket, describe
+
+MAX_HEAD_SIZE = 128
+
+_tuner = Tuner()
+interpreter.mend()
+
+
+class Inputs(NamedTuple):
+    """The op's inputs as the kernels take them: see `check`; scale > 0."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    e: Tensor
+    lam: Tensor
+    gate: Tensor | None
+    scale: float
+
+    def check(self) -> None:
+        """Raises ValueError where the kernels cannot take the inputs; the message has the limits."""
+        q, k, v, e, gate = self.q, self.k, self.v, self.e, self.gate
+        if k.dtype != q.dtype or v.dtype != q.dtype:
+            raise ValueError(f"backend 'triton' takes q, k and v of one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
+        if any(x is not None and x.dtype == torch.float64 for x in (q, e, self.lam, gate)):
+            raise ValueError("backend 'triton' takes no float64")
+        d, dv, r = q.shape[-1], v.shape[-1], e.shape[-1]
+        if not (1 <= d <= MAX_HEAD_SIZE and 1 <= dv <= MAX_HEAD_SIZE and 1 <= r <= RANK):
+            raise ValueError(
+                f"backend 'triton' takes d and dv up to {MAX_HEAD_SIZE} and r up to {RANK}, got {d}, {dv} and {r}"
+            )
+        if not self.scale > 0:
+            raise ValueError(f"backend 'triton' takes scale > 0, got {self.scale}")
+
+
+class Prepared(NamedTuple):
+    """What the prepare kernel makes of e: f and near (B, M, N, 16) in the dtype of q, column (B, M, N) float32."""
+
+    f: Tensor
+    near: Tensor
+    column: Tensor
+
+
+class Call(NamedTuple):
+    """One kernel with its arguments, for a launch or for a compiler without a GPU."""
+
+    name: str
+    kernel: Any
+    rows: str  # the constant that says how many tokens one program owns
+    shape: tuple[int, int, int]  # batch, heads, tokens
+    dtype: torch.dtype
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+
+    def launch(self, config: Config) -> None:
+        """Runs the kernel on the current stream."""
+        batch, heads, tokens = self.shape
+        sizes = config.constants(self.kernel.arg_names)
+        grid = (batch * heads * triton.cdiv(tokens, sizes[self.rows]),)
+        self.kernel[grid](**self.arguments, **self.constants, **sizes, **config.options())
+
+    def run(self, device: torch.device) -> Config:
+        """Launches with measured tile sizes, or with the default where nothing may be measured; returns them."""
+        if interpreter.interpreting():
+            config = SMALL
+        else:
+            batch, heads, tokens = self.shape
+            facts = {"dtype": str(self.dtype)[6:], "heads": bucket(batch * heads), "tokens": bucket(tokens)}
+            key = describe(self.name, device, facts | self.constants)
+            config = _tuner.choose(key, candidates(self.name, self.dtype), self.launch)
+        self.launch(config)
+        return config
+
+
+def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs prepare and forward.
+
+    Args:
+        inputs: as `structure_attention`; on one CUDA device, or on the CPU under the interpreter.
+        keep: also return what `backward` needs.
+
+    Returns:
+        The output (B, M, N, dv), which lies in memory as (B, N, M, dv); the same before the gate in float32, since its
+        rounding would be an error common to a row of the softmax's gradient; and the logarithm to base 2 of the
+        softmax's denominator (B, M, N) float32. The last two are empty unless `keep`.
+    """
+    inputs.check()
+    q, v = inputs.q, inputs.v
+    out = by_token(v, v.dtype)
+    plain = by_token(v, torch.float32) if keep else v.new_empty(0, dtype=torch.float32)
+    level = q.new_empty(q.shape[:3] if keep else 0, dtype=torch.float32)
+    if out.numel() > 0:
+        with on(q.device):
+            made = prepare(inputs)
+            forward_call(inputs, made, out, plain, level, keep).run(q.device)
+    return out, plain, level
+
+
+def backward(grad: Tensor, inputs: Inputs, plain: Tensor, level: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of q, k, v, e, lam and gate (empty without a gate) in their dtypes; the same bits at every run.
+
+    Args:
+        grad: (B, M, N, dv), any strides.
+        inputs: as in `forward`.
+        plain: from `forward`.
+        level: from `forward`.
+    """
+    q, k, v, e, lam, gate, _ = inputs
+    dq, dk, dv, de = (torch.empty_like(x) for x in (q, k, v, e))
+    dgate = q.new_empty(0) if gate is None else torch.empty_like(gate)
+    if plain.numel() == 0:
+        return dq, dk, dv, de, torch.zeros_like(lam), dgate
+    weighted = torch.empty_like(v, memory_format=torch.contiguous_format)
+    delta, sums, dlam = (torch.empty_like(level) for _ in range(3))
+    side = level.new_empty(*level.shape, RANK)
+    with on(q.device):
+        made = prepare(inputs)
+        rows_call(grad, inputs, plain, weighted, delta, dgate).run(q.device)
+        shared = {**made._asdict(), "weighted": weighted, "level": level, "delta": delta, "side": side, "sums": sums}
+        keys_call(inputs, shared, dk, dv).run(q.device)
+        queries_call(inputs, shared, dq, de, dlam).run(q.device)
+    return dq, dk, dv, de, dlam.sum((0, 2)).to(lam.dtype), dgate
+
+
+def by_token(v: Tensor, dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor like v (B, M, N, dv) that lies in memory as (B, N, M, dv).
+
+    The projection after the attention then reads (B, N, M * dv) without a copy.
+    """
+    batch, heads, tokens, width = v.shape
+    return v.new_empty(batch, tokens, heads, width, dtype=dtype).transpose(1, 2)
+
+
+def on(device: torch.device) -> Any:
+    """Triton launches on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def prepare(inputs: Inputs) -> Prepared:
+    """Launches the prepare kernel."""
+    q = inputs.q
+    f = q.new_empty(*q.shape[:3], RANK)
+    made = Prepared(f, torch.empty_like(f), q.new_empty(q.shape[:3], dtype=torch.float32))
+    prepare_call(inputs, made).run(q.device)
+    return made
+
+
+def strides(name: str, x: Tensor | None, axes: str) -> dict[str, int]:
+    """The strides of x in elements by the names that the kernels give them: {"stride_qb": ..., ...}; zeros for None."""
+    return {f"stride_{name}{axis}": 0 if x is None else x.stride(i) for i, axis in enumerate(axes)}
+
+
+def _call(name: str, kernel: Any, rows: str, inputs: Inputs, arguments: dict[str, Any], **flags: Any) -> Call:
+    """A call with the sizes every kernel takes, and of the constants those that it takes."""
+    q = inputs.q
+    batch, heads, tokens, d = q.shape
+    constants = Sizes.of(d, inputs.v.shape[-1]).constants() | {"R": inputs.e.shape[-1], **flags}
+    arguments = arguments | {"tokens": tokens, "heads": heads, "scale": float(inputs.scale)}
+    taken = kernel.arg_names
+    return Call(
+        name,
+        kernel,
+        rows,
+        (batch, heads, tokens),
+        q.dtype,
+        {key: value for key, value in arguments.items() if key in taken},
+        {key: value for key, value in constants.items() if key in taken},
+    )
+
+
+def prepare_call(inputs: Inputs, made: Prepared) -> Call:
+    """The call that fills `made`."""
+    e, lam = inputs.e, inputs.lam
+    arguments = {**made._asdict(), **strides("e", e, "bmnr"), "e": e, "lam": lam, "stride_lam": lam.stride(0)}
+    return _call("prepare", forward_kernels._prepare, "BLOCK_M", inputs, arguments)
+
+
+def forward_call(inputs: Inputs, made: Prepared, out: Tensor, plain: Tensor, level: Tensor, keep: bool) -> Call:
+    """The call that fills out and, if keep, plain and level."""
+    q, k, v, _, _, gate, _ = inputs
+    tensors = {"q": q, "k": k, "v": v, "gate": made.column if gate is None else gate}
+    arguments = {
+        **tensors,
+        **made._asdict(),
+        **strides("q", q, "bmnd"),
+        **strides("k", k, "bmnd"),
+        **strides("v", v, "bmnd"),
+        **strides("g", gate, "bmn"),
+        "out": out,
+        "plain": plain,
+        "level": level,
+    }
+    return _call("forward", forward_kernels._forward, "BLOCK_M", inputs, arguments, GATED=gate is not None, KEEP=keep)
+
+
+def rows_call(grad: Tensor, inputs: Inputs, plain: Tensor, weighted: Tensor, delta: Tensor, dgate: Tensor) -> Call:
+    """The call that fills weighted, delta and, where there is a gate, dgate."""
+    gate = inputs.gate
+    arguments = {
+        **strides("o", grad, "bmnd"),
+        **strides("g", gate, "bmn"),
+        **strides("dg", None if gate is None else dgate, "bmn"),
+        "grad": grad,
+        "plain": plain,
+        "weighted": weighted,
+        "delta": delta,
+        "gate": delta if gate is None else gate,
+        "grad_gate": delta if gate is None else dgate,
+    }
+    return _call("rows", backward_kernels._backward_rows, "BLOCK_M", inputs, arguments, GATED=gate is not None)
+
+
+def keys_call(inputs: Inputs, shared: dict[str, Tensor], dk: Tensor, dv: Tensor) -> Call:
+    """The call that fills dk, dv, and side and sums of `shared`."""
+    q, k, v = inputs[:3]
+    arguments = {
+        **shared,
+        **strides("q", q, "bmnd"),
+        **strides("k", k, "bmnd"),
+        **strides("v", v, "bmnd"),
+        **strides("dk", dk, "bmnd"),
+        **strides("dv", dv, "bmnd"),
+        "q": q,
+        "k": k,
+        "v": v,
+        "dk": dk,
+        "dv": dv,
+    }
+    return _call("keys", backward_kernels._backward_keys, "BLOCK_N", inputs, arguments)
+
+
+def queries_call(inputs: Inputs, shared: dict[str, Tensor], dq: Tensor, de: Tensor, dlam: Tensor) -> Call:
+    """The call that fills dq, de and dlam (B, M, N), once side and sums of `shared` are there."""
+    q, k, v, _, lam, _, _ = inputs
+    arguments = {
+        **shared,
+        **strides("q", q, "bmnd"),
+        **strides("k", k, "bmnd"),
+        **strides("v", v, "bmnd"),
+        **strides("dq", dq, "bmnd"),
+        **strides("de", de, "bmnr"),
+        "q": q,
+        "k": k,
+        "v": v,
+        "dq": dq,
+        "de": de,
+        "lam": lam,
+        "dlam": dlam,
+        "stride_lam": lam.stride(0),
+    }
+    return _call("queries", backward_kernels._backward_queries, "BLOCK_M", inputs, arguments)

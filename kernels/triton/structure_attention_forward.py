@@ -1,0 +1,329 @@
+"""Structure attention in Triton: prepare and forward.
+
+o_i = g_i sum_j p_ij v_j / sum_j p_ij with p_ij = 2^(log2(e) logit_ij - max_j) and
+
+    logit_ij = scale (q_i.k_j + near_i.f_j) + column_j          f_j = stretch (e_j - shift), near_i = ratio f_i
+    column_j = -scale ratio |f_j|^2 / 2                         scale ratio stretch^2 = 2 lam
+
+which is scale q_i.k_j - lam |e_i - e_j|^2 up to a term constant in j. f is rounded to the dtype of q once and the
+float32 column is made from the rounded f, so the structure term is exactly that of tokens at the rounded places: its
+error grows with the distance of two tokens and not with the norm of e. q and k enter as they are, scale > 0 is one
+multiplication with the float32 logit.
+
+A logit is one dot product of [q | near] and [k | f], d + 16 wide (48 + 16 = 64); the two halves of a row are gathered
+from where they lie. No (N, N) tensor, no concatenated q and k in memory; a NaN query stays in its row; offsets are
+64-bit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+RANK = (
+    16  # f is padded to this; where r < 16, lane r holds 1, which gives the backward its row and column sums for free
+)
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LANES = tl.constexpr(RANK)
+# Tokens that the shift is the mean of. Any shift is exact; this one only has to bring f near zero.
+SAMPLE = tl.constexpr(512)
+
+
+class Sizes(NamedTuple):
+    """How the rows [x | f], d + 16 wide, and those of v are cut into the power-of-two chunks that `tl.dot` takes."""
+
+    d: int
+    first: int
+    second: int
+    dv: int
+    values: int
+
+    @classmethod
+    def of(cls, d: int, dv: int) -> Sizes:
+        """d + 16 in one or two chunks, whichever is shorter (d = 48: 64; 40: 64; 64: 64 + 16); dv in one."""
+        width = d + RANK
+        whole = triton.next_power_of_2(width)
+        half = whole // 2
+        rest = max(16, triton.next_power_of_2(width - half))
+        first, second = (half, rest) if half >= 16 and half + rest < whole else (whole, 0)
+        return cls(d, first, second, dv, max(16, triton.next_power_of_2(dv)))
+
+    def constants(self) -> dict[str, int]:
+        """The constexpr arguments of every kernel."""
+        return {"D": self.d, "D0": self.first, "D1": self.second, "DV": self.dv, "V0": self.values}
+
+
+@triton.jit
+def strength(lam, scale):
+    """(ratio, stretch) of a head: scale ratio stretch^2 = 2 lam.
+
+    stretch = sqrt(2 lam / scale) and ratio = 1 where that is at least 1. Below, ratio is the power of four that brings
+    stretch into [1, 2): products with it are exact, and lam = 0 still has an f, which the gradient of lam needs.
+    """
+    root = tl.sqrt(2.0 * lam / scale)
+    power = (root.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    power = tl.minimum(power, 1.0)
+    stretch = tl.where(power > 0.0, root / tl.maximum(power, 1e-30), 1.0)
+    return power * power, stretch
+
+
+@triton.jit
+def tile(
+    pointer,
+    stride_n,
+    stride_c,
+    left,
+    ROWS: tl.constexpr,
+    START: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """Columns START.. of ROWS rows of a matrix WIDTH wide, the first at `pointer`; zeros outside and past `left`."""
+    row = tl.arange(0, ROWS)[:, None]
+    column = START + tl.arange(0, COLUMNS)[None, :]
+    at = pointer + row.to(tl.int64) * stride_n + column.to(tl.int64) * stride_c
+    if TAIL and START + COLUMNS > WIDTH:
+        return tl.load(at, mask=(row < left) & (column < WIDTH), other=0.0)
+    elif TAIL:
+        return tl.load(at, mask=row < left, other=0.0)
+    elif START + COLUMNS > WIDTH:
+        return tl.load(at, mask=column < WIDTH, other=0.0)
+    else:
+        return tl.load(at)
+
+
+@triton.jit
+def joint(
+    x,
+    f,
+    stride_n,
+    stride_c,
+    left,
+    ROWS: tl.constexpr,
+    START: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    D: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """Columns START.. of ROWS rows of [x | f], D + 16 wide, gathered from the two where they lie; zeros outside."""
+    if START + COLUMNS <= D:
+        return tile(x, stride_n, stride_c, left, ROWS, START, COLUMNS, D, TAIL)
+    elif START >= D:
+        return tile(f, LANES, 1, left, ROWS, START - D, COLUMNS, LANES, TAIL)
+    else:
+        row = tl.arange(0, ROWS)[:, None]
+        column = START + tl.arange(0, COLUMNS)[None, :]
+        in_x = x + row.to(tl.int64) * stride_n + column.to(tl.int64) * stride_c
+        in_f = f + row * LANES + (column - D)
+        at = tl.where(column < D, in_x, in_f)
+        if TAIL and START + COLUMNS > D + LANES:
+            return tl.load(at, mask=(row < left) & (column < D + LANES), other=0.0)
+        elif TAIL:
+            return tl.load(at, mask=row < left, other=0.0)
+        elif START + COLUMNS > D + LANES:
+            return tl.load(at, mask=column < D + LANES, other=0.0)
+        else:
+            return tl.load(at)
+
+
+@triton.jit
+def _prepare(
+    e,
+    lam,
+    f,
+    near,
+    column,
+    stride_eb,
+    stride_em,
+    stride_en,
+    stride_er,
+    stride_lam,
+    tokens,
+    heads,
+    scale,
+    R: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """f and near (B, M, N, 16) and column (B, M, N) in log2 units, one program for BLOCK_M tokens of a head.
+
+    Lane r of f is 1 where r < 16, that of near 0: logits do not see it, sums over weights times f hold those of the
+    weights in it.
+    """
+    blocks = tl.cdiv(tokens, BLOCK_M)
+    head = tl.program_id(0) // blocks
+    start = tl.program_id(0) % blocks * BLOCK_M
+    e += (head // heads).to(tl.int64) * stride_eb + (head % heads).to(tl.int64) * stride_em
+    ratio, stretch = strength(tl.load(lam + head % heads * stride_lam).to(tl.float32), scale)
+
+    lane = tl.arange(0, LANES)[None, :]
+    row = tl.arange(0, BLOCK_M)[:, None]
+    lanes = lane.to(tl.int64) * stride_er
+    step = tl.cdiv(tokens, SAMPLE)
+    count = tl.cdiv(tokens, step)
+    total = tl.zeros((BLOCK_M, LANES), tl.float32)
+    for first in range(0, count, BLOCK_M):
+        index = first + row
+        at = e + (index * step).to(tl.int64) * stride_en + lanes
+        total += tl.load(at, mask=(index < count) & (lane < R), other=0.0).to(tl.float32)
+    shift = tl.sum(total, 0) / count
+
+    token = start + row
+    inside = (token < tokens) & (lane < R)
+    here = tl.load(e + token.to(tl.int64) * stride_en + lanes, mask=inside, other=0.0).to(tl.float32)
+    moved = tl.where(lane < R, (here - shift[None, :]) * stretch, 0.0)
+    if f.dtype.element_ty == tl.float16:
+        moved = tl.minimum(tl.maximum(moved, -65504.0), 65504.0)
+    rounded = moved.to(f.dtype.element_ty)
+    squared = rounded.to(tl.float32)
+    norm = tl.sum(squared * squared, 1)
+    own = head.to(tl.int64) * tokens + start
+    at = tl.arange(0, BLOCK_M)
+    tl.store(column + own + at, (-0.5 * LOG2E) * scale * ratio * norm, mask=start + at < tokens)
+    place = (own + row) * LANES + lane
+    tl.store(f + place, tl.where(lane == R, 1.0, squared).to(f.dtype.element_ty), mask=token < tokens)
+    tl.store(near + place, (squared * ratio).to(f.dtype.element_ty), mask=token < tokens)
+
+
+@triton.jit
+def _attend(
+    maximum,
+    total,
+    out,
+    q0,
+    q1,
+    k,
+    v,
+    f,
+    column,
+    stride_kn,
+    stride_kd,
+    stride_vn,
+    stride_vd,
+    left,
+    slope,
+    D: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
+    DV: tl.constexpr,
+    V0: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """One step of the online softmax: BLOCK_N keys, of which `left` exist if TAIL."""
+    k0 = joint(k, f, stride_kn, stride_kd, left, BLOCK_N, 0, D0, D, TAIL)
+    logits = tl.dot(q0, tl.trans(k0), input_precision="ieee")
+    if D1 > 0:
+        k1 = joint(k, f, stride_kn, stride_kd, left, BLOCK_N, D0, D1, D, TAIL)
+        logits = tl.dot(q1, tl.trans(k1), logits, input_precision="ieee")
+    at = tl.arange(0, BLOCK_N)
+    if TAIL:
+        bias = tl.load(column + at, mask=at < left, other=float("-inf"))
+    else:
+        bias = tl.load(column + at)
+    logits = logits * slope + bias[None, :]
+    larger = tl.maximum(maximum, tl.max(logits, 1))
+    weights = tl.exp2(logits - larger[:, None])
+    shrink = tl.exp2(maximum - larger)
+    total = total * shrink + tl.sum(weights, 1)
+    values = tile(v, stride_vn, stride_vd, left, BLOCK_N, 0, V0, DV, TAIL)
+    out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
+    return larger, total, out
+
+
+@triton.jit
+def _forward(
+    q,
+    k,
+    v,
+    f,
+    near,
+    column,
+    gate,
+    out,
+    plain,
+    level,
+    stride_qb,
+    stride_qm,
+    stride_qn,
+    stride_qd,
+    stride_kb,
+    stride_km,
+    stride_kn,
+    stride_kd,
+    stride_vb,
+    stride_vm,
+    stride_vn,
+    stride_vd,
+    stride_gb,
+    stride_gm,
+    stride_gn,
+    tokens,
+    heads,
+    scale,
+    D: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
+    DV: tl.constexpr,
+    V0: tl.constexpr,
+    GATED: tl.constexpr,
+    KEEP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """BLOCK_M queries of a head. out and, if KEEP, plain (before the gate, float32) lie in memory as (B, N, M, dv)."""
+    blocks = tl.cdiv(tokens, BLOCK_M)
+    head = tl.program_id(0) // blocks
+    start = tl.program_id(0) % blocks * BLOCK_M
+    batch = (head // heads).to(tl.int64)
+    m = (head % heads).to(tl.int64)
+    own = head.to(tl.int64) * tokens
+    f += own * LANES
+    column += own
+    k += batch * stride_kb + m * stride_km
+    v += batch * stride_vb + m * stride_vm
+    left = tokens - start
+    q += batch * stride_qb + m * stride_qm + start.to(tl.int64) * stride_qn
+    near += (own + start) * LANES
+    q0 = joint(q, near, stride_qn, stride_qd, left, BLOCK_M, 0, D0, D, True)
+    q1 = q0
+    if D1 > 0:
+        q1 = joint(q, near, stride_qn, stride_qd, left, BLOCK_M, D0, D1, D, True)
+    slope = scale * LOG2E
+
+    maximum = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    result = tl.zeros((BLOCK_M, V0), tl.float32)
+    full = tokens // BLOCK_N * BLOCK_N
+    for key in range(0, full, BLOCK_N):
+        wide = tl.cast(key, tl.int64)
+        maximum, total, result = _attend(
+            maximum, total, result, q0, q1, k + wide * stride_kn, v + wide * stride_vn, f + wide * LANES,
+            column + wide, stride_kn, stride_kd, stride_vn, stride_vd, BLOCK_N, slope, D, D0, D1, DV, V0, BLOCK_N,
+            False,
+        )  # fmt: skip
+    if full < tokens:
+        wide = tl.cast(full, tl.int64)
+        maximum, total, result = _attend(
+            maximum, total, result, q0, q1, k + wide * stride_kn, v + wide * stride_vn, f + wide * LANES,
+            column + wide, stride_kn, stride_kd, stride_vn, stride_vd, tokens - full, slope, D, D0, D1, DV, V0, BLOCK_N,
+            True,
+        )  # fmt: skip
+
+    result = result / total[:, None]
+    at = tl.arange(0, BLOCK_M)
+    inside = at < left
+    lane = tl.arange(0, V0)[None, :]
+    wanted = inside[:, None] & (lane < DV)
+    place = ((batch * tokens + start + at[:, None]) * heads + m) * DV + lane
+    if KEEP:
+        tl.store(level + own + start + at, maximum + tl.log2(total), mask=inside)
+        tl.store(plain + place, result, mask=wanted)
+    if GATED:
+        gate += batch * stride_gb + m * stride_gm + start.to(tl.int64) * stride_gn
+        factor = tl.load(gate + at.to(tl.int64) * stride_gn, mask=inside, other=0.0)
+        result = result * factor.to(tl.float32)[:, None]
+    tl.store(out + place, result.to(out.dtype.element_ty), mask=wanted)

@@ -1,0 +1,256 @@
+"""Triton's side of structure_attention: limits, choice of tile sizes, what compilers make of it, and runs on a GPU.
+
+Its results are tested with those of every backend in test_structure_attention.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ovsdino.ops import dispatch, structure_attention, use_backend
+from ovsdino.ops.structure_attention import structure_attention_reference
+from tests.ops.harness import assert_twice_as_good
+from tests.ops.test_structure_attention import draw, run_and_differentiate
+
+pytestmark = pytest.mark.skipif(not dispatch.has_triton, reason="triton is not installed")
+needs_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled where there is a GPU")
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        (
+            {"q": torch.zeros(1, 2, 5, 136), "k": torch.zeros(1, 2, 5, 136)},
+            "d and dv up to 128 and r up to 16, got 136",
+        ),
+        ({"e": torch.zeros(1, 2, 5, 17)}, "r up to 16, got 4, 4 and 17"),
+        ({"v": torch.zeros(1, 2, 5, 4, dtype=torch.float16)}, "one dtype, got torch.float32, .* torch.float16"),
+        ({"e": torch.zeros(1, 2, 5, 2, dtype=torch.float64)}, "no float64"),
+        ({x: torch.zeros(1, 2, 5, 4, dtype=torch.float64) for x in "qkv"}, "got float64"),
+    ],
+)
+def test_what_the_kernels_cannot_take_is_named(change: dict[str, torch.Tensor], shown: str) -> None:
+    inputs = dict(zip(("q", "k", "v", "e", "lam", "gate"), draw(1, 2, 5, 4, 4, 2, torch.float32), strict=True))
+    with use_backend("triton"), pytest.raises(ValueError, match=shown):
+        structure_attention(**{**inputs, **change})
+
+
+@needs_interpreter
+def test_a_gradient_without_what_forward_keeps_raises() -> None:
+    inputs = [x.requires_grad_() for x in draw(1, 1, 3, 4, 4, 2, torch.float32)]
+    out, plain, level = torch.ops.ovsdino.structure_attention_triton(*inputs, 0.5, False)
+    assert plain.numel() == level.numel() == 0
+    with pytest.raises(ValueError, match="keep=True"):
+        out.sum().backward()
+
+
+@needs_interpreter
+def test_output_lies_in_memory_by_token() -> None:
+    inputs = draw(2, 3, 5, 4, 6, 2, torch.float32)
+    with use_backend("triton"):
+        assert structure_attention(*inputs).transpose(1, 2).is_contiguous()
+
+
+def test_chunks_of_a_row_cover_it_and_are_the_shortest() -> None:
+    from ovsdino.kernels.structure_attention_forward import Sizes
+
+    # (d, dv) -> widths of the dot products over [q | f] and over v
+    expected = {(48, 64): (64, 0, 64), (64, 64): (64, 16, 64), (40, 32): (64, 0, 32), (56, 24): (64, 16, 32)}
+    expected |= {(1, 1): (32, 0, 16), (80, 100): (64, 32, 128), (128, 128): (128, 16, 128)}
+    assert {pair: Sizes.of(*pair)[1:3] + Sizes.of(*pair)[4:] for pair in expected} == expected
+
+
+class Clock:
+    """Stands for a card: launches take the time their configuration says."""
+
+    def __init__(self, times: dict) -> None:
+        self.times, self.launched = times, []
+
+    def bench(self, function, **_) -> float:
+        function()
+        return self.times[self.launched[-1]]
+
+
+@pytest.fixture
+def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """(new tuner, candidates, clock, cache file) with measurements allowed and a clock in place of the card's."""
+    from ovsdino.kernels import tuning
+
+    candidates = [tuning.Config(64, 64, 4, 2), tuning.Config(128, 64, 8, 3), tuning.Config(32, 32, 4, 1, 96)]
+    clock = Clock(dict(zip(candidates, (3.0, 1.0, 2.0), strict=True)))
+    monkeypatch.setattr(tuning, "interpreting", lambda: False)
+    monkeypatch.setattr(tuning.torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(tuning, "cache_file", lambda: tmp_path / "new" / "tiles.json")
+    monkeypatch.setattr(tuning.triton.testing, "do_bench", clock.bench)
+    return tuning.Tuner, candidates, clock, tmp_path / "new" / "tiles.json"
+
+
+def test_fastest_tile_sizes_are_measured_once_and_outlive_the_process(tuned) -> None:
+    new, candidates, clock, file = tuned
+    tuner = new()
+    for _ in range(2):
+        assert tuner.choose("a", candidates, clock.launched.append) == candidates[1]
+    assert clock.launched == candidates
+    assert new().choose("a", candidates, clock.launched.append) == candidates[1]
+    assert clock.launched == candidates  # read from the file
+    assert json.loads(file.read_text()) == {"a": [128, 64, 8, 3, 0]}
+    new().choose("b", candidates, clock.launched.append)
+    assert set(json.loads(file.read_text())) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[1]", b'{"a": 5}', b'{"a": ["x", 1, 1, 1]}', b'{"a": [1]}', b"\xff\xfe", b'{"a": [1,2,3,4]}'],
+)
+def test_damaged_cache_file_is_measured_over(tuned, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    new, candidates, clock, file = tuned
+    file.parent.mkdir()
+    file.write_bytes(content)
+    with caplog.at_level("WARNING", "ovsdino.kernels"):
+        assert new().choose("a", candidates, clock.launched.append) == candidates[1]
+    assert clock.launched == candidates
+    if content != b'{"a": [1,2,3,4]}':  # that one is sound, of another version's candidates
+        assert "is ignored" in caplog.text
+    assert json.loads(file.read_text()) == {"a": [128, 64, 8, 3, 0]}
+
+
+def test_cache_that_cannot_be_written_costs_only_the_file(tuned, tmp_path: Path) -> None:
+    new, candidates, clock, file = tuned
+    file.parent.write_text("a file where the folder should be")
+    assert new().choose("a", candidates, clock.launched.append) == candidates[1]
+
+
+def test_tile_sizes_that_do_not_fit_are_left_out(tuned) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    new, candidates, clock, _ = tuned
+
+    def launch(config) -> None:
+        if config == candidates[1]:
+            raise OutOfResources(300_000, 232_448, "shared memory")
+        clock.launched.append(config)
+
+    assert new().choose("a", candidates, launch) == candidates[2]
+
+
+def test_nothing_is_measured_while_a_graph_is_captured(tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovsdino.kernels import tuning
+
+    new, candidates, clock, file = tuned
+    monkeypatch.setattr(tuning.torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert new().choose("a", candidates, clock.launched.append) == candidates[0]
+    assert not clock.launched and not file.exists()
+
+
+def compile_kernels(*arguments: str) -> list[dict]:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-m", "ovsdino.kernels.compile", "--json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_fits(rows: list[dict]) -> None:
+    limits = {80: 166_912, 87: 166_912, 90: 232_448}
+    for row in rows:
+        assert row["spills"] == 0 and row["registers"] <= 255 and row["shared"] <= limits[row["arch"]], row
+        if row["kernel"] not in ("prepare", "rows") and row["dtype"] != "float32":
+            assert row["matrix"] == ("HGMMA" if row["arch"] == 90 else "HMMA"), row
+
+
+def test_kernels_compiled_for_orin_and_hopper_spill_nothing() -> None:
+    rows = compile_kernels("--archs", "87,90", "--dtypes", "float16")
+    assert len(rows) == 12
+    assert_fits(rows)
+
+
+@pytest.mark.slow
+def test_every_default_compiled_for_every_card_spills_nothing() -> None:
+    rows = compile_kernels("--dtypes", "float16,bfloat16")
+    assert len(rows) == 3 * 2 * 6
+    assert_fits(rows)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_capture_in_a_cuda_graph(backend: str) -> None:
+    if dispatch.why_not("structure_attention", backend, "cuda", torch.float16):
+        pytest.skip("not built")
+    inputs = [x.half() for x in draw(1, 4, 1025, 48, 64, 15, device="cuda")]
+    with use_backend(backend), torch.no_grad():
+        expected = structure_attention(*inputs)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = structure_attention(*inputs)
+        out.zero_()
+        graph.replay()
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+def test_capture_in_a_cuda_graph_before_any_other_call_takes_the_default() -> None:
+    inputs = [x.half() for x in draw(1, 3, 260, 24, 40, 7, device="cuda")]
+    graph = torch.cuda.CUDAGraph()
+    with use_backend("triton"), torch.no_grad(), torch.cuda.graph(graph):
+        out = structure_attention(*inputs)
+    graph.replay()
+    exact = structure_attention_reference(*(x.double() for x in inputs), 24**-0.5)
+    assert_twice_as_good(out, structure_attention_reference(*inputs, 24**-0.5), exact)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_memory_beyond_the_output_is_linear_in_the_tokens(backend: str) -> None:
+    if dispatch.why_not("structure_attention", backend, "cuda", torch.float16):
+        pytest.skip("not built")
+    tokens, heads = 16384, 4
+    inputs = [x.half() for x in draw(1, heads, tokens, 48, 64, 15, device="cuda")]
+    with use_backend(backend), torch.no_grad():
+        structure_attention(*inputs)  # measures tile sizes, loads kernels
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        out = structure_attention(*inputs)
+        extra = torch.cuda.max_memory_allocated() - before - out.numel() * 2
+    assert extra < heads * tokens * 100, f"{extra / heads / tokens:.0f} bytes a token and head"  # f, near, column: 68
+
+
+@pytest.mark.gpu
+def test_training_memory_is_linear_in_the_tokens() -> None:
+    tokens, heads = 16384, 4
+    inputs = [x.half() for x in draw(1, heads, tokens, 48, 64, 15, device="cuda")]
+    grad = torch.randn_like(inputs[2])
+    with use_backend("triton"):
+        run_and_differentiate(structure_attention, inputs, grad)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run_and_differentiate(structure_attention, inputs, grad)
+    assert (torch.cuda.max_memory_allocated() - before) / heads / tokens < 3000
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_32_bits() -> None:
+    tokens, wide = 1025, 2**21  # the last token lies 2^31 + elements in
+    if torch.cuda.get_device_properties(0).total_memory < 12 * 2**30:
+        pytest.skip("needs 12 GB")
+    storage = torch.zeros(tokens, wide, dtype=torch.float16, device="cuda")
+    *plain, lam, gate = draw(1, 1, tokens, 48, 64, 15, device="cuda")
+    plain, strided, start = [x.half() for x in plain], [], 0
+    for x in plain:
+        view = storage[:, start : start + x.shape[-1]]
+        view.copy_(x[0, 0])
+        strided.append(view[None, None])
+        start += 64
+    lam, gate = lam.float(), gate.half()
+    with use_backend("triton"), torch.no_grad():
+        found, expected = structure_attention(*strided, lam, gate), structure_attention(*plain, lam, gate)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
