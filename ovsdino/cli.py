@@ -23,6 +23,7 @@ from ovsdino.commands.data import Data
 from ovsdino.commands.doctor import Doctor
 from ovsdino.commands.eval import Eval
 from ovsdino.commands.models import Models
+from ovsdino.commands.probe import ProbeLayers
 from ovsdino.commands.report import Report
 from ovsdino.commands.segment import Segment
 from ovsdino.commands.train import Train
@@ -36,10 +37,11 @@ Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Ablate, tyro.conf.subcommand("ablate")]
+    | Annotated[ProbeLayers, tyro.conf.subcommand("probe")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
-COMMANDS = ("segment", "eval", "data", "report", "train", "ablate", "models", "doctor")
+COMMANDS = ("segment", "eval", "data", "report", "train", "ablate", "probe", "models", "doctor")
 DESCRIPTION = "Open-vocabulary segmentation: an image and words in, a mask for each word out."
 EXAMPLE = 'ovsdino segment street.jpg --classes "road, car, sky"'
 

@@ -15,7 +15,7 @@ ENVIRONMENT = {
     "OVSDINO_BACKEND": "implementation of the ops: auto (default), reference, sdpa, cpu, triton, cuda",
     "OVSDINO_CUDA": "at installation: auto (default; CUDA kernels if nvcc is found), 0 or 1",
     "OVSDINO_CUDA_ARCHS": "at installation: GPU architectures, for instance 87;90",
-    "OVSDINO_DATA": "folder of data sets for `ovsdino eval` without --root and for the tests",
+    "OVSDINO_DATA": "folder of data sets for `ovsdino eval` and `ovsdino probe` without --root, and for the tests",
     "OVSDINO_OFFLINE": "1: never ask the network for weights; those in the hub's cache are used",
     "TRITON_INTERPRET": "1: Triton kernels run in Python, on CPU tensors too (tests; slow)",
 }

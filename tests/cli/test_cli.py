@@ -233,6 +233,33 @@ BAD_INPUT: list[tuple[str, list[str], dict[str, str], str]] = [
 ]
 
 
+BAD_INPUT += [
+    ("probe without root", ["probe"], {"OVSDINO_DATA": ""}, "--root is missing"),
+    ("probe of another set", ["probe", "--dataset", "voc21", "--root", "{dir}"], {}, "available: bsds500"),
+    ("probe without data", ["probe", "--root", "{dir}"], {}, "neither bsds500_train.zip"),
+    ("no such folder", ["segment", "{image}", "--classes", "a", "--model", "{dir}/none"], {}, "neither a folder nor"),
+    ("folder without model", ["segment", "{image}", "--classes", "a", "--model", "{dir}/empty"], {}, "config.json"),
+    (
+        "text as backbone",
+        ["segment", "{image}", "--classes", "a", "--model", "b14", "--backbone-weights", "{dir}/text.jpg"],
+        {"OVSDINO_OFFLINE": "1"},
+        "text.jpg: not a weight file that can be read safely",
+    ),
+    (
+        "missing projection",
+        ["segment", "{image}", "--classes", "a", "--model", "b14", "--projection", "{dir}/no.pth"],
+        {},
+        "no.pth: no such file (projection)",
+    ),
+    (
+        "no projection",
+        ["segment", "{image}", "--classes", "a", "--model", "s14"],
+        {},
+        "no text projection is published",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("args", "environment", "words"), [row[1:] for row in BAD_INPUT], ids=[r[0] for r in BAD_INPUT]
 )

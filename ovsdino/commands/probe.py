@@ -1,0 +1,91 @@
+"""`ovsdino probe`: boundary awareness by layer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ovsdino.commands.common import ModelOptions, print_json, progress_bar, say
+from ovsdino.errors import OVSDinoError
+
+if TYPE_CHECKING:
+    from ovsdino.probe import Probe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeLayers(ModelOptions):
+    """Measure what each block of a model knows of boundaries: a linear readout, and local contrast."""
+
+    dataset: str = "bsds500"
+    """bsds500."""
+    root: Path | None = None
+    """Folder with bsds500_train.zip and bsds500_val.zip, or BSDS500's own folders. Default: $OVSDINO_DATA."""
+    limit: int | None = None
+    """Take the first N images of each split only."""
+    output: Path = Path("probe")
+    """Folder for probe_MODEL.csv and probe_MODEL.png."""
+    json: bool = False
+    """Print one JSON object on stdout; scores in 0..1."""
+
+    def run(self) -> int:
+        root = self.root or os.environ.get("OVSDINO_DATA")
+        if not root:
+            raise OVSDinoError("--root is missing: name the folder that holds the data set, or set OVSDINO_DATA")
+        if self.dataset != "bsds500":
+            raise OVSDinoError(f"unknown data set {self.dataset!r} for the probe; available: bsds500")
+        from ovsdino.data.bsds import open_bsds
+        from ovsdino.probe import probe, write_csv, write_plot
+
+        train, val = open_bsds(root, "train"), open_bsds(root, "val")
+        segmenter = self.load()
+        with progress_bar() as progress:
+            task = progress.add_task("probe", total=None)
+            result = probe(
+                segmenter,
+                train,
+                val,
+                limit=self.limit,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        table, plot = (self.output / f"probe_{segmenter.name}.{suffix}" for suffix in ("csv", "png"))
+        write_csv(result, table)
+        title = f"{segmenter.name}: boundary awareness by block, BSDS500 val ({result.val_images} images)"
+        plotted = write_plot(result, plot, title)
+        if not plotted:
+            say("note: no plot, matplotlib is missing: pip install 'ovsdino[probe]'")
+        report = {
+            "dataset": self.dataset,
+            "model": segmenter.name,
+            "short_side": segmenter.short_side,
+            **result.to_dict(),
+            "csv": str(table),
+            "plot": str(plot) if plotted else None,
+        }
+        if self.json:
+            print_json(report)
+        else:
+            _print_table(result, report)
+        return 0
+
+
+def _print_table(result: Probe, report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{report['model']} on BSDS500: {result.train_images} images read, {result.val_images} scored")
+    table.add_column("layer")
+    for header in ("ODS F", "precision", "recall", "local contrast"):
+        table.add_column(header, justify="right")
+    for row in result.rows:
+        numbers = [f"{value:.3f}" for value in (row.f, row.precision, row.recall)]
+        contrast = "-" if row.contrast is None else f"{row.contrast:.3f}"
+        table.add_row(row.name if row.trained else f"{row.name} (no readout)", *numbers, contrast)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    console.print(
+        f"best block {result.peak_block}; the last is {result.fade:.3f} lower; recommended taps "
+        f"{', '.join(map(str, result.taps))}"
+    )
+    console.print(f"{report['csv']}" + (f", {report['plot']}" if report["plot"] else ""))

@@ -1,0 +1,361 @@
+"""What each block of a network knows of boundaries: by a linear readout, and with no training at all.
+
+Readout: a 1x1 convolution (ridge regression, solved exactly) from a block's tokens to the 4x4 sub-cells of each token,
+trained on the share of annotators who drew a boundary in a sub-cell, scored by ODS F (`ovsdino.eval.edges`) on images
+it has not seen. The sub-cells ask whether a token knows *where* in its patch the boundary runs.
+
+Local contrast: of all pairs of adjacent tokens, how well does their dissimilarity (1 - cosine, the image's mean token
+taken off) tell pairs that most annotators separate from the others? The area under the ROC curve; 0.5 is chance.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovsdino.data.bsds import BoundarySample, BsdsDataset, boundaries
+from ovsdino.errors import OVSDinoError
+from ovsdino.eval.edges import BoundaryScore, OptimalScore
+from ovsdino.imageio import atomic_write
+from ovsdino.models.backbone import normalise
+from ovsdino.ops import preprocess
+
+if TYPE_CHECKING:
+    from ovsdino.models.ovsdino import OVSDINO
+    from ovsdino.pipeline import Segmenter
+
+__all__ = ["Probe", "Ridge", "Row", "contrast_auc", "probe", "recommended_taps", "write_csv", "write_plot"]
+
+log = logging.getLogger("ovsdino")
+
+SUB_CELLS = 4  # a side of each token's patch
+RIDGE = 1e-3  # of the variance of a standardised channel
+GRADIENT = "image gradient"
+SAE_BOUNDARY = "SAE boundary"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one layer knows of boundaries.
+
+    Attributes:
+        name: "block 0", ..., "F" (after the final norm and head), parts of the decoder, "image gradient".
+        block: index of a backbone block, None for everything else.
+        trained: True when `f` is a linear readout's, False when the layer is a boundary map itself.
+        f: ODS F on the scored images, with its precision and recall.
+        contrast: local-contrast score, None where there are no tokens.
+    """
+
+    name: str
+    block: int | None
+    trained: bool
+    f: float
+    precision: float
+    recall: float
+    contrast: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """All rows, in the order of the forward pass, and what follows from them.
+
+    Attributes:
+        peak_block: the block with the best readout.
+        fade: its F minus the last block's.
+        contrast_fade: the same of the local contrast.
+        taps: see `recommended_taps`.
+    """
+
+    train_images: int
+    val_images: int
+    rows: tuple[Row, ...]
+    peak_block: int
+    fade: float
+    contrast_fade: float
+    taps: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON, scores rounded to four digits."""
+        rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()} for row in self.rows]
+        fades = {"fade": round(self.fade, 4), "contrast_fade": round(self.contrast_fade, 4)}
+        return {**asdict(self), "rows": rounded, **fades, "taps": list(self.taps)}
+
+
+class Ridge:
+    """Linear regression with a small ridge on standardised channels, from running sums: one pass, no step size."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.shift: Tensor | None = None
+        self.sums: list[Tensor] = []
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Adds samples: x (n, C), y (n, K) float32."""
+        if self.shift is None:
+            self.shift = x.mean(0)  # keeps the sums small where a channel's mean is far larger than its spread
+            self.sums = [torch.zeros(1, dtype=torch.float64)] * 4
+        x = x - self.shift
+        self.count += len(x)
+        new = (x.sum(0), y.sum(0), x.T @ x, x.T @ y)
+        self.sums = [old + part.double() for old, part in zip(self.sums, new, strict=True)]
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Weight (C, K) and bias (K,), float32, for the x that were given."""
+        assert self.shift is not None
+        x, y, xx, xy = (part / self.count for part in self.sums)
+        covariance = xx - torch.outer(x, x)
+        scale = covariance.diagonal().clamp_min(1e-12).sqrt()
+        left = covariance / torch.outer(scale, scale) + RIDGE * torch.eye(len(scale), dtype=torch.float64)
+        weight = torch.linalg.solve(left, (xy - torch.outer(x, y)) / scale[:, None]) / scale[:, None]
+        bias = y - (x + self.shift.double()) @ weight
+        return weight.float(), bias.float()
+
+
+def probe(
+    segmenter: Segmenter,
+    train: BsdsDataset,
+    val: BsdsDataset,
+    *,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Probe:
+    """Trains a readout for every layer on `train`, scores it on `val`.
+
+    Args:
+        limit: take the first so many images of each only.
+        progress: called with (done, total) after each image.
+
+    Raises:
+        OVSDinoError: an image or its segmentation cannot be read, or a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise OVSDinoError(f"limit is {limit}: expected at least 1")
+    counts = [len(d) if limit is None else min(limit, len(d)) for d in (train, val)]
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, sum(counts))
+
+    ridges: dict[str, Ridge] = {}
+    for index in range(counts[0]):
+        sample = train[index]
+        for name, features in _layers(segmenter, sample)[0].items():
+            y = _targets(sample, features, _grid(segmenter, sample))
+            ridges.setdefault(name, Ridge()).update(features.flatten(1).T, y)
+        step()
+    readouts = {name: ridge.solve() for name, ridge in ridges.items()}
+    scores: dict[str, BoundaryScore] = {}
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for index in range(counts[1]):
+        sample = val[index]
+        marked = torch.from_numpy(boundaries(sample.segments))
+        layers, maps = _layers(segmenter, sample)
+        separated = _separated(sample.segments, _grid(segmenter, sample))
+        for name, features in layers.items():
+            weight, bias = readouts[name]
+            maps[name] = _boundary_map(torch.einsum("chw,ck->khw", features, weight) + bias[:, None, None])
+            pairs.setdefault(name, []).append((_contrast(features, _grid(segmenter, sample)), separated))
+        colours = _contrast(_pixels(sample), _grid(segmenter, sample), cosine=False)
+        pairs.setdefault(GRADIENT, []).append((colours, separated))
+        maps[GRADIENT] = image_gradient(_pixels(sample))
+        for name, strength in maps.items():
+            size = tuple(sample.image.shape[:2])
+            fine = F.interpolate(strength[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+            scores.setdefault(name, BoundaryScore()).update(fine, marked)
+        step()
+    rows = [
+        _row(name, scores[name].best(), pairs.get(name), name in readouts)
+        for name in [*readouts, SAE_BOUNDARY, GRADIENT]
+        if name in scores
+    ]
+    blocks = [row for row in rows if row.block is not None]
+    peak = max(blocks, key=lambda row: row.f)
+    contrasts = [row.contrast or 0.0 for row in blocks]
+    return Probe(
+        train_images=counts[0],
+        val_images=counts[1],
+        rows=tuple(rows),
+        peak_block=peak.block or 0,
+        fade=peak.f - blocks[-1].f,
+        contrast_fade=max(contrasts) - contrasts[-1],
+        taps=recommended_taps([row.f for row in blocks]),
+    )
+
+
+def recommended_taps(scores: Sequence[float], taps: int = 4) -> tuple[int, ...]:
+    """The best block of each of `taps` equal stretches of depth: the SAE needs shallow detail and deep meaning.
+
+    >>> recommended_taps([0.1, 0.4, 0.3, 0.5, 0.6, 0.2, 0.7, 0.8])
+    (1, 3, 4, 7)
+    """
+    stretches = np.array_split(np.arange(len(scores)), min(taps, len(scores)))
+    return tuple(int(max(part, key=lambda block: scores[block])) for part in stretches)
+
+
+def contrast_auc(distances: np.ndarray, separated: np.ndarray) -> float:
+    """Chance that a separated pair is further apart than another one (ties count half); 0.5 without either kind."""
+    values, inverse, counts = np.unique(distances, return_inverse=True, return_counts=True)
+    rank = np.cumsum(counts) - (counts - 1) / 2  # mean rank of each value, from 1
+    positives, total = int(separated.sum()), len(separated)
+    if not len(values) or positives in (0, total):
+        return 0.5
+    rank_sum = rank[inverse][separated].sum()
+    return float((rank_sum - positives * (positives + 1) / 2) / (positives * (total - positives)))
+
+
+def image_gradient(image: Tensor, sigma: float = 2.0) -> Tensor:
+    """(3, H, W) -> (H, W): largest channel of the gradient of the image under a Gaussian."""
+    reach = int(3 * sigma + 0.5)
+    position = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    bell = torch.exp(-0.5 * (position / sigma) ** 2)
+    bell, slope = bell / bell.sum(), position * bell / (position**2 * bell).sum()
+    wide = F.pad(image[:, None], [reach] * 4, mode="replicate")
+
+    def along(down: Tensor, right: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(wide, down.view(1, 1, -1, 1)), right.view(1, 1, 1, -1))[:, 0]
+
+    return torch.hypot(along(bell, slope), along(slope, bell)).amax(0)
+
+
+def write_csv(result: Probe, path: Path) -> None:
+    """One line a row.
+
+    Raises:
+        OVSDinoError: it cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text, ["name", "block", "trained", "f", "precision", "recall", "contrast"], lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(result.to_dict()["rows"])
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def write_plot(result: Probe, path: Path, title: str) -> bool:
+    """Readout F and local contrast by block, decoder and image as level lines; False when matplotlib is missing.
+
+    Raises:
+        OVSDinoError: it cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    blocks = [row for row in result.rows if row.block is not None]
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    left, right = figure.subplots(1, 2)
+    panels = (
+        (left, "f", "ODS F of a linear readout"),
+        (right, "contrast", "local contrast: ROC area of adjacent tokens"),
+    )
+    for axes, key, label in panels:
+        axes.plot(
+            [row.block for row in blocks], [getattr(row, key) for row in blocks], "o-", color="black", label="blocks"
+        )
+        others = [row for row in result.rows if row.block is None and getattr(row, key) is not None]
+        for number, row in enumerate(others):
+            style = ("--", ":", "-.")[number % 3]
+            shown = row.name if row.trained or key == "contrast" else f"{row.name} (no readout)"
+            axes.axhline(getattr(row, key), linestyle=style, color=f"C{number}", linewidth=1.3, label=shown)
+        for block in result.taps if key == "f" else ():
+            axes.axvline(block, color="0.85", linewidth=6, zorder=0)
+        axes.set_xlabel("block" + (" (grey: recommended taps)" if key == "f" else ""))
+        axes.set_title(label, fontsize=10)
+        axes.set_xticks([row.block for row in blocks])
+        axes.legend(fontsize=7)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110, metadata={"Software": None})
+    with atomic_write(path) as file:
+        file.write(data.getvalue())
+    return True
+
+
+def _row(name: str, score: OptimalScore, pairs: list[tuple[np.ndarray, np.ndarray]] | None, trained: bool) -> Row:
+    contrast = contrast_auc(*(np.concatenate(part) for part in zip(*pairs, strict=True))) if pairs else None
+    block = int(name.removeprefix("block ")) if name.startswith("block ") else None
+    return Row(name=name, block=block, trained=trained, contrast=contrast, **asdict(score))
+
+
+def _layers(segmenter: Segmenter, sample: BoundarySample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Features (C, h, w) or (C, 4h, 4w) by name, in the order of the forward pass, and boundary maps (4h, 4w)."""
+    model: OVSDINO = segmenter.model
+    config = model.config
+    size = segmenter.inference_size(*sample.image.shape[:2])
+    image = preprocess(torch.from_numpy(sample.image.copy()).to(segmenter.device), size, config.mean, config.std)
+    with torch.inference_mode():
+        final, blocks = model.backbone.with_taps(image, range(config.backbone.depth))
+        layers = {f"block {index}": tokens for index, tokens in enumerate(blocks)}
+        layers["F"] = final
+        maps: dict[str, Tensor] = {}
+        if model.decoder is not None and model.decoder.sae.sam is None:  # else SAM's encoder would have to run too
+            structure = model.decoder.sae(image, [blocks[tap] for tap in config.backbone.taps])
+            layers["SAE structure S"] = structure.tokens
+            layers["SAE guide G"] = structure.guide
+            if model.decoder.smd is not None:
+                layers["F' (SMD)"] = model.decoder.smd(final, structure.tokens)
+            maps[SAE_BOUNDARY] = structure.boundary[:, 0]
+    return {k: v[0].float().cpu() for k, v in layers.items()}, {k: v[0].float().cpu() for k, v in maps.items()}
+
+
+def _grid(segmenter: Segmenter, sample: BoundarySample) -> tuple[int, int]:
+    """(h, w) of the tokens."""
+    height, width = segmenter.inference_size(*sample.image.shape[:2])
+    p = segmenter.model.config.patch_size
+    return height // p, width // p
+
+
+def _pixels(sample: BoundarySample) -> Tensor:
+    """(3, H, W) in 0..1."""
+    return torch.from_numpy(sample.image.copy()).permute(2, 0, 1).float() / 255
+
+
+def _targets(sample: BoundarySample, features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Share of annotators with a boundary in each sub-cell: (cells, 16) for tokens, (cells, 1) for the guide."""
+    marked = torch.from_numpy(boundaries(sample.segments)).float()
+    share = F.adaptive_max_pool2d(marked, (SUB_CELLS * grid[0], SUB_CELLS * grid[1])).mean(0)
+    if tuple(features.shape[1:]) == grid:
+        return F.pixel_unshuffle(share[None, None], SUB_CELLS)[0].flatten(1).T
+    return share.reshape(-1, 1)
+
+
+def _boundary_map(predicted: Tensor) -> Tensor:
+    """(16, h, w) -> (4h, 4w); a map of one channel stays as it is."""
+    return F.pixel_shuffle(predicted[None], SUB_CELLS)[0, 0] if len(predicted) > 1 else predicted[0]
+
+
+def _separated(segments: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Of each pair of adjacent cells: do at least half of the annotators put their centres in different regions?"""
+    height, width = segments.shape[1:]
+    rows = ((np.arange(grid[0]) + 0.5) * height / grid[0]).astype(int)
+    columns = ((np.arange(grid[1]) + 0.5) * width / grid[1]).astype(int)
+    centres = segments[:, rows][:, :, columns]
+    right = (centres[:, :, 1:] != centres[:, :, :-1]).mean(0)
+    down = (centres[:, 1:] != centres[:, :-1]).mean(0)
+    return np.concatenate([right.ravel(), down.ravel()]) >= 0.5
+
+
+def _contrast(features: Tensor, grid: tuple[int, int], *, cosine: bool = True) -> np.ndarray:
+    """Distances of adjacent cells, in the order of `_separated`; finer features are averaged over the cells first."""
+    if tuple(features.shape[1:]) != grid:
+        features = F.adaptive_avg_pool2d(features, grid)
+    if cosine:
+        features = normalise(features - features.mean((1, 2), keepdim=True), dim=0)
+    right = (features[:, :, 1:] - features[:, :, :-1]).square().sum(0)  # of unit vectors: 2 (1 - cosine)
+    down = (features[:, 1:] - features[:, :-1]).square().sum(0)
+    return torch.cat([right.flatten(), down.flatten()]).numpy()

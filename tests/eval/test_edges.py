@@ -1,0 +1,84 @@
+"""Thinning and ODS F against cases worked out by hand and loops in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ovsdino.eval.edges import BoundaryScore, spread, thin
+
+
+def test_thinning_keeps_the_crest_of_a_blurred_line() -> None:
+    x = torch.arange(21.0)
+    ridge = torch.exp(-0.5 * ((x - 8) / 2) ** 2).expand(15, 21)
+    for turned, line in ((ridge, (slice(None), 8)), (ridge.T, (8, slice(None)))):
+        kept = thin(turned) > float("-inf")
+        expected = torch.zeros_like(kept)
+        expected[line] = True
+        assert torch.equal(kept, expected)
+
+
+def test_thinning_keeps_a_diagonal_one_pixel_wide() -> None:
+    y, x = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
+    kept = thin(torch.exp(-0.25 * (y - x) ** 2))[4:-4, 4:-4] > float("-inf")
+    assert torch.equal(kept, torch.eye(16, dtype=torch.bool))
+
+
+def test_a_flat_map_has_no_crest() -> None:
+    assert not (thin(torch.full((9, 9), 0.3)) > float("-inf")).any()
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.0, 2.3, 4.34])
+def test_spread_is_the_largest_value_in_the_disk(radius: float) -> None:
+    values = torch.rand(9, 13)
+    y, x = np.mgrid[:9, :13]
+    expected = np.array(
+        [[values.numpy()[(y - i) ** 2 + (x - j) ** 2 <= radius**2].max() for j in range(13)] for i in range(9)]
+    )
+    assert np.array_equal(spread(values, radius).numpy(), expected)
+
+
+def line(column: int, strength: float = 1.0) -> torch.Tensor:
+    """(60, 80): diagonal 100, so 0.75 pixels of tolerance; a blurred vertical line."""
+    x = torch.arange(80.0)
+    return (strength * torch.exp(-0.5 * ((x - column) / 1.5) ** 2)).expand(60, 80)
+
+
+def drawn(*columns: int) -> torch.Tensor:
+    marked = torch.zeros(len(columns), 60, 80, dtype=torch.bool)
+    for person, column in enumerate(columns):
+        marked[person, :, column] = True
+    return marked
+
+
+def test_a_perfect_line_scores_one_and_a_wrong_one_nothing() -> None:
+    for column, f in ((20, 1.0), (22, 0.0)):
+        score = BoundaryScore()
+        score.update(line(column), drawn(20, 20))
+        assert score.best().f == pytest.approx(f)
+
+
+def test_several_annotators_by_hand() -> None:
+    # Lines at 20 (strength 1) and 50 (0.5). Two people drew 20, a third drew 60.
+    # threshold 1: precision 60/60, recall 120/180 -> F 0.8; threshold 0.5: precision 60/120, recall 120/180 -> F 0.571
+    score = BoundaryScore()
+    score.update(line(20) + line(50, 0.5), drawn(20, 20, 60))
+    best = score.best()
+    assert (best.f, best.precision, best.recall) == pytest.approx((0.8, 1.0, 2 / 3))
+
+
+def test_one_threshold_for_all_images() -> None:
+    # Image 1: right line of strength 1. Image 2: right line of 0.3, wrong one of 0.6.
+    # All three: precision 2/3, recall 1 -> 0.8; the strongest alone: precision 1, recall 1/2 -> 2/3; two: 1/2, 1/2.
+    score = BoundaryScore()
+    score.update(line(20), drawn(20))
+    score.update(line(30, 0.3) + line(60, 0.6), drawn(30))
+    best = score.best()
+    assert (best.f, best.precision, best.recall) == pytest.approx((0.8, 2 / 3, 1.0))
+
+
+def test_no_boundary_anywhere_scores_zero() -> None:
+    score = BoundaryScore()
+    score.update(torch.zeros(20, 30), torch.zeros(2, 20, 30, dtype=torch.bool))
+    assert score.best().f == 0.0
