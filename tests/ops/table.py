@@ -349,6 +349,8 @@ def rows(bodies: bool = True, dtypes: list[torch.dtype] = DTYPES) -> list[Any]:
             devices = ["cpu", "cuda"] if on_cpu and not needs.device else ["cpu"] if on_cpu else [needs.device]
             for device in devices:
                 for dtype in dtypes:
+                    if device == "cuda" and needs.dtypes and dtype not in needs.dtypes:
+                        continue
                     reason = "" if device == "cuda" else dispatch.why_not(op, backend, device, dtype)
                     marks = [pytest.mark.gpu] if device == "cuda" else [pytest.mark.skip(reason)] if reason else []
                     label = f"{name}-{backend}-{device}-{str(dtype)[6:]}"

@@ -157,11 +157,18 @@ def test_compiles_in_one_graph(row: Row) -> None:
         close(row, outputs(compiled(*arguments)), row.run(*arguments))
 
 
+def graphed() -> list[Any]:
+    """The kernels of ours on CUDA; a reference may copy constants from the host, which no graph can hold."""
+    kernels = [row for row in rows(bodies=False) if row.values[0].device == "cuda"]
+    return [row for row in kernels if row.values[0].backend != "reference"]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("row", [row for row in rows(bodies=False) if row.values[0].device == "cuda"])
+@pytest.mark.parametrize("row", graphed())
 def test_replays_from_a_cuda_graph(row: Row) -> None:
     arguments = row.inputs(row.op.shapes[1])
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         row.run(*arguments)  # warm up: workspaces, autotuning
     torch.cuda.current_stream().wait_stream(side)
