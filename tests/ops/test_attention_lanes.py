@@ -7,15 +7,20 @@ import math
 import random
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from ovsdino.ops import dispatch, structure_attention, use_backend
+from ovsdino.ops.dispatch import OP_BACKENDS, Needs
 from ovsdino.ops.structure_attention import structure_attention_reference
-from tests.ops.harness import assert_twice_as_good
-from tests.ops.simt.emulator import MUTATIONS, SCHEDULES, SOURCES, Emulator, compile_objects, link
+from tests.ops.harness import assert_twice_as_good, needs_native
+from tests.ops.simt.emulator import MUTATIONS, SCHEDULES, SOURCES, Emulator, Report, compile_objects, link
 
 HALVES = [torch.float16, torch.bfloat16]
 SCALE = 48**-0.5
@@ -242,6 +247,48 @@ def test_rows_that_cannot_be_copied_in_16_bytes_are_refused(emulator: Emulator) 
         emulator.run(torch.zeros(1, 2, 5, 56, dtype=q.dtype)[..., 1:49], k, v, e, lam, gate, SCALE)
     with pytest.raises(ValueError, match="v must have last stride 1, got 5"):
         emulator.run(q, k, v.mT.contiguous().mT, e, lam, gate, SCALE)
+
+
+@pytest.fixture
+def on_emulator(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> list[Report]:
+    """Lets backend "cuda" run on CPU tensors: the native launch checks its arguments and goes to the emulator."""
+    native = dispatch.native
+    reports = []
+
+    def launch(*arguments: Any) -> None:
+        native.structure_attention_check(*arguments[:-1])
+        reports.append(emulator.launch(*arguments))
+
+    monkeypatch.setattr(native, "structure_attention_cuda", launch, raising=False)
+    monkeypatch.setattr(dispatch, "native_cuda", True)
+    monkeypatch.setitem(
+        OP_BACKENDS["structure_attention"], "cuda", Needs(device="cpu", native=True, dtypes=tuple(HALVES))
+    )
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
+    return reports
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("sizes", [MAIN, (44, 30, 3), (64, 100, 16)])
+def test_backend_cuda_reaches_the_kernel(
+    on_emulator: list[Report], sizes: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    """From the public function through the arguments of the native module, sizes that need zeros among them."""
+    inputs = draw(67, sizes, dtype, batch=2)
+    exact, naive = exact_and_naive(inputs, 0.2)
+    with use_backend("cuda"):
+        assert_twice_as_good(structure_attention(*inputs, scale=0.2), naive, exact)
+        without_gate = structure_attention(*inputs[:5], scale=0.2)
+    assert_twice_as_good(without_gate, *reversed(exact_and_naive((*inputs[:5], None), 0.2)))
+    assert len(on_emulator) == 2 and all(report.faults == 0 for report in on_emulator)
+
+
+@needs_native
+def test_backend_cuda_names_what_it_cannot_take(on_emulator: list[Report]) -> None:
+    with use_backend("cuda"), pytest.raises(ValueError, match="d must be a multiple of 8 from 8 to 64, got 72"):
+        structure_attention(*draw(5, (72, 64, 15)))
 
 
 def test_emulated_product_has_the_fragments_of_the_ptx_manual(emulator: Emulator) -> None:
