@@ -113,9 +113,9 @@ def test_merged_windows_equal_the_direct_derivation(picture: np.ndarray, batch_s
     # 96 x 136 -> 56 x 79: windows of 56 at columns 0 and 23 (28 would pass the border)
     small = resize_bilinear(picture, (56, 79))
     rng = np.random.default_rng(1)
-    text = rng.normal(size=(5, 3))
+    text = rng.normal(size=(19, 3))
     text /= np.linalg.norm(text, axis=1, keepdims=True)
-    total, count = np.zeros((5, 56, 79)), np.zeros(79)
+    total, count = np.zeros((19, 56, 79)), np.zeros(79)
     for x in (0, 23):
         total[:, :, x : x + 56] += window_scores(small[:, x : x + 56], text)
         count[x : x + 56] += 1
