@@ -8,6 +8,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -286,7 +287,7 @@ class Segmenter:
 
 
 def load(
-    name: str = "nano",
+    name: str | Path = "nano",
     device: str | torch.device | None = None,
     *,
     dtype: DType = "float32",
@@ -296,12 +297,12 @@ def load(
     """A model of the zoo, ready to segment.
 
     Args:
-        name: a name of `list_models()`.
+        name: a name of `list_models()`, or a folder or hub repository that holds a shared model (`ovsdino.hub`).
         device: "cpu", "cuda", "cuda:1"; None takes CUDA if there is one.
         dtype: see `Segmenter`.
         short_side: see `Segmenter`.
         **weights: files of one's own, as `ovsdino.models.zoo.create_model` takes them (checkpoint, backbone_weights,
-            projection).
+            clip_weights, projection).
 
     Raises:
         OVSDinoError: unknown name, device not there, weights missing, damaged or out of reach.

@@ -40,6 +40,9 @@ log = logging.getLogger("ovsdino")
 
 SUB_CELLS = 4  # a side of each token's patch
 RIDGE = 1e-3  # of the variance of a standardised channel
+BOOTSTRAP = 1000
+LEAST_SPAN = 0.2  # of a score axis
+CONTRAST_LABEL = "local contrast: ROC area of adjacent tokens"
 GRADIENT = "image gradient"
 SAE_BOUNDARY = "SAE boundary"
 
@@ -72,6 +75,7 @@ class Probe:
     Attributes:
         peak_block: the block with the best readout.
         fade: its F minus the last block's.
+        fade_error: standard error of the fade over the choice of images (paired bootstrap, thresholds kept).
         contrast_fade: the same of the local contrast.
         taps: see `recommended_taps`.
     """
@@ -81,13 +85,14 @@ class Probe:
     rows: tuple[Row, ...]
     peak_block: int
     fade: float
+    fade_error: float
     contrast_fade: float
     taps: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON, scores rounded to four digits."""
         rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()} for row in self.rows]
-        fades = {"fade": round(self.fade, 4), "contrast_fade": round(self.contrast_fade, 4)}
+        fades = {key: round(getattr(self, key), 4) for key in ("fade", "fade_error", "contrast_fade")}
         return {**asdict(self), "rows": rounded, **fades, "taps": list(self.taps)}
 
 
@@ -176,20 +181,20 @@ def probe(
             fine = F.interpolate(strength[None, None], size, mode="bilinear", align_corners=False)[0, 0]
             scores.setdefault(name, BoundaryScore()).update(fine, marked)
         step()
-    rows = [
-        _row(name, scores[name].best(), pairs.get(name), name in readouts)
-        for name in [*readouts, SAE_BOUNDARY, GRADIENT]
-        if name in scores
-    ]
+    best = {name: scores[name].best() for name in [*readouts, SAE_BOUNDARY, GRADIENT] if name in scores}
+    rows = [_row(name, score, pairs.get(name), name in readouts) for name, score in best.items()]
     blocks = [row for row in rows if row.block is not None]
     peak = max(blocks, key=lambda row: row.f)
     contrasts = [row.contrast or 0.0 for row in blocks]
+    draws = np.random.default_rng(0).integers(0, counts[1], (BOOTSTRAP, counts[1]))
+    first, last = (scores[row.name].resampled(best[row.name].threshold, draws) for row in (peak, blocks[-1]))
     return Probe(
         train_images=counts[0],
         val_images=counts[1],
         rows=tuple(rows),
         peak_block=peak.block or 0,
         fade=peak.f - blocks[-1].f,
+        fade_error=float((first - last).std()),
         contrast_fade=max(contrasts) - contrasts[-1],
         taps=recommended_taps([row.f for row in blocks]),
     )
@@ -257,28 +262,28 @@ def write_plot(result: Probe, path: Path, title: str) -> bool:
     except ImportError:
         return False
     blocks = [row for row in result.rows if row.block is not None]
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    others = [row for row in result.rows if row.block is None]
+    figure = Figure(figsize=(9.5, 4.8), layout="constrained")
     figure.suptitle(title, fontsize=11)
     left, right = figure.subplots(1, 2)
-    panels = (
-        (left, "f", "ODS F of a linear readout"),
-        (right, "contrast", "local contrast: ROC area of adjacent tokens"),
-    )
-    for axes, key, label in panels:
+    for axes, key, label in ((left, "f", "ODS F of a linear readout"), (right, "contrast", CONTRAST_LABEL)):
         axes.plot(
             [row.block for row in blocks], [getattr(row, key) for row in blocks], "o-", color="black", label="blocks"
         )
-        others = [row for row in result.rows if row.block is None and getattr(row, key) is not None]
+        shown = [getattr(row, key) for row in result.rows if getattr(row, key) is not None]
         for number, row in enumerate(others):
-            style = ("--", ":", "-.")[number % 3]
-            shown = row.name if row.trained or key == "contrast" else f"{row.name} (no readout)"
-            axes.axhline(getattr(row, key), linestyle=style, color=f"C{number}", linewidth=1.3, label=shown)
+            if getattr(row, key) is not None:
+                name = row.name if row.trained else f"{row.name} (no readout)"
+                style = ("--", ":", "-.")[number % 3]
+                axes.axhline(getattr(row, key), linestyle=style, color=f"C{number}", linewidth=1.4, label=name)
+        middle, half = (max(shown) + min(shown)) / 2, max(max(shown) - min(shown), LEAST_SPAN) * 0.6
+        axes.set_ylim(middle - half, middle + half)  # small differences must look small
         for block in result.taps if key == "f" else ():
-            axes.axvline(block, color="0.85", linewidth=6, zorder=0)
+            axes.axvline(block, color="0.88", linewidth=6, zorder=0)
         axes.set_xlabel("block" + (" (grey: recommended taps)" if key == "f" else ""))
         axes.set_title(label, fontsize=10)
         axes.set_xticks([row.block for row in blocks])
-        axes.legend(fontsize=7)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110, metadata={"Software": None})
     with atomic_write(path) as file:
@@ -287,9 +292,15 @@ def write_plot(result: Probe, path: Path, title: str) -> bool:
 
 
 def _row(name: str, score: OptimalScore, pairs: list[tuple[np.ndarray, np.ndarray]] | None, trained: bool) -> Row:
-    contrast = contrast_auc(*(np.concatenate(part) for part in zip(*pairs, strict=True))) if pairs else None
-    block = int(name.removeprefix("block ")) if name.startswith("block ") else None
-    return Row(name=name, block=block, trained=trained, contrast=contrast, **asdict(score))
+    return Row(
+        name=name,
+        block=int(name.removeprefix("block ")) if name.startswith("block ") else None,
+        trained=trained,
+        f=score.f,
+        precision=score.precision,
+        recall=score.recall,
+        contrast=contrast_auc(*(np.concatenate(part) for part in zip(*pairs, strict=True))) if pairs else None,
+    )
 
 
 def _layers(segmenter: Segmenter, sample: BoundarySample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

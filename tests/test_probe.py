@@ -76,7 +76,7 @@ def test_planted_borders_are_found(result: Probe) -> None:
     assert rows["block 0"].contrast is not None and rows["block 0"].contrast > 0.95
     best = max(result.rows[:6], key=lambda row: row.f)
     assert best.f > 0.3 and result.peak_block == best.block
-    assert result.fade == pytest.approx(best.f - result.rows[5].f)
+    assert result.fade == pytest.approx(best.f - result.rows[5].f) and 0 <= result.fade_error < 0.5
     assert result.taps[0] in (0, 1) and len(result.taps) == 4 and list(result.taps) == sorted(result.taps)
 
 
@@ -132,7 +132,14 @@ def small() -> Probe:
     ]
     edge = Row(name="SAE boundary", block=None, trained=False, f=0.6, precision=0.6, recall=0.6, contrast=None)
     return Probe(
-        train_images=1, val_images=1, rows=(*rows, edge), peak_block=0, fade=0.1, contrast_fade=0.0, taps=(0, 1)
+        train_images=1,
+        val_images=1,
+        rows=(*rows, edge),
+        peak_block=0,
+        fade=0.1,
+        fade_error=0.01,
+        contrast_fade=0.0,
+        taps=(0, 1),
     )
 
 

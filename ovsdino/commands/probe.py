@@ -85,7 +85,7 @@ def _print_table(result: Probe, report: dict[str, Any]) -> None:
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
     console.print(
-        f"best block {result.peak_block}; the last is {result.fade:.3f} lower; recommended taps "
-        f"{', '.join(map(str, result.taps))}"
+        f"best block {result.peak_block}; the last is {result.fade:.3f} ± {result.fade_error:.3f} lower; recommended "
+        f"taps {', '.join(map(str, result.taps))}"
     )
     console.print(f"{report['csv']}" + (f", {report['plot']}" if report["plot"] else ""))

@@ -19,6 +19,7 @@ TOLERANCE = 0.0075  # of the image diagonal, BSDS500's
 class OptimalScore:
     """F, precision and recall at the threshold that is best for the whole data set."""
 
+    threshold: float
     f: float
     precision: float
     recall: float
@@ -73,9 +74,34 @@ class BoundaryScore:
         both = precision + recall
         f = np.where(both > 0, 2 * precision * recall / np.where(both > 0, both, 1), 0.0)
         if not len(f):
-            return OptimalScore(f=0.0, precision=0.0, recall=0.0)
+            return OptimalScore(threshold=float("inf"), f=0.0, precision=0.0, recall=0.0)
         top = int(f.argmax())
-        return OptimalScore(f=float(f[top]), precision=float(precision[top]), recall=float(recall[top]))
+        return OptimalScore(
+            threshold=float(found[order][last[top]]),
+            f=float(f[top]),
+            precision=float(precision[top]),
+            recall=float(recall[top]),
+        )
+
+    def resampled(self, threshold: float, draws: np.ndarray) -> np.ndarray:
+        """F at a threshold for other choices of the images.
+
+        Args:
+            draws: (R, images) indices of the images, with repetition.
+
+        Returns:
+            (R,) F.
+        """
+        counts = np.array(
+            [
+                (len(f[f >= threshold]), r[f >= threshold].sum(), w[d >= threshold].sum(), w.sum())
+                for f, r, d, w in zip(self._found, self._right, self._reached, self._weight, strict=True)
+            ],
+            dtype=np.float64,
+        )
+        found, right, reached, weight = counts[draws].sum(1).T
+        precision, recall = right / np.maximum(found, 1), reached / np.maximum(weight, 1)
+        return 2 * precision * recall / np.maximum(precision + recall, 1e-12)
 
 
 def thin(strength: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def build_model(name: str, *, decoder: bool = True, changes: Mapping[str, Any] |
 
 
 def create_model(
-    name: str,
+    name: str | Path,
     *,
     pretrained: bool = True,
     device: str | torch.device = "cpu",
@@ -152,6 +152,7 @@ def create_model(
     Raises:
         OVSDinoError: unknown name, weights missing, corrupt or out of reach.
     """
+    name = str(name)
     files: dict[str, Any] = {
         "backbone_weights": backbone_weights,
         "projection": projection,

@@ -82,3 +82,14 @@ def test_no_boundary_anywhere_scores_zero() -> None:
     score = BoundaryScore()
     score.update(torch.zeros(20, 30), torch.zeros(2, 20, 30, dtype=torch.bool))
     assert score.best().f == 0.0
+
+
+def test_resampled_images_by_hand() -> None:
+    # Image 1 is perfect, image 2 has one wrong line and misses its own.
+    score = BoundaryScore()
+    score.update(line(20), drawn(20))
+    score.update(line(60), drawn(30))
+    best = score.best()
+    assert best.threshold == pytest.approx(1.0) and best.f == pytest.approx(0.5)
+    found = score.resampled(best.threshold, np.array([[0, 0], [0, 1], [1, 1]]))
+    assert found == pytest.approx([1.0, 0.5, 0.0])

@@ -52,6 +52,7 @@ def test_a_saved_model_comes_back_the_same(nano: OVSDINO, folder: Path) -> None:
 
 def test_a_cached_repository_loads_offline_by_name(cache: Path) -> None:
     segmenter = ovsdino.load("me/streets", "cpu")
+    assert ovsdino.load(cache, "cpu").name == "nano"
     assert segmenter.name == "nano" and segmenter.model.decoder_trained
 
 
