@@ -21,7 +21,7 @@ import triton.language as tl
 from ovsdino.kernels.structure_attention_forward import LANES, LOG2E, joint, strength, tile
 
 
-@triton.jit
+@triton.jit(repr=lambda _: "ovsdino_backward_rows")  # the name that profilers and sanitizers see
 def _backward_rows(
     grad,
     plain,
@@ -161,7 +161,7 @@ def _store_keys(
         tl.store(side + row * LANES + lane, x, mask=(row < left) & (lane >= 0) & (lane < LANES))
 
 
-@triton.jit
+@triton.jit(repr=lambda _: "ovsdino_backward_keys")  # the name that profilers and sanitizers see
 def _backward_keys(
     q,
     k,
@@ -365,7 +365,7 @@ def _store_queries(
     return part
 
 
-@triton.jit
+@triton.jit(repr=lambda _: "ovsdino_backward_queries")  # the name that profilers and sanitizers see
 def _backward_queries(
     q,
     k,

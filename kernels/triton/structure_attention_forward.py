@@ -130,7 +130,7 @@ def joint(
             return tl.load(at)
 
 
-@triton.jit
+@triton.jit(repr=lambda _: "ovsdino_prepare")  # the name that profilers and sanitizers see
 def _prepare(
     e,
     lam,
@@ -234,7 +234,7 @@ def _attend(
     return larger, total, out
 
 
-@triton.jit
+@triton.jit(repr=lambda _: "ovsdino_forward")  # the name that profilers and sanitizers see
 def _forward(
     q,
     k,

@@ -346,7 +346,7 @@ def rows(bodies: bool = True, dtypes: list[torch.dtype] = DTYPES) -> list[Any]:
         op = name.split(",")[0]
         for backend, needs in dispatch.OP_BACKENDS[op].items():
             on_cpu = not dispatch.why_not(op, backend, "cpu")
-            devices = ["cpu", "cuda"] if on_cpu and not needs.device else ["cpu"] if on_cpu else [needs.device]
+            devices = [needs.device] if needs.device else ["cpu", "cuda"] if on_cpu else ["cuda"]
             for device in devices:
                 for dtype in dtypes:
                     if device == "cuda" and needs.dtypes and dtype not in needs.dtypes:
