@@ -132,7 +132,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor
 
 def _resolved(q: Tensor) -> str:
     kind = q.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
+    autocast = kind != "meta" and torch.is_autocast_enabled(kind)  # which raises for meta tensors
+    dtype = torch.get_autocast_dtype(kind) if autocast else q.dtype
     return resolve("structure_attention", kind, dtype)
 
 
