@@ -70,10 +70,12 @@ class Decoder(nn.Module):
         if self.config.guided:
             affinity = self.affinity(guide)
             sharp = guided_upsample(coarse, F.avg_pool2d(affinity, 4), affinity, F.softplus(self.beta))
-            fine = fine + self.mix * (sharp - fine)
+            # One pass: the three operations of the formula write temporaries of the fine size.
+            fine = torch.lerp(fine, sharp.to(fine.dtype), self.mix.to(fine.dtype))
         if self.config.detail:
             # (W_r G) . t = G . (W_r^T t): the text is folded into W_r, so a pixel costs C*K, not C*D + D*K.
-            fine = fine + torch.einsum("bchw,kc->bkhw", guide, (text @ self.detail.weight).to(guide.dtype))
+            folded = (text @ self.detail.weight).to(guide.dtype).expand(len(guide), -1, -1)
+            fine = torch.baddbmm(fine.to(guide.dtype).flatten(2), folded, guide.flatten(2)).view_as(fine)
         return fine
 
 
