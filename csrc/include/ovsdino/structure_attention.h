@@ -28,7 +28,7 @@ struct StructureAttention {
   // -lam |e_i - mean|^2; or null
   float* lse;
   void* workspace;     // structure_attention_workspace bytes, 16-byte aligned
-  int32_t query_tile;  // queries a block: 64, 128, or 0 to choose by the size of the grid
+  int32_t query_tile;  // queries a block: 64, 128 (as 64 for value_dim > 64), or 0 to choose by the size of the grid
 };
 
 // Bytes of workspace: the centred structure of each token, rounded, and its squared norm.
