@@ -186,13 +186,12 @@ def native_arguments(
     if k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(f"backend 'cuda' takes q, k and v of one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
     assert dispatch.native is not None
-    batch, heads, tokens, _ = q.shape
     q, k, v = (_aligned(x) for x in (q, k, v))
     if e.dtype != q.dtype:
         e = (e - e.mean(2, keepdim=True)).to(q.dtype)  # before the rounding
     lam = lam.to(torch.float32).contiguous()
-    out = v.new_empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2)
-    bytes = dispatch.native.structure_attention_workspace(batch, heads, tokens)
+    out = v.new_empty(v.shape)
+    bytes = dispatch.native.structure_attention_workspace(*q.shape[:3])
     alive = [q, k, v, e, lam, q.new_empty(bytes, dtype=torch.uint8)]
     gated = [0, [0, 0, 0]]
     if gate is not None:
@@ -216,7 +215,8 @@ def _aligned(x: Tensor) -> Tensor:
         return F.pad(x, (0, missing))
     steps = [step for step, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
     fits = x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(step % 8 == 0 for step in steps)
-    return x if fits else x.contiguous()
+    # contiguous() would return x itself where only its start is odd.
+    return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 
 def _forward(

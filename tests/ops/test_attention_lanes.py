@@ -286,6 +286,15 @@ def test_backend_cuda_reaches_the_kernel(
 
 
 @needs_native
+def test_backend_cuda_takes_rows_that_start_anywhere(on_emulator: list[Report]) -> None:
+    inputs = draw(5)
+    exact, naive = exact_and_naive(inputs)
+    shifted = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape) for x in inputs[:3]]
+    with use_backend("cuda"):
+        assert_twice_as_good(structure_attention(*shifted, *inputs[3:]), naive, exact)
+
+
+@needs_native
 def test_backend_cuda_names_what_it_cannot_take(on_emulator: list[Report]) -> None:
     with use_backend("cuda"), pytest.raises(ValueError, match="d must be a multiple of 8 from 8 to 64, got 72"):
         structure_attention(*draw(5, (72, 64, 15)))
