@@ -141,6 +141,24 @@ def test_dinov3_with_attention_biases_is_refused(
     assert capsys.readouterr().out == ""  # stdout belongs to --json
 
 
+@pytest.mark.parametrize("which", ["dinov2", "dinov3"])
+def test_any_tensor_of_another_shape_is_our_error(
+    files: Path, which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone: Backbone = request.getfixturevalue(which)
+    good = torch.load(files / f"{which}.pth", weights_only=True)
+    unread = ("mask_token", "rope_embed.periods", "qkv.bias_mask", *(("qkv.bias",) if which == "dinov3" else ()))
+    for key in [k for k in good if not k.startswith("blocks.") or k.startswith("blocks.7.")]:
+        for shape in ((), (0,), (1, 2)):
+            # 100 files of 90 MB would only test the disk
+            monkeypatch.setattr("ovsdino.hub.read_foreign", lambda _, k=key, s=shape: {**good, k: torch.zeros(s)})
+            if key.endswith(unread):
+                backbone.load("file.pth")
+                continue
+            with pytest.raises(OVSDinoError, match=r"file\.pth"):
+                backbone.load("file.pth")
+
+
 @pytest.fixture(scope="module")
 def reference_clip(files: Path) -> torch.nn.Module:
     """open_clip's own reading of OpenAI's state dict."""
