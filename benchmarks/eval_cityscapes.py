@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--note", help="kept in the JSON, for instance what else the machine was doing")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
     args = parser.parse_args()
     device = check_device(args.device)
@@ -86,7 +87,7 @@ def main() -> int:
             file=sys.stderr,
         )
     if args.json:
-        print(json.dumps({"machine": machine_facts(device.type), "results": results}))
+        print(json.dumps({"machine": machine_facts(device.type), "note": args.note, "results": results}))
     return 0
 
 
