@@ -20,6 +20,7 @@ from ovsdino.imageio import FORMATS, MAX_PIXELS
 __all__ = ["CAMVID_NAMES", "DATASETS", "IGNORE_INDEX", "Entry", "Sample", "SegmentationDataset", "open_dataset"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+MAX_FILE_BYTES = 400_000_000  # of one image or label, unpacked: `MAX_PIXELS` as RGB with room to spare
 BENCHMARKS = ("voc21", "voc20", "context60", "context59", "coco-object", "coco-stuff", "cityscapes", "ade20k")
 DATASETS = ("camvid", "folder", *BENCHMARKS)
 
@@ -133,9 +134,13 @@ class SegmentationDataset:
             path = (self.source / name).resolve()
             if not path.is_relative_to(self.source.resolve()):
                 raise OVSDinoError(f"{self.source}: {name} leads out of the data set; copy the file, or link its root")
+            if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
+                raise OVSDinoError(f"{self.source}: {name} has more than {MAX_FILE_BYTES:,} bytes")
             return path.read_bytes()
         if self._zip is None:
             self._zip = zipfile.ZipFile(self.source)
+        if self._zip.getinfo(name).file_size > MAX_FILE_BYTES:
+            raise OVSDinoError(f"{self.source}: {name} unpacks to more than {MAX_FILE_BYTES:,} bytes")
         return self._zip.read(name)
 
     def __getstate__(self) -> dict[str, object]:

@@ -50,6 +50,15 @@ def test_entries_that_leave_the_archive_are_not_seen(archive):
     assert "evil" not in open_dataset("camvid", archive, "val").stems
 
 
+def test_files_that_unpack_to_too_much_are_refused(archive, monkeypatch):
+    with zipfile.ZipFile(archive / "camvid_val.zip", "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("images/bomb.png", bytes(2_000_000))
+        file.writestr("labels/bomb.png", png(np.zeros((2, 2), np.uint8)))
+    monkeypatch.setattr("ovsdino.data.segmentation.MAX_FILE_BYTES", 1_000_000)
+    with pytest.raises(OVSDinoError, match=r"images/bomb\.png unpacks to more than 1,000,000 bytes"):
+        open_dataset("camvid", archive, "val")[2]
+
+
 def test_label_of_another_size_is_named(archive):
     with zipfile.ZipFile(archive / "camvid_val.zip", "a") as file:
         file.writestr("images/odd.png", png(np.zeros((2, 2, 3), np.uint8)))
