@@ -7,6 +7,7 @@ The encoder is timm's (`samvit_*`, the same network as segment-anything's `Image
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,11 @@ class SAMEncoder(nn.Module):
             raise OVSDinoError(f"unknown SAM variant {variant!r}; available: {', '.join(VARIANTS)}")
         self.img_size = img_size
         self.timm_name = VARIANTS[variant]
-        self.encoder: Any = timm.create_model(self.timm_name, pretrained=False, num_classes=0, img_size=img_size)
+        # segment-anything normalises with 1e-6; timm's default of 1e-5 shifts the embedding by 5e-5.
+        norm = functools.partial(nn.LayerNorm, eps=1e-6)
+        self.encoder: Any = timm.create_model(
+            self.timm_name, pretrained=False, num_classes=0, img_size=img_size, norm_layer=norm
+        )
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN)[:, None, None], persistent=False)
