@@ -52,12 +52,13 @@ def nv12_to_rgb(image: Tensor) -> Tensor:
     B = 1.164 (Y - 16) + 2.017 (Cb - 128)
     """
     height, width = image.shape[0] * 2 // 3, image.shape[1]
-    luma = 1.164383 * (image[:height].to(torch.float32) - 16.0)
-    chroma = image[height:].reshape(height // 2, width // 2, 2).to(torch.float32) - 128.0
-    chroma = chroma.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    luma = 1.164383 * (image[:height].to(torch.float32) - 16.0).reshape(height // 2, 2, width // 2, 2)
+    chroma = image[height:].reshape(height // 2, 1, width // 2, 1, 2).to(torch.float32) - 128.0
     blue, red = chroma.unbind(-1)
-    rgb = (luma + 1.596027 * red, luma - 0.391762 * blue - 0.812968 * red, luma + 2.017232 * blue)
-    return torch.stack(rgb, -1).round().clamp(0, 255).to(torch.uint8)
+    rgb = image.new_empty((height // 2, 2, width // 2, 2, 3))
+    for channel, colour in enumerate((1.596027 * red, -0.391762 * blue - 0.812968 * red, 2.017232 * blue)):
+        rgb[..., channel] = (luma + colour).round_().clamp_(0, 255)
+    return rgb.view(height, width, 3)
 
 
 def preprocess_reference(

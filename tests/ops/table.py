@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ovsdino import ops
 from ovsdino.ops import dispatch
-from ovsdino.ops.guided_upsample import guided_upsample_reference
+from ovsdino.ops.guided_upsample import _run, guided_upsample_reference
 from ovsdino.ops.mask_pool import _arguments, mask_pool_reference
 from ovsdino.ops.preprocess import native_arguments, preprocess_reference
 from ovsdino.ops.structure_attention import structure_attention_reference
@@ -286,11 +286,16 @@ def preprocess_body(image: Tensor, size, mean, std, antialias: bool, dtype: torc
     return (out,)
 
 
+def guided_body(logits: Tensor, low: Tensor, high: Tensor, beta: Tensor) -> Outputs:
+    return (_run("host", logits, low, high, beta),)
+
+
 # The CUDA kernels' bodies on the CPU: (op, function of the public arguments).
 BODIES: dict[str, Callable[..., Outputs]] = {
     "mask_pool": pool_body,
     "mask_pool, bool": pool_body,
     "upsample_argmax": upsample_body,
+    "guided_upsample": guided_body,
     "preprocess": preprocess_body,
 }
 

@@ -180,7 +180,7 @@ struct Nv12 {
   OVSDINO_HD_MEMBER static void to_rgb(float luma, float blue, float red, float* rgb) {
     luma = 1.164383f * (luma - 16.0f), blue -= 128.0f, red -= 128.0f;
     rgb[0] = level(luma + 1.596027f * red);
-    rgb[1] = level(luma - 0.391762f * blue - 0.812968f * red);
+    rgb[1] = level(luma + (-0.391762f * blue - 0.812968f * red));
     rgb[2] = level(luma + 2.017232f * blue);
   }
 
