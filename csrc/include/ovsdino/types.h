@@ -20,8 +20,11 @@ enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kUint8, kInt16, kInt
 #endif
 
 // Before a loop over registers, which must not stay a loop: only nvcc needs to be told.
-#ifdef __CUDA_ARCH__
+#ifdef __CUDACC__
+#define OVSDINO_PRAGMA(x) _Pragma(#x)
 #define OVSDINO_UNROLL _Pragma("unroll")
+#define OVSDINO_UNROLL_BY(n) OVSDINO_PRAGMA(unroll n)
 #else
 #define OVSDINO_UNROLL
+#define OVSDINO_UNROLL_BY(n)
 #endif

@@ -7,15 +7,6 @@
 #include "ovsdino/structure_attention.h"
 #include "ovsdino/types.h"
 
-#ifdef __CUDACC__
-#define OVSDINO_UNROLL _Pragma("unroll")
-#define OVSDINO_UNROLL_BY(n) OVSDINO_PRAGMA(unroll n)
-#define OVSDINO_PRAGMA(x) _Pragma(#x)
-#else
-#define OVSDINO_UNROLL
-#define OVSDINO_UNROLL_BY(n)
-#endif
-
 namespace ovsdino {
 
 constexpr int64_t kStructure = 16;  // elements of a structure row: r of e, then zeros

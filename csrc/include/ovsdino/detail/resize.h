@@ -10,12 +10,6 @@
 #include "ovsdino/detail/number.h"
 #include "ovsdino/detail/pixel_source.h"
 
-#ifdef __CUDACC__
-#define OVSDINO_UNROLL _Pragma("unroll")
-#else
-#define OVSDINO_UNROLL
-#endif
-
 namespace ovsdino {
 
 // The triangle filter of one axis, as PIL and torch place it: taps begin to end - 1 have a weight, not yet normalised.
