@@ -157,6 +157,9 @@ def _check(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor | fl
         raise ValueError(
             f"guide_hi must be an integer multiple of ({h}, {w}), one for both sides, got {(height, width)}"
         )
+    for name, x in (("guide_lo", guide_lo), ("guide_hi", guide_hi)):
+        if x.device != logits.device or not x.is_floating_point():
+            raise ValueError(f"{name} must be floating on {logits.device} like logits, got {x.dtype} on {x.device}")
     if isinstance(beta, Tensor) and beta.dim() != 0:
         raise ValueError(f"beta must be a float or a 0-d tensor, got {tuple(beta.shape)}")
 
@@ -244,6 +247,10 @@ def _fake(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor) -> T
 def _backward(
     grad: Tensor, logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check(logits, guide_lo, guide_hi, beta)
+    expected = (*logits.shape[:2], *guide_hi.shape[2:])
+    if grad.shape != expected or grad.device != logits.device:
+        raise ValueError(f"grad must be {expected} on {logits.device}, got {tuple(grad.shape)} on {grad.device}")
     backend = _backend(logits, guide_lo, guide_hi)
     if backend == "reference":
         found = guided_upsample_backward_reference(grad, logits, guide_lo, guide_hi, beta)

@@ -396,3 +396,13 @@ def test_float64_has_no_kernel() -> None:
 def test_wrong_shape_is_named(logits, low, high, shown: str) -> None:
     with pytest.raises(ValueError, match=shown):
         guided_upsample(torch.zeros(logits), torch.zeros(low), torch.zeros(high), 1.0)
+
+
+def test_wrong_device_dtype_and_gradient_are_named() -> None:
+    logits, low, high = draw(1, 3, 2, 4, 4, 2, torch.float32)
+    with pytest.raises(ValueError, match=r"guide_lo must be floating on cpu .*int64"):
+        guided_upsample(logits, low.long(), high, 1.0)
+    with pytest.raises(ValueError, match=r"guide_hi must be floating on cpu .*meta"):
+        guided_upsample(logits, low, high.to("meta"), 1.0)
+    with pytest.raises(ValueError, match=r"grad must be \(1, 3, 8, 8\)"):
+        torch.ops.ovsdino.guided_upsample_backward(logits, logits, low, high, torch.tensor(1.0))
