@@ -15,15 +15,16 @@ struct Case {
   Array logits, low, high;
   float beta;
 
-  Case(Random* random, DType dtype, int64_t most)
+  // body: what the CUDA kernels take: one dtype, neighbouring columns.
+  Case(Random* random, DType dtype, int64_t most, bool body)
       : batch(random->between(1, 2)),
         classes(random->between(1, most)),
         channels(random->between(1, 6)),
         h(random->between(1, 7)),
         w(random->between(1, 12)),
         scale(random->between(1, 5)),
-        logits(random, dtype, {batch, classes, h, w}, 0),
-        low(random, random->one_in(4) ? random->floating() : dtype, {batch, channels, h, w}, 0),
+        logits(random, dtype, {batch, classes, h, w}, body ? 1 : 0),
+        low(random, !body && random->one_in(4) ? random->floating() : dtype, {batch, channels, h, w}, body ? 1 : 0),
         high(random, low.dtype(), {batch, channels, scale * h, scale * w}, 0),
         beta(std::fabs(random->normal())) {
     logits.fill([&] { return random->normal(); });
@@ -66,11 +67,12 @@ struct Case {
 
 int64_t guided_upsample_faults(Random* random) {
   const DType dtype = random->floating();
-  Case drawn(random, dtype, 40);
+  const bool body = random->one_in(2);
+  Case drawn(random, dtype, 40, body);
   ovsdino::GuidedUpsample op = drawn.describe();
   Array out(random, dtype, {drawn.batch, drawn.classes, drawn.scale * drawn.h, drawn.scale * drawn.w}, 4, false);
   op.out = out.data();
-  ovsdino::guided_upsample_cpu(op, random->one_in(8) ? 2 : 1);
+  body ? ovsdino::guided_upsample_host(op) : ovsdino::guided_upsample_cpu(op, random->one_in(8) ? 2 : 1);
   int64_t faults = 0;
   for (int64_t b = 0; b < drawn.batch; ++b) {
     for (int64_t y = 0; y < drawn.scale * drawn.h; ++y) {
@@ -92,7 +94,8 @@ int64_t guided_upsample_faults(Random* random) {
 }
 
 int64_t guided_upsample_backward_faults(Random* random) {
-  Case drawn(random, DType::kFloat32, 6);
+  const bool body = random->one_in(2);
+  Case drawn(random, DType::kFloat32, 6, body);
   ovsdino::GuidedUpsampleBackward op{};
   op.forward = drawn.describe();
   const int64_t fine_h = drawn.scale * drawn.h, fine_w = drawn.scale * drawn.w;
@@ -101,11 +104,15 @@ int64_t guided_upsample_backward_faults(Random* random) {
   Array logits(random, DType::kFloat32, {drawn.batch, drawn.classes, drawn.h, drawn.w}, 4, false);
   Array low(random, drawn.low.dtype(), {drawn.batch, drawn.channels, drawn.h, drawn.w}, 4, false);
   Array high(random, drawn.high.dtype(), {drawn.batch, drawn.channels, fine_h, fine_w}, 4, false);
-  Array beta(random, DType::kFloat32, {1}, 1, false);
+  const int64_t fine = drawn.batch * fine_h * fine_w;
+  Array beta(random, DType::kFloat32, {body ? fine : 1}, 1, false);
+  Array workspace(random, DType::kFloat32, {drawn.batch, 2, 25, fine_h, fine_w}, 5, false);
+  op.workspace = static_cast<float*>(workspace.data());
   op.grad = view(&grad);
   op.grad_logits = logits.data(), op.grad_guide_lo = low.data(), op.grad_guide_hi = high.data();
   op.grad_beta = static_cast<float*>(beta.data());
-  ovsdino::guided_upsample_backward_cpu(op, random->one_in(8) ? 2 : 1);
+  body ? ovsdino::guided_upsample_backward_host(op)
+       : ovsdino::guided_upsample_backward_cpu(op, random->one_in(8) ? 2 : 1);
   // The gradient of the logits is the transposed sum. Those of the guides and of beta are held against torch's in
   // Python; here they only have to be finite and inside their buffers.
   std::vector<double> expected(static_cast<size_t>(drawn.batch * drawn.classes * drawn.h * drawn.w));

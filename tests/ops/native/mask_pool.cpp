@@ -95,7 +95,11 @@ int64_t mask_pool_backward_faults(Random* random) {
   op.features_stride_b = out.stride(0), op.features_stride_n = out.stride(1);
   op.means = grads.data();
   op.areas = static_cast<float*>(areas.data());
-  if (!ovsdino::mask_pool_backward_cpu(op, 1.0, random->one_in(8) ? 2 : 1)) return 1;
+  if (random->one_in(2)) {
+    ovsdino::mask_pool_backward_host(op);
+  } else if (!ovsdino::mask_pool_backward_cpu(op, 1.0, random->one_in(8) ? 2 : 1)) {
+    return 1;
+  }
   int64_t faults = 0;
   for (int64_t b = 0; b < drawn.batch; ++b) {
     for (int64_t n = 0; n < drawn.tokens; ++n) {
