@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(0)
     facts = machine_facts(options.device)
     on_gpu = options.device == "cuda"
-    budget_s = (0.3 if on_gpu else 1.0) if options.quick else (1.5 if on_gpu else 8.0)
+    budget_s = (0.3 if on_gpu else 0.7) if options.quick else (1.5 if on_gpu else 8.0)
     report = run(Setting(device=options.device, gpu=on_gpu), facts, budget_s, options.quick, options.only)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -222,13 +222,6 @@ def test_strided_logits(backend: str) -> None:
         assert torch.equal(upsample_argmax(base[:1].expand(3, -1, -1, -1), size), expected[:1].expand(3, -1, -1))
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_empty_batch(backend: str) -> None:
-    with use_backend(backend):
-        labels, sure = upsample_argmax(torch.zeros(0, 3, 4, 4), (8, 8), confidence=True)
-    assert labels.shape == sure.shape == (0, 8, 8) and labels.dtype == torch.uint8
-
-
 @needs_native
 def test_same_labels_with_any_number_of_threads() -> None:
     logits, threads = torch.randn(3, 40, 30, 50), torch.get_num_threads()
