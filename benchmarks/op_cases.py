@@ -167,10 +167,11 @@ def pool_cases(s: Setting) -> Iterator[Case]:
 
 
 def attention_inputs(s: Setting, tokens: int, heads: int = 4) -> tuple:
-    """q, k, v, e, lam, gate of the decoder: d = 48, dv = 64, r = 15."""
+    """q, k, v, e, lam, gate of the decoder: d = 48, dv = 64, r = 15, |e| near 1."""
     lam = torch.rand(heads, device=s.device)
     gate = torch.rand(1, heads, tokens, device=s.device).to(s.dtype)
-    return *(s.randn(1, heads, tokens, width) for width in (48, 48, 64, 15)), lam, gate
+    q, k, v, e = (s.randn(1, heads, tokens, width) for width in (48, 48, 64, 15))
+    return q, k, v, e * 15**-0.5, lam, gate
 
 
 def n_by_n_bias(e: Tensor, lam: Tensor) -> Tensor:
