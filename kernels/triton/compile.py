@@ -33,7 +33,7 @@ from ovsdino.kernels.structure_attention import (
     queries_call,
     rows_call,
 )
-from ovsdino.kernels.structure_attention_forward import RANK
+from ovsdino.kernels.tiles import RANK
 from ovsdino.kernels.tuning import Config
 
 ARCHS = (80, 87, 90)

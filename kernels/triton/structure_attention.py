@@ -12,8 +12,9 @@ from torch import Tensor
 from ovsdino.kernels import interpreter
 from ovsdino.kernels import structure_attention_backward as backward_kernels
 from ovsdino.kernels import structure_attention_forward as forward_kernels
+from ovsdino.kernels import structure_attention_queries as queries_kernels
 from ovsdino.kernels.configs import SMALL, candidates
-from ovsdino.kernels.structure_attention_forward import RANK, Sizes
+from ovsdino.kernels.tiles import RANK, Sizes
 from ovsdino.kernels.tuning import Config, Tuner, bucket, describe
 
 MAX_HEAD_SIZE = 128
@@ -264,4 +265,4 @@ def queries_call(inputs: Inputs, shared: dict[str, Tensor], dq: Tensor, de: Tens
         "dlam": dlam,
         "stride_lam": lam.stride(0),
     }
-    return _call("queries", backward_kernels._backward_queries, "BLOCK_M", inputs, arguments)
+    return _call("queries", queries_kernels._backward_queries, "BLOCK_M", inputs, arguments)

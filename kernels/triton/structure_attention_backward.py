@@ -1,4 +1,4 @@
-"""Structure attention in Triton: backward. Names and f, near, column as in `structure_attention_forward`.
+"""Structure attention in Triton: backward, but for the queries. f, near, column as in `structure_attention_forward`.
 
 With P_ij the softmax, G_i = g_i dO_i, o_i the un-gated output and D_i = G_i.o_i:
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ovsdino.kernels.structure_attention_forward import LANES, LOG2E, joint, strength, tile
+from ovsdino.kernels.tiles import LANES, LOG2E, joint, joint_product, picked, tile, tile_product
 
 
 @triton.jit(repr=lambda _: "ovsdino_backward_rows")  # the name that profilers and sanitizers see
@@ -84,14 +84,22 @@ def _keys_step(
     kn1,
     values,
     bias,
+    k,
+    near,
+    v,
     q,
     f,
     weighted,
     level,
     delta,
+    stride_kn,
+    stride_kd,
+    stride_vn,
+    stride_vd,
     stride_qn,
     stride_qd,
     left,
+    left_keys,
     slope,
     D: tl.constexpr,
     D0: tl.constexpr,
@@ -100,6 +108,7 @@ def _keys_step(
     V0: tl.constexpr,
     R: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
 ):
     """Adds what BLOCK_M queries, of which `left` exist if TAIL, send to the keys of the program."""
@@ -111,15 +120,22 @@ def _keys_step(
         height = tl.load(level + at)
         mean = tl.load(delta + at)
     q0 = joint(q, f, stride_qn, stride_qd, left, BLOCK_M, 0, D0, D, TAIL)
-    logits = tl.dot(kn0, tl.trans(q0), input_precision="ieee")
     q1 = q0
     if D1 > 0:
         q1 = joint(q, f, stride_qn, stride_qd, left, BLOCK_M, D0, D1, D, TAIL)
-        logits = tl.dot(kn1, tl.trans(q1), logits, input_precision="ieee")
-    weights = tl.exp2(logits * slope + (bias[:, None] - height[None, :]))
     given = tile(weighted, DV, 1, left, BLOCK_M, 0, V0, DV, TAIL)
+    if given.dtype == tl.float32:
+        logits = joint_product(
+            k, near, stride_kn, stride_kd, left_keys, q, f, stride_qn, stride_qd, left, BLOCK_N, BLOCK_M, D0 + D1, D
+        )
+        slopes = tile_product(v, stride_vn, stride_vd, left_keys, weighted, DV, 1, left, BLOCK_N, BLOCK_M, V0, DV)
+    else:
+        logits = tl.dot(kn0, tl.trans(q0))
+        if D1 > 0:
+            logits = tl.dot(kn1, tl.trans(q1), logits)
+        slopes = tl.dot(values, tl.trans(given))
+    weights = tl.exp2(logits * slope + (bias[:, None] - height[None, :]))
     dv = tl.dot(weights.to(given.dtype), given, dv, input_precision="ieee")
-    slopes = tl.dot(values, tl.trans(given), input_precision="ieee")
     slopes = (weights * (slopes - mean[None, :])).to(given.dtype)
     dk0 = tl.dot(slopes, q0, dk0, input_precision="ieee")
     if D1 > 0:
@@ -127,13 +143,6 @@ def _keys_step(
     if R == LANES:
         sums += tl.sum(slopes.to(tl.float32), 1)
     return dk0, dk1, dv, sums
-
-
-@triton.jit
-def picked(x, START: tl.constexpr, COLUMNS: tl.constexpr, WANTED: tl.constexpr):
-    """Column WANTED of a wide matrix of which x holds COLUMNS from START; zeros if it is not among them."""
-    column = START + tl.arange(0, COLUMNS)[None, :]
-    return tl.sum(tl.where(column == WANTED, x, 0.0), 1)
 
 
 @triton.jit
@@ -243,14 +252,16 @@ def _backward_keys(
     for query in range(0, full, BLOCK_M):
         far = tl.cast(query, tl.int64)
         dk0, dk1, dvalues, total = _keys_step(
-            dk0, dk1, dvalues, total, kn0, kn1, values, bias, q + far * stride_qn, f + far * LANES, weighted + far * DV,
-            level + far, delta + far, stride_qn, stride_qd, BLOCK_M, slope, D, D0, D1, DV, V0, R, BLOCK_M, False,
+            dk0, dk1, dvalues, total, kn0, kn1, values, bias, k, near, v, q + far * stride_qn, f + far * LANES,
+            weighted + far * DV, level + far, delta + far, stride_kn, stride_kd, stride_vn, stride_vd, stride_qn,
+            stride_qd, BLOCK_M, left, slope, D, D0, D1, DV, V0, R, BLOCK_M, BLOCK_N, False,
         )  # fmt: skip
     if full < tokens:
         far = tl.cast(full, tl.int64)
         dk0, dk1, dvalues, total = _keys_step(
-            dk0, dk1, dvalues, total, kn0, kn1, values, bias, q + far * stride_qn, f + far * LANES, weighted + far * DV,
-            level + far, delta + far, stride_qn, stride_qd, tokens - full, slope, D, D0, D1, DV, V0, R, BLOCK_M, True,
+            dk0, dk1, dvalues, total, kn0, kn1, values, bias, k, near, v, q + far * stride_qn, f + far * LANES,
+            weighted + far * DV, level + far, delta + far, stride_kn, stride_kd, stride_vn, stride_vd, stride_qn,
+            stride_qd, tokens - full, left, slope, D, D0, D1, DV, V0, R, BLOCK_M, BLOCK_N, True,
         )  # fmt: skip
 
     side += (own + wide) * LANES
@@ -267,219 +278,3 @@ def _backward_keys(
     lane = tl.arange(0, V0)[None, :]
     place = at[:, None].to(tl.int64) * stride_dvn + lane.to(tl.int64) * stride_dvd
     tl.store(dv + place, dvalues.to(dv.dtype.element_ty), mask=(at[:, None] < left) & (lane < DV))
-
-
-@triton.jit
-def _queries_step(
-    dq0,
-    dq1,
-    sums,
-    qn0,
-    qn1,
-    given,
-    height,
-    mean,
-    k,
-    v,
-    f,
-    column,
-    stride_kn,
-    stride_kd,
-    stride_vn,
-    stride_vd,
-    left,
-    slope,
-    D: tl.constexpr,
-    D0: tl.constexpr,
-    D1: tl.constexpr,
-    DV: tl.constexpr,
-    V0: tl.constexpr,
-    R: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    TAIL: tl.constexpr,
-):
-    """Adds what BLOCK_N keys, of which `left` exist if TAIL, send to the queries of the program."""
-    at = tl.arange(0, BLOCK_N)
-    if TAIL:
-        bias = tl.load(column + at, mask=at < left, other=float("-inf"))
-    else:
-        bias = tl.load(column + at)
-    k0 = joint(k, f, stride_kn, stride_kd, left, BLOCK_N, 0, D0, D, TAIL)
-    logits = tl.dot(qn0, tl.trans(k0), input_precision="ieee")
-    k1 = k0
-    if D1 > 0:
-        k1 = joint(k, f, stride_kn, stride_kd, left, BLOCK_N, D0, D1, D, TAIL)
-        logits = tl.dot(qn1, tl.trans(k1), logits, input_precision="ieee")
-    values = tile(v, stride_vn, stride_vd, left, BLOCK_N, 0, V0, DV, TAIL)
-    slopes = tl.dot(given, tl.trans(values), input_precision="ieee")
-    weights = tl.exp2(logits * slope + (bias[None, :] - height[:, None]))
-    slopes = (weights * (slopes - mean[:, None])).to(values.dtype)
-    dq0 = tl.dot(slopes, k0, dq0, input_precision="ieee")
-    if D1 > 0:
-        dq1 = tl.dot(slopes, k1, dq1, input_precision="ieee")
-    if R == LANES:
-        sums += tl.sum(slopes.to(tl.float32), 1)
-    return dq0, dq1, sums
-
-
-@triton.jit
-def _store_queries(
-    x,
-    dq,
-    de,
-    f,
-    side,
-    sums,
-    stride_n,
-    stride_d,
-    stride_en,
-    stride_er,
-    left,
-    scale,
-    factor,
-    ROWS: tl.constexpr,
-    START: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    D: tl.constexpr,
-    R: tl.constexpr,
-):
-    """Columns START.. of [dQ | a]: dQ to dq, dE to de; returns each row's part of dlam stretch^2.
-
-    Args beyond the names above: sums is s + c, factor is 2 lam / stretch.
-    """
-    row = tl.arange(0, ROWS)[:, None]
-    column = START + tl.arange(0, COLUMNS)[None, :]
-    part = tl.zeros((ROWS,), tl.float32)
-    if START < D:
-        at = row.to(tl.int64) * stride_n + column.to(tl.int64) * stride_d
-        tl.store(dq + at, (x * scale).to(dq.dtype.element_ty), mask=(row < left) & (column < D))
-    if START + COLUMNS > D:
-        lane = column - D
-        inside = (row < left) & (lane >= 0) & (lane < R)
-        place = tl.load(f + row * LANES + lane, mask=inside, other=0.0).to(tl.float32)
-        other = tl.load(side + row * LANES + lane, mask=inside, other=0.0)
-        moved = sums[:, None] * place
-        at = row.to(tl.int64) * stride_en + lane.to(tl.int64) * stride_er
-        tl.store(de + at, (factor * (x + other - moved)).to(de.dtype.element_ty), mask=inside)
-        part = tl.sum(tl.where(inside, place * (2.0 * x - moved), 0.0), 1)
-    return part
-
-
-@triton.jit(repr=lambda _: "ovsdino_backward_queries")  # the name that profilers and sanitizers see
-def _backward_queries(
-    q,
-    k,
-    v,
-    f,
-    near,
-    column,
-    weighted,
-    level,
-    delta,
-    lam,
-    side,
-    sums,
-    dq,
-    de,
-    dlam,
-    stride_qb,
-    stride_qm,
-    stride_qn,
-    stride_qd,
-    stride_kb,
-    stride_km,
-    stride_kn,
-    stride_kd,
-    stride_vb,
-    stride_vm,
-    stride_vn,
-    stride_vd,
-    stride_lam,
-    stride_dqb,
-    stride_dqm,
-    stride_dqn,
-    stride_dqd,
-    stride_deb,
-    stride_dem,
-    stride_den,
-    stride_der,
-    tokens,
-    heads,
-    scale,
-    D: tl.constexpr,
-    D0: tl.constexpr,
-    D1: tl.constexpr,
-    DV: tl.constexpr,
-    V0: tl.constexpr,
-    R: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """dQ, dE and what each token adds to dlam (B, M, N), for BLOCK_M queries of a head; after `_backward_keys`."""
-    blocks = tl.cdiv(tokens, BLOCK_M)
-    head = tl.program_id(0) // blocks
-    start = tl.program_id(0) % blocks * BLOCK_M
-    batch = (head // heads).to(tl.int64)
-    m = (head % heads).to(tl.int64)
-    own = head.to(tl.int64) * tokens
-    wide = start.to(tl.int64)
-    left = tokens - start
-    at = tl.arange(0, BLOCK_M)
-    inside = at < left
-    q += batch * stride_qb + m * stride_qm + wide * stride_qn
-    near += (own + wide) * LANES
-    qn0 = joint(q, near, stride_qn, stride_qd, left, BLOCK_M, 0, D0, D, True)
-    qn1 = qn0
-    dq0 = tl.zeros((BLOCK_M, D0), tl.float32)
-    dq1 = dq0
-    if D1 > 0:
-        qn1 = joint(q, near, stride_qn, stride_qd, left, BLOCK_M, D0, D1, D, True)
-        dq1 = tl.zeros((BLOCK_M, D1), tl.float32)
-    given = tile(weighted + (own + wide) * DV, DV, 1, left, BLOCK_M, 0, V0, DV, True)
-    height = tl.load(level + own + wide + at, mask=inside, other=float("inf"))
-    mean = tl.load(delta + own + wide + at, mask=inside, other=0.0)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-
-    k += batch * stride_kb + m * stride_km
-    v += batch * stride_vb + m * stride_vm
-    f += own * LANES
-    column += own
-    slope = scale * LOG2E
-    full = tokens // BLOCK_N * BLOCK_N
-    for key in range(0, full, BLOCK_N):
-        far = tl.cast(key, tl.int64)
-        dq0, dq1, total = _queries_step(
-            dq0, dq1, total, qn0, qn1, given, height, mean, k + far * stride_kn, v + far * stride_vn, f + far * LANES,
-            column + far, stride_kn, stride_kd, stride_vn, stride_vd, BLOCK_N, slope, D, D0, D1, DV, V0, R, BLOCK_N,
-            False,
-        )  # fmt: skip
-    if full < tokens:
-        far = tl.cast(full, tl.int64)
-        dq0, dq1, total = _queries_step(
-            dq0, dq1, total, qn0, qn1, given, height, mean, k + far * stride_kn, v + far * stride_vn, f + far * LANES,
-            column + far, stride_kn, stride_kd, stride_vn, stride_vd, tokens - full, slope, D, D0, D1, DV, V0, R,
-            BLOCK_N, True,
-        )  # fmt: skip
-
-    if R < LANES:
-        total = picked(dq0, 0, D0, D + R)
-        if D1 > 0:
-            total += picked(dq1, D0, D1, D + R)
-    total += tl.load(sums + own + wide + at, mask=inside, other=0.0)
-    strong = tl.load(lam + m * stride_lam).to(tl.float32)
-    _, stretch = strength(strong, scale)
-    factor = 2.0 * strong / stretch
-    f += wide * LANES
-    side += (own + wide) * LANES
-    dq += batch * stride_dqb + m * stride_dqm + wide * stride_dqn
-    de += batch * stride_deb + m * stride_dem + wide * stride_den
-    part = _store_queries(
-        dq0, dq, de, f, side, total, stride_dqn, stride_dqd, stride_den, stride_der, left, scale, factor, BLOCK_M, 0,
-        D0, D, R,
-    )  # fmt: skip
-    if D1 > 0:
-        part += _store_queries(
-            dq1, dq, de, f, side, total, stride_dqn, stride_dqd, stride_den, stride_der, left, scale, factor, BLOCK_M,
-            D0, D1, D, R,
-        )  # fmt: skip
-    tl.store(dlam + own + wide + at, part / (stretch * stretch), mask=inside)

@@ -17,117 +17,13 @@ from where they lie. No (N, N) tensor, no concatenated q and k in memory; a NaN 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
-RANK = (
-    16  # f is padded to this; where r < 16, lane r holds 1, which gives the backward its row and column sums for free
-)
+from ovsdino.kernels.tiles import LANES, LOG2E, joint, joint_product, strength, tile
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LANES = tl.constexpr(RANK)
 # Tokens that the shift is the mean of. Any shift is exact; this one only has to bring f near zero.
 SAMPLE = tl.constexpr(512)
-
-
-class Sizes(NamedTuple):
-    """How the rows [x | f], d + 16 wide, and those of v are cut into the power-of-two chunks that `tl.dot` takes."""
-
-    d: int
-    first: int
-    second: int
-    dv: int
-    values: int
-
-    @classmethod
-    def of(cls, d: int, dv: int) -> Sizes:
-        """d + 16 in one or two chunks, whichever is shorter (d = 48: 64; 40: 64; 64: 64 + 16); dv in one."""
-        width = d + RANK
-        whole = triton.next_power_of_2(width)
-        half = whole // 2
-        rest = max(16, triton.next_power_of_2(width - half))
-        first, second = (half, rest) if half >= 16 and half + rest < whole else (whole, 0)
-        return cls(d, first, second, dv, max(16, triton.next_power_of_2(dv)))
-
-    def constants(self) -> dict[str, int]:
-        """The constexpr arguments of every kernel."""
-        return {"D": self.d, "D0": self.first, "D1": self.second, "DV": self.dv, "V0": self.values}
-
-
-@triton.jit
-def strength(lam, scale):
-    """(ratio, stretch) of a head: scale ratio stretch^2 = 2 lam.
-
-    stretch = sqrt(2 lam / scale) and ratio = 1 where that is at least 1. Below, ratio is the power of four that brings
-    stretch into [1, 2): products with it are exact, and lam = 0 still has an f, which the gradient of lam needs.
-    """
-    root = tl.sqrt(2.0 * lam / scale)
-    power = (root.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-    power = tl.minimum(power, 1.0)
-    stretch = tl.where(power > 0.0, root / tl.maximum(power, 1e-30), 1.0)
-    return power * power, stretch
-
-
-@triton.jit
-def tile(
-    pointer,
-    stride_n,
-    stride_c,
-    left,
-    ROWS: tl.constexpr,
-    START: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TAIL: tl.constexpr,
-):
-    """Columns START.. of ROWS rows of a matrix WIDTH wide, the first at `pointer`; zeros outside and past `left`."""
-    row = tl.arange(0, ROWS)[:, None]
-    column = START + tl.arange(0, COLUMNS)[None, :]
-    at = pointer + row.to(tl.int64) * stride_n + column.to(tl.int64) * stride_c
-    if TAIL and START + COLUMNS > WIDTH:
-        return tl.load(at, mask=(row < left) & (column < WIDTH), other=0.0)
-    elif TAIL:
-        return tl.load(at, mask=row < left, other=0.0)
-    elif START + COLUMNS > WIDTH:
-        return tl.load(at, mask=column < WIDTH, other=0.0)
-    else:
-        return tl.load(at)
-
-
-@triton.jit
-def joint(
-    x,
-    f,
-    stride_n,
-    stride_c,
-    left,
-    ROWS: tl.constexpr,
-    START: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    D: tl.constexpr,
-    TAIL: tl.constexpr,
-):
-    """Columns START.. of ROWS rows of [x | f], D + 16 wide, gathered from the two where they lie; zeros outside."""
-    if START + COLUMNS <= D:
-        return tile(x, stride_n, stride_c, left, ROWS, START, COLUMNS, D, TAIL)
-    elif START >= D:
-        return tile(f, LANES, 1, left, ROWS, START - D, COLUMNS, LANES, TAIL)
-    else:
-        row = tl.arange(0, ROWS)[:, None]
-        column = START + tl.arange(0, COLUMNS)[None, :]
-        in_x = x + row.to(tl.int64) * stride_n + column.to(tl.int64) * stride_c
-        in_f = f + row * LANES + (column - D)
-        at = tl.where(column < D, in_x, in_f)
-        if TAIL and START + COLUMNS > D + LANES:
-            return tl.load(at, mask=(row < left) & (column < D + LANES), other=0.0)
-        elif TAIL:
-            return tl.load(at, mask=row < left, other=0.0)
-        elif START + COLUMNS > D + LANES:
-            return tl.load(at, mask=column < D + LANES, other=0.0)
-        else:
-            return tl.load(at)
 
 
 @triton.jit(repr=lambda _: "ovsdino_prepare")  # the name that profilers and sanitizers see
@@ -195,30 +91,41 @@ def _attend(
     out,
     q0,
     q1,
+    q,
+    near,
     k,
     v,
     f,
     column,
+    stride_qn,
+    stride_qd,
     stride_kn,
     stride_kd,
     stride_vn,
     stride_vd,
     left,
+    left_queries,
     slope,
     D: tl.constexpr,
     D0: tl.constexpr,
     D1: tl.constexpr,
     DV: tl.constexpr,
     V0: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
 ):
     """One step of the online softmax: BLOCK_N keys, of which `left` exist if TAIL."""
-    k0 = joint(k, f, stride_kn, stride_kd, left, BLOCK_N, 0, D0, D, TAIL)
-    logits = tl.dot(q0, tl.trans(k0), input_precision="ieee")
-    if D1 > 0:
-        k1 = joint(k, f, stride_kn, stride_kd, left, BLOCK_N, D0, D1, D, TAIL)
-        logits = tl.dot(q1, tl.trans(k1), logits, input_precision="ieee")
+    if q0.dtype == tl.float32:
+        logits = joint_product(
+            q, near, stride_qn, stride_qd, left_queries, k, f, stride_kn, stride_kd, left, BLOCK_M, BLOCK_N, D0 + D1, D
+        )
+    else:
+        k0 = joint(k, f, stride_kn, stride_kd, left, BLOCK_N, 0, D0, D, TAIL)
+        logits = tl.dot(q0, tl.trans(k0))
+        if D1 > 0:
+            k1 = joint(k, f, stride_kn, stride_kd, left, BLOCK_N, D0, D1, D, TAIL)
+            logits = tl.dot(q1, tl.trans(k1), logits)
     at = tl.arange(0, BLOCK_N)
     if TAIL:
         bias = tl.load(column + at, mask=at < left, other=float("-inf"))
@@ -301,16 +208,16 @@ def _forward(
     for key in range(0, full, BLOCK_N):
         wide = tl.cast(key, tl.int64)
         maximum, total, result = _attend(
-            maximum, total, result, q0, q1, k + wide * stride_kn, v + wide * stride_vn, f + wide * LANES,
-            column + wide, stride_kn, stride_kd, stride_vn, stride_vd, BLOCK_N, slope, D, D0, D1, DV, V0, BLOCK_N,
-            False,
+            maximum, total, result, q0, q1, q, near, k + wide * stride_kn, v + wide * stride_vn, f + wide * LANES,
+            column + wide, stride_qn, stride_qd, stride_kn, stride_kd, stride_vn, stride_vd, BLOCK_N, left, slope, D,
+            D0, D1, DV, V0, BLOCK_M, BLOCK_N, False,
         )  # fmt: skip
     if full < tokens:
         wide = tl.cast(full, tl.int64)
         maximum, total, result = _attend(
-            maximum, total, result, q0, q1, k + wide * stride_kn, v + wide * stride_vn, f + wide * LANES,
-            column + wide, stride_kn, stride_kd, stride_vn, stride_vd, tokens - full, slope, D, D0, D1, DV, V0, BLOCK_N,
-            True,
+            maximum, total, result, q0, q1, q, near, k + wide * stride_kn, v + wide * stride_vn, f + wide * LANES,
+            column + wide, stride_qn, stride_qd, stride_kn, stride_kd, stride_vn, stride_vd, tokens - full, left, slope,
+            D, D0, D1, DV, V0, BLOCK_M, BLOCK_N, True,
         )  # fmt: skip
 
     result = result / total[:, None]

@@ -6,6 +6,7 @@ Its results are tested with those of every backend in test_structure_attention.p
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -60,12 +61,35 @@ def test_output_lies_in_memory_by_token() -> None:
 
 
 def test_chunks_of_a_row_cover_it_and_are_the_shortest() -> None:
-    from ovsdino.kernels.structure_attention_forward import Sizes
+    from ovsdino.kernels.tiles import Sizes
 
     # (d, dv) -> widths of the dot products over [q | f] and over v
     expected = {(48, 64): (64, 0, 64), (64, 64): (64, 16, 64), (40, 32): (64, 0, 32), (56, 24): (64, 16, 32)}
     expected |= {(1, 1): (32, 0, 16), (80, 100): (64, 32, 128), (128, 128): (128, 16, 128)}
     assert {pair: Sizes.of(*pair)[1:3] + Sizes.of(*pair)[4:] for pair in expected} == expected
+
+
+@needs_interpreter
+@pytest.mark.parametrize("strength", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("tokens", [5, 700])  # the shift is the mean of all tokens, or of a sample of them
+def test_prepared_rows_say_what_the_distance_is(tokens: int, strength: float) -> None:
+    from ovsdino.kernels.structure_attention import Inputs, prepare
+
+    r, scale = 3, 0.2
+    q, k, v, e, lam, _ = draw(1, 2, tokens, 8, 8, r, torch.float32)
+    lam = torch.full_like(lam, strength)
+    f, near, column = prepare(Inputs(q.half(), k.half(), v.half(), e + 3.0, lam, None, scale))
+    assert (f[..., r] == 1).all() and not f[..., r + 1 :].any() and not near[..., r:].any()
+    places, partners = f[..., :r].double(), near[..., :r].double()
+    root = math.sqrt(2 * strength / scale)
+    ratio = min(1.0, 4.0 ** math.floor(math.log2(root))) if root > 0 else 0.0  # a power of four: exact above 2^-14
+    torch.testing.assert_close(partners, ratio * places, rtol=0, atol=2.0**-24)
+    # The column is that of the rounded f, to the last bits of float32.
+    expected = -0.5 * math.log2(math.e) * scale * ratio * places.square().sum(-1)
+    torch.testing.assert_close(column.double(), expected, rtol=1e-6, atol=1e-9)
+    squared = scale * ratio / 2 * (places.unsqueeze(3) - places.unsqueeze(2)).square().sum(-1)
+    exact = strength * (e.double().unsqueeze(3) - e.double().unsqueeze(2)).square().sum(-1)
+    torch.testing.assert_close(squared, exact, rtol=5e-3, atol=2e-3 * strength)
 
 
 class Clock:
@@ -173,8 +197,8 @@ def test_kernels_compiled_for_orin_and_hopper_spill_nothing() -> None:
 
 @pytest.mark.slow
 def test_every_default_compiled_for_every_card_spills_nothing() -> None:
-    rows = compile_kernels("--dtypes", "float16,bfloat16")
-    assert len(rows) == 3 * 2 * 6
+    rows = compile_kernels()
+    assert len(rows) == 3 * 3 * 6
     assert_fits(rows)
 
 

@@ -1,0 +1,172 @@
+"""What the kernels of structure attention share: reading tiles of [x | f], and how e is scaled."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+RANK = 16  # f is padded to this; where r < 16, lane r holds 1, and sums over weights times f hold those of the weights
+LANES = tl.constexpr(RANK)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+class Sizes(NamedTuple):
+    """How the rows [x | f], d + 16 wide, and those of v are cut into the power-of-two chunks that `tl.dot` takes."""
+
+    d: int
+    first: int
+    second: int
+    dv: int
+    values: int
+
+    @classmethod
+    def of(cls, d: int, dv: int) -> Sizes:
+        """d + 16 in one or two chunks, whichever is shorter (d = 48: 64; 40: 64; 64: 64 + 16); dv in one."""
+        width = d + RANK
+        whole = triton.next_power_of_2(width)
+        half = whole // 2
+        rest = max(16, triton.next_power_of_2(width - half))
+        first, second = (half, rest) if half >= 16 and half + rest < whole else (whole, 0)
+        return cls(d, first, second, dv, max(16, triton.next_power_of_2(dv)))
+
+    def constants(self) -> dict[str, int]:
+        """The constexpr arguments of every kernel."""
+        return {"D": self.d, "D0": self.first, "D1": self.second, "DV": self.dv, "V0": self.values}
+
+
+@triton.jit
+def strength(lam, scale):
+    """(ratio, stretch) of a head: scale ratio stretch^2 = 2 lam.
+
+    stretch = sqrt(2 lam / scale) and ratio = 1 where that is at least 1. Below, ratio is the power of four that brings
+    stretch into [1, 2): products with it are exact, and lam = 0 still has an f, which the gradient of lam needs.
+    """
+    root = tl.sqrt(2.0 * lam / scale)
+    power = (root.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    power = tl.minimum(power, 1.0)
+    stretch = tl.where(power > 0.0, root / tl.maximum(power, 1e-30), 1.0)
+    return power * power, stretch
+
+
+@triton.jit
+def tile(
+    pointer,
+    stride_n,
+    stride_c,
+    left,
+    ROWS: tl.constexpr,
+    START: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TAIL: tl.constexpr,
+    AGAIN: tl.constexpr = False,
+):
+    """Columns START.. of ROWS rows of a matrix WIDTH wide, the first at `pointer`; zeros outside and past `left`.
+
+    AGAIN reads it at every turn of a loop instead of keeping it in registers.
+    """
+    row = tl.arange(0, ROWS)[:, None]
+    column = START + tl.arange(0, COLUMNS)[None, :]
+    at = pointer + row.to(tl.int64) * stride_n + column.to(tl.int64) * stride_c
+    if TAIL and START + COLUMNS > WIDTH:
+        return tl.load(at, mask=(row < left) & (column < WIDTH), other=0.0, volatile=AGAIN)
+    elif TAIL:
+        return tl.load(at, mask=row < left, other=0.0, volatile=AGAIN)
+    elif START + COLUMNS > WIDTH:
+        return tl.load(at, mask=column < WIDTH, other=0.0, volatile=AGAIN)
+    else:
+        return tl.load(at, volatile=AGAIN)
+
+
+@triton.jit
+def joint(
+    x,
+    f,
+    stride_n,
+    stride_c,
+    left,
+    ROWS: tl.constexpr,
+    START: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    D: tl.constexpr,
+    TAIL: tl.constexpr,
+    AGAIN: tl.constexpr = False,
+):
+    """Columns START.. of ROWS rows of [x | f], D + 16 wide, gathered from the two where they lie; zeros outside."""
+    if START + COLUMNS <= D:
+        return tile(x, stride_n, stride_c, left, ROWS, START, COLUMNS, D, TAIL, AGAIN)
+    elif START >= D:
+        return tile(f, LANES, 1, left, ROWS, START - D, COLUMNS, LANES, TAIL, AGAIN)
+    else:
+        row = tl.arange(0, ROWS)[:, None]
+        column = START + tl.arange(0, COLUMNS)[None, :]
+        in_x = x + row.to(tl.int64) * stride_n + column.to(tl.int64) * stride_c
+        in_f = f + row * LANES + (column - D)
+        at = tl.where(column < D, in_x, in_f)
+        if TAIL and START + COLUMNS > D + LANES:
+            return tl.load(at, mask=(row < left) & (column < D + LANES), other=0.0, volatile=AGAIN)
+        elif TAIL:
+            return tl.load(at, mask=row < left, other=0.0, volatile=AGAIN)
+        elif START + COLUMNS > D + LANES:
+            return tl.load(at, mask=column < D + LANES, other=0.0, volatile=AGAIN)
+        else:
+            return tl.load(at, volatile=AGAIN)
+
+
+@triton.jit
+def joint_product(
+    x,
+    fx,
+    stride_xn,
+    stride_xc,
+    x_left,
+    y,
+    fy,
+    stride_yn,
+    stride_yc,
+    y_left,
+    X_ROWS: tl.constexpr,
+    Y_ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    D: tl.constexpr,
+):
+    """[x | fx] [y | fy]^T, 16 columns at a time: for float32, where whole rows of both would fill the registers."""
+    product = tl.zeros((X_ROWS, Y_ROWS), tl.float32)
+    for start in tl.static_range(0, WIDTH, 16):
+        a = joint(x, fx, stride_xn, stride_xc, x_left, X_ROWS, start, 16, D, True, True)
+        b = joint(y, fy, stride_yn, stride_yc, y_left, Y_ROWS, start, 16, D, True, True)
+        product = tl.dot(a, tl.trans(b), product, input_precision="ieee")
+    return product
+
+
+@triton.jit
+def tile_product(
+    x,
+    stride_xn,
+    stride_xc,
+    x_left,
+    y,
+    stride_yn,
+    stride_yc,
+    y_left,
+    X_ROWS: tl.constexpr,
+    Y_ROWS: tl.constexpr,
+    PADDED: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """x y^T in the same way."""
+    product = tl.zeros((X_ROWS, Y_ROWS), tl.float32)
+    for start in tl.static_range(0, PADDED, 16):
+        a = tile(x, stride_xn, stride_xc, x_left, X_ROWS, start, 16, WIDTH, True, True)
+        b = tile(y, stride_yn, stride_yc, y_left, Y_ROWS, start, 16, WIDTH, True, True)
+        product = tl.dot(a, tl.trans(b), product, input_precision="ieee")
+    return product
+
+
+@triton.jit
+def picked(x, START: tl.constexpr, COLUMNS: tl.constexpr, WANTED: tl.constexpr):
+    """Column WANTED of a wide matrix of which x holds COLUMNS from START; zeros if it is not among them."""
+    column = START + tl.arange(0, COLUMNS)[None, :]
+    return tl.sum(tl.where(column == WANTED, x, 0.0), 1)
