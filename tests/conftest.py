@@ -19,9 +19,12 @@ except ModuleNotFoundError:  # a GPU machine that has only what scripts/gpu_chec
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Where there is no CUDA device Triton's kernels run in its interpreter, and Triton must be told before it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# For tests that name no number themselves: --hypothesis-profile=long takes the time.
-settings.register_profile("quick", max_examples=20, deadline=None)
+# For tests that name no number themselves. The same examples at every run; --hypothesis-profile=long draws new ones.
+settings.register_profile("quick", max_examples=20, deadline=None, derandomize=True)
 settings.register_profile("long", max_examples=2000, deadline=None)
 settings.load_profile("quick")
 

@@ -81,6 +81,11 @@ def attention_units(q, k, v, e, lam, gate) -> float:
     return 2 + (terms.max().item() if terms.numel() else 0)
 
 
+def guided_units(logits, low, high, beta) -> float:
+    """Scores are sums of terms as large as beta |G_lo|^2, each rounded, in an order of their own."""
+    return 1 + float(beta) * (low.double().square().sum(1).max().item() if low.numel() else 0)
+
+
 def attention_nan(arguments: tuple) -> tuple[Tensor, Tensor]:
     """A NaN query stays in its token; torch's CPU flash kernel gives zeros there, so no output has to be NaN."""
     q, v = arguments[0], arguments[2]
@@ -242,6 +247,7 @@ OPS: dict[str, Op] = {
         draw=draw_guided,
         shapes=((1, 2, 1, 3, 3, 2), (2, 3, 4, 3, 7, 4), (1, 9, 3, 1, 1, 5), (1, 33, 5, 9, 21, 4)),
         any_shape=st.tuples(small, st.integers(1, 40), st.integers(1, 9), *[st.integers(1, 12)] * 2, st.integers(1, 5)),
+        units=guided_units,
         oracle=guided_upsample_reference,
         batched=(0, 1, 2),
         differentiable=(0, 1, 2, 3),
