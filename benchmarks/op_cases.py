@@ -13,7 +13,17 @@ from inputs import blobs, image_logits, resized
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ovsdino.ops import available, guided_upsample, mask_pool, preprocess, structure_attention, upsample_argmax
+from ovsdino.models.backbone import freeze
+from ovsdino.models.zoo import build_model
+from ovsdino.ops import (
+    available,
+    guided_upsample,
+    mask_pool,
+    preprocess,
+    structure_attention,
+    upsample_argmax,
+    use_backend,
+)
 from ovsdino.ops.guided_upsample import guided_upsample_reference
 from ovsdino.ops.preprocess import preprocess_reference
 from ovsdino.ops.structure_attention import structure_attention_folded, structure_attention_reference
@@ -334,6 +344,42 @@ def preprocess_cases(s: Setting) -> Iterator[Case]:
                     )  # fmt: skip
 
 
+def pipeline_cases(s: Setting) -> Iterator[Case]:
+    """A picture's 448x448 pixels to the labels of 1024x2048 by b14 (random weights) and 150 words.
+
+    Both sides run one network, structure attention folded in both; the baseline decodes and labels in plain PyTorch.
+    """
+    side, size = s.size(448, 56), (s.size(1024, 40), s.size(2048, 80))
+    model = freeze(build_model("b14")).to(s.device)
+    image = torch.randn(1, 3, side, side, device=s.device)
+    text = F.normalize(torch.randn(150, model.config.embed_dim, device=s.device), dim=1)
+
+    def encoded(dtype: torch.dtype) -> Any:
+        with torch.inference_mode(), torch.autocast(s.device, dtype, enabled=dtype != torch.float32):
+            features = model.encode_image(image)
+        features.structure.guide = features.structure.guide.float()
+        return features
+
+    def ours(dtype: torch.dtype) -> Tensor:
+        with torch.inference_mode():
+            return upsample_argmax(model.decode(encoded(dtype), text), size)
+
+    def plain(dtype: torch.dtype) -> Tensor:
+        with torch.inference_mode():
+            features = encoded(dtype)
+            with use_backend("reference"):
+                logits = model.decode(features, text)
+            return F.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)
+
+    # Operations: 182e9 by torch's counter, and the backbone's attention, which it does not see. Bytes: the weights.
+    for dtype in (torch.bfloat16, torch.float32):
+        yield Case(
+            op="pipeline", case="b14 448x448, 150 classes -> 1024x2048", baseline_name="the same in plain PyTorch",
+            inputs=(dtype,), ours=ours, baseline=plain, dtype=name_of(dtype), floor=None if s.gpu else 2.0,
+            bytes=4 * 9.3e7, operations=2.2e11, slow=dtype == torch.float32,
+        )  # fmt: skip
+
+
 def library_resizes(side: int, antialias: bool) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
     """The same by PIL and, where it is installed, OpenCV, with torch's normalisation behind them."""
     from PIL import Image
@@ -367,4 +413,5 @@ CASES: tuple[Callable[[Setting], Iterator[Case]], ...] = (
     attention_cases,
     guided_cases,
     preprocess_cases,
+    pipeline_cases,
 )

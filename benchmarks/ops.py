@@ -25,14 +25,18 @@ from timing import extra_mb, interleaved
 
 from ovsdino.ops import use_backend
 
-OPS = ("upsample_argmax", "mask_pool", "structure_attention", "guided_upsample", "preprocess")
+OPS = ("upsample_argmax", "mask_pool", "structure_attention", "guided_upsample", "preprocess", "pipeline")
 BOUND = "the bound: ratio is the share reached"
 
 
-def measure(case: Case, facts: dict[str, Any], device: str, budget_s: float, gpu: bool) -> Iterator[dict[str, Any]]:
+def measure(
+    case: Case, facts: dict[str, Any], device: str, budget_s: float, gpu: bool, quick: bool
+) -> Iterator[dict[str, Any]]:
     """Times one case; the row of the contract, and on a GPU the share of the bound as a second one."""
     with use_backend(case.backend):
-        ours, baseline = interleaved([case.ours, case.baseline], device, inputs=case.inputs, budget_s=budget_s)
+        ours, baseline = interleaved(
+            [case.ours, case.baseline], device, inputs=case.inputs, least=2 if quick else 3, budget_s=budget_s
+        )
     rate = facts["rates_gflops"].get(case.dtype, facts["gemm_gflops"])
     bound = max(case.bytes / (facts["bandwidth_gbs"] * 1e9), case.operations / (rate * 1e9)) * 1e3
     row = {
@@ -70,7 +74,7 @@ def run(setting: Setting, facts: dict[str, Any], budget_s: float, quick: bool, o
             if quick and case.slow:
                 continue
             try:
-                rows = list(measure(case, facts, setting.device, budget_s, setting.gpu))
+                rows = list(measure(case, facts, setting.device, budget_s, setting.gpu, quick))
             except Exception as error:  # a rival that has no kernel for this card; the others go on
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 report["left_out"].append({"op": case.op, "case": case.case, "reason": reason})

@@ -22,6 +22,7 @@ def interleaved(
     *,
     inputs: tuple = (),
     rounds: int = 0,
+    least: int = 3,
     budget_s: float = 2.0,
 ) -> list[float]:
     """Median milliseconds of each function, called in turn so that a drift of the machine meets all alike.
@@ -33,18 +34,23 @@ def interleaved(
             the function on one copy of the inputs after the other, as many as overflow the level 2 cache twice; a
             function that cannot be captured is called in place of its graph.
         inputs: arguments of every function.
-        rounds: calls of each; 0: as many as fit `budget_s`, at least 3 and at most 200.
+        rounds: calls of each; 0: as many as fit `budget_s`, at least `least` and at most 200.
+        least: see `rounds`.
         budget_s: seconds for all calls together.
     """
     if device == "cuda":
         copies = rotation(inputs, torch.cuda.get_device_properties(0).L2_cache_size)
         calls = [captured(function, copies) for function in functions]
-        return [ms / len(copies) for ms in medians(calls, event_time, rounds, budget_s)]
-    return medians([lambda function=f: function(*inputs) for f in functions], clock_time, rounds, budget_s)
+        return [ms / len(copies) for ms in medians(calls, event_time, rounds, least, budget_s)]
+    return medians([lambda function=f: function(*inputs) for f in functions], clock_time, rounds, least, budget_s)
 
 
 def medians(
-    calls: Sequence[Callable[[], object]], once: Callable[[Callable[[], object]], float], rounds: int, budget_s: float
+    calls: Sequence[Callable[[], object]],
+    once: Callable[[Callable[[], object]], float],
+    rounds: int,
+    least: int,
+    budget_s: float,
 ) -> list[float]:
     """Median milliseconds of each call; `once` gives the seconds of one."""
     first = [once(call) for call in calls]
@@ -52,7 +58,7 @@ def medians(
     samples = [[taken] if slow else [] for taken in first]
     cost = sum(first) if slow else sum(once(call) for call in calls)
     if rounds == 0:
-        rounds = min(max(int(budget_s / max(cost, 1e-6)), 3), 200)
+        rounds = min(max(int(budget_s / max(cost, 1e-6)), least), 200)
     while len(samples[0]) < rounds:
         for call, taken in zip(calls, samples, strict=True):
             taken.append(once(call))
