@@ -93,6 +93,11 @@ def open_benchmark(name: str, root: Path, split: str) -> SegmentationDataset:
         )
     if not layout.entries:
         raise OVSDinoError(f"{layout.home}: no images of split {split}; see `ovsdino data check {name}`")
+    return dataset_of(name, layout)
+
+
+def dataset_of(name: str, layout: Layout) -> SegmentationDataset:
+    """One of the eight over the files of a layout that were found."""
     return SegmentationDataset(
         layout.home,
         SPECS[name].names,

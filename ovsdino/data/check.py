@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ovsdino.data.benchmarks import SPECS, find_layout
+from ovsdino.data.benchmarks import SPECS, dataset_of, find_layout
 from ovsdino.data.labels import UNEXPECTED
 from ovsdino.data.segmentation import SegmentationDataset, open_dataset
 from ovsdino.errors import OVSDinoError, one_line
@@ -108,14 +108,7 @@ def _benchmark(check: Check, name: str, root: Path, split: str) -> SegmentationD
     if not layout.entries:
         check.problems.append(f"no image of split {split} has its labels{_obtain(name)}")
         return None
-    return SegmentationDataset(
-        layout.home,
-        SPECS[name].names,
-        layout.entries,
-        table=layout.table,
-        paint=layout.paint,
-        has_background=SPECS[name].has_background,
-    )
+    return dataset_of(name, layout)
 
 
 def _read(check: Check, dataset: SegmentationDataset, every: bool, sample: int) -> None:
