@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,16 @@ def load_ablation(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[Ab
 
 
 def run_ablation(study: Ablation, base: dict[str, Any], log: Log) -> dict[str, Any]:
-    """Trains what is missing, measures the variants, and returns the table as `table` describes it."""
+    """Trains what is missing, measures the variants, and returns the table as `summary` describes it.
+
+    Raises:
+        OVSDinoError: the output folder holds runs made with other settings.
+    """
     folder = Path(study.output)
+    for seed in study.seeds:  # another study's leftovers must not wait for the runs before them
+        configs = [_config(study, base, name, seed) for name in study.variants]
+        for config in [_pretrain_config(study, base, seed), *configs] if study.pretrain else configs:
+            _check_settings(config)
     for seed in study.seeds:
         if study.pretrain and not _backbone(study, seed).is_file():
             log(f"seed {seed}: backbone")
@@ -189,8 +197,32 @@ def _config(study: Ablation, base: dict[str, Any], name: str, seed: int) -> Trai
     return train_config(merged(merged(merged(base, study.train), study.variants[name]), own))
 
 
+def _check_settings(config: TrainConfig) -> None:
+    """A run that was begun goes on only with the settings it began with."""
+    folder = Path(config.output)
+    if not folder.exists():
+        return
+    path = folder / "settings.json"
+    mend = f"choose another output, or remove {folder} and {folder}.json"
+    try:
+        began, now = json.loads(path.read_text()), _settings(config)
+    except (OSError, ValueError) as error:
+        raise OVSDinoError(f"{folder}: no record of the settings it was made with ({error}); {mend}") from error
+    for key in sorted({*began, *now}):
+        if began.get(key) != now.get(key):
+            raise OVSDinoError(f"{folder}: made with {key} {began.get(key)}, the study says {now.get(key)}; {mend}")
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as JSON has it, without the places of files."""
+    tree: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return {key: value for key, value in tree.items() if key not in ("output", "backbone_weights")}
+
+
 def _train(config: TrainConfig, log: Log) -> Trainer:
     """A finished trainer, with the averaged weights in its model."""
+    with atomic_write(Path(config.output) / "settings.json") as file:
+        file.write((json.dumps(_settings(config), indent=1) + "\n").encode())
     trainer = Trainer(config, log)
     trainer.resume()
     trainer.record("config", output=config.output)

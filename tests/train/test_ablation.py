@@ -57,6 +57,17 @@ def test_a_study_trains_every_variant_on_its_seeds_backbone_and_goes_on_where_it
     assert (tmp_path / "table.md").read_text().count("\n") == 4
 
 
+def test_runs_of_other_settings_are_not_taken_for_this_studys(study_file, tmp_path):
+    study, base = load_ablation(study_file, ("seeds=[0]",))
+    run_ablation(study, base, str)
+    longer, base = load_ablation(study_file, ("seeds=[0]", "train.optim.steps=3"))
+    with pytest.raises(OVSDinoError, match=r"baseline_0: made with optim .*'steps': 2.*choose another output"):
+        run_ablation(longer, base, str)
+    (tmp_path / "study/no gate_0/settings.json").unlink()
+    with pytest.raises(OVSDinoError, match=r"no gate_0: no record of the settings"):
+        run_ablation(study, base, str)
+
+
 def test_the_gain_is_taken_seed_by_seed():
     study = Ablation(base="", seeds=(0, 1), variants={"a": {}, "b": {}})
     scores = {"boundary_f1": 0.5, "boundary_iou": 0.5, "pixel_accuracy": 0.5}
