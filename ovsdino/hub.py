@@ -171,6 +171,20 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's image side: name, dtype, shape and bytes of every state tensor but the text tower's.
+
+    It says which exported graphs and which text banks belong together. Read on the CPU, whatever the model's device.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name.startswith("text_tower."):
+            continue
+        digest.update(f"{name} {str(value.dtype)[6:]} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def save_pretrained(model: OVSDINO, folder: str | Path) -> None:
     """Writes config.json, model.safetensors and a model card: what `from_pretrained` reads and `push_to_hub` uploads.
 
