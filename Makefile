@@ -21,7 +21,7 @@ setup: $(VENV)/.native
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q -c constraints.txt setuptools wheel pybind11 ninja cmake
-	$(PY) -m pip install -c constraints.txt --no-build-isolation -e '.[dev,train]'
+	$(PY) -m pip install -c constraints.txt --no-build-isolation -e '.[dev,edge,train]'
 	touch $@
 
 $(VENV)/.native: $(VENV)/.installed $(NATIVE_SOURCES)
