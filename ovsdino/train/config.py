@@ -140,7 +140,12 @@ class TrainConfig:
     stages: tuple[StageConfig, ...] = (StageConfig(),)
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
+def build_config(kind: Any, value: Any, where: str) -> Any:
+    """A value of the annotated type `kind` from what YAML gives; `where` is its place, for messages.
+
+    Raises:
+        OVSDinoError: a key is unknown, a value has the wrong type.
+    """
     if kind is Any:
         return value
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -151,15 +156,15 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         unknown = sorted(set(value) - set(hints))
         if unknown:
             raise OVSDinoError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(hints)}")
-        return kind(**{k: _build(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()})
+        return kind(**{k: build_config(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()})
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise OVSDinoError(f"{where}: expected a list, got {value!r}")
-        return tuple(_build(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        return tuple(build_config(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise OVSDinoError(f"{where}: expected a mapping, got {value!r}")
-        return {str(k): _build(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {str(k): build_config(args[1], v, f"{where}.{k}") for k, v in value.items()}
     if origin in (typing.Union, types.UnionType):
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -228,7 +233,7 @@ def train_config(tree: dict[str, Any]) -> TrainConfig:
     Raises:
         OVSDinoError: a key is unknown, a value has the wrong type.
     """
-    return _build(TrainConfig, tree, "")
+    return build_config(TrainConfig, tree, "")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
