@@ -1,0 +1,373 @@
+"""Frames from cameras, streams, video files and folders: read in a thread of its own, the newest kept, faults survived.
+
+A robot must segment what is in front of it now. So reading never waits for the network and the network never waits for
+a queue: `Capture` reads as fast as the source gives, `LatestFrame` holds one frame, and a frame that was replaced
+before anyone took it is counted as dropped. A source that fails is opened again, at growing intervals; one that hangs
+inside a driver's read(), which nothing in Python can interrupt, is left behind with its thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from ovsdino.errors import OVSDinoError, one_line
+
+__all__ = ["Capture", "CaptureCounts", "CaptureLimits", "Frame", "LatestFrame", "Source", "SourceError"]
+
+MAX_CORRUPT = 30  # frames in a row that cannot be decoded: a second of a camera, then it is opened anew
+MAX_HUNG = 4  # threads left in a driver; more would help no more, and each holds a stack and a device
+
+
+class SourceError(OVSDinoError):
+    """A source that cannot be opened or has stopped giving frames."""
+
+
+class Source(Protocol):
+    """Where frames come from; used by one thread only, and made anew for each attempt to open it.
+
+    Attributes:
+        live: a camera or stream, which is opened again when it ends; False for files, whose end is the end.
+        period_s: seconds between frames where that is known, 0 where not.
+    """
+
+    live: bool
+    period_s: float
+
+    def open(self) -> None:
+        """Opens it; raises anything when it is not there."""
+
+    def grab(self) -> float | None:
+        """Waits for the next frame; the time it was taken, in seconds of the capture's clock, or None at the end."""
+
+    def retrieve(self) -> np.ndarray:
+        """The grabbed frame, decoded: (H, W, 3) uint8 RGB, or NV12 (H*3//2, W) uint8; raises when it is damaged."""
+
+    def close(self) -> None:
+        """Releases it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One frame.
+
+    Attributes:
+        sequence: 1, 2, 3, ... of all frames captured, across reconnections; a gap is a dropped frame.
+        captured: monotonic seconds when it was taken.
+        pixels: (H, W, 3) uint8 RGB, or NV12 (H*3//2, W) uint8.
+    """
+
+    sequence: int
+    captured: float
+    pixels: np.ndarray = field(repr=False)
+
+
+class LatestFrame:
+    """Room for one frame between one writer and one reader.
+
+    Args:
+        keep_all: the writer waits until its frame was taken, so that none is dropped: for files, not for cameras.
+    """
+
+    def __init__(self, keep_all: bool = False) -> None:
+        self.keep_all = keep_all
+        self._condition = threading.Condition()
+        self._frame: Frame | None = None
+        self._newest = 0
+        self._closed = False
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
+        """Frames replaced before they were taken."""
+        with self._condition:
+            return self._dropped
+
+    def put(self, frame: Frame) -> bool:
+        """Stores a frame in place of the one that is there; False when it is older than the newest, or after close."""
+        with self._condition:
+            while self.keep_all and self._frame is not None and not self._closed:
+                self._condition.wait()
+            if self._closed:
+                return False
+            if frame.sequence <= self._newest:  # of a reader that was given up and came back late
+                self._dropped += 1
+                return False
+            self._dropped += self._frame is not None
+            self._frame, self._newest = frame, frame.sequence
+            self._condition.notify_all()
+            return True
+
+    def take(self, timeout: float) -> Frame | None:
+        """The newest frame, each at most once; None when there is none within `timeout` seconds."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._frame is not None or self._closed, timeout)
+            frame, self._frame = self._frame, None
+            self._condition.notify_all()
+            return frame
+
+    def close(self) -> None:
+        """Lets everyone go who waits."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureLimits:
+    """How long a source may be silent.
+
+    Attributes:
+        open_s: seconds to open, and to the first frame.
+        stall_s: seconds without a frame after which it counts as stalled and is opened again.
+        backoff_s: first and longest pause before it is opened again; the pause doubles from one to the other.
+        give_up_s: end with an error after so many seconds without a frame; None: never.
+    """
+
+    open_s: float = 15.0
+    stall_s: float = 2.0
+    backoff_s: tuple[float, float] = (0.2, 5.0)
+    give_up_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("open_s", self.open_s), ("stall_s", self.stall_s), ("give_up_s", self.give_up_s)):
+            if value is not None and not value > 0:
+                raise OVSDinoError(f"{name} is {value}: expected more than 0 seconds")
+        if not 0 < self.backoff_s[0] <= self.backoff_s[1]:
+            raise OVSDinoError(f"backoff_s is {self.backoff_s}: expected the shorter pause first, above 0")
+
+
+@dataclass(kw_only=True)
+class CaptureCounts:
+    """What happened so far.
+
+    Attributes:
+        captured: frames that could be read.
+        corrupt: frames that could not.
+        stalls: times that the source hung and its thread was left behind.
+        failures: times that it raised or ended.
+        reconnects: times that frames came again after either.
+    """
+
+    captured: int = 0
+    corrupt: int = 0
+    stalls: int = 0
+    failures: int = 0
+    reconnects: int = 0
+
+
+class Capture:
+    """Reads a source in its own thread into a `LatestFrame`.
+
+    `check` must be called now and then, from any one thread: it is what notices a reader that hangs.
+
+    Args:
+        factory: makes a source, closed; called before each attempt to open it.
+        slot: receives the frames.
+        limits: see `CaptureLimits`.
+        clock: monotonic seconds; that of the source's timestamps.
+        say: is told of faults and of their end, in one line, from any thread.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Source],
+        slot: LatestFrame,
+        *,
+        limits: CaptureLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.limits = limits or CaptureLimits()
+        self.counts = CaptureCounts()
+        self.ended = False
+        self.error: OVSDinoError | None = None
+        self._factory, self._slot, self._clock, self._say = factory, slot, clock, say
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._generation = 0  # a reader of an older one was left behind, and whatever it brings is not wanted
+        self._thread: threading.Thread | None = None
+        self._hung: list[threading.Thread] = []
+        self._due: float | None = None  # when the step in progress counts as hung; None while nothing can hang
+        self._progress = clock()
+        self._pause = 0.0
+        self._faulty = False
+
+    @property
+    def finished(self) -> bool:
+        """No more frames will come: the end of a file, or `error` says why."""
+        with self._lock:
+            return self.ended or self.error is not None
+
+    def start(self) -> None:
+        """Starts to read."""
+        with self._lock:
+            self._progress = self._clock()
+            self._launch()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """Ends reading; a thread that hangs in a driver is not waited for longer than `timeout` seconds."""
+        self._stop.set()
+        self._slot.close()
+        with self._lock:
+            self._generation += 1
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def check(self, now: float) -> None:
+        """Leaves a hung reader behind and starts another; ends with `error` when the source is given up."""
+        message = ""
+        with self._lock:
+            if self.ended or self.error is not None or self._stop.is_set():
+                return
+            silent = now - self._progress
+            if self.limits.give_up_s is not None and silent > self.limits.give_up_s and self.counts.captured:
+                self.error = SourceError(f"the source gave no frame for {silent:.1f} s and was given up")
+                return
+            if self._due is not None and now > self._due:
+                message = self._leave_behind(silent)
+            elif self._thread is None:
+                self._hung = [thread for thread in self._hung if thread.is_alive()]
+                if len(self._hung) < MAX_HUNG:
+                    self._launch()
+        if message:
+            self._say(message)
+
+    def _leave_behind(self, silent: float) -> str:
+        assert self._thread is not None
+        self._generation += 1
+        self._due = None
+        if not self.counts.captured:
+            self.error = SourceError(f"the source gave no frame within {silent:.1f} s: check that it is connected")
+            return ""
+        self._hung = [thread for thread in (*self._hung, self._thread) if thread.is_alive()]
+        self._thread = None
+        self.counts.stalls += 1
+        self._faulty = True
+        if len(self._hung) < MAX_HUNG:
+            self._launch()
+            return f"the source hangs ({silent:.1f} s without a frame): opening it again"
+        return f"the source hangs in {len(self._hung)} reads: waiting for one of them to return"
+
+    def _launch(self) -> None:
+        self._generation += 1
+        self._thread = threading.Thread(
+            target=self._run, args=(self._generation,), name=f"capture-{self._generation}", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, generation: int) -> None:
+        while self._wait(generation):
+            source: Source | None = None
+            try:
+                source = self._factory()
+                if not self._begin(generation, self.limits.open_s):
+                    return
+                source.open()
+                self._read(source, generation)
+                return
+            except Exception as error:  # whatever a driver raises, the answer is the same: open it again
+                if not self._failed(generation, error, source is None or source.live):
+                    return
+            finally:
+                if source is not None:
+                    with suppress(Exception):
+                        source.close()
+
+    def _wait(self, generation: int) -> bool:
+        """The pause before an attempt; False when this reader is not wanted any more."""
+        with self._lock:
+            if generation != self._generation:
+                return False
+            self._due = None
+            shortest, longest = self.limits.backoff_s
+            pause = self._pause = min(longest, max(shortest, 2 * self._pause)) if self._faulty else 0.0
+        return not self._stop.wait(pause)
+
+    def _begin(self, generation: int, limit_s: float) -> bool:
+        """Says that a step begins that may hang; False when this reader is not wanted any more."""
+        with self._lock:
+            if generation != self._generation or self._stop.is_set():
+                return False
+            self._due = self._clock() + limit_s
+            return True
+
+    def _read(self, source: Source, generation: int) -> None:
+        first, patience = self.limits.open_s, self.limits.stall_s + 2 * source.period_s
+        corrupt = 0
+        while self._begin(generation, first):
+            captured = source.grab()
+            if captured is None:
+                self._end(source, generation)
+                return
+            try:
+                pixels = source.retrieve()
+                _check_pixels(pixels)
+            except Exception as error:  # one damaged frame is no reason to lose the next
+                corrupt += 1
+                with self._lock:
+                    self.counts.corrupt += 1
+                if corrupt >= MAX_CORRUPT and source.live:
+                    raise SourceError(f"{corrupt} damaged frames in a row, the last: {one_line(error)}") from error
+                continue
+            corrupt, first = 0, patience
+            if not self._publish(generation, captured, pixels):
+                return
+
+    def _publish(self, generation: int, captured: float, pixels: np.ndarray) -> bool:
+        with self._lock:
+            if generation != self._generation or self._stop.is_set():
+                return False
+            self._due = None
+            self._pause = 0.0
+            self._progress = self._clock()
+            back, self._faulty = self._faulty, False
+            self.counts.reconnects += back
+            self.counts.captured += 1
+            frame = Frame(self.counts.captured, captured, pixels)
+        if back:
+            self._say("frames again")
+        self._slot.put(frame)
+        return True
+
+    def _end(self, source: Source, generation: int) -> None:
+        if source.live:
+            raise SourceError("the source ended")
+        with self._lock:
+            if generation == self._generation:
+                self.ended = True
+                self._due = None
+                if not self.counts.captured:
+                    self.error = SourceError(
+                        f"no frame could be read ({self.counts.corrupt} damaged): check the file or folder"
+                    )
+
+    def _failed(self, generation: int, error: Exception, live: bool) -> bool:
+        """Takes note of a fault; whether to try again."""
+        with self._lock:
+            if generation != self._generation or self._stop.is_set():
+                return False
+            self._due = None
+            if not live or not self.counts.captured:
+                mend = "" if isinstance(error, OVSDinoError) else f"{type(error).__name__}: "
+                self.error = SourceError(mend + (one_line(error) or "the source failed"))
+                return False
+            self.counts.failures += 1
+            first, self._faulty = not self._faulty, True
+        if first:
+            self._say(f"the source failed ({one_line(error, 160) or type(error).__name__}): opening it again")
+        return True
+
+
+def _check_pixels(pixels: object) -> None:
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or not pixels.size:
+        raise SourceError(f"not a frame of bytes: {type(pixels).__name__}")
+    if not (pixels.ndim == 3 and pixels.shape[2] == 3) and not (pixels.ndim == 2 and pixels.shape[0] % 3 == 0):
+        raise SourceError(f"a frame of {pixels.shape}: expected (H, W, 3) or NV12 (H*3//2, W)")

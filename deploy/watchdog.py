@@ -1,0 +1,144 @@
+"""What a loop with a deadline needs to know of itself: time percentiles in bounded memory, and when to do less."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import deque
+
+from ovsdino.errors import OVSDinoError
+
+__all__ = ["Histogram", "Watchdog"]
+
+
+class Histogram:
+    """Percentiles of any number of durations in 13 kB: counts in bins that grow by 1 %.
+
+    From 0.01 ms to 100 s a percentile is within 0.5 % of the exact one; below and above, at the end bins.
+    """
+
+    LOWEST_MS = 0.01
+    GROWTH = math.log(1.01)
+    BINS = math.ceil(math.log(1e7) / GROWTH) + 1
+
+    def __init__(self) -> None:
+        self._counts = array("q", bytes(8 * self.BINS))
+        self.count = 0
+        self.maximum = 0.0
+
+    def add(self, ms: float) -> None:
+        """Counts one duration, 0 or more."""
+        place = math.floor(math.log(ms / self.LOWEST_MS) / self.GROWTH) if ms > self.LOWEST_MS else 0
+        self._counts[min(place, self.BINS - 1)] += 1
+        self.count += 1
+        self.maximum = max(self.maximum, ms)
+
+    def quantile(self, share: float) -> float | None:
+        """The least duration that `share` (0..1) of all do not exceed; None when there are none."""
+        if not self.count:
+            return None
+        rank = max(1, math.ceil(share * self.count))
+        seen = 0
+        for place, here in enumerate(self._counts):
+            seen += here
+            if seen >= rank:
+                middle = self.LOWEST_MS * math.exp((place + 0.5) * self.GROWTH)
+                return min(middle, self.maximum)
+        raise AssertionError("the counts are fewer than their sum")
+
+    def summary(self) -> dict[str, float] | None:
+        """p50, p95, p99 and the longest, in ms to a microsecond; None when there are none."""
+        if not self.count:
+            return None
+        parts = {f"p{round(100 * share)}": self.quantile(share) or 0.0 for share in (0.5, 0.95, 0.99)}
+        return {name: round(value, 3) for name, value in (*parts.items(), ("max", self.maximum))}
+
+
+class Watchdog:
+    """Chooses among engines, the largest first: a smaller one after too many misses, a larger one when there is room.
+
+    Down: `misses` of the last `window` results were older than the deadline. Up: for `recover_s` seconds nine in ten of
+    the last `window` results took at most `headroom` of the deadline. Whoever comes back up and soon misses again waits
+    twice as long the next time, up to `LONGEST` times `recover_s`, so that the loop does not swing.
+
+    Args:
+        levels: engines to choose from.
+        deadline_ms: age that a result may have.
+        window: results looked at.
+        misses: how many of them may not be late.
+        headroom: share of the deadline, below 1.
+        recover_s: seconds of calm before a larger engine is tried.
+    """
+
+    LONGEST = 16
+
+    def __init__(
+        self,
+        levels: int,
+        deadline_ms: float,
+        *,
+        window: int = 30,
+        misses: int = 5,
+        headroom: float = 0.6,
+        recover_s: float = 5.0,
+    ) -> None:
+        if not deadline_ms > 0:
+            raise OVSDinoError(f"the deadline is {deadline_ms} ms: expected more than 0")
+        if not 1 <= misses <= window:
+            raise OVSDinoError(f"{misses} misses in a window of {window}: expected 1..{window}")
+        if not 0 < headroom < 1:
+            raise OVSDinoError(f"headroom is {headroom}: expected a share of the deadline between 0 and 1")
+        if not recover_s > 0:
+            raise OVSDinoError(f"recover_s is {recover_s}: expected more than 0 seconds")
+        self.deadline_ms = deadline_ms
+        self.level = 0
+        self.degradations = 0
+        self.recoveries = 0
+        self._levels, self._misses = levels, misses
+        self._headroom_ms, self._recover_s = headroom * deadline_ms, recover_s
+        self._recent: deque[float] = deque(maxlen=window)
+        self._calm_since: float | None = None
+        self._climbed: float | None = None
+        self._hold_s = recover_s
+
+    def record(self, age_ms: float, now: float) -> int:
+        """Takes one result's age at `now` (seconds); the engine for the next."""
+        self._recent.append(age_ms)
+        if self.level + 1 < self._levels and sum(age > self.deadline_ms for age in self._recent) >= self._misses:
+            self._descend(now)
+        elif self.level and self._has_room():
+            if self._calm_since is None:
+                self._calm_since = now
+            elif now - self._calm_since >= self._hold_s:
+                self._climb(now)
+        else:
+            self._calm_since = None
+        return self.level
+
+    def fail(self, now: float) -> int:
+        """The engine in use raised: a smaller one if there is one."""
+        if self.level + 1 < self._levels:
+            self._descend(now)
+        return self.level
+
+    def _has_room(self) -> bool:
+        tight = sum(age > self._headroom_ms for age in self._recent)
+        return len(self._recent) == self._recent.maxlen and tight <= len(self._recent) // 10
+
+    def _descend(self, now: float) -> None:
+        soon = self._climbed is not None and now - self._climbed < 2 * self._hold_s
+        self._hold_s = min(2 * self._hold_s, self.LONGEST * self._recover_s) if soon else self._recover_s
+        self.level += 1
+        self.degradations += 1
+        self._fresh_start()
+
+    def _climb(self, now: float) -> None:
+        self.level -= 1
+        self.recoveries += 1
+        self._climbed = now
+        self._fresh_start()
+
+    def _fresh_start(self) -> None:
+        """What one engine took says nothing of another."""
+        self._recent.clear()
+        self._calm_since = None

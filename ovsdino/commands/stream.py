@@ -1,0 +1,200 @@
+"""`ovsdino stream`: a camera or video in, masks in time out, and an account of what was late."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ovsdino.commands.common import ModelOptions, print_json, say
+from ovsdino.errors import OVSDinoError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ovsdino.deploy.sources import SourceOptions
+    from ovsdino.deploy.stream import Engine, Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamCommand:
+    """Segment the newest frame of a camera or video, again and again, and tell what was late.
+
+    With --engine and --bank it needs no torch: that is for robots. With --classes it runs a model of the zoo: that is
+    for a first try. Ctrl-C ends it with the summary.
+    """
+
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
+    """Camera number or /dev/videoN, video file, folder of images, rtsp:// address, or a GStreamer pipeline in quotes
+    that ends in "! appsink"."""
+    engine: Path | None = None
+    """TensorRT engine or ONNX file made by deploy/export_trt.py or deploy/export_onnx.py."""
+    fallback: tuple[Path, ...] = ()
+    """Smaller engines to fall back on when the deadline is missed, the largest first."""
+    bank: tuple[Path, ...] = ()
+    """Text bank made by `ovsdino text`: one for all engines, or one for each, with the same classes."""
+    classes: str | None = None
+    """Without --engine: words, separated by commas, for --model."""
+    model: str = "nano"
+    """Without --engine: the model of the zoo."""
+    device: str | None = None
+    """Without --engine: cpu, cuda or cuda:N. Default: CUDA if there is one."""
+    fps: float | None = None
+    """Frames a second to ask a camera for, or to play a file or folder at. Default: its own, 10 for a folder."""
+    width: int | None = None
+    """Frame width to ask a camera for."""
+    height: int | None = None
+    """Frame height to ask a camera for."""
+    nv12: bool = False
+    """The GStreamer pipeline gives NV12: frames go to the engine without a conversion on the CPU."""
+    every_frame: bool = False
+    """Segment every frame of a file or folder, however long it takes."""
+    frames: int | None = None
+    """End after so many results."""
+    seconds: float | None = None
+    """End so many seconds after the first frame."""
+    deadline_ms: float | None = None
+    """Age of a frame, when its labels are there, beyond which they are stale."""
+    window: int = 30
+    """Results that the watchdog looks back at."""
+    misses: int = 5
+    """Stale results among them at which it falls back to a smaller engine."""
+    headroom: float = 0.6
+    """Share of the deadline that results must keep within before it tries the larger engine again."""
+    recover: float = 5.0
+    """Seconds that they must do so; doubled each time the larger engine soon misses again."""
+    stall: float = 2.0
+    """Seconds without a frame after which the source is opened again."""
+    give_up: float | None = None
+    """Seconds without a frame after which it ends with an error. Default: it tries for ever."""
+    report: float = 5.0
+    """Seconds between two lines of figures on stderr."""
+    output: Path | None = None
+    """Write overlays: a folder, or a video file (.mp4, .mkv, .avi). Those that come too fast are left out."""
+    json: bool = False
+    """Print one JSON object on stdout at the end."""
+
+    def run(self) -> int:
+        from ovsdino.deploy.stream import describe, stop_on_signals
+
+        stream, names = self._stream()
+        with self._writer(names) as writer, stop_on_signals(stream.stop):
+            summary = stream.run(writer) if writer is not None else stream.run()
+        summary = {"source": self.source, **summary}
+        if writer is not None:
+            summary["output"] = {"path": str(self.output), "written": writer.written, "left_out": writer.left_out}
+        if self.json:
+            print_json(summary)
+        else:
+            print(describe(summary), flush=True)
+        if "error" in summary:
+            say(f"error: {summary['error']}")
+        return 2 if "error" in summary else 0
+
+    def _stream(self) -> tuple[Stream, tuple[str, ...]]:
+        from ovsdino.deploy.capture import Capture, CaptureLimits, LatestFrame
+        from ovsdino.deploy.sources import make_source
+        from ovsdino.deploy.stream import Stream
+        from ovsdino.deploy.watchdog import Watchdog
+
+        watchdog = None
+        if self.deadline_ms is not None:
+            watchdog = Watchdog(
+                1 + len(self.fallback),
+                self.deadline_ms,
+                window=self.window,
+                misses=self.misses,
+                headroom=self.headroom,
+                recover_s=self.recover,
+            )
+        elif self.fallback:
+            raise OVSDinoError("--fallback without --deadline-ms: say what is too late, in milliseconds")
+        limits = CaptureLimits(stall_s=self.stall, give_up_s=self.give_up)
+        factory = make_source(self.source, self._source_options())
+        engines, names = self._engines()
+        slot = LatestFrame(keep_all=self.every_frame)
+        capture = Capture(factory, slot, limits=limits, say=say)
+        stream = Stream(
+            capture,
+            slot,
+            engines,
+            watchdog=watchdog,
+            frames=self.frames,
+            seconds=self.seconds,
+            report_s=self.report,
+            say=say,
+        )
+        return stream, names
+
+    def _source_options(self) -> SourceOptions:
+        from ovsdino.deploy.sources import SourceOptions
+
+        return SourceOptions(
+            fps=self.fps, width=self.width, height=self.height, keep_all=self.every_frame, nv12=self.nv12
+        )
+
+    def _engines(self) -> tuple[list[Engine], tuple[str, ...]]:
+        """The engines, the largest first, and the classes of all."""
+        from ovsdino.deploy.stream import Engine
+
+        if self.engine is None:
+            if self.classes is None:
+                raise OVSDinoError("give --engine FILE --bank FILE, or --classes WORDS for a model of the zoo")
+            if self.fallback or self.bank:
+                raise OVSDinoError("--fallback and --bank go with --engine FILE")
+            segmenter = _ZooSegmenter(ModelOptions(model=self.model, device=self.device), self.classes)
+            return [Engine(self.model, segmenter)], segmenter.names
+        if self.classes is not None:
+            raise OVSDinoError("--classes without effect: an engine's classes are in its --bank (see `ovsdino text`)")
+        files = (self.engine, *self.fallback)
+        if len(self.bank) not in (1, len(files)):
+            raise OVSDinoError(
+                f"{len(self.bank)} text banks for {len(files)} engines: expected --bank with 1, or one each"
+            )
+        from ovsdino.deploy.bank import TextBank
+        from ovsdino.deploy.trt_runtime import EdgeSegmenter
+
+        loaded = [TextBank.load(path) for path in self.bank]
+        banks = loaded * len(files) if len(loaded) == 1 else loaded
+        names = tuple(banks[0].names)
+        for path, bank in zip(self.bank, loaded, strict=True):
+            if tuple(bank.names) != names:
+                raise OVSDinoError(
+                    f"{path}: other classes than {self.bank[0]}: all engines must name the same, in order"
+                )
+        engines = [
+            Engine(
+                path.name if path.name not in {other.name for other in files[:place]} else str(path),
+                EdgeSegmenter(path, bank),
+                nv12=self.nv12,
+            )
+            for place, (path, bank) in enumerate(zip(files, banks, strict=True))
+        ]
+        return engines, names
+
+    def _writer(self, names: tuple[str, ...]) -> Any:
+        if self.output is None:
+            return nullcontext()
+        from ovsdino.deploy.sources import playing_rate
+        from ovsdino.deploy.stream_output import OverlayWriter
+
+        return OverlayWriter(
+            self.output, names, fps=playing_rate(self.source, self._source_options()), keep_all=self.every_frame
+        )
+
+
+class _ZooSegmenter:
+    """A torch model behind the same call as `EdgeSegmenter`."""
+
+    def __init__(self, options: ModelOptions, classes: str) -> None:
+        from ovsdino.vocabulary import Vocabulary
+
+        self._vocabulary = Vocabulary.of(classes)
+        self._segmenter = options.load()
+        self.names = self._vocabulary.names
+
+    def segment(self, image: np.ndarray) -> Any:
+        return self._segmenter.segment(image, self._vocabulary, scores=False)
