@@ -27,6 +27,7 @@ from ovsdino.commands.probe import ProbeLayers
 from ovsdino.commands.report import Report
 from ovsdino.commands.segment import Segment
 from ovsdino.commands.stream import StreamCommand
+from ovsdino.commands.text import Text
 from ovsdino.commands.train import Train
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.vocabulary import DEFAULT_BACKGROUND
@@ -35,6 +36,7 @@ Command = (
     Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[StreamCommand, tyro.conf.subcommand("stream")]
+    | Annotated[Text, tyro.conf.subcommand("text")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Train, tyro.conf.subcommand("train")]
@@ -43,7 +45,7 @@ Command = (
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
-COMMANDS = ("segment", "eval", "stream", "data", "report", "train", "ablate", "probe", "models", "doctor")
+COMMANDS = ("segment", "eval", "stream", "text", "data", "report", "train", "ablate", "probe", "models", "doctor")
 DESCRIPTION = "Open-vocabulary segmentation: an image and words in, a mask for each word out."
 EXAMPLE = 'ovsdino segment street.jpg --classes "road, car, sky"'
 

@@ -21,7 +21,7 @@ from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.zoo import create_model
 from ovsdino.ops import preprocess, upsample_argmax
 from ovsdino.results import Segmentation
-from ovsdino.vocabulary import DEFAULT_BACKGROUND, Classes, Vocabulary
+from ovsdino.vocabulary import DEFAULT_BACKGROUND, Classes, Vocabulary, background_threshold
 
 __all__ = ["DEFAULT_BACKGROUND", "Clock", "Segmenter", "load", "segment"]
 
@@ -172,7 +172,7 @@ class Segmenter:
         scores: bool,
     ) -> list[Segmentation]:
         vocabulary = Vocabulary.of(classes)
-        threshold = _threshold(background, len(vocabulary))
+        threshold = background_threshold(background, len(vocabulary))
         step = self._window_stride(window, stride)
         groups: OrderedDict[tuple[int, int], list[int]] = OrderedDict()
         clocks = [Clock(self.device) for _ in images]
@@ -371,17 +371,6 @@ def _label(
 
 def _as_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
-
-
-def _threshold(background: float | bool | None, classes: int) -> float | None:
-    if background is None or background is False:
-        return None
-    value = DEFAULT_BACKGROUND if background is True else float(background)
-    if not 0.0 < value < 1.0:
-        raise OVSDinoError(f"background is {value:g}: expected a probability between 0 and 1")
-    if classes < 2:
-        raise OVSDinoError("background needs two classes or more: the probability of a single one is always 1")
-    return value
 
 
 def _autocast_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from ovsdino.errors import OVSDinoError
 
-__all__ = ["DEFAULT_BACKGROUND", "MAX_CLASSES", "MAX_NAME_LENGTH", "Classes", "Vocabulary"]
+__all__ = ["DEFAULT_BACKGROUND", "MAX_CLASSES", "MAX_NAME_LENGTH", "Classes", "Vocabulary", "background_threshold"]
 
 DEFAULT_BACKGROUND = 0.5  # max-softmax below this is background when no threshold is given
 MAX_CLASSES = 32_767  # labels are at most int16
@@ -69,6 +69,26 @@ class Vocabulary:
                 raise OVSDinoError(f"class {name!r} is given twice; remove one (case and spaces do not count)")
             seen[key] = name
         return cls(names, tuple(_texts(name, words) for name, (_, words) in zip(names, entries, strict=True)))
+
+
+def background_threshold(background: float | bool | None, classes: int) -> float | None:
+    """The probability below which a pixel is background, or None for no background.
+
+    Args:
+        background: the user's number; True stands for `DEFAULT_BACKGROUND`, None and False for no background.
+        classes: how many classes there are.
+
+    Raises:
+        OVSDinoError: not within 0..1, or a single class.
+    """
+    if background is None or background is False:
+        return None
+    value = DEFAULT_BACKGROUND if background is True else float(background)
+    if not 0.0 < value < 1.0:
+        raise OVSDinoError(f"background is {value:g}: expected a probability between 0 and 1")
+    if classes < 2:
+        raise OVSDinoError("background needs two classes or more: the probability of a single one is always 1")
+    return value
 
 
 def _first(entry: object) -> object:

@@ -12,10 +12,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import ClassVar
 
 import torch
+
+from ovsdino.native import native, native_error
 
 log = logging.getLogger("ovsdino.ops")
 
@@ -49,23 +50,6 @@ OP_BACKENDS: dict[str, dict[str, Needs]] = {
     "preprocess": {"cuda": NATIVE_CUDA, "cpu": Needs(device="cpu"), "reference": ANYWHERE},
 }
 
-
-# Version of the functions in csrc/bindings.cpp; a module of another version is a stale build.
-NATIVE_VERSION = 6
-
-
-def _load_native() -> tuple[ModuleType | None, str]:
-    try:
-        from ovsdino import _C
-    except ImportError as error:
-        return None, str(error)
-    found = getattr(_C, "VERSION", 0)
-    if found != NATIVE_VERSION:
-        return None, f"it is of version {found}, these sources need {NATIVE_VERSION}"
-    return _C, ""
-
-
-native, native_error = _load_native()
 has_triton: bool = importlib.util.find_spec("triton") is not None
 native_cuda: bool = native is not None and bool(native.build_info()["cuda"])
 if native is None:

@@ -1,0 +1,72 @@
+"""An exported graph on the CPU through ONNX Runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ovsdino.deploy.postprocess import upsample_argmax
+from ovsdino.deploy.preprocess import preprocess
+from ovsdino.deploy.sidecar import Sidecar
+from ovsdino.deploy.stages import Stages
+from ovsdino.errors import OVSDinoError, one_line
+
+__all__ = ["OnnxGraph"]
+
+
+class OnnxGraph:
+    """The graph, its input buffer and its text bank.
+
+    Args:
+        data: the .onnx file's content, already checked.
+        sidecar: what it is.
+        threads: of the network and of the label kernel.
+
+    Raises:
+        OVSDinoError: ONNX Runtime is missing, refuses the graph, or finds other inputs than the sidecar says.
+    """
+
+    def __init__(self, data: bytes, sidecar: Sidecar, threads: int) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise OVSDinoError(f"{sidecar.file}: ONNX Runtime is missing: pip install onnxruntime") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; its warnings are about the graph optimiser's own choices
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own exception types derive from Exception alone
+            raise OVSDinoError(f"{sidecar.file}: ONNX Runtime refuses it: {one_line(error, 200)}") from error
+        shapes = {value.name: list(value.shape) for value in self._session.get_inputs()}
+        expected = list(sidecar.input)
+        if set(shapes) != {"image", "text"} or shapes["image"][1:] != expected[1:]:
+            raise OVSDinoError(f"{sidecar.file}: its inputs are {shapes}, its sidecar says image {expected} and text")
+        self._sidecar = sidecar
+        self._threads = threads
+        self._image = np.empty(sidecar.input, np.float32)
+        self._text = np.empty((0, sidecar.embed_dim), np.float32)
+
+    def set_text(self, text: np.ndarray) -> None:
+        """Takes another text bank, (K, D) float32."""
+        self._text = text
+
+    def infer(self, image: np.ndarray) -> np.ndarray:
+        """(B, 3, H, W) float32, normalised -> logits (B, K, h, w) float32."""
+        return self._session.run(["logits"], {"image": image, "text": self._text})[0]
+
+    def run(
+        self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, stages: Stages
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Camera pixels (RGB or NV12) to labels and confidence of `size`."""
+        with stages("preprocess"):
+            shape = (self._sidecar.input[2], self._sidecar.input[3])
+            preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=self._image[0])
+        with stages("encode"):
+            logits = self.infer(self._image)
+        with stages("postprocess"):
+            return upsample_argmax(logits[0], size, threshold, confidence=confidence, threads=self._threads)
+
+    def close(self) -> None:
+        """Frees the session."""
+        del self._session

@@ -1,0 +1,48 @@
+"""`ovsdino text`: words in, a text bank for an exported model out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovsdino.commands.common import ModelOptions, print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(ModelOptions):
+    """Write the text bank of a class list, which an exported model takes beside the image."""
+
+    classes: str
+    """Words, separated by commas; "car|automobile" averages two words for one class."""
+    output: Path = Path("bank.safetensors")
+    """File to write."""
+    json: bool = False
+    """Print one JSON object on stdout."""
+
+    def run(self) -> int:
+        from ovsdino.deploy.bank import TextBank
+        from ovsdino.hub import weights_digest
+        from ovsdino.vocabulary import Vocabulary
+
+        vocabulary = Vocabulary.of(self.classes)
+        segmenter = self.load()
+        bank = TextBank(
+            names=vocabulary.names,
+            text=segmenter.encode_text(vocabulary).cpu().numpy(),
+            model=segmenter.name,
+            weights=weights_digest(segmenter.model),
+        )
+        path = bank.save(self.output)
+        if self.json:
+            print_json(
+                {
+                    "output": str(path),
+                    "model": bank.model,
+                    "weights": bank.weights,
+                    "classes": list(bank.names),
+                    "shape": list(bank.text.shape),
+                }
+            )
+        else:
+            print(f"{path}: {len(bank)} classes of {bank.model}: {', '.join(bank.names)}")
+        return 0
