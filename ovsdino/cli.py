@@ -22,6 +22,7 @@ from ovsdino.commands.common import print_json, say
 from ovsdino.commands.data import Data
 from ovsdino.commands.doctor import Doctor
 from ovsdino.commands.eval import Eval
+from ovsdino.commands.masks import Masks
 from ovsdino.commands.models import Models
 from ovsdino.commands.probe import ProbeLayers
 from ovsdino.commands.report import Report
@@ -39,13 +40,27 @@ Command = (
     | Annotated[Text, tyro.conf.subcommand("text")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Masks, tyro.conf.subcommand("masks")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Ablate, tyro.conf.subcommand("ablate")]
     | Annotated[ProbeLayers, tyro.conf.subcommand("probe")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
-COMMANDS = ("segment", "eval", "stream", "text", "data", "report", "train", "ablate", "probe", "models", "doctor")
+COMMANDS = (
+    "segment",
+    "eval",
+    "stream",
+    "text",
+    "data",
+    "report",
+    "masks",
+    "train",
+    "ablate",
+    "probe",
+    "models",
+    "doctor",
+)
 DESCRIPTION = "Open-vocabulary segmentation: an image and words in, a mask for each word out."
 EXAMPLE = 'ovsdino segment street.jpg --classes "road, car, sky"'
 

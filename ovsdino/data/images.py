@@ -1,4 +1,4 @@
-"""Images alone, from folders and zips, for training that reads no label."""
+"""Images alone, from folders and zips, for work that reads no label."""
 
 from __future__ import annotations
 
@@ -14,38 +14,62 @@ from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.imageio import FORMATS, SUFFIXES, load_image
 
 
-def open_images(sources: Sequence[str | Path]) -> Iterator[np.ndarray]:
-    """Every image of folders and zips, in the order of their names.
+class ImageSource:
+    """The images of a folder (and the folders in it) or of a zip.
 
-    Where a source has a folder `images`, only what lies in it is read: labels are images as well.
+    Where it has a folder `images`, only what lies in that is taken: labels are images as well.
 
-    Yields:
-        (H, W, 3) uint8.
+    Args:
+        source: the folder or zip.
+
+    Attributes:
+        names: paths within the source, sorted.
 
     Raises:
-        OVSDinoError: a source is missing, holds no image, or an image cannot be read.
+        OVSDinoError: no such folder or zip, or no image in it.
     """
-    for source in map(Path, sources):
-        if source.is_dir():
-            files = [str(path.relative_to(source)) for path in source.rglob("*")]
-            for name in _chosen(source, files):
-                yield load_image(source / name)
-        elif zipfile.is_zipfile(source):
-            with zipfile.ZipFile(source) as archive:
-                for name in _chosen(source, archive.namelist()):
-                    try:
-                        with Image.open(io.BytesIO(archive.read(name)), formats=FORMATS) as picture:
-                            image = load_image(picture)
-                    except Exception as error:  # decoders raise whatever a broken byte leads to
-                        raise OVSDinoError(f"{source}: cannot read {name}: {one_line(error, 120)}") from error
-                    yield image
+
+    def __init__(self, source: str | Path) -> None:
+        self.source = Path(source)
+        if self.source.is_dir():
+            names = [path.relative_to(self.source).as_posix() for path in self.source.rglob("*")]
+        elif zipfile.is_zipfile(self.source):
+            with zipfile.ZipFile(self.source) as archive:
+                names = archive.namelist()
         else:
             raise OVSDinoError(f"{source}: not a folder or zip of images")
+        found = sorted(name for name in names if name.lower().endswith(SUFFIXES))
+        if not found:
+            raise OVSDinoError(f"{source}: no image in it (looked for {', '.join(SUFFIXES)})")
+        self.names = [name for name in found if "images" in PurePosixPath(name).parts[:-1]] or found
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, name: str) -> np.ndarray:
+        """(H, W, 3) uint8.
+
+        Raises:
+            OVSDinoError: the image cannot be read.
+        """
+        if self.source.is_dir():
+            return load_image(self.source / name)
+        try:
+            with (
+                zipfile.ZipFile(self.source) as archive,
+                Image.open(io.BytesIO(archive.read(name)), formats=FORMATS) as picture,
+            ):
+                return load_image(picture)
+        except Exception as error:  # decoders raise whatever a broken byte leads to
+            raise OVSDinoError(f"{self.source}: cannot read {name}: {one_line(error, 120)}") from error
 
 
-def _chosen(source: Path, names: Sequence[str]) -> list[str]:
-    found = sorted(name for name in names if name.lower().endswith(SUFFIXES))
-    below = [name for name in found if "images" in PurePosixPath(name).parts[:-1]]
-    if not found:
-        raise OVSDinoError(f"{source}: no image in it (looked for {', '.join(SUFFIXES)})")
-    return below or found
+def open_images(sources: Sequence[str | Path]) -> Iterator[np.ndarray]:
+    """Every image of several sources, (H, W, 3) uint8, one after the other.
+
+    Raises:
+        OVSDinoError: see `ImageSource`.
+    """
+    for source in map(ImageSource, sources):
+        for name in source.names:
+            yield source.read(name)
