@@ -16,7 +16,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,21 +36,21 @@ POLL_S = 0.05  # how often an idle loop looks at the source
 class Segments(Protocol):
     """What `EdgeSegmenter` is to this loop: anything that labels an image."""
 
-    def segment(self, image: np.ndarray) -> Any:
+    def segment(self, image: np.ndarray, **options: Any) -> Any:
         """(H, W, 3) uint8 RGB -> an object with `labels` (H, W)."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A segmenter and the name to report it by."""
+    """A segmenter, the name to report it by, and options that its `segment` takes with every frame."""
 
     name: str
     segmenter: Segments
-    nv12: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def segment(self, pixels: np.ndarray) -> Any:
         """Labels one frame."""
-        return self.segmenter.segment(pixels, nv12=True) if self.nv12 else self.segmenter.segment(pixels)  # type: ignore[call-arg]
+        return self.segmenter.segment(pixels, **self.options)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -42,6 +42,8 @@ class StreamCommand:
     """Without --engine: the model of the zoo."""
     device: str | None = None
     """Without --engine: cpu, cuda or cuda:N. Default: CUDA if there is one."""
+    background: Annotated[float | None, tyro.conf.arg(metavar="[T]")] = None
+    """Leave pixels less certain than T (0..1, 0.5 if no number follows) unlabelled."""
     fps: float | None = None
     """Frames a second to ask a camera for, or to play a file or folder at. Default: its own, 10 for a folder."""
     width: int | None = None
@@ -145,7 +147,8 @@ class StreamCommand:
                 raise OVSDinoError("give --engine FILE --bank FILE, or --classes WORDS for a model of the zoo")
             if self.fallback or self.bank:
                 raise OVSDinoError("--fallback and --bank go with --engine FILE")
-            segmenter = _ZooSegmenter(ModelOptions(model=self.model, device=self.device), self.classes)
+            options = ModelOptions(model=self.model, device=self.device)
+            segmenter = _ZooSegmenter(options, self.classes, self.background)
             return [Engine(self.model, segmenter)], segmenter.names
         if self.classes is not None:
             raise OVSDinoError("--classes without effect: an engine's classes are in its --bank (see `ovsdino text`)")
@@ -165,14 +168,11 @@ class StreamCommand:
                 raise OVSDinoError(
                     f"{path}: other classes than {self.bank[0]}: all engines must name the same, in order"
                 )
-        engines = [
-            Engine(
-                path.name if path.name not in {other.name for other in files[:place]} else str(path),
-                EdgeSegmenter(path, bank),
-                nv12=self.nv12,
-            )
-            for place, (path, bank) in enumerate(zip(files, banks, strict=True))
-        ]
+        settings = {"nv12": self.nv12, "confidence": False}
+        engines: list[Engine] = []
+        for path, bank in zip(files, banks, strict=True):
+            name = str(path) if path.name in {engine.name for engine in engines} else path.name
+            engines.append(Engine(name, EdgeSegmenter(path, bank, background=self.background), settings))
         return engines, names
 
     def _writer(self, names: tuple[str, ...]) -> Any:
@@ -189,12 +189,13 @@ class StreamCommand:
 class _ZooSegmenter:
     """A torch model behind the same call as `EdgeSegmenter`."""
 
-    def __init__(self, options: ModelOptions, classes: str) -> None:
+    def __init__(self, options: ModelOptions, classes: str, background: float | None) -> None:
         from ovsdino.vocabulary import Vocabulary
 
         self._vocabulary = Vocabulary.of(classes)
+        self._background = background
         self._segmenter = options.load()
         self.names = self._vocabulary.names
 
     def segment(self, image: np.ndarray) -> Any:
-        return self._segmenter.segment(image, self._vocabulary, scores=False)
+        return self._segmenter.segment(image, self._vocabulary, background=self._background, scores=False)

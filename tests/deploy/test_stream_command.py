@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 
 from ovsdino import cli
-from ovsdino.deploy.capture import Frame
+from ovsdino.deploy.capture import Capture, Frame, LatestFrame
 from ovsdino.deploy.sources import Pace, SourceOptions, make_source, playing_rate
-from ovsdino.deploy.stream import StreamResult
+from ovsdino.deploy.stream import Engine, Stream, StreamResult
 from ovsdino.deploy.stream_output import STALE_COLOUR, OverlayWriter, overlay
+from ovsdino.deploy.trt_runtime import EdgeSegmenter
 from ovsdino.errors import OVSDinoError
+from tests.deploy import tiny
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
 
@@ -213,6 +215,63 @@ def test_the_command_segments_every_frame_of_a_folder_with_a_model_of_the_zoo(fo
     assert (summary["frames"], summary["dropped"], summary["stale"], summary["size_changes"]) == (4, 0, 0, 1)
     assert summary["engines"] == {"nano": 4} and summary["output"]["written"] == 4
     assert Image.open(out / "00000004.jpg").size == (64, 36)
+
+
+BLOCK = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "timm", "open_clip", "cv2"):
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """Two graphs and the bank of both."""
+    place = tmp_path / "exported"
+    place.mkdir()
+    tiny.graph(place / "large.onnx")
+    tiny.graph(place / "small.onnx")
+    tiny.bank("road", "car", "sky").save(place / "bank.safetensors")
+    return place
+
+
+def test_an_exported_model_and_its_stand_in_run_without_torch_or_opencv(folder, exported):
+    large, small, bank = (str(exported / name) for name in ("large.onnx", "small.onnx", "bank.safetensors"))
+    arguments = ["stream", str(folder), "--engine", large, "--fallback", small, "--bank", bank, "--every-frame"]
+    arguments += ["--deadline-ms", "0.0001", "--misses", "2", "--output", str(folder / "out"), "--json"]
+    code = f"{BLOCK}import ovsdino.cli\nsys.exit(ovsdino.cli.main({arguments!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["engines"] == {"large.onnx": 2, "small.onnx": 2}
+    assert (summary["stale"], summary["degradations"]) == (4, 1)  # no deadline of a tenth of a microsecond can be met
+    assert "results are late: large.onnx -> small.onnx" in done.stderr
+    assert len(list((folder / "out").iterdir())) == 4
+
+
+def test_the_labels_of_the_loop_are_those_of_the_segmenter(folder, exported):
+    segmenter = EdgeSegmenter(exported / "large.onnx", exported / "bank.safetensors", threads=1)
+    slot, results = LatestFrame(keep_all=True), []
+    capture = Capture(make_source(str(folder), FAST), slot)
+    Stream(capture, slot, [Engine("large", segmenter, {"confidence": False})]).run(results.append)
+    assert len(results) == 4
+    for one, path in zip(results, sorted(folder.glob("*.png")), strict=True):
+        np.testing.assert_array_equal(one.labels, segmenter.segment(path).labels)
+
+
+def test_banks_of_other_classes_or_another_model_are_refused(folder, exported, capsys):
+    tiny.bank("road", "sky").save(exported / "other.safetensors")
+    tiny.bank("road", "car", "sky", weights="1" * 64).save(exported / "foreign.safetensors")
+    engines = ["--engine", str(exported / "large.onnx"), "--fallback", str(exported / "small.onnx")]
+    for second, message in (("other", "other classes than"), ("foreign", "made for other weights")):
+        banks = [str(exported / f"{name}.safetensors") for name in ("bank", second)]
+        code, answer, _ = run(capsys, str(folder), *engines, "--bank", *banks, "--deadline-ms", "50")
+        assert code == 2 and message in answer["error"], answer
 
 
 @pytest.mark.parametrize(
