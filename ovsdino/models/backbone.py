@@ -84,6 +84,14 @@ class Backbone(nn.Module):
             raise OVSDinoError(f"{path}: not the weights of {name} ({one_line(error, 100)})") from error
         hub.load_state(self.vit, state, f"{path} ({name})")
 
+    def fix_size(self, height: int, width: int) -> None:
+        """Resamples the positions to one input size for good, in place: an exported graph has no bicubic resize."""
+        if self.vit.pos_embed is None:
+            return  # DINOv3 rotates by angles that are constants once the size is
+        self.vit.set_input_size((height, width))
+        self.vit.dynamic_img_size = False
+        self.vit.patch_embed.flatten = True
+
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """image (B, 3, H, W), H and W multiples of the patch size -> F (B, D, h, w) and the taps, each (B, D, h, w)."""
         return self.with_taps(image, self.config.taps)

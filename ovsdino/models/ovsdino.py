@@ -65,8 +65,7 @@ class Decoder(nn.Module):
 
     def refine(self, coarse: Tensor, guide: Tensor, text: Tensor) -> Tensor:
         """Coarse logits (B, K, h, w), guide (B, C, 4h, 4w), text rows (K, D) -> (B, K, 4h, 4w), all in logit units."""
-        h, w = coarse.shape[-2:]
-        fine = F.interpolate(coarse, (4 * h, 4 * w), mode="bilinear", align_corners=False)
+        fine = F.interpolate(coarse, scale_factor=4.0, mode="bilinear", align_corners=False)
         if self.config.guided:
             affinity = self.affinity(guide)
             sharp = guided_upsample(coarse, F.avg_pool2d(affinity, 4), affinity, F.softplus(self.beta))

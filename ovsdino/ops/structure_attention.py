@@ -27,7 +27,8 @@ def structure_attention(
 ) -> Tensor:
     """o_i = g_i sum_j softmax_j(scale q_i.k_j - lam_m |e_i - e_j|^2) v_j.
 
-    "sdpa" and "reference" run as plain PyTorch, so autograd, autocast, `torch.compile` and exporters see ordinary ops.
+    "sdpa" and "reference" run as plain PyTorch, so autograd, autocast and `torch.compile` see ordinary ops; exporters
+    are given `structure_attention_explicit`, whatever the backend.
     "triton" and "cuda" are opaque ops; inside an autocast region q, k, v and gate are cast as for SDPA. The backward of
     "cuda" is that of "triton", or of "sdpa" where there is no Triton; it keeps nothing but the inputs.
     ``torch.ops.ovsdino.structure_attention`` is any backend as one such op.
@@ -49,6 +50,8 @@ def structure_attention(
     """
     _check(q, k, v, e, lam, gate)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return structure_attention_explicit(q, k, v, e, lam, gate, scale)
     return _run(_resolved(q), False, q, k, v, e, lam, gate, scale)
 
 
@@ -113,6 +116,20 @@ def structure_attention_folded(
     out = F.scaled_dot_product_attention(folded_q, folded_k, values, scale=1.0)
     if dv != width:
         out = out[..., :dv]
+    return out if gate is None else out * gate.unsqueeze(-1).to(out.dtype)
+
+
+def structure_attention_explicit(
+    q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float
+) -> Tensor:
+    """The folded form as MatMul, Softmax, MatMul, the scale inside q: what TensorRT fuses into one attention kernel.
+
+    Shapes as `structure_attention`. Exporters' own decompositions of scaled_dot_product_attention scale q and k by
+    square roots or leave the scale to the consumer; published exports of that form have gone wrong in float16.
+    """
+    width = -(-(q.shape[-1] + e.shape[-1] + 1) // 8) * 8
+    folded_q, folded_k = fold(q, k, e, lam, scale, width)
+    out = (folded_q @ folded_k.transpose(-2, -1)).softmax(-1) @ v
     return out if gate is None else out * gate.unsqueeze(-1).to(out.dtype)
 
 
