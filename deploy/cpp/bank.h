@@ -1,0 +1,38 @@
+// Text banks (deploy/bank.py writes them) and sidecars (deploy/sidecar.py): read strictly, checked before anything is
+// deserialised. Every function throws std::runtime_error with one line that names the file.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ovsdino::edge {
+
+struct TextBank {
+  std::vector<std::string> names;  // K
+  std::vector<float> text;         // (K, columns), rows of length one
+  int64_t columns = 0;
+  std::string model, weights;
+};
+
+struct Sidecar {
+  std::string file, sha256, model, backend, version, target, weights;
+  int64_t bytes = 0, embed_dim = 0;
+  std::array<int64_t, 4> input{};    // batch, 3, height, width
+  std::array<int64_t, 2> classes{};  // least, most
+  std::array<double, 3> mean{}, std{};
+};
+
+TextBank read_bank(const std::string& path);
+
+// The sidecar `<model_path>.json`.
+Sidecar read_sidecar(const std::string& model_path);
+
+// The bank belongs to these weights, and its K and columns are what the graph takes.
+void check_bank(const Sidecar& sidecar, const TextBank& bank);
+
+// The file's content, of the size and the SHA-256 that the sidecar says.
+std::vector<uint8_t> read_checked(const std::string& model_path, const Sidecar& sidecar);
+
+}  // namespace ovsdino::edge

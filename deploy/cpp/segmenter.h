@@ -1,0 +1,74 @@
+// An exported model with a vocabulary: an image in, a label for each pixel out. The C++ twin of EdgeSegmenter in
+// deploy/trt_runtime.py, with the same checks in the same order and, on the CPU, the same labels.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bank.h"
+#include "files.h"
+
+namespace ovsdino::edge {
+
+struct Labels {
+  int64_t height = 0, width = 0;
+  std::vector<int32_t> values;                            // (height, width): index of the name, K for background
+  std::vector<std::pair<std::string, double>> stages_ms;  // preprocess, encode, postprocess
+};
+
+// A graph on its device. Implemented in graph_onnxruntime.cpp and graph_tensorrt.cpp.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+  virtual void set_text(const TextBank& bank) = 0;
+  virtual Labels run(const Image& image, std::optional<float> threshold) = 0;
+};
+
+struct Options {
+  int threads = 1;                  // of the CPU
+  std::optional<float> background;  // pixels less sure than this get the label K
+  int device = 0;                   // index of the CUDA device
+};
+
+class Segmenter {
+ public:
+  // Throws std::runtime_error with one line: a file is missing, changed, damaged or for another model, device or
+  // version, or this build has no runtime for it.
+  Segmenter(const std::string& model_path, TextBank bank, const Options& options);
+
+  // Swaps the vocabulary; a refused bank leaves the old one in use.
+  void set_bank(TextBank bank);
+
+  Labels segment(const Image& image) { return graph_->run(image, options_.background); }
+
+  const TextBank& bank() const { return bank_; }
+
+ private:
+  void check(const TextBank& bank) const;
+
+  Sidecar sidecar_;
+  Options options_;
+  TextBank bank_;
+  std::unique_ptr<Graph> graph_;
+};
+
+// The labels of logits (classes, in_h, in_w) by the kernel of csrc on the CPU.
+std::vector<int32_t> label(const float* logits, int64_t classes, int64_t in_h, int64_t in_w, int64_t height,
+                           int64_t width, std::optional<float> threshold, int threads);
+
+#ifdef OVSDINO_WITH_ONNXRUNTIME
+std::unique_ptr<Graph> make_onnxruntime_graph(const std::vector<uint8_t>& data, const Sidecar& sidecar, int threads);
+#endif
+
+#ifdef OVSDINO_WITH_TENSORRT
+// What this machine has, for comparison with the sidecar: "10.3.0" and "sm87".
+std::string tensorrt_version();
+std::string device_sm(int device);
+std::unique_ptr<Graph> make_tensorrt_graph(const std::vector<uint8_t>& data, const Sidecar& sidecar, int device);
+#endif
+
+}  // namespace ovsdino::edge
