@@ -6,13 +6,15 @@ computed here, so that a model sees the same input with torch and without it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from ovsdino.errors import OVSDinoError
+
+BLOCK = 1 << 16  # sums held at a time
 
 __all__ = ["check_image", "gain_and_shift", "nv12_to_rgb", "preprocess", "resize"]
 
@@ -90,30 +92,45 @@ class _Taps(NamedTuple):
 
 def _columns(image: np.ndarray, taps: _Taps) -> np.ndarray:
     """(H, W * 3) -> (H, w * 3) uint8: gathering bytes takes 2/3 of the time of gathering pixels."""
-    total: np.ndarray | None = None
-    for tap, weights in enumerate(taps.weights):
-        column = np.minimum(taps.start + tap, image.shape[1] // 3 - 1)
-        values = np.take(image, (column[:, None] * 3 + np.arange(3)).ravel(), axis=1)
-        part = values * np.repeat(weights, 3)
-        total = part if total is None else np.add(total, part, out=total)
-    return _rounded(total, taps.bits)
+    last = image.shape[1] // 3 - 1
+    columns = [np.minimum(taps.start + tap, last) for tap in range(len(taps.weights))]
+    indices = [(column[:, None] * 3 + np.arange(3)).ravel() for column in columns]
+    weights = [np.repeat(row, 3) for row in taps.weights]
+    out = np.empty((len(image), len(indices[0])), np.uint8)
+    for rows in _blocks(out.shape):
+        block = image[rows]
+        _combine([np.take(block, index, axis=1) for index in indices], weights, taps.bits, out[rows])
+    return out
 
 
 def _rows(image: np.ndarray, taps: _Taps) -> np.ndarray:
     """(H, w, 3) -> (h, w, 3) uint8."""
-    total: np.ndarray | None = None
-    for tap, weights in enumerate(taps.weights):
-        values = image[np.minimum(taps.start + tap, len(image) - 1)]
-        part = values * weights[:, None, None]
-        total = part if total is None else np.add(total, part, out=total)
-    return _rounded(total, taps.bits)
+    last = len(image) - 1
+    flat = image.reshape(len(image), -1)
+    out = np.empty((len(taps.start), flat.shape[1]), np.uint8)
+    for rows in _blocks(out.shape):
+        sources = [flat[np.minimum(taps.start[rows] + tap, last)] for tap in range(len(taps.weights))]
+        _combine(sources, [row[rows, None] for row in taps.weights], taps.bits, out[rows])
+    return out.reshape(-1, *image.shape[1:])
 
 
-def _rounded(total: np.ndarray | None, bits: int) -> np.ndarray:
-    assert total is not None  # every resize has a tap
+def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows that are worked on at a time: sums of 256 KB stay in the cache, and memory once freed is at hand again.
+
+    Whole images took five times as long, most of it in page faults (960x720 to 464x352: 17 ms, 3.5 in blocks).
+    """
+    step = max(1, BLOCK // shape[1])
+    return (slice(start, start + step) for start in range(0, shape[0], step))
+
+
+def _combine(sources: list[np.ndarray], weights: list[np.ndarray], bits: int, out: np.ndarray) -> None:
+    """out = (sum_k sources[k] * weights[k] + half) >> bits."""
+    total = sources[0] * weights[0]
+    for source, weight in zip(sources[1:], weights[1:], strict=True):
+        total += source * weight
     total += 1 << (bits - 1)
     total >>= bits
-    return total.astype(np.uint8)
+    out[...] = total
 
 
 @lru_cache(maxsize=64)
@@ -161,10 +178,13 @@ def check_image(image: np.ndarray, nv12: bool) -> None:
 def nv12_to_rgb(image: np.ndarray) -> np.ndarray:
     """NV12 (H * 3 // 2, W) uint8 to RGB (H, W, 3) uint8, in float32 as `ovsdino.ops.preprocess.nv12_to_rgb`."""
     height, width = image.shape[0] * 2 // 3, image.shape[1]
-    luma = 1.164383 * (image[:height].astype(np.float32) - 16.0).reshape(height // 2, 2, width // 2, 2)
-    chroma = image[height:].reshape(height // 2, 1, width // 2, 1, 2).astype(np.float32) - 128.0
-    blue, red = chroma[..., 0], chroma[..., 1]
+    luma = image[:height].reshape(height // 2, 2, width // 2, 2)
+    chroma = image[height:].reshape(height // 2, 1, width // 2, 1, 2)
     rgb = np.empty((height // 2, 2, width // 2, 2, 3), np.uint8)
-    for channel, colour in enumerate((1.596027 * red, -0.391762 * blue - 0.812968 * red, 2.017232 * blue)):
-        rgb[..., channel] = np.clip(np.rint(luma + colour), 0, 255)
+    for rows in _blocks((height // 2, 2 * width)):
+        grey = 1.164383 * (luma[rows].astype(np.float32) - 16.0)
+        blue, red = np.moveaxis(chroma[rows].astype(np.float32) - 128.0, -1, 0)
+        for channel, colour in enumerate((1.596027 * red, -0.391762 * blue - 0.812968 * red, 2.017232 * blue)):
+            level = grey + colour
+            rgb[rows, ..., channel] = np.clip(np.rint(level, out=level), 0, 255, out=level)
     return rgb.reshape(height, width, 3)

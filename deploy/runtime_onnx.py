@@ -16,6 +16,9 @@ __all__ = ["OnnxGraph"]
 class OnnxGraph:
     """The graph, its input buffer and its text bank.
 
+    Attributes:
+        least_batch: the smallest B that the graph takes; the largest is the sidecar's.
+
     Args:
         data: the .onnx file's content, already checked.
         sidecar: what it is.
@@ -42,9 +45,11 @@ class OnnxGraph:
         expected = list(sidecar.input)
         if set(shapes) != {"image", "text"} or shapes["image"][1:] != expected[1:]:
             raise OVSDinoError(f"{sidecar.file}: its inputs are {shapes}, its sidecar says image {expected} and text")
+        fixed = isinstance(shapes["image"][0], int)
+        self.least_batch = sidecar.input[0] if fixed else 1
         self._sidecar = sidecar
         self._threads = threads
-        self._image = np.empty(sidecar.input, np.float32)
+        self._image = np.empty((1, *sidecar.input[1:]), np.float32)
         self._text = np.empty((0, sidecar.embed_dim), np.float32)
 
     def set_text(self, text: np.ndarray) -> None:

@@ -79,6 +79,9 @@ def device_sm(device: int) -> str:
 class TensorRTGraph:
     """An engine, its execution context, stream and buffers.
 
+    Attributes:
+        least_batch: the smallest B that the engine takes; the largest is the sidecar's.
+
     Args:
         trt: the module `tensorrt` or `tensorrt_rtx`.
         data: the engine, already checked.
@@ -111,31 +114,25 @@ class TensorRTGraph:
         self._context = _context(trt, self._engine)
         if self._context is None:
             raise OVSDinoError(f"{sidecar.file}: {sidecar.backend} cannot run it; the log says why (often: memory)")
+        self.least_batch = self._batch = self._find_least_batch()
         self._image = _Buffer(cuda, 4 * int(np.prod(sidecar.input)))
         self._text, self._logits = _Buffer(cuda), _Buffer(cuda)
         self._frame, self._labels, self._confidence = _Buffer(cuda), _Buffer(cuda), _Buffer(cuda)
 
     def set_text(self, text: np.ndarray) -> None:
         """Takes another text bank, (K, D) float32: sets shapes and addresses and captures the graph again."""
-        cuda, context = self._cuda, self._context
-        _ok(cuda, cuda.cudaSetDevice(self._device))
+        _ok(self._cuda, self._cuda.cudaSetDevice(self._device))
         self._text.fit(text.nbytes)
         self._text.host[: text.nbytes] = _bytes(text)
         self._text.upload(text.nbytes, self._stream)
-        if not (context.set_input_shape("image", self._sidecar.input) and context.set_input_shape("text", text.shape)):
-            raise OVSDinoError(f"{self._sidecar.file}: the engine refuses a bank of shape {text.shape}")
-        shape = tuple(context.get_tensor_shape("logits"))
-        self._shape = (int(shape[0]), int(shape[1]), int(shape[2]), int(shape[3]))
-        self._logits.fit(4 * int(np.prod(self._shape)))
-        for name, buffer in (("image", self._image), ("text", self._text), ("logits", self._logits)):
-            if not context.set_tensor_address(name, buffer.device):
-                raise OVSDinoError(f"{self._sidecar.file}: the engine refuses an address for {name!r}")
-        self._capture()
+        self._classes = len(text)
+        self._set_shapes(self._batch)
 
     def infer(self, image: np.ndarray) -> np.ndarray:
         """(B, 3, H, W) float32, normalised -> logits (B, K, h, w) float32."""
-        cuda = self._cuda
-        _ok(cuda, cuda.cudaSetDevice(self._device))
+        _ok(self._cuda, self._cuda.cudaSetDevice(self._device))
+        if len(image) != self._batch:
+            self._set_shapes(len(image))
         self._image.host[: image.nbytes] = _bytes(image)
         self._image.upload(image.nbytes, self._stream)
         self._launch()
@@ -151,6 +148,8 @@ class TensorRTGraph:
         """Camera pixels (RGB or NV12) to labels and confidence of `size`; stage times are the device's own."""
         cuda, stream = self._cuda, self._stream
         _ok(cuda, cuda.cudaSetDevice(self._device))
+        if self._batch != 1:
+            self._set_shapes(1)
         pixels = np.ascontiguousarray(pixels)
         labels = np.empty(size, label_dtype(self._shape[1]))
         certainty = np.empty(size, np.float32) if confidence else None
@@ -199,6 +198,27 @@ class TensorRTGraph:
         for name in names:
             if engine.get_tensor_dtype(name) != trt.float32:
                 raise OVSDinoError(f"{self._sidecar.file}: {name} is {engine.get_tensor_dtype(name)}, expected float32")
+
+    def _find_least_batch(self) -> int:
+        batch = self._engine.get_tensor_shape("image")[0]
+        return int(batch if batch > 0 else self._engine.get_tensor_profile_shape("image", 0)[0][0])
+
+    def _set_shapes(self, batch: int) -> None:
+        """Sets shapes and addresses for a batch and the bank that is there, and captures the graph again."""
+        context, sidecar = self._context, self._sidecar
+        text = (self._classes, sidecar.embed_dim)
+        if not (
+            context.set_input_shape("image", (batch, *sidecar.input[1:])) and context.set_input_shape("text", text)
+        ):
+            raise OVSDinoError(f"{sidecar.file}: the engine refuses a batch of {batch} with a bank of shape {text}")
+        shape = context.get_tensor_shape("logits")
+        self._shape = (int(shape[0]), int(shape[1]), int(shape[2]), int(shape[3]))
+        self._logits.fit(4 * int(np.prod(self._shape)))
+        for name, buffer in (("image", self._image), ("text", self._text), ("logits", self._logits)):
+            if not context.set_tensor_address(name, buffer.device):
+                raise OVSDinoError(f"{sidecar.file}: the engine refuses an address for {name!r}")
+        self._batch = batch
+        self._capture()
 
     def _preprocess(self, pixels: np.ndarray, size: tuple[int, int]) -> None:
         assert native is not None  # checked in __init__

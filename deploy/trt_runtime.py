@@ -32,6 +32,8 @@ __all__ = ["EdgeResult", "EdgeSegmenter"]
 class Graph(Protocol):
     """A graph on its device: `OnnxGraph` or `TensorRTGraph`."""
 
+    least_batch: int
+
     def set_text(self, text: np.ndarray) -> None: ...
 
     def infer(self, image: np.ndarray) -> np.ndarray: ...
@@ -144,9 +146,9 @@ class EdgeSegmenter:
         Raises:
             OVSDinoError: the image cannot be read, or the file was exported for batches.
         """
-        if self.sidecar.input[0] != 1:
+        if self._graph.least_batch != 1:
             raise OVSDinoError(
-                f"{self.sidecar.file}: exported for batches of {self.sidecar.input[0]}; segment takes one image at a "
+                f"{self.sidecar.file}: exported for batches of {self._graph.least_batch}; segment takes one image at a "
                 "time: export it with --batch 1"
             )
         stages = Stages()
@@ -175,7 +177,9 @@ class EdgeSegmenter:
         Raises:
             OVSDinoError: another shape or dtype.
         """
-        if tuple(image.shape) != self.sidecar.input or image.dtype != np.float32:
+        batch, *rest = self.sidecar.input
+        fits = image.ndim == 4 and list(image.shape[1:]) == rest and self._graph.least_batch <= len(image) <= batch
+        if not fits or image.dtype != np.float32:
             raise OVSDinoError(
                 f"image is {tuple(image.shape)} {image.dtype}: {self.sidecar.file} takes {self.sidecar.input} float32"
             )

@@ -126,6 +126,15 @@ def test_a_batched_graph_infers_but_does_not_segment(tmp_path: Path) -> None:
         segmenter.segment(picture())
 
 
+def test_a_graph_for_up_to_three_images_does_both(tmp_path: Path) -> None:
+    segmenter = EdgeSegmenter(tiny.graph(tmp_path / "many.onnx", batch=(1, 3)), tiny.bank("a", "b"), threads=1)
+    assert segmenter.segment(picture()).labels.shape == (48, 64)
+    for batch in (1, 3):
+        assert segmenter.infer(np.zeros((batch, 3, tiny.HEIGHT, tiny.WIDTH), np.float32)).shape == (batch, 2, 6, 8)
+    with pytest.raises(OVSDinoError, match="takes"):
+        segmenter.infer(np.zeros((4, 3, tiny.HEIGHT, tiny.WIDTH), np.float32))
+
+
 @pytest.mark.parametrize(
     "image, nv12",
     [

@@ -78,7 +78,13 @@ def test_every_name_of_tensorrt_is_there(backend: str) -> None:
         else:
             continue
         seen.add(names[0])
-    assert {"deserialize_cuda_engine", "execute_async_v3", "set_tensor_address", "get_tensor_shape"} <= seen
+    assert {
+        "deserialize_cuda_engine",
+        "execute_async_v3",
+        "set_tensor_address",
+        "get_tensor_shape",
+        "get_tensor_profile_shape",
+    } <= seen
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -18,12 +18,14 @@ WEIGHTS = "0" * 64
 SCALE = 4.0
 
 
-def graph(path: Path, batch: int = 1, inputs: tuple[str, str] = ("image", "text")) -> Path:
+def graph(path: Path, batch: int | tuple[int, int] = 1, inputs: tuple[str, str] = ("image", "text")) -> Path:
     """logits[b, k] = SCALE * sum_d text[k, d] * mean of the patch's channel d; written with its sidecar."""
     h, w = HEIGHT // PATCH, WIDTH // PATCH
+    size: int | str = batch if isinstance(batch, int) else "B"
+    most = batch if isinstance(batch, int) else batch[1]
     constants = {
-        "flat": np.array([batch, DIM, h * w], np.int64),
-        "grid": np.array([batch, -1, h, w], np.int64),
+        "flat": np.array([0, DIM, h * w], np.int64),  # 0: as it was
+        "grid": np.array([0, 0, h, w], np.int64),
         "scale": np.array(SCALE, np.float32),
     }
     nodes = [
@@ -38,10 +40,10 @@ def graph(path: Path, batch: int = 1, inputs: tuple[str, str] = ("image", "text"
             nodes,
             "tiny",
             [
-                helper.make_tensor_value_info(inputs[0], TensorProto.FLOAT, [batch, 3, HEIGHT, WIDTH]),
+                helper.make_tensor_value_info(inputs[0], TensorProto.FLOAT, [size, 3, HEIGHT, WIDTH]),
                 helper.make_tensor_value_info(inputs[1], TensorProto.FLOAT, ["K", DIM]),
             ],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, "K", h, w])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [size, "K", h, w])],
             [numpy_helper.from_array(value, name) for name, value in constants.items()],
         ),
         opset_imports=[helper.make_opsetid("", 17)],
@@ -49,7 +51,7 @@ def graph(path: Path, batch: int = 1, inputs: tuple[str, str] = ("image", "text"
     )
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
-    sidecar(path, input=(batch, 3, HEIGHT, WIDTH)).save(path)
+    sidecar(path, input=(most, 3, HEIGHT, WIDTH)).save(path)
     return path
 
 
