@@ -1,7 +1,7 @@
 """What a model costs and what a device can do at best: the figure to hold a measurement against.
 
     python benchmarks/roofline.py --model s14 --height 448 --width 448 --classes 19 [--json]
-    python benchmarks/roofline.py --write          the committed tables: results/roofline.json and roofline.md
+    python benchmarks/roofline.py --write          the committed tables: results/, roofline.md, docs/jetson.md
 
 FLOPs are counted by running the model's own modules on the meta device, no weights needed. Bytes: all weights once, and
 the inputs and output of every product of matrices, convolution and attention once; what lies between them (norms,
@@ -36,6 +36,7 @@ from ovsdino.models.zoo import CONFIGS, build_model
 
 HERE = Path(__file__).resolve().parent
 DOCUMENT, RESULTS = HERE / "roofline.md", HERE / "results" / "roofline.json"
+JETSON = HERE.parent / "docs" / "jetson.md"  # takes the table of expected times
 BEGIN, END = "<!-- benchmarks/roofline.py --write -->", "<!-- end -->"
 
 # Share of the compute peak that published engines reach on Orin: NanoOWL B/16 at 768 px in 40 ms on AGX (33 %),
@@ -348,7 +349,6 @@ def committed_rows() -> tuple[list[Row], list[Row]]:
 
 def markdown(plain: Sequence[Row], zoo: Sequence[Row]) -> str:
     """The tables of roofline.md."""
-    orins = [device for device in DEVICES if device.name != "H200"]
     lines = ["| device | float16 TFLOPS | INT8 TOPS | GB/s | from |", "|---|---|---|---|---|"]
     lines += [
         f"| {d.name} | {d.float16_tflops:.1f} | {d.int8_tops:.1f} | {d.bandwidth_gbs:g} | {d.source} |" for d in DEVICES
@@ -377,13 +377,25 @@ def markdown(plain: Sequence[Row], zoo: Sequence[Row]) -> str:
             + f" | {moved} |"
         )
     lines += ["", f"### The zoo's models on Orin: ms expected (bound / {EFFICIENCY}), float16 / INT8 linear layers", ""]
-    lines += ["| | " + " | ".join(d.name for d in orins) + " |", "|---" * (1 + len(orins)) + "|"]
+    return "\n".join([*lines, expected_table(zoo)])
+
+
+def expected_table(zoo: Sequence[Row]) -> str:
+    """The zoo's models on Orin, ms expected of the graph."""
+    orins = [device for device in DEVICES if device.name != "H200"]
+    lines = ["| | " + " | ".join(d.name for d in orins) + " |", "|---" * (1 + len(orins)) + "|"]
     for row in zoo:
         cells = [
             " / ".join(expected_cell(row, device, precision) for precision in ("float16", "int8")) for device in orins
         ]
         lines.append(f"| {label(row)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", "`m`: the bound is memory and not arithmetic.", ""])
+
+
+def placed(document: Path, table: str) -> str:
+    """The text of a document with a table between its markers."""
+    head, rest = document.read_text().split(BEGIN, 1)
+    return f"{head}{BEGIN}\n{table}{END}{rest.split(END, 1)[1]}"
 
 
 def label(row: Row) -> str:
@@ -415,7 +427,7 @@ class Options:
     json: bool = False
     """Print one JSON object on stdout."""
     write: bool = False
-    """Write results/roofline.json and the tables of roofline.md."""
+    """Write results/roofline.json and the tables of roofline.md and docs/jetson.md."""
 
 
 def run(options: Options) -> None:
@@ -438,9 +450,12 @@ def run(options: Options) -> None:
         "results": [row.to_dict() for row in (*plain, *zoo)],
     }
     if options.write:
-        head, rest = DOCUMENT.read_text().split(BEGIN, 1)
-        text = f"{head}{BEGIN}\n{markdown(plain, zoo)}{END}{rest.split(END, 1)[1]}"
-        for path, content in ((RESULTS, json.dumps(report, indent=1, ensure_ascii=False) + "\n"), (DOCUMENT, text)):
+        written = {
+            RESULTS: json.dumps(report, indent=1, ensure_ascii=False) + "\n",
+            DOCUMENT: placed(DOCUMENT, markdown(plain, zoo)),
+            JETSON: placed(JETSON, expected_table(zoo)),
+        }
+        for path, content in written.items():
             with atomic_write(path) as file:
                 file.write(content.encode())
     if options.json:

@@ -61,6 +61,7 @@ COMMANDS = (
     "models",
     "doctor",
 )
+LEFT_OUT = ("rich", "timm", "torch", "torchvision")  # of a robot's install, by `pip install --no-deps` (docs/jetson.md)
 DESCRIPTION = "Open-vocabulary segmentation: an image and words in, a mask for each word out."
 EXAMPLE = 'ovsdino segment street.jpg --classes "road, car, sky"'
 
@@ -91,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # the last stop: whatever is left is ours, and the traceback is the report
+        if isinstance(error, ModuleNotFoundError) and error.name in LEFT_OUT:
+            mend = "install ovsdino with all it depends on; without torch only `ovsdino stream --engine` runs"
+            return _fail(args, f"this command needs {error.name}, which is not installed: {mend}", 2)
         traceback.print_exc()
         return _fail(args, f"{type(error).__name__}: {one_line(error)} (a fault of ovsdino, please report it)", 1)
 

@@ -122,6 +122,7 @@ def test_the_committed_tables_are_what_the_script_makes(committed):
     report = json.loads(roofline.RESULTS.read_text())
     assert report["results"] == json.loads(json.dumps([row.to_dict() for row in (*plain, *zoo)]))
     assert roofline.markdown(plain, zoo) in roofline.DOCUMENT.read_text()
+    assert roofline.expected_table(zoo) in roofline.JETSON.read_text()
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,19 @@ def test_an_exported_model_and_its_stand_in_run_without_torch_or_opencv(folder, 
     assert len(list((folder / "out").iterdir())) == 4
 
 
+@pytest.mark.parametrize(
+    "arguments", [["segment", "a.png", "--classes", "a"], ["stream", ".", "--classes", "a"], ["doctor"]]
+)
+def test_a_command_that_needs_torch_says_so_where_there_is_none(folder, arguments):
+    code = f"{BLOCK}import ovsdino.cli\nsys.exit(ovsdino.cli.main({arguments!r}))"
+    Image.new("RGB", (32, 32)).save(folder / "a.png")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=folder
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: this command needs torch, which is not installed")
+
+
 def test_the_labels_of_the_loop_are_those_of_the_segmenter(folder, exported):
     segmenter = EdgeSegmenter(exported / "large.onnx", exported / "bank.safetensors", threads=1)
     slot, results = LatestFrame(keep_all=True), []
