@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from board import board_facts
 from timing import interleaved
 
 from ovsdino.ops import dispatch
@@ -21,7 +22,7 @@ def machine_facts(device: str = "cpu") -> dict[str, Any]:
     Returns:
         JSON-ready facts; ``bandwidth_gbs`` (copying, read plus write), ``gemm_gflops`` (float32, 1024 or 8192
         square) and ``rates_gflops`` (the same for other dtypes; tf32 on CUDA only) are measured here and now, with the
-        threads that the benchmarks use.
+        threads that the benchmarks use. Besides, whatever ``board.board_facts`` can tell.
     """
     facts: dict[str, Any] = {
         "device": device,
@@ -36,6 +37,7 @@ def machine_facts(device: str = "cpu") -> dict[str, Any]:
         facts["gpu"] = torch.cuda.get_device_name()
         facts["cuda"] = torch.version.cuda
         facts["sm"] = "".join(map(str, torch.cuda.get_device_capability()))
+    facts |= board_facts()
     facts["bandwidth_gbs"] = round(bandwidth(device) / 1e9, 1)
     rates = {"float32": gemm_rate(device), "bfloat16": gemm_rate(device, torch.bfloat16)}
     if device == "cuda":

@@ -1,0 +1,119 @@
+"""The report of latency.py as Markdown and as a plot."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ovsdino.errors import OVSDinoError
+from ovsdino.imageio import atomic_write
+
+STAGES = ("preprocess", "encode", "decode", "postprocess", "end_to_end")
+COLUMNS = (
+    *("model", "backend", "precision", "input", "preprocess", "encode", "decode", "postprocess"),
+    *("end to end p50", "p95", "p99", "images/s", "peak MB"),
+)
+KEY = ("model", "backend", "precision", "input")
+COLOURS = {"preprocess": "#8da0cb", "encode": "#fc8d62", "decode": "#66c2a5", "postprocess": "#e78ac3"}
+
+
+def grouped(report: dict[str, Any]) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """Case -> stage -> row, in the report's order."""
+    found: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for row in report["results"]:
+        found.setdefault(tuple(row[name] for name in KEY), {})[row["stage"]] = row
+    return found
+
+
+def title(report: dict[str, Any]) -> str:
+    """Machine and task in a line."""
+    facts = report["machine"]
+    packages = "".join(f", {name} {version}" for name, version in facts.get("packages", {}).items())
+    board = facts.get("board") or facts.get("gpu") or facts["cpu"]
+    mode = f", {facts['nvpmodel']}" if "nvpmodel" in facts else ""
+    return (
+        f"{board}{mode}, {facts['threads']} CPU threads, torch {facts['torch']}{packages}; "
+        f"image {report['image']['size']}, {report['classes']} classes"
+    )
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The tables of latency and of shares."""
+    speed = {tuple(row[name] for name in KEY): row["images_per_s"] for row in report["throughput"]}
+    lines = [
+        f"{title(report)}.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{'---|' * len(COLUMNS)}",
+    ]
+    for key, stages in grouped(report).items():
+        whole = stages["end_to_end"]
+        cells = [*key, *(_ms(stages.get(name), "p50_ms") for name in STAGES)]
+        cells += [_ms(whole, "p95_ms"), _ms(whole, "p99_ms"), f"{speed[key]:.1f}"]
+        cells.append("" if whole["peak_mb"] is None else f"{whole['peak_mb']:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    power = report["machine"].get("power_w")
+    if power:
+        lines += ["", f"Power while timing, by {power['source']}: {power['mean']} W, at most {power['most']} W."]
+    return "\n".join([*lines, *_shares(report)])
+
+
+def _shares(report: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    keys = dict.fromkeys((row["model"], row["precision"], row["input"]) for row in report["shares"])
+    for model, precision, size in keys:
+        rows = [r for r in report["shares"] if (r["model"], r["precision"], r["input"]) == (model, precision, size)]
+        lines += [
+            "",
+            f"{model} {precision} {size}, parts of PyTorch's run:",
+            "",
+            "| part | ms | share |",
+            "|---|---|---|",
+        ]
+        names = {"ours": "SAE + SMD + refine + postprocess", "end_to_end": "end to end"}
+        lines += [f"| {names.get(r['part'], r['part'])} | {r['p50_ms']:.1f} | {r['share']:.1%} |" for r in rows]
+    return lines
+
+
+def _ms(row: dict[str, Any] | None, field: str) -> str:
+    return "" if row is None else f"{row[field]:.1f}"
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Stages of each case as stacked bars, with a whisker from p50 to p99 end to end.
+
+    Raises:
+        OVSDinoError: matplotlib is not installed, an unknown file type, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OVSDinoError("--plot needs matplotlib: pip install 'ovsdino[probe]'") from error
+    kind = path.suffix.lower().lstrip(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise OVSDinoError(f"{path}: plots are .png, .svg or .pdf")
+    cases = grouped(report)
+    figure = Figure(figsize=(9.0, 1.6 + 0.45 * len(cases)), layout="constrained")
+    axes = figure.subplots()
+    for place, stages in enumerate(cases.values()):
+        left = 0.0
+        for name, colour in COLOURS.items():
+            if name in stages:
+                width = stages[name]["p50_ms"]
+                axes.barh(place, width, left=left, color=colour, label=name if place == 0 or name == "decode" else None)
+                left += width
+        whole = stages["end_to_end"]
+        axes.plot([whole["p50_ms"], whole["p99_ms"]], [place, place], "|-", color="black", linewidth=1)
+    handles, labels = axes.get_legend_handles_labels()
+    known = dict(zip(labels, handles, strict=True))
+    axes.legend(known.values(), known.keys(), fontsize=8, loc="lower right")
+    axes.set_yticks(range(len(cases)), [" ".join(key) for key in cases], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("ms: median of each stage; line: end to end, p50 to p99")
+    figure.suptitle(title(report), fontsize=8, wrap=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=150)
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
