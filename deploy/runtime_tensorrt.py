@@ -340,7 +340,7 @@ class _Buffer:
 
 
 def _context(trt: ModuleType, engine: Any) -> Any:
-    if not hasattr(engine, "create_runtime_config"):  # TensorRT
+    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):  # TensorRT; 11 has the config, but not this
         return engine.create_execution_context()
     # TensorRT-RTX compiles for a shape in the background by default: the graph recorded at the first run would keep
     # the slow kernels that stand in until then.

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +86,13 @@ def test_every_name_of_tensorrt_is_there(backend: str) -> None:
         "get_tensor_shape",
         "get_tensor_profile_shape",
     } <= seen
+
+
+@pytest.mark.parametrize("names", [[], ["create_runtime_config"]], ids=["10.3", "11.4"])
+def test_tensorrt_needs_no_runtime_config(names: list[str]) -> None:
+    """TensorRT 10.3 has no `create_runtime_config`; 11.4 has one, without the strategies of TensorRT-RTX."""
+    engine = SimpleNamespace(create_execution_context=lambda *rest: ("context", *rest), **dict.fromkeys(names))
+    assert runtime_tensorrt._context(ModuleType("tensorrt"), engine) == ("context",)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
