@@ -284,7 +284,7 @@ class Rounded:
     """An ONNX graph in ONNX Runtime, as written: every float16 tensor is rounded to float16.
 
     Without float16 kernels, as on a CPU, ONNX Runtime wraps each op in Casts to float32 and back, and then drops the
-    pairs between ops, so nothing is rounded and nothing overflows. An Identity after each op keeps the pairs apart.
+    pairs between ops, so nothing is rounded and nothing overflows: see `with_roundings`.
 
     Args:
         path: the .onnx file.
@@ -301,7 +301,6 @@ class Rounded:
         options.log_severity_level = 3
         if rounded:
             with_roundings(model)
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         for name in outputs:
             model.graph.output.append(onnx.ValueInfoProto(name=name))
         try:
@@ -317,20 +316,34 @@ class Rounded:
 
 
 def with_roundings(model: Any) -> None:
-    """Puts an Identity after every op, in place; the tensors keep their names."""
-    from onnx import helper
+    """Rewrites a float16 graph in float32, in place, with a Cast to float16 and back after every op that was float16.
 
-    outputs = {value.name for value in model.graph.output}
+    The tensors keep their names. ONNX Runtime keeps such pairs where the graph itself has them.
+    """
+    from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+    inferred = shape_inference.infer_shapes(model, strict_mode=True).graph
+    narrow = {v.name for v in inferred.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    graph = model.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
     nodes = []
-    for node in model.graph.node:
-        after = []
+    for node in graph.node:
+        nodes.append(node)
         for index, name in enumerate(node.output):
-            if name and name not in outputs:
-                node.output[index] = f"{name}_unrounded"
-                after.append(helper.make_node("Identity", [f"{name}_unrounded"], [name]))
-        nodes += [node, *after]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+            if name in narrow:
+                node.output[index] = f"{name}_exact"
+                if node.op_type == "Cast":  # which rounds by itself
+                    node.output[index] = f"{name}_rounded"
+                else:
+                    nodes.append(
+                        helper.make_node("Cast", [node.output[index]], [f"{name}_rounded"], to=TensorProto.FLOAT16)
+                    )
+                nodes.append(helper.make_node("Cast", [f"{name}_rounded"], [name], to=TensorProto.FLOAT))
+    del graph.value_info[:]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 @dataclass(frozen=True, kw_only=True)
