@@ -73,7 +73,8 @@ class Decoder(nn.Module):
             fine = torch.lerp(fine, sharp.to(fine.dtype), self.mix.to(fine.dtype))
         if self.config.detail:
             # (W_r G) . t = G . (W_r^T t): the text is folded into W_r, so a pixel costs C*K, not C*D + D*K.
-            folded = (text @ self.detail.weight).to(guide.dtype).expand(len(guide), -1, -1)
+            batch = guide.shape[0]  # len() would fix the batch of an exported graph
+            folded = (text @ self.detail.weight).to(guide.dtype).expand(batch, -1, -1)
             fine = torch.baddbmm(fine.to(guide.dtype).flatten(2), folded, guide.flatten(2)).view_as(fine)
         return fine
 

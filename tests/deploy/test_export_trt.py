@@ -33,7 +33,7 @@ def rtx() -> ModuleType:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trt") / "small.onnx"
-    export_onnx(small_model(), path, **SIZE, batch=2, classes=(1, 40), precision="float16")
+    export_onnx(small_model(), path, **SIZE, batch=(1, 2), classes=(1, 40), precision="float16")
     return path
 
 
@@ -109,6 +109,16 @@ def test_an_engine_for_two_gpus_and_its_sidecar(rtx: ModuleType, small: Path, tm
         "decoder.smd.blocks.0/Softmax",
     }
     assert any("backbone.vit.blocks.0.mlp.fc1/MatMul" in layer["nodes"] for layer in told["layers"])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_dynamic_batch_is_free(small: Path, batch: int) -> None:
+    image, text = torch.randn(batch, 3, 48, 80), torch.nn.functional.normalize(torch.randn(5, 32), dim=-1)
+    with torch.no_grad():
+        expected = small_model()(image, text)
+    session = onnxruntime.InferenceSession(small, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"image": image.numpy(), "text": text.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0.01, atol=0.02 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(
