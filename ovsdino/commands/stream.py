@@ -53,7 +53,7 @@ class StreamCommand:
     nv12: bool = False
     """The GStreamer pipeline gives NV12: frames go to the engine without a conversion on the CPU."""
     every_frame: bool = False
-    """Segment every frame of a file or folder, however long it takes."""
+    """Segment every frame of a file or folder, however long it takes; frames then wait, and their age says little."""
     frames: int | None = None
     """End after so many results."""
     seconds: float | None = None
