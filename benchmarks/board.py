@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import platform
 import re
 import shutil
 import statistics
@@ -46,6 +47,14 @@ def board_facts(root: Path = Path("/")) -> dict[str, Any]:
         ),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def cpu_name() -> str:
+    """The processor's name as the system knows it."""
+    for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

@@ -85,9 +85,7 @@ class Latency:
 
     def run(self) -> int:
         self._check()
-        from ovsdino.pipeline import check_device
-
-        device = check_device(self.device).type
+        device = self._device()
         image = picture(self.image)
         threads = self.threads or available_threads()
         with tempfile.TemporaryDirectory(prefix="ovsdino-latency-") as folder:
@@ -100,7 +98,7 @@ class Latency:
             if case.backend == "torch":
                 say(f"shares of {case}")
                 report["shares"] += shares(case, image, max(self.runs // 2, 1))
-        report = {"machine": facts(device, report.pop("machine")), **report}
+        report = {"machine": facts(device, threads, report.pop("machine")), **report}
         report["image"] = {"source": str(self.image or "china.jpg"), "size": f"{image.shape[0]}x{image.shape[1]}"}
         report["classes"] = len(cases[0].classes)
         if self.output:
@@ -113,6 +111,17 @@ class Latency:
         else:
             print(markdown(report))
         return 0
+
+    def _device(self) -> str:
+        """Where torch runs; a board that times engines has no torch."""
+        if self._models() and set(listed(self.backends)) & set(TORCH):
+            from ovsdino.pipeline import check_device
+
+            return check_device(self.device).type
+        return self.device or "cpu"
+
+    def _models(self) -> tuple[str, ...]:
+        return self.model or (() if self.engine else ("nano",))
 
     def _check(self) -> None:
         for name, value, least in (("runs", self.runs, 1), ("warmup", self.warmup, 0), ("threads", self.threads, 1)):
@@ -136,7 +145,7 @@ class Latency:
         words = tuple(listed(self.classes))
         for path in self.engine:
             found.append(engine_case(path, self.bank, words, threads, folder))
-        for name in self.model or (() if self.engine else ("nano",)):
+        for name in self._models():
             for size in sizes(name, self.size, image):
                 for backend in listed(self.backends):
                     for precision in listed(self.precisions):
@@ -226,12 +235,17 @@ def add_memory(report: dict[str, Any], cases: Sequence[Case], image: np.ndarray,
                 line["peak_mb"] = peak
 
 
-def facts(device: str, measured: dict[str, Any]) -> dict[str, Any]:
-    """The machine, its limits, and its load."""
-    from board import load_average, stamp
-    from machine import machine_facts
+def facts(device: str, threads: int, measured: dict[str, Any]) -> dict[str, Any]:
+    """The machine and its load; its limits too where torch, which measures them, was needed anyway."""
+    import board
 
-    return {**machine_facts(device), **measured, "load_average": load_average(), "date": stamp()}
+    if "torch" in sys.modules:
+        from machine import machine_facts
+
+        found = machine_facts(device)
+    else:
+        found = {"device": device, "cpu": board.cpu_name(), "threads": threads, **board.board_facts()}
+    return {**found, **measured, "load_average": board.load_average(), "date": board.stamp()}
 
 
 def sizes(model: str, asked: Sequence[str], image: np.ndarray) -> list[tuple[int, int]]:

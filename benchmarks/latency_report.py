@@ -31,9 +31,10 @@ def title(report: dict[str, Any]) -> str:
     facts = report["machine"]
     packages = "".join(f", {name} {version}" for name, version in facts.get("packages", {}).items())
     board = facts.get("board") or facts.get("gpu") or facts["cpu"]
+    torch = f", torch {facts['torch']}" if "torch" in facts else ""
     mode = f", {facts['nvpmodel']}" if "nvpmodel" in facts else ""
     return (
-        f"{board}{mode}, {facts['threads']} CPU threads, torch {facts['torch']}{packages}; "
+        f"{board}{mode}, {facts['threads']} CPU threads{torch}{packages}; "
         f"image {report['image']['size']}, {report['classes']} classes"
     )
 

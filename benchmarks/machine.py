@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
-from board import board_facts
+from board import board_facts, cpu_name
 from timing import interleaved
 
 from ovsdino.ops import dispatch
@@ -45,16 +44,6 @@ def machine_facts(device: str = "cpu") -> dict[str, Any]:
     facts["rates_gflops"] = {name: round(rate / 1e9, 1) for name, rate in rates.items()}
     facts["gemm_gflops"] = facts["rates_gflops"]["float32"]
     return facts
-
-
-def cpu_name() -> str:
-    """The processor's name as the system knows it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def bandwidth(device: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import board
+import edge_tables
 import latency
 from latency_cases import Case, case_json, case_of, peak_mb
 from latency_report import markdown
 
 from ovsdino.deploy.script import run_script
 from tests.deploy import tiny
+from tests.deploy.test_torch_free import BLOCK
 
 KEYS = ["model", "backend", "precision", "input", "stage", "p50_ms", "p95_ms", "p99_ms", "runs", "peak_mb"]
 CASE = Case(model="nano", backend="torch", precision="float32", size=(64, 80), classes=("road", "sky"), threads=1)
@@ -65,6 +68,39 @@ def test_the_report_has_a_row_for_each_case_and_stage(
     text = markdown(report)
     assert "| nano | torch | float32 | 64x80 |" in text and "SAE + SMD + refine + postprocess" in text
     assert f"{peak['torch']:.0f} |" in text
+
+
+def test_a_board_without_torch_times_its_engine(tmp_path: Path, picture: Path) -> None:
+    graph, bank = tiny.graph(tmp_path / "tiny.onnx"), tmp_path / "bank.safetensors"
+    tiny.bank("road", "sky").save(bank)
+    script = Path(latency.__file__)
+    code = BLOCK.format(blocked=["torch", "timm", "open_clip", "torchvision", "matplotlib"]) + (
+        f"import runpy\nsys.path.insert(0, {str(script.parent)!r})\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+    arguments = ["--engine", str(graph), "--bank", str(bank), "--image", str(picture), "--runs", "3", "--json"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    assert {row["backend"] for row in report["results"]} == {"onnxruntime"} and report["shares"] == []
+    assert report["machine"]["threads"] >= 1 and "torch" not in report["machine"]
+
+
+def test_the_tables_of_the_page_are_those_of_the_results() -> None:
+    text = edge_tables.DOCUMENT.read_text(encoding="utf-8")
+    assert edge_tables.filled(text) == text, "run python benchmarks/edge_tables.py"
+
+
+def test_a_missing_result_reads_not_measured(tmp_path: Path) -> None:
+    text = edge_tables.filled(edge_tables.DOCUMENT.read_text(encoding="utf-8"), tmp_path)
+    assert text.count("\nNot measured.\n") == 2
+    rows = [{"name": "int8", "bytes": 9_000_000, "images": 3, "miou": 0.68, "boundary_f1": 0.6, "ms": 81.25}]
+    facts = {"linears": 41, "kept": ["gate"], "alpha": 0.5, "method": "minmax", "percentile": None, "images": 32}
+    report = {"size": "352x464", "quantised": facts, "sensitivity": None, "results": rows}
+    report["results"][0]["label_agreement"] = 0.99912
+    (tmp_path / "quantize_nano.json").write_text(json.dumps(report))
+    text = edge_tables.filled(text, tmp_path)
+    assert "| int8 | 9.00 | 0.6800 | 0.6000 | 0.9991 | 81.2 |" in text and text.count("\nNot measured.\n") == 1
 
 
 def test_percentiles_are_interpolated_between_samples() -> None:
