@@ -159,7 +159,7 @@ def _for_export(model: OVSDINO, height: int, width: int) -> nn.Module:
     prepared.backbone.fix_size(height, width)
     for module in prepared.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            setattr(module, "fused_attn", False)  # noqa: B010  (nn.Module types its attributes as tensors)
     return prepared
 
 

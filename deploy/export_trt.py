@@ -183,15 +183,15 @@ class ExportTrt(ExportOptions):
     def run(self) -> int:
         tensorrt_api.version_of(self.backend)
         target = tensorrt_api.resolve_target(self.backend, self.target)  # before the minutes of an export
-        suffix = f"{target.replace(',', '-')}.engine"
+        gpus = target.replace(",", "-")
         if self.onnx is not None:
-            path = output_file(self.output, f"{self.onnx.stem}_{suffix.removesuffix('.engine')}", ".engine")
+            path = output_file(self.output, f"{self.onnx.stem}_{gpus}", ".engine")
             with proven(path) as temporary:
                 sidecar, seconds = self._build(self.onnx, temporary, target)
         else:
             model = self.load()
             stem = f"{model.config.name}_{precision_suffix(self.precision)}"
-            path = output_file(self.output, f"{stem}_{suffix.removesuffix('.engine')}", ".engine")
+            path = output_file(self.output, f"{stem}_{gpus}", ".engine")
             with proven(path) as temporary:
                 sidecar, seconds = self._from_model(model, path.with_name(f"{stem}.onnx"), temporary, target)
         say(f"wrote {path} ({sidecar.bytes:,} bytes), built in {seconds:.1f} s for {target}")

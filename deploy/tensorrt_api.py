@@ -204,7 +204,7 @@ def _config(trt: Any, builder: Any, backend: str, settings: BuildSettings) -> An
 
 
 def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         """Keeps errors, and the table of layers among the verbose messages."""
 
         def __init__(self) -> None:
