@@ -12,7 +12,7 @@ export OVSDINO_CUDA_ARCHS
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 NATIVE_SOURCES := CMakeLists.txt scripts/build_native.py $(shell find csrc -type f)
-CLANG_FORMAT_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+CLANG_FORMAT_SOURCES := $(shell find csrc deploy/cpp -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: setup demo test test-install lint format bench gpu-check clean
 setup: $(VENV)/.native
