@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from latency_cases import Case, random_bank, torch_model
@@ -17,20 +18,28 @@ from ovsdino.errors import OVSDinoError
 
 CALIBRATION_IMAGES = 16
 
+Precision = Literal["float32", "float16"]
+
 
 def exported(case: Case, folder: Path, calibration: Path | None) -> Case:
-    """The case with a fresh graph of its model, size and precision, and its text bank, in `folder`.
+    """The case with a fresh graph or engine of its model, size and precision, and its text bank, in `folder`.
 
     Raises:
-        OVSDinoError: TensorRT, whose engines are built by a script of their own; or int8 without images.
+        OVSDinoError: TensorRT without TensorRT or a device; or int8 without images.
     """
-    if case.backend != "onnxruntime":
-        raise OVSDinoError(
-            f"{case.backend}: build the engine with deploy/export_trt.py, then give it with --engine FILE"
-        )
     if case.precision == "int8" and calibration is None:
         raise OVSDinoError("int8 is calibrated on real images: name a folder or zip of them with --calibration")
-    path = graph(case.model, case.random_weights, case.size, case.precision, calibration, folder)
+    onnx = case.backend == "onnxruntime"
+    if not onnx:
+        from ovsdino.deploy import export_trt, tensorrt_api
+
+        tensorrt_api.resolve_target(case.backend, "current")  # before minutes go into an export
+    base = "float32" if onnx else "float16"  # around int8
+    path = graph(case.model, case.random_weights, case.size, case.precision, base, calibration, folder)
+    if not onnx:
+        say(f"building {case}")
+        source, path = path, path.with_suffix(f".{case.backend}.engine")
+        export_trt.build_engine(source, path, backend=case.backend)
     bank = folder / f"{case.model}.safetensors"
     if not bank.exists():
         write_bank(case.model, case.random_weights, case.classes, bank)
@@ -39,20 +48,28 @@ def exported(case: Case, folder: Path, calibration: Path | None) -> Case:
 
 @functools.cache
 def graph(
-    name: str, random_weights: bool, size: tuple[int, int], precision: str, calibration: Path | None, folder: Path
+    name: str,
+    random_weights: bool,
+    size: tuple[int, int],
+    precision: str,
+    base: Precision,
+    calibration: Path | None,
+    folder: Path,
 ) -> Path:
-    """An ONNX file of a model; int8 is quantised from float32."""
-    from ovsdino.deploy.export_onnx import export_onnx
-
+    """An ONNX file of a model; int8 is quantised from a graph of the precision `base`."""
     path = folder / f"{name}_{size[0]}x{size[1]}_{precision}.onnx"
     if precision == "int8":
         from ovsdino.deploy.quantize import Quantize
 
-        source = graph(name, random_weights, size, "float32", None, folder)
+        path = path.with_name(f"{path.stem}_{base}.onnx")
+        source = graph(name, random_weights, size, base, base, None, folder)
         Quantize(input=source, output=path, calibration=calibration, images=CALIBRATION_IMAGES).report()
         return path
+    from ovsdino.deploy.export_onnx import export_onnx
+
     say(f"exporting {name} {size[0]}x{size[1]} {precision}")
-    export_onnx(torch_model(name, random_weights), path, height=size[0], width=size[1], precision=precision)
+    kind: Precision = "float16" if precision == "float16" else "float32"
+    export_onnx(torch_model(name, random_weights), path, height=size[0], width=size[1], precision=kind)
     return path
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -129,7 +130,6 @@ def test_the_network_sees_what_the_pipeline_would_give_it() -> None:
         (["--runs", "0"], "runs is 0"),
         (["--backends", "onnxruntime", "--precisions", "int8"], "--calibration"),
         (["--backends", "torch", "--precisions", "int8"], "nothing to time"),
-        (["--backends", "tensorrt"], "deploy/export_trt.py"),
         (["--model", "nan"], "unknown model"),
         (["--engine", "missing.onnx"], "missing.onnx"),
         (["--random-weights", "--precisions", "int8"], "trained model"),
@@ -142,6 +142,14 @@ def test_bad_usage_is_one_line(
     out, err = capsys.readouterr()
     line = err.strip().splitlines()[-1]
     assert line.startswith("error: ") and said in line and not out and "Traceback" not in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device here")
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
+def test_tensorrt_without_a_device_is_one_line(backend: str, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_script(latency.Latency, "latency.py", ["--backends", backend, "--image", str(picture), "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert list(json.loads(out)) == ["error"] and "Traceback" not in err and "exporting" not in err
 
 
 def test_what_boards_say_is_read() -> None:

@@ -17,8 +17,9 @@ from PIL import Image
 
 from ovsdino.deploy import graph as passes
 from ovsdino.deploy.calibrate import calibration_images, channel_ranges, open_session, tensor_ranges
+from ovsdino.deploy.export_trt import build_engine
 from ovsdino.deploy.qdq import insert_qdq, quantise_weight
-from ovsdino.deploy.quantize import Quantize, Recipe, compared, quantise, read_graph, sensitivity
+from ovsdino.deploy.quantize import Quantize, Recipe, compared, quantise, sensitivity
 from ovsdino.deploy.script import run_script
 from ovsdino.deploy.sidecar import Sidecar
 from ovsdino.deploy.smoothquant import find_linears, smooth
@@ -421,19 +422,10 @@ def test_a_graph_without_linears_is_refused() -> None:
 
 
 def test_tensorrt_rtx_builds_the_quantised_graph(tmp_path: Path) -> None:
-    trt = pytest.importorskip("tensorrt_rtx")
-    model, _ = read_graph(saved(tmp_path))
-    found = quantise(model, feeds(), Recipe(threads=1))
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network_definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network_definition, logger)
-    assert parser.parse(found.model.SerializeToString()), parser.get_error(0)
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
-    profile = builder.create_optimization_profile()
-    profile.set_shape("text", (1, TEXT), (5, TEXT), (16, TEXT))
-    config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network_definition, config)
-    assert engine is not None and engine.nbytes > 1000
+    pytest.importorskip("tensorrt_rtx")
+    path, images = saved(tmp_path), pictures(tmp_path / "images", 4)
+    int8, engine = tmp_path / "int8.onnx", tmp_path / "int8.engine"
+    Quantize(input=path, output=int8, calibration=images, threads=1).report()
+    sidecar, _ = build_engine(int8, engine, backend="tensorrt_rtx", target="sm86")
+    assert sidecar.kind == "engine" and sidecar.precision == "int8" and sidecar.quantised
+    assert sidecar.bytes == engine.stat().st_size > 1000
