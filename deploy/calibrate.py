@@ -83,6 +83,7 @@ def open_session(model: onnx.ModelProto | str | Path, threads: int = 0) -> ort.I
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as the runtime has it
     graph = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -15,7 +15,7 @@ from ovsdino.data.segmentation import SegmentationDataset
 from ovsdino.deploy.calibrate import open_session
 from ovsdino.deploy.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
-from ovsdino.eval.evaluate import dataset_vocabulary, read_ahead
+from ovsdino.eval.evaluate import dataset_vocabulary
 from ovsdino.eval.metrics import SegmentationMetrics
 from ovsdino.ops import preprocess, upsample_argmax
 
@@ -79,7 +79,8 @@ def score(
     same = dict.fromkeys(graphs, 0)
     spent: dict[str, list[float]] = {name: [] for name in graphs}
     pixels, total = 0, len(dataset) if limit is None else min(limit, len(dataset))
-    for done, sample in enumerate(read_ahead(dataset, range(total))):
+    for done in range(total):
+        sample = dataset[done]  # not read ahead: decoding the next image beside a graph would be in its time
         inputs = feed(sample.image, text, sidecar)
         pixels += sample.label.size
         first: np.ndarray | None = None
