@@ -29,7 +29,8 @@ def quantisation(report: dict[str, Any]) -> str:
     method = f"percentile {facts['percentile']}" if facts["method"] == "percentile" else facts["method"]
     lines = [
         f"nano at {report['size']}, {rows[0]['images']} images; {facts['linears']} linears in int8, "
-        f"{len(facts['kept'])} in float; {facts['images']} calibration images, {method}, alpha {facts['alpha']}.",
+        f"{len(facts['kept'])} in float; {facts['images']} calibration images, {method}, alpha {facts['alpha']}; load "
+        f"average of the machine afterwards {report['load_average']}.",
         "",
         *score_table(rows),
     ]

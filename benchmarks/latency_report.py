@@ -35,7 +35,8 @@ def title(report: dict[str, Any]) -> str:
     mode = f", {facts['nvpmodel']}" if "nvpmodel" in facts else ""
     return (
         f"{board}{mode}, {facts['threads']} CPU threads{torch}{packages}; "
-        f"image {report['image']['size']}, {report['classes']} classes"
+        f"image {report['image']['size']}, {report['classes']} classes; "
+        f"load average of the machine afterwards {facts['load_average']}"
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -292,6 +293,7 @@ class Quantize(Recipe):
             "verified": verified,
             "sensitivity": found.sensitivity,
             "results": rows,
+            "load_average": round(os.getloadavg()[0], 2),
         }
 
     def _data(self) -> tuple[tuple[str, ...], Any]:

@@ -97,7 +97,7 @@ def test_a_missing_result_reads_not_measured(tmp_path: Path) -> None:
     assert text.count("\nNot measured.\n") == 2
     rows = [{"name": "int8", "bytes": 9_000_000, "images": 3, "miou": 0.68, "boundary_f1": 0.6, "ms": 81.25}]
     facts = {"linears": 41, "kept": ["gate"], "alpha": 0.5, "method": "minmax", "percentile": None, "images": 32}
-    report = {"size": "352x464", "quantised": facts, "sensitivity": None, "results": rows}
+    report = {"size": "352x464", "quantised": facts, "sensitivity": None, "results": rows, "load_average": 0.5}
     report["results"][0]["label_agreement"] = 0.99912
     (tmp_path / "quantize_nano.json").write_text(json.dumps(report))
     text = edge_tables.filled(text, tmp_path)
