@@ -33,12 +33,13 @@ def same_bits(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> None:
 
 
 def close(row: Row, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> None:
-    """Equal up to another order of sums, by the op's own measure: each is the other's exact result."""
+    """Equal up to another order of sums, whose terms are as large as the largest result where they cancel."""
     for x, y in zip(a, b, strict=True):
         assert x.shape == y.shape and x.dtype == y.dtype
         if x.is_floating_point():
             eps = torch.finfo(x.dtype).eps
-            torch.testing.assert_close(x, y, atol=8 * eps, rtol=8 * eps, equal_nan=True)
+            largest = y.detach().nan_to_num(0, 0, 0).abs().max().item() if y.numel() else 0.0
+            torch.testing.assert_close(x, y, atol=8 * eps * max(1.0, largest), rtol=8 * eps, equal_nan=True)
         else:
             assert (x != y).sum() <= x.numel() / 1000
 
