@@ -39,7 +39,7 @@ def quantisation(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"latency_cpu.json": markdown, "quantize_nano.json": quantisation}
+TABLES = {"latency_cpu.json": markdown, "latency_b14_cpu.json": markdown, "quantize_nano.json": quantisation}
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
