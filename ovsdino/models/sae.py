@@ -120,9 +120,15 @@ class SAMAlignment(nn.Module):
         super().__init__()
         self.project = nn.Conv2d(structure_dim, 256, 1)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, structure_dim, h, w) -> (B, 256, 64, 64)."""
-        return F.interpolate(self.project(tokens), (64, 64), mode="bilinear", align_corners=False)
+    def forward(self, tokens: Tensor, size: tuple[int, int] = (64, 64)) -> Tensor:
+        """(B, structure_dim, h, w) -> (B, 256, *size); with S's own (h, w) nothing is interpolated.
+
+        The whole image's embedding is (64, 64); the part of it under a crop is sampled at the crop's grid.
+        """
+        projected = self.project(tokens)
+        if projected.shape[-2:] == size:
+            return projected
+        return F.interpolate(projected, size, mode="bilinear", align_corners=False)
 
 
 def sam_alignment_loss(predicted: Tensor, target: Tensor) -> Tensor:
