@@ -1,0 +1,114 @@
+"""Defences against bad pseudo-masks: quality weights, a trimmed loss, noise on the masks' extent; each a switch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from ovsdino.errors import OVSDinoError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustConfig:
+    """What training does about masks that may be wrong; the values here switch all of it off.
+
+    Attributes:
+        quality_weights: a mask's losses weigh by its predicted_iou * stability_score.
+        trim: share of a batch's masks that are dropped, those of the largest loss.
+        trim_after: steps before anything is dropped; an untrained model's losses say nothing of the masks.
+        merge: probability that a mask is seen as its union with one that touches it.
+        split: probability that half of a mask is seen, cut along a random line.
+    """
+
+    quality_weights: bool = False
+    trim: float = 0.0
+    trim_after: int = 0
+    merge: float = 0.0
+    split: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.trim < 1:
+            raise OVSDinoError(f"robust.trim {self.trim}: the share of masks to drop is expected in [0, 1)")
+        if self.trim_after < 0:
+            raise OVSDinoError(f"robust.trim_after {self.trim_after}: expected 0 steps or more")
+        if self.merge < 0 or self.split < 0 or self.merge + self.split > 1:
+            raise OVSDinoError(
+                f"robust.merge {self.merge}, split {self.split}: probabilities are expected in [0, 1], "
+                "together no more than 1 (a mask is merged or split, never both)"
+            )
+
+
+def quality_weight(predicted_iou: Tensor, stability: Tensor) -> Tensor:
+    """predicted_iou * stability_score, both in [0, 1] and of one shape: how far the generator trusts its masks."""
+    return predicted_iou.float() * stability.float()
+
+
+def trimmed_weights(losses: Tensor, weights: Tensor, share: float) -> Tensor:
+    """Leaves out the masks of the largest loss (least trimmed squares, Rousseeuw 1984): a model learns what most masks
+    agree on first, so those it cannot follow are likely wrong (Arpit et al. 2017).
+
+    Args:
+        losses: (n,), only compared.
+        weights: (n,), zero where there is no mask.
+        share: of the masks with a weight, in [0, 1); the number dropped is rounded down.
+
+    Returns:
+        (n,): weights, with zeros for the masks dropped; among equal losses the first goes first.
+    """
+    valid = weights > 0
+    ranked = losses.detach().float().masked_fill(~valid, -torch.inf)
+    order = ranked.sort(descending=True, stable=True).indices
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    dropped = (share * valid.sum() + 1e-6).floor()  # 0.29 * 100 is 28.999..., meant as 29
+    return weights.masked_fill(place < dropped, 0.0)
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """sum w l / sum w over entries with a weight, zero where none has one; both of one shape -> ()."""
+    total = weights.sum()
+    kept = torch.where(weights > 0, losses, 0.0)  # a loss of infinity times zero would be NaN
+    return (weights * kept).sum() / torch.where(total > 0, total, 1.0)
+
+
+def perturb_masks(
+    masks: np.ndarray, quality: np.ndarray, merge: float, split: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise on the masks of one image, so that no mask's exact extent is learnt by heart.
+
+    A mask is merged with probability `merge`: its union with one that touches it and adds to it, drawn among them; its
+    quality is then the lesser of the two. It is split with probability `split`: cut along a random line through its
+    centroid, and one half kept. Every mask meets the others as they came in. The numbers drawn depend on M alone.
+
+    Args:
+        masks: (M, h, w) bool; empty ones stay so.
+        quality: (M,).
+        merge, split: in [0, 1], together no more than 1.
+
+    Returns:
+        (M, h, w) bool and (M,), new arrays.
+    """
+    count = len(masks)
+    event, pick, angle = generator.random((3, count))
+    new, new_quality = masks.copy(), quality.copy()
+    for index in range(count):
+        mask = masks[index]
+        if event[index] >= merge + split or not mask.any():
+            continue
+        if event[index] < merge:
+            around = ndimage.binary_dilation(mask)
+            others = np.flatnonzero((masks & around).any((1, 2)) & (masks & ~mask).any((1, 2)))
+            if len(others):
+                other = others[int(pick[index] * len(others))]
+                new[index] |= masks[other]
+                new_quality[index] = min(quality[index], quality[other])
+        else:
+            y, x = np.nonzero(mask)
+            turn = 2 * np.pi * angle[index]
+            side = (y - y.mean()) * np.sin(turn) + (x - x.mean()) * np.cos(turn)
+            away = side < -1e-9  # of cells on the line itself, rounding must not take the last one
+            new[index, y[away], x[away]] = False
+    return new, new_quality
