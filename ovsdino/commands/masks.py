@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from ovsdino.commands.common import print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError
 
 if TYPE_CHECKING:
+    from ovsdino.data.images import ImageSource
+    from ovsdino.data.masks import MaskStore
     from ovsdino.train.pseudo_masks import MaskGenerator
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Masks:
     """Make the pseudo-masks that training takes as supervision; a run that was stopped goes on where it was."""
 
-    images: Path
-    """Folder or zip of images; where it has a folder `images`, only what lies in that is taken."""
     output: Path
     """Folder for manifest.json, the shards, statistics.json and samples.jpg."""
-    generator: Literal["sam", "felzenszwalb"] = "sam"
-    """sam: segment-anything's automatic masks. felzenszwalb: regions of even colour, a stand-in without weights."""
+    images: Path | None = None
+    """Folder or zip of images; where it has a folder `images`, only what lies in that is taken."""
+    generator: Literal["sam", "felzenszwalb"] | None = None
+    """sam (the default): segment-anything's automatic masks. felzenszwalb: regions of even colour, a stand-in without
+    weights."""
     checkpoint: Path | None = None
     """Official sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth, for --generator sam."""
     device: str | None = None
@@ -32,31 +40,30 @@ class Masks:
     """SAM's grid of points; fewer is faster and misses small things."""
     shard: str | None = None
     """i/n: make every n-th shard, from i. Default: torchrun's rank and world size, else all."""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Folder of finished masks to corrupt, for experiments; with --images the samples are drawn too."""
+    corrupt: float | None = None
+    """Share of the masks of --from to merge with a neighbour, dilate, shift or drop."""
+    seed: int | None = None
+    """Of --corrupt; the same seed spoils the same masks alike. Default: 0."""
     json: bool = False
     """Print one JSON object on stdout: the folder, how many images are done, and the statistics once all are."""
 
     def run(self) -> int:
         from ovsdino.data.images import ImageSource
         from ovsdino.imageio import atomic_write
-        from ovsdino.train.pseudo_masks import contact_sheet, make_masks, parse_part, statistics
+        from ovsdino.train.pseudo_masks import contact_sheet, parse_part, statistics
 
         part = parse_part(self.shard)
-        source = ImageSource(self.images)
-        generator = self._generator()
+        source = None if self.images is None else ImageSource(self.images)
+        write = self._writer(source, part)
         with progress_bar() as progress:
             task = progress.add_task("masks", total=None)
-            store = make_masks(
-                source,
-                self.output,
-                generator,
-                part,
-                lambda done, total: progress.update(task, completed=done, total=total),
-                say,
-            )
+            store = write(lambda done, total: progress.update(task, completed=done, total=total))
         missing = store.missing()
         report: dict[str, Any] = {
             "output": str(self.output),
-            "generator": generator.name,
+            "generator": store.manifest.generator,
             "shards": store.shards,
             "shards_missing": len(missing),
             "statistics": None,
@@ -65,8 +72,9 @@ class Masks:
             report["statistics"] = statistics(store)
             with atomic_write(self.output / "statistics.json") as file:
                 file.write((json.dumps(report["statistics"], indent=1) + "\n").encode())
-            with atomic_write(self.output / "samples.jpg") as file:
-                contact_sheet(store, source).save(file, "JPEG", quality=90)
+            if source is not None:
+                with atomic_write(self.output / "samples.jpg") as file:
+                    contact_sheet(store, source).save(file, "JPEG", quality=90)
         if self.json:
             print_json(report)
         elif missing:
@@ -75,9 +83,38 @@ class Masks:
             found = report["statistics"]
             print(
                 f"{self.output}: {found['masks']} masks of {found['images']} images ({found['masks_per_image']} an "
-                f"image); look at {self.output / 'samples.jpg'}"
+                f"image)" + (f"; look at {self.output / 'samples.jpg'}" if source is not None else "")
             )
         return 0
+
+    def _writer(self, source: ImageSource | None, part: tuple[int, int]) -> Callable[[Progress], MaskStore]:
+        """What writes the store, once all options are known to fit together."""
+        from ovsdino.data.corrupt import corrupt_store
+        from ovsdino.data.masks import MaskStore, names_digest
+        from ovsdino.train.pseudo_masks import make_masks
+
+        if self.from_ is None:
+            for option, value in (("--corrupt", self.corrupt), ("--seed", self.seed)):
+                if value is not None:
+                    raise OVSDinoError(f"{option} {value} is given without --from MASKS, the masks to corrupt")
+            if source is None:
+                raise OVSDinoError(
+                    "masks are made of --images FOLDER, or corrupted from --from MASKS: give one of them"
+                )
+            generator = self._generator()
+            return lambda progress: make_masks(source, self.output, generator, part, progress, say)
+        if self.corrupt is None:
+            raise OVSDinoError("--from MASKS needs --corrupt SHARE, the share of its masks to spoil, for instance 0.3")
+        makers = {"--generator": self.generator, "--checkpoint": self.checkpoint, "--device": self.device}
+        for option, given in makers.items():
+            if given is not None:
+                raise OVSDinoError(
+                    f"{option} {given} makes masks, --from takes them as they are: leave out one of them"
+                )
+        masks, share, seed = MaskStore.open(self.from_), self.corrupt, self.seed or 0
+        if source is not None and names_digest(source.names) != masks.manifest.names_sha256:
+            raise OVSDinoError(f"--images {self.images}: not the images that the masks of {self.from_} were made of")
+        return lambda progress: corrupt_store(masks, self.output, share, seed, part, progress)
 
     def _generator(self) -> MaskGenerator:
         from ovsdino.train.pseudo_masks import Felzenszwalb, SegmentAnything

@@ -134,25 +134,33 @@ class MaskStore:
             for row in rows:
                 file.write((json.dumps(row, separators=(",", ":")) + "\n").encode())
 
+    def read(self, shard: int) -> list[dict[str, Any]]:
+        """The images of one shard, masks still run-length coded; see `decode`.
+
+        Raises:
+            OVSDinoError: the shard is missing or damaged.
+        """
+        path = self.path(shard)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        except OSError as error:
+            raise OVSDinoError(f"{path}: {error.strerror}; run `ovsdino masks` again, it goes on") from error
+        except ValueError as error:
+            raise OVSDinoError(f"{path}: damaged ({error}); remove it and run `ovsdino masks` again") from error
+        if len(rows) != len(self.images_of(shard)):
+            expected = len(self.images_of(shard))
+            raise OVSDinoError(f"{path}: {len(rows)} images of {expected}; remove it and run `ovsdino masks` again")
+        return rows
+
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The images in order, masks still run-length coded; see `decode`.
+        """All images in order; see `read`.
 
         Raises:
             OVSDinoError: a shard is missing or damaged.
         """
         for shard in range(self.shards):
-            path = self.path(shard)
-            try:
-                lines = path.read_text(encoding="utf-8").splitlines()
-                rows = [json.loads(line) for line in lines]
-            except OSError as error:
-                raise OVSDinoError(f"{path}: {error.strerror}; run `ovsdino masks` again, it goes on") from error
-            except ValueError as error:
-                raise OVSDinoError(f"{path}: damaged ({error}); remove it and run `ovsdino masks` again") from error
-            if len(rows) != len(self.images_of(shard)):
-                expected = len(self.images_of(shard))
-                raise OVSDinoError(f"{path}: {len(rows)} images of {expected}; remove it and run `ovsdino masks` again")
-            yield from rows
+            yield from self.read(shard)
 
 
 def encode_image(name: str, size: tuple[int, int], masks: Sequence[PseudoMask]) -> dict[str, Any]:
