@@ -1,4 +1,5 @@
-"""Defences against bad pseudo-masks: quality weights, a trimmed loss, noise on the masks' extent; each a switch."""
+"""Defences against bad pseudo-masks: weights by quality and by agreement with the image, a trimmed loss, noise on the
+masks' extent; each a switch."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -18,6 +20,7 @@ class RobustConfig:
 
     Attributes:
         quality_weights: a mask's losses weigh by its predicted_iou * stability_score.
+        agreement: a mask's losses weigh by how well its edge follows the image's, see `agreement_weight`.
         trim: share of a batch's masks that are dropped, those of the largest loss.
         trim_after: steps before anything is dropped; an untrained model's losses say nothing of the masks.
         merge: probability that a mask is seen as its union with one that touches it.
@@ -25,6 +28,7 @@ class RobustConfig:
     """
 
     quality_weights: bool = False
+    agreement: bool = False
     trim: float = 0.0
     trim_after: int = 0
     merge: float = 0.0
@@ -45,6 +49,46 @@ class RobustConfig:
 def quality_weight(predicted_iou: Tensor, stability: Tensor) -> Tensor:
     """predicted_iou * stability_score, both in [0, 1] and of one shape: how far the generator trusts its masks."""
     return predicted_iou.float() * stability.float()
+
+
+def edge_agreement(images: Tensor, masks: Tensor, radius: int = 4) -> Tensor:
+    """How much more the colour changes across a mask's edge than around it: a / (a + b).
+
+    a is the mean colour step |I_x - I_y| over the pairs of neighbours of which one is in the mask, b that over all
+    pairs in the square windows about them. An edge laid at random has a = b and 1/2. Compared are places side by side,
+    so texture and contrast of the scene cancel. A mask moved or grown by a few pixels fails it; the union of two masks
+    with true edges does not.
+
+    Measured on CamVid train, 30 % of the Felzenszwalb masks corrupted (`ovsdino masks --corrupt`), crops of 160 x 160:
+    it tells dilated masks from sound ones with an AUC of 0.99, shifted ones with 0.97, merged ones not (0.53); together
+    0.78, where a trained model's mask loss, which `trimmed_weights` goes by, has 0.46. Felzenszwalb's masks follow the
+    colours by construction, so this is the best case. On the mask grid of 40 x 40 the edges are too coarse (0.64).
+
+    Args:
+        images: (B, 3, H, W), of any scale.
+        masks: (B, M, H, W) bool, at the image's own resolution.
+        radius: of the windows in pixels, which are 2 radius + 1 wide.
+
+    Returns:
+        (B, M) float32 in [0, 1]; 1/2 for a mask without an edge in the image.
+    """
+    images = images.float()
+    sums = images.new_zeros((*masks.shape[:2], 2))
+    for dim in (2, 3):
+        step = images.diff(dim=dim).square().sum(1, keepdim=True).sqrt()
+        near = F.avg_pool2d(step, 2 * radius + 1, 1, radius, count_include_pad=False)
+        low, high = masks.narrow(dim, 0, masks.shape[dim] - 1), masks.narrow(dim, 1, masks.shape[dim] - 1)
+        sums = sums + (low ^ high).flatten(2).float() @ torch.cat([step, near], 1).flatten(2).transpose(1, 2)
+    total = sums.sum(-1)
+    return torch.where(total > 0, sums[..., 0] / total.clamp_min(1e-12), 0.5)
+
+
+def agreement_weight(agreement: Tensor) -> Tensor:
+    """Zero at 1/2, where an edge is no better than one laid at random, rising to one at 0.6: (B, M) -> (B, M).
+
+    Of the masks measured above, nine sound ones in ten reach 0.59, nine dilated ones in ten stay below 0.54.
+    """
+    return ((agreement - 0.5) / 0.1).clamp(0, 1)
 
 
 def trimmed_weights(losses: Tensor, weights: Tensor, share: float) -> Tensor:

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.train.robust import RobustConfig, perturb_masks, quality_weight, trimmed_weights, weighted_mean
+from ovsdino.train.robust import (
+    RobustConfig,
+    agreement_weight,
+    edge_agreement,
+    perturb_masks,
+    quality_weight,
+    trimmed_weights,
+    weighted_mean,
+)
 
 
 def blocks():
@@ -20,6 +28,43 @@ def blocks():
 def test_quality_is_the_product_of_the_two_scores():
     weight = quality_weight(torch.tensor([0.9, 1.0]), torch.tensor([0.5, 0.0]))
     torch.testing.assert_close(weight, torch.tensor([0.45, 0.0]))
+
+
+def test_edge_agreement_by_hand():
+    image = torch.zeros(1, 3, 2, 6)
+    image[:, :, :, 3:] = torch.tensor([2.0, 1.0, 2.0])[:, None, None]  # one step of length 3, between columns 2 and 3
+    masks = torch.zeros(1, 3, 2, 6, dtype=torch.bool)
+    masks[0, 0, :, 3:] = True  # its edge is the step: a = 3, in a window of three pairs b = 1
+    masks[0, 1, :, 4:] = True  # one pixel off: a = 0, b = 1
+    masks[0, 2, :, 3:] = True
+    masks[0, 2, 1, 5] = False  # two pairs more, down and across, with a = 0; the step is not in their windows
+    agreement = edge_agreement(image, masks, radius=1)
+    torch.testing.assert_close(agreement, torch.tensor([[3 / 4, 0.0, 3 / 4]]))
+    torch.testing.assert_close(edge_agreement(7 * image, masks, radius=1), agreement)
+    assert agreement_weight(agreement).tolist() == [[1, 0, 1]]
+    assert agreement_weight(torch.tensor([0.4, 0.525, 0.6])).tolist() == pytest.approx([0, 0.25, 1], abs=1e-6)
+
+
+def test_edge_agreement_takes_each_image_with_its_masks_and_knows_nothing_of_masks_without_edge():
+    generator = torch.Generator().manual_seed(0)
+    images, masks = torch.rand(2, 3, 9, 8, generator=generator), torch.rand(2, 4, 9, 8, generator=generator) > 0.5
+    both = edge_agreement(images, masks)
+    torch.testing.assert_close(both[1:], edge_agreement(images[1:], masks[1:]))
+    torch.testing.assert_close(both[:, 2:3], edge_agreement(images, masks[:, 2:3]))
+    assert edge_agreement(images, torch.ones(2, 1, 9, 8, dtype=torch.bool)).tolist() == [[0.5], [0.5]]
+    assert edge_agreement(torch.ones(2, 3, 9, 8), masks).tolist() == [[0.5] * 4] * 2
+    assert edge_agreement(images, masks[:, :0]).shape == (2, 0)
+
+
+def test_masks_that_were_moved_or_grown_agree_less_with_a_textured_image():
+    rng = np.random.default_rng(0)
+    disc = np.hypot(*np.mgrid[-32:32, -32:32]) < 18
+    picture = rng.normal(0, 8, (3, 64, 64)) + 40 * disc  # an edge five times the texture
+    moved = np.roll(disc, 6, 1)
+    grown = np.hypot(*np.mgrid[-32:32, -32:32]) < 23
+    masks = torch.from_numpy(np.stack([disc, moved, grown]))[None]
+    weights = agreement_weight(edge_agreement(torch.from_numpy(picture)[None], masks))[0]
+    assert weights[0] == 1 and weights[1] < 0.25 and weights[2] < 0.25
 
 
 def test_the_worst_share_of_the_valid_masks_is_dropped():
