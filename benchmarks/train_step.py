@@ -16,7 +16,7 @@ from machine import machine_facts
 from timing import interleaved
 
 from ovsdino.train.config import load_config
-from ovsdino.train.trainer import Trainer
+from ovsdino.train.dense import DenseTrainer
 
 
 def main() -> int:
@@ -30,14 +30,14 @@ def main() -> int:
         trainers = []
         for decoder in ("true", "false"):
             changes = [*args.overrides, f"decoder={decoder}", f"output={folder}"]
-            trainers.append(Trainer(load_config(args.config, changes), log=print))
+            trainers.append(DenseTrainer(load_config(args.config, changes), log=print))
         steps, begin, results = trainers[0].config.optim.steps, 0.0, []
         full_total = plain_total = 0.0
         for stage in trainers[0].config.stages:
             batch = trainers[0].source.batch(
                 int(begin * steps) + 1, steps
             )  # one past the border, whatever its rounding
-            timed = [lambda t=t, b=batch: t.train_step(*b) for t in trainers]
+            timed = [lambda t=t, b=batch: t.train_step(b) for t in trainers]
             full, plain = (ms / 1e3 for ms in interleaved(timed, "cpu", rounds=args.rounds))
             share = stage.until - begin
             full_total, plain_total, begin = full_total + share * full, plain_total + share * plain, stage.until

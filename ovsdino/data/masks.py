@@ -24,6 +24,7 @@ from ovsdino.imageio import atomic_write
 
 FORMAT = 1
 SHARD_SIZE = 32
+MAX_NAME = 4096  # bytes in which an image's name ends
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +71,7 @@ class MaskStore:
 
     def __init__(self, folder: str | Path, manifest: Manifest) -> None:
         self.folder, self.manifest = Path(folder), manifest
+        self._places: dict[str, tuple[int, int]] | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> MaskStore:
@@ -153,6 +155,49 @@ class MaskStore:
             raise OVSDinoError(f"{path}: {len(rows)} images of {expected}; remove it and run `ovsdino masks` again")
         return rows
 
+    def find(self, name: str) -> dict[str, Any]:
+        """The row of one image; the first call reads the names of all, later ones that line of its shard.
+
+        Raises:
+            OVSDinoError: no such image here, or its shard is missing or damaged.
+        """
+        if self._places is None:
+            self._places = self._index()
+        if name not in self._places:
+            raise OVSDinoError(f"{self.folder}: no masks of {name!r}; were they made of these images?")
+        shard, offset = self._places[name]
+        try:
+            with self.path(shard).open("rb") as file:
+                file.seek(offset)
+                row: dict[str, Any] = json.loads(file.readline())
+        except (OSError, ValueError) as error:
+            raise OVSDinoError(f"{self.path(shard)}: changed while it was read ({error})") from error
+        return row
+
+    def _index(self) -> dict[str, tuple[int, int]]:
+        """Shard and byte offset of each image's line."""
+        places, head = {}, b'{"image":'
+        for shard in range(self.shards):
+            try:
+                data = self.path(shard).read_bytes()
+            except OSError as error:
+                raise OVSDinoError(
+                    f"{self.path(shard)}: {error.strerror}; run `ovsdino masks` again, it goes on"
+                ) from error
+            offset = 0
+            for line in data.splitlines(keepends=True):
+                try:
+                    name, _ = json.JSONDecoder().raw_decode(
+                        line[len(head) : len(head) + MAX_NAME].decode(errors="replace")
+                    )
+                except ValueError as error:
+                    raise OVSDinoError(
+                        f"{self.path(shard)}: damaged ({error}); remove it and run `ovsdino masks` again"
+                    ) from error
+                places[str(name)] = (shard, offset)
+                offset += len(line)
+        return places
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """All images in order; see `read`.
 
@@ -184,11 +229,16 @@ def encode_image(name: str, size: tuple[int, int], masks: Sequence[PseudoMask]) 
 def decode(row: dict[str, Any]) -> np.ndarray:
     """(M, H, W) bool: the masks of one image's row."""
     masks = np.zeros((len(row["masks"]), row["height"], row["width"]), dtype=bool)
-    rle = _pycocotools()
     for index, mask in enumerate(row["masks"]):
-        code = mask["segmentation"]
-        masks[index] = rle.decode({"size": code["size"], "counts": code["counts"].encode("ascii")})
+        masks[index] = decode_one(mask)
     return masks
+
+
+def decode_one(mask: dict[str, Any]) -> np.ndarray:
+    """(H, W) uint8, 0 or 1: one mask of a row."""
+    code = mask["segmentation"]
+    found: np.ndarray = _pycocotools().decode([{"size": code["size"], "counts": code["counts"].encode("ascii")}])
+    return found[:, :, 0]
 
 
 def _pycocotools() -> Any:

@@ -37,10 +37,21 @@ class ImageFeatures:
     Attributes:
         tokens: F' (or F without a decoder), (B, D, h, w).
         structure: the SAE's output, or None without a decoder.
+        backbone: F, (B, D, h, w), as it was before the decoder; what preservation is measured against.
     """
 
     tokens: Tensor
     structure: Structure | None = None
+    backbone: Tensor | None = None
+
+    def float(self) -> ImageFeatures:
+        """The same in float32."""
+        structure = self.structure
+        if structure is not None:
+            structure = Structure(
+                tokens=structure.tokens.float(), guide=structure.guide.float(), boundary=structure.boundary.float()
+            )
+        return ImageFeatures(self.tokens.float(), structure, None if self.backbone is None else self.backbone.float())
 
 
 class Decoder(nn.Module):
@@ -138,21 +149,30 @@ class OVSDINO(nn.Module):
         self, image: Tensor, features: Tensor, taps: Sequence[Tensor], sam_embedding: Tensor | None
     ) -> ImageFeatures:
         if self.decoder is None:
-            return ImageFeatures(features)
+            return ImageFeatures(features, backbone=features)
         structure = self.decoder.sae(image, taps, sam_embedding)
+        tokens = features
         if self.decoder.smd is not None:
-            features = self.decoder.smd(features, structure.tokens)
-        return ImageFeatures(features, structure)
+            tokens = self.decoder.smd(features, structure.tokens)
+        return ImageFeatures(tokens, structure, features)
 
     def coarse_logits(self, features: ImageFeatures, text: Tensor) -> Tensor:
-        """scale * cos(F', text): (B, K, h, w)."""
+        """scale * cos(F', text): (B, K, h, w); text as `decode` takes it."""
         tokens = normalise(features.tokens.float())
-        return torch.einsum("bdhw,kd->bkhw", tokens, text * self.log_scale.exp())
+        equation = "bdhw,kd->bkhw" if text.ndim == 2 else "bdhw,bkd->bkhw"
+        return torch.einsum(equation, tokens, text * self.log_scale.exp())
 
     def decode(self, features: ImageFeatures, text: Tensor) -> Tensor:
-        """Logits of a text bank (K, D): (B, K, 4h, 4w), or (B, K, h, w) without a decoder."""
-        if text.ndim != 2 or text.shape[1] != self.config.embed_dim:
-            raise ValueError(f"text must be (K, {self.config.embed_dim}), got {tuple(text.shape)}")
+        """Logits of a text bank (K, D), or of one bank an image (B, K, D).
+
+        Returns:
+            (B, K, 4h, 4w), or (B, K, h, w) without a decoder.
+        """
+        dim = self.config.embed_dim
+        if text.ndim not in (2, 3) or text.shape[-1] != dim:
+            raise ValueError(f"text must be (K, {dim}) or (B, K, {dim}), got {tuple(text.shape)}")
+        if text.ndim == 3 and text.shape[0] != features.tokens.shape[0]:
+            raise ValueError(f"text {tuple(text.shape)} has a bank for each of {features.tokens.shape[0]} images")
         coarse = self.coarse_logits(features, text)
         if self.decoder is None or features.structure is None:
             return coarse

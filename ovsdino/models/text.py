@@ -40,10 +40,15 @@ CLIP_ARCHIVE_SHA256 = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb6198
 
 
 class TextTower(nn.Module):
-    """A module with `encode(names) -> (n, D)`."""
+    """Words in, (n, D) out: `project(read(names))`, of which only `project` is ever trained."""
 
     def encode(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
-        """Embeds each name; rows need not be of length one.
+        """Embeds each name without gradients; rows need not be of length one. The arguments are those of `read`."""
+        with torch.no_grad():
+            return self.project(self.read(names, templates))
+
+    def read(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """The frozen part, whose rows can be kept: (n, width of the tower).
 
         Args:
             names: words or phrases.
@@ -51,6 +56,10 @@ class TextTower(nn.Module):
                 tower that reads bare words has none and ignores them.
         """
         raise NotImplementedError
+
+    def project(self, rows: Tensor) -> Tensor:
+        """What `read` gives -> (n, D)."""
+        return rows
 
 
 def fnv1a(text: str) -> int:
@@ -120,11 +129,11 @@ class HashedTextTower(TextTower):
         pooled = (weight.unsqueeze(-1) * x).sum(1)
         return self.out(F.gelu(self.hidden(pooled)))
 
-    def encode(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+    @torch.no_grad()
+    def read(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
         device = self.table.weight.device
         ids, mask = self.tokenize(names)
-        with torch.no_grad():
-            return self(ids.to(device), mask.to(device))
+        return self(ids.to(device), mask.to(device))
 
 
 class ClipTextTower(TextTower):
@@ -165,7 +174,8 @@ class ClipTextTower(TextTower):
             hub.load_state(model, read_clip(path), f"{path} (CLIP ViT-B-16)", partial=("logit_scale",))
         return model.eval().requires_grad_(False), open_clip.get_tokenizer("ViT-B-16")
 
-    def encode(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+    @torch.no_grad()
+    def read(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
         templates = TEMPLATES if templates is None else templates
         for template in templates:
             if "{}" not in template:
@@ -175,18 +185,20 @@ class ClipTextTower(TextTower):
         model.to(device)
         prompts = [template.replace("{}", name) for name in names for template in templates]
         rows = []
-        with torch.no_grad():
-            for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-                part = prompts[start : start + PROMPTS_AT_ONCE]
-                tokens = tokenizer(part)
-                for prompt, last in zip(part, tokens[:, -1].tolist(), strict=True):
-                    if last and len(tokenizer.encode(prompt)) + 2 > tokens.shape[1]:
-                        log.warning("longer than the %d tokens that CLIP reads, cut: %r", tokens.shape[1], prompt)
-                rows.append(model.encode_text(tokens.to(device)).float())
-            x = self.linear_layer(torch.cat(rows).unflatten(0, (len(names), len(templates))).mean(1))
-            for layer in self.hidden_layers:
-                x = layer(torch.tanh(x))
-            return x
+        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+            part = prompts[start : start + PROMPTS_AT_ONCE]
+            tokens = tokenizer(part)
+            for prompt, last in zip(part, tokens[:, -1].tolist(), strict=True):
+                if last and len(tokenizer.encode(prompt)) + 2 > tokens.shape[1]:
+                    log.warning("longer than the %d tokens that CLIP reads, cut: %r", tokens.shape[1], prompt)
+            rows.append(model.encode_text(tokens.to(device)).float())
+        return torch.cat(rows).unflatten(0, (len(names), len(templates))).mean(1)
+
+    def project(self, rows: Tensor) -> Tensor:
+        x = self.linear_layer(rows)
+        for layer in self.hidden_layers:
+            x = layer(torch.tanh(x))
+        return x
 
 
 def talk_projection(clip_dim: int, embed_dim: int) -> tuple[nn.Linear, nn.ModuleList]:

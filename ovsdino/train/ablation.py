@@ -19,7 +19,6 @@ import timm.layers
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovsdino.data.segmentation import open_dataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval import evaluate
 from ovsdino.imageio import atomic_write
@@ -28,7 +27,8 @@ from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.zoo import build_model
 from ovsdino.ops import use_backend
 from ovsdino.pipeline import Segmenter
-from ovsdino.train.config import TrainConfig, merged, overridden, read_yaml, train_config
+from ovsdino.train.config import RunConfig, merged, overridden, read_yaml, train_config
+from ovsdino.train.start import make_trainer
 from ovsdino.train.trainer import Trainer
 
 Log = Callable[[str], None]
@@ -100,7 +100,7 @@ def run_ablation(study: Ablation, base: dict[str, Any], log: Log) -> dict[str, A
             if not result.is_file():
                 log(f"seed {seed}: {name}")
                 config = _config(study, base, name, seed)
-                scores = _score(_train(config, log), config)
+                scores = _score(_train(config, log))
                 with atomic_write(result) as file:
                     file.write((json.dumps(scores) + "\n").encode())
     costs = measure_costs({name: _config(study, base, name, study.seeds[0]) for name in study.variants})
@@ -151,7 +151,7 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measure_costs(configs: dict[str, TrainConfig], runs: int = 15) -> dict[str, dict[str, float]]:
+def measure_costs(configs: dict[str, RunConfig], runs: int = 15) -> dict[str, dict[str, float]]:
     """GFLOPs (a multiply-add counts two) and median ms of each variant's forward pass, interleaved.
 
     The image is one of the model's default size with the aspect of 4:3, the bank eleven classes.
@@ -185,19 +185,19 @@ def _backbone(study: Ablation, seed: int) -> Path:
     return Path(study.output) / f"backbone_{seed}" / "last.safetensors"
 
 
-def _pretrain_config(study: Ablation, base: dict[str, Any], seed: int) -> TrainConfig:
+def _pretrain_config(study: Ablation, base: dict[str, Any], seed: int) -> RunConfig:
     own = {"seed": seed, "output": str(_backbone(study, seed).parent)}
     return train_config(merged(merged(base, study.pretrain), own))
 
 
-def _config(study: Ablation, base: dict[str, Any], name: str, seed: int) -> TrainConfig:
+def _config(study: Ablation, base: dict[str, Any], name: str, seed: int) -> RunConfig:
     own: dict[str, Any] = {"seed": seed, "output": str(Path(study.output) / f"{name}_{seed}")}
     if study.pretrain:
         own["backbone_weights"] = str(_backbone(study, seed))
     return train_config(merged(merged(merged(base, study.train), study.variants[name]), own))
 
 
-def _check_settings(config: TrainConfig) -> None:
+def _check_settings(config: RunConfig) -> None:
     """A run that was begun goes on only with the settings it began with."""
     folder = Path(config.output)
     if not folder.exists():
@@ -213,17 +213,17 @@ def _check_settings(config: TrainConfig) -> None:
             raise OVSDinoError(f"{folder}: made with {key} {began.get(key)}, the study says {now.get(key)}; {mend}")
 
 
-def _settings(config: TrainConfig) -> dict[str, Any]:
+def _settings(config: RunConfig) -> dict[str, Any]:
     """The configuration as JSON has it, without the places of files."""
     tree: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return {key: value for key, value in tree.items() if key not in ("output", "backbone_weights")}
 
 
-def _train(config: TrainConfig, log: Log) -> Trainer:
+def _train(config: RunConfig, log: Log) -> Trainer:
     """A finished trainer, with the averaged weights in its model."""
     with atomic_write(Path(config.output) / "settings.json") as file:
         file.write((json.dumps(_settings(config), indent=1) + "\n").encode())
-    trainer = Trainer(config, log)
+    trainer = make_trainer(config, log)
     trainer.resume()
     trainer.record("config", output=config.output)
     trainer.run()
@@ -231,9 +231,10 @@ def _train(config: TrainConfig, log: Log) -> Trainer:
     return trainer
 
 
-def _score(trainer: Trainer, config: TrainConfig) -> dict[str, float]:
-    dataset = open_dataset(config.data.dataset, config.data.root, config.data.val_split)
+def _score(trainer: Trainer) -> dict[str, float]:
+    found = trainer.validation()
+    if found is None:
+        raise OVSDinoError("the study's configuration names no validation images (val.root)")
     freeze(trainer.model)
-    segmenter = Segmenter(trainer.model)
-    scores = evaluate(segmenter, dataset).to_dict()
+    scores = evaluate(Segmenter(trainer.model), found[0]).to_dict()
     return {score: scores[score] for score in SCORES}

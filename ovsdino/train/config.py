@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 from ovsdino.errors import OVSDinoError
+from ovsdino.train.robust import RobustConfig
+from ovsdino.train.weak_batches import WeakDataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,12 @@ class LossConfig:
 class OptimConfig:
     """AdamW; the rate is constant after warm-up and falls along half a cosine over the last `decay` of the steps.
 
-    A constant rate makes runs of different length share their beginning, so a budget comparison can branch.
+    A constant rate makes runs of different length share their beginning, so a budget comparison can branch; `decay: 1`
+    is the usual cosine.
+
+    Attributes:
+        accumulate: a step's images are taken in this many parts; a loss that compares images sees one part at a time.
+        ema: the running mean of the weights is what is validated and kept.
     """
 
     steps: int = 1000
@@ -103,41 +110,116 @@ class OptimConfig:
     decay: float = 0.4
     clip: float = 1.0
     ema: float = 0.998
+    accumulate: int = 1
     bf16: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training run.
+class RunConfig:
+    """What every training run has.
 
     Attributes:
         model: name in the zoo.
-        decoder: False trains the plain linear head alone (the baseline).
-        train_backbone: True trains the ViT too (nano, from scratch); False keeps it frozen in eval mode.
+        decoder: False trains the baseline, which has none.
         architecture: fields of the model's configuration to replace, e.g. ``{smd: {gate: false}}``.
         backbone_weights: safetensors file of an earlier run whose backbone this one starts from.
         text_weights: safetensors file of the text tower; "" takes the shipped model's.
         output: folder for checkpoints, logs and the best weights.
+        device: "auto" takes CUDA if there is one.
+        compile: `torch.compile` the loss, from the image to the terms.
         eval_every: steps between validations, the last step validated too; 0 for none at all.
     """
 
     model: str = "nano"
     decoder: bool = True
-    train_backbone: bool = True
     architecture: dict[str, Any] = field(default_factory=dict)
     backbone_weights: str = ""
     text_weights: str = ""
     output: str = "runs/nano"
     seed: int = 0
     threads: int = 0
+    device: str = "auto"
+    compile: bool = False
     checkpoint_every: int = 200
     eval_every: int = 500
     log_every: int = 20
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """A run on pixel labels.
+
+    Attributes:
+        train_backbone: True trains the ViT too (nano, from scratch); False keeps it frozen in eval mode.
+    """
+
+    supervision: str = "labels"
+    train_backbone: bool = True
     data: DataConfig = field(default_factory=DataConfig)
     text: TextSupervision = field(default_factory=TextSupervision)
     loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
     stages: tuple[StageConfig, ...] = (StageConfig(),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakLossConfig:
+    """Weights of the terms of training on captions and pseudo-masks; 0 leaves a term out.
+
+    Attributes:
+        contrast: InfoNCE between images and their texts.
+        mask: BCE + Dice of each pseudo-mask, its pooled embedding the classifier.
+        pull: a pseudo-mask's embedding towards the texts of its caption.
+        sam: the structure tokens towards SAM's embedding; needs `data.sam_targets` or `sam_checkpoint`.
+        boundary: BCE + Dice of the boundary logits against the pseudo-masks' edges.
+        preserve: F' stays near F, pooled in the pseudo-masks.
+        pool: how an image becomes one embedding a text: "heads" is the class token's attention, head by head, the best
+            head counts (Talk2DINO); "text" lets each text look for itself, for a ViT without class token.
+        sharpness: of the attention of "text".
+        pull_label: "caption" lets all texts of the caption share a mask, "best" takes the nearest of them as its label.
+    """
+
+    contrast: float = 1.0
+    mask: float = 1.0
+    pull: float = 1.0
+    sam: float = 0.0
+    boundary: float = 0.3
+    preserve: float = 0.2
+    pool: str = "text"
+    sharpness: float = 10.0
+    pull_label: str = "caption"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValConfig:
+    """Labelled images to measure on during training; they teach nothing. An empty `root` measures nothing."""
+
+    dataset: str = "camvid"
+    root: str = ""
+    split: str = "val"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakConfig(RunConfig):
+    """A run on captions and pseudo-masks: no pixel label.
+
+    Attributes:
+        batch: images a step, over all processes.
+        train_alignment: train the map between image and text space: nano's linear head, or the projection of the CLIP
+            tower. False keeps it as it was loaded.
+        sam_checkpoint: official SAM weights, for alignment targets made as they are needed.
+        sam_variant: "vit_b", "vit_l" or "vit_h".
+    """
+
+    supervision: str = "captions"
+    batch: int = 16
+    train_alignment: bool = True
+    sam_checkpoint: str = ""
+    sam_variant: str = "vit_b"
+    data: WeakDataConfig = field(default_factory=WeakDataConfig)
+    loss: WeakLossConfig = field(default_factory=WeakLossConfig)
+    robust: RobustConfig = field(default_factory=RobustConfig)
+    val: ValConfig = field(default_factory=ValConfig)
 
 
 def build_config(kind: Any, value: Any, where: str) -> Any:
@@ -227,16 +309,21 @@ def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     return tree
 
 
-def train_config(tree: dict[str, Any]) -> TrainConfig:
-    """A `TrainConfig` from nested mappings.
+def train_config(tree: dict[str, Any]) -> RunConfig:
+    """A run from nested mappings: a `TrainConfig`, or with ``supervision: captions`` a `WeakConfig`.
 
     Raises:
         OVSDinoError: a key is unknown, a value has the wrong type.
     """
-    return build_config(TrainConfig, tree, "")
+    kinds = {"labels": TrainConfig, "captions": WeakConfig}
+    kind = tree.get("supervision", "labels")
+    if kind not in kinds:
+        raise OVSDinoError(f"supervision: expected {' or '.join(kinds)}, got {kind!r}")
+    config: RunConfig = build_config(kinds[kind], tree, "")
+    return config
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads a YAML file and applies `key.sub=value` overrides.
 
     Raises:

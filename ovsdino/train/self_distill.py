@@ -1,13 +1,17 @@
 """A backbone from images alone: self-distillation as in DINO (Caron et al. 2021) and iBOT (Zhou et al. 2022).
 
-Student and teacher are one ViT; the teacher is the running mean of the student. Both see crops of an image:
+Student and teacher are one ViT; the teacher is the running mean of the student. Each image gives large crops, and small
+crops out of every large one. With q = the teacher's tokens over the prototypes, balanced by Sinkhorn-Knopp:
 
-    L = L_dino(mean tokens: student of every crop -> teacher of the other large crops)
+    L = L_place(student's tokens of a small crop -> teacher's tokens at the same place of its large crop)
       + L_ibot(student's masked tokens -> teacher's tokens of the same crop, unmasked)
+      + image * L_dino(mean tokens: student of a large crop -> teacher of the other)
       + koleo * L_koleo(student's mean tokens: spread over the sphere)
 
-nano's ViT has no class token, so the mean of the patch tokens stands for the image. The losses and the projection head
-are lightly's. What is kept is the teacher, as the backbone of an `OVSDINO`.
+The first term is ours: street scenes are alike as images and differ in their places, so what a small crop shows must
+be told from what the large one has there (docs/decisions.md has the figures). nano's ViT has no class token, so the
+mean of the patch tokens stands for the image. Sinkhorn-Knopp, the losses and the projection head are lightly's. What
+is kept is the teacher, as the backbone of an `OVSDINO`.
 
     python -m ovsdino.train.self_distill configs/self_distill.yaml [key=value ...]
 """
@@ -28,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 from torchvision.transforms import v2
 
 from ovsdino.config import IMAGENET_MEAN, IMAGENET_STD
@@ -45,7 +50,7 @@ class CropStage:
 
     Attributes:
         until: the stage ends at this fraction of all steps.
-        batch: images a step; each gives two large and `SelfDistillConfig.small_crops` small crops.
+        batch: images a step; each gives two large crops, and each of those `SelfDistillConfig.small_crops` small ones.
     """
 
     until: float = 1.0
@@ -60,11 +65,11 @@ class SelfDistillConfig:
 
     Attributes:
         images: folders or zips; every image in them is used, nothing else of them is read.
-        split: area that divides large crops from small ones, as a fraction of the image.
+        large_area, small_area: of a large crop in its image, of a small crop in its large one.
         mask_ratio: a masked crop loses a fraction of its patches drawn from here; half of the large crops are masked.
         prototypes: width of the head's output.
         teacher_momentum: at the start; it rises to 1 along half a cosine.
-        teacher_temperature: at the end of the warm-up; 0.04 at the start.
+        temperature: of the teacher's distributions, which Sinkhorn-Knopp balances over the batch.
     """
 
     model: str = "nano"
@@ -73,17 +78,19 @@ class SelfDistillConfig:
     seed: int = 0
     threads: int = 0
     steps: int = 6000
-    small_crops: int = 4
-    split: float = 0.3
+    small_crops: int = 2
+    large_area: tuple[float, ...] = (0.3, 1.0)
+    small_area: tuple[float, ...] = (0.1, 0.4)
     mask_ratio: tuple[float, ...] = (0.1, 0.5)
-    prototypes: int = 2048
+    prototypes: int = 512
+    image: float = 0.3
     koleo: float = 0.1
     lr: float = 1e-3
     weight_decay: float = 0.05
-    warmup: int = 400
+    warmup: int = 100
     clip: float = 3.0
-    teacher_momentum: float = 0.992
-    teacher_temperature: float = 0.07
+    teacher_momentum: float = 0.99
+    temperature: float = 0.05
     bf16: bool = True
     checkpoint_every: int = 100
     log_every: int = 20
@@ -114,36 +121,98 @@ class Student(nn.Module):
         return self.vit.norm(x)
 
 
+@dataclass
+class CropBatch:
+    """What a step sees: B images, L = 2 B large crops, n small crops of each.
+
+    Attributes:
+        large: (L, 3, H, W) normalised; crops i and B + i are of one image.
+        small: (n L, 3, h, w) normalised; crop k is of large crop k % L.
+        places: (n L, 4) float32, left, top, right, bottom of each small crop in its large one, 0..1.
+        mirrored: (n L,) bool, small crops whose columns run against those of their large crop.
+    """
+
+    large: Tensor
+    small: Tensor
+    places: Tensor
+    mirrored: Tensor
+
+
 class Crops:
     """Large and small crops of images in memory, a function of torch's generator."""
 
     def __init__(self, config: SelfDistillConfig) -> None:
         self.images = [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in open_images(config.images)]
         self.config = config
+        self.colours = {blur: self._colours(blur) for blur in (0.3, 0.1)}
 
-    def draw(self, stage: CropStage) -> tuple[Tensor, Tensor]:
-        """(2 B, 3, large, large) and (n B, 3, small, small), normalised; crop i of the images in turn."""
-        picks = torch.randperm(len(self.images))[: stage.batch]
-        large = self._pipeline(stage.large, (self.config.split, 1.0), 0.5)
-        small = self._pipeline(stage.small, (0.05, self.config.split), 0.3)
-        return (
-            torch.stack([large(self.images[i]) for _ in range(2) for i in picks]),
-            torch.stack([small(self.images[i]) for _ in range(self.config.small_crops) for i in picks]),
-        )
+    def draw(self, stage: CropStage) -> CropBatch:
+        """The crops of a step."""
+        c, count = self.config, min(stage.batch, len(self.images))
+        picks = torch.randperm(len(self.images))[:count].tolist() * 2
+        large, boxes = zip(*(self._large(self.images[i], stage.large) for i in picks), strict=True)
+        small = [
+            self._small(self.images[i], box, stage.small)
+            for _ in range(c.small_crops)
+            for i, box in zip(picks, boxes, strict=True)
+        ]
+        crops, places, mirrored = zip(*small, strict=True)
+        return CropBatch(torch.stack(large), torch.stack(crops), torch.tensor(places), torch.tensor(mirrored))
+
+    def _large(self, image: Tensor, size: int) -> tuple[Tensor, tuple[int, int, int, int, bool]]:
+        top, left, height, width = v2.RandomResizedCrop.get_params(image, list(self.config.large_area), [3 / 4, 4 / 3])
+        mirror = bool(torch.rand(()) < 0.5)
+        return self._view(image, (top, left, height, width), size, mirror, 0.3), (top, left, height, width, mirror)
+
+    def _small(
+        self, image: Tensor, within: tuple[int, int, int, int, bool], size: int
+    ) -> tuple[Tensor, tuple[float, float, float, float], bool]:
+        top, left, height, width, mirrored = within
+        side = float(torch.empty(()).uniform_(*self.config.small_area)) ** 0.5
+        h, w = max(1, round(side * height)), max(1, round(side * width))
+        y = int(torch.randint(height - h + 1, ()))
+        x = int(torch.randint(width - w + 1, ()))
+        mirror = bool(torch.rand(()) < 0.5)
+        crop = self._view(image, (top + y, left + x, h, w), size, mirror, 0.1)
+        begin, end = x / width, (x + w) / width
+        if mirrored:
+            begin, end = 1 - end, 1 - begin
+        return crop, (begin, y / height, end, (y + h) / height), mirror != mirrored
+
+    def _view(self, image: Tensor, box: tuple[int, int, int, int], size: int, mirror: bool, blur: float) -> Tensor:
+        view = v2.functional.resized_crop(image, *box, [size, size], antialias=True)
+        return self.colours[blur](v2.functional.horizontal_flip(view) if mirror else view)
 
     @staticmethod
-    def _pipeline(size: int, area: tuple[float, float], blur: float) -> v2.Compose:
+    def _colours(blur: float) -> v2.Compose:
         return v2.Compose(
             [
-                v2.RandomResizedCrop(size, area, antialias=True),
-                v2.RandomHorizontalFlip(),
-                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.05)], 0.8),
-                v2.RandomGrayscale(0.2),
+                v2.RandomApply([v2.ColorJitter(0.3, 0.3, 0.2)], 0.8),  # hue and colour tell sky from tree: kept
+                v2.RandomGrayscale(0.05),
                 v2.RandomApply([v2.GaussianBlur(5, (0.1, 1.5))], blur),
                 v2.ToDtype(torch.float32, scale=True),
                 v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
             ]
         )
+
+
+def tokens_at(tokens: Tensor, places: Tensor, mirrored: Tensor, side: int) -> Tensor:
+    """Tokens of large crops where the small crops lie.
+
+    Args:
+        tokens: (L, H, W, D).
+        places, mirrored: see `CropBatch`.
+        side: of the small crops' grid.
+
+    Returns:
+        (n L, side, side, D), bilinear, in the order of the small crops' own tokens.
+    """
+    count, height, width, _ = tokens.shape
+    scale = torch.tensor([width, height, width, height])
+    index = torch.arange(len(places)) % count
+    boxes = torch.cat([index[:, None].float(), places * scale], 1)
+    found = roi_align(tokens.permute(0, 3, 1, 2).float(), boxes, side, sampling_ratio=2, aligned=True)
+    return torch.where(mirrored[:, None, None, None], found.flip(-1), found).permute(0, 2, 3, 1)
 
 
 def random_masks(count: int, side: int, ratio: Sequence[float]) -> Tensor:
@@ -163,7 +232,7 @@ class SelfDistiller:
     """Runs a `SelfDistillConfig`; the state of a step depends on (config, step) and the checkpoint alone."""
 
     def __init__(self, config: SelfDistillConfig) -> None:
-        from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
+        from lightly.loss import DINOLoss, KoLeoLoss, SwaVLoss
 
         self.config, self.step, self.seconds = config, 0, 0.0
         if config.threads:
@@ -177,7 +246,7 @@ class SelfDistiller:
         self.teacher.load_state_dict(self.student.state_dict())
         freeze(self.teacher)
         self.dino = DINOLoss(config.prototypes)
-        self.ibot = IBOTPatchLoss(config.prototypes)
+        self.swav = SwaVLoss()
         self.koleo = KoLeoLoss()
         matrices = [p for p in self.student.parameters() if p.ndim > 1]
         others = [p for p in self.student.parameters() if p.ndim <= 1]
@@ -186,29 +255,38 @@ class SelfDistiller:
         self.crops = Crops(config)
         self.output = Path(config.output)
 
-    def losses(self, large: Tensor, small: Tensor, stage: CropStage) -> dict[str, Tensor]:
-        """The three weighted terms of crops as `Crops.draw` gives them."""
+    def losses(self, crops: CropBatch) -> dict[str, Tensor]:
+        """The weighted terms of crops."""
         c, p = self.config, self.model.stride_multiple
-        warm = min(1.0, self.step / max(1, c.warmup))
-        temperature = 0.04 + (c.teacher_temperature - 0.04) * warm
-        masks = random_masks(len(large), large.shape[-1] // p, c.mask_ratio)
+        side, small_side = crops.large.shape[-1] // p, crops.small.shape[-1] // p
+        masks = random_masks(len(crops.large), side, c.mask_ratio)
         with torch.autocast("cpu", torch.bfloat16, enabled=c.bf16):
             with torch.no_grad():
-                target = self.teacher.tokens(large)
+                target = self.teacher.tokens(crops.large)
+                places = tokens_at(target.unflatten(1, (side, side)), crops.places, crops.mirrored, small_side)
                 target_image = self.teacher.head(target.mean(1)).float()
+                target_place = self.teacher.head(places.flatten(0, 2)).float()
                 target_patch = self.teacher.head(target[masks.flatten(1)]).float()
-            seen = self.student.tokens(large, masks)
+            seen = self.student.tokens(crops.large, masks)
             mean = seen.mean(1)
             guess_image = self.student.head(mean).float()
-            guess_small = self.student.head(self.student.tokens(small).mean(1)).float()
+            guess_place = self.student.head(self.student.tokens(crops.small).flatten(0, 1)).float()
             guess_patch = self.student.head(seen[masks.flatten(1)]).float()
         return {
-            "dino": self.dino(
-                list(target_image.chunk(2)), [*guess_image.chunk(2), *guess_small.chunk(c.small_crops)], temperature
-            ),
-            "ibot": self.ibot(target_patch, guess_patch, masks, temperature),
+            "place": self._patches(target_place, guess_place),
+            "ibot": self._patches(target_patch, guess_patch),
+            "image": c.image * self.dino(list(target_image.chunk(2)), list(guess_image.chunk(2)), 0.04),
             "koleo": c.koleo * torch.stack([self.koleo(part) for part in mean.float().chunk(2)]).mean(),
         }
+
+    def _patches(self, target: Tensor, guess: Tensor) -> Tensor:
+        """Cross-entropy of tokens over the prototypes against the teacher's, balanced: (n, prototypes) both."""
+        from lightly.loss.swav_loss import sinkhorn
+
+        if not len(guess):  # a ratio so small that no patch was masked
+            return guess.sum()
+        loss: Tensor = self.swav.subloss(guess, sinkhorn(target, epsilon=self.config.temperature))
+        return loss
 
     def train_step(self) -> dict[str, float]:
         """One step; returns the loss and its terms."""
@@ -218,7 +296,7 @@ class SelfDistiller:
         progress = 0.5 * (1 - math.cos(math.pi * self.step / c.steps))
         for group in self.optimiser.param_groups:
             group["lr"] = c.lr * min((self.step + 1) / c.warmup, 1.0 - 0.99 * progress)
-        terms = self.losses(*self.crops.draw(stage), stage)
+        terms = self.losses(self.crops.draw(stage))
         loss = torch.stack(list(terms.values())).sum()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -239,7 +317,6 @@ class SelfDistiller:
             "student": self.student,
             "teacher": self.teacher,
             "dino": self.dino,
-            "ibot": self.ibot,
             "optimiser": self.optimiser,
         }
 

@@ -13,7 +13,7 @@ from ovsdino.models.zoo import build_model
 from ovsdino.train.__main__ import main
 from ovsdino.train.batches import BatchSource
 from ovsdino.train.config import DataConfig, StageConfig, TextSupervision, TrainConfig, load_config
-from ovsdino.train.trainer import TextBank, Trainer
+from ovsdino.train.dense import DenseTrainer, TextBank
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_resumed_run_equals_an_uninterrupted_one(folder, tmp_path):
     whole = config_file(folder, tmp_path, output=str(tmp_path / "whole"))
     assert main([str(whole)]) == 0
     halves = config_file(folder, tmp_path, output=str(tmp_path / "halves"))
-    trainer = Trainer(load_config(halves), log=print)
+    trainer = DenseTrainer(load_config(halves), log=print)
     steps = iter(range(10))
 
     class Killed(Exception):
@@ -118,7 +118,7 @@ def test_plain_head_learns_two_colours(folder, tmp_path):
         eval_every=40,
         stages=[{"height": 32, "width": 48, "batch": 4}],
     )
-    trainer = Trainer(load_config(path), log=print)
+    trainer = DenseTrainer(load_config(path), log=print)
     assert trainer.run()["miou"] > 0.8
     assert (tmp_path / "run" / "best.safetensors").is_file()
     assert not list((tmp_path / "run").glob("*.tmp"))
@@ -157,7 +157,9 @@ def test_held_out_word_among_the_phrases_is_refused(folder, tmp_path, capsys):
 
 
 def test_learning_rate_warms_up_stays_and_falls(folder, tmp_path):
-    trainer = Trainer(load_config(config_file(folder, tmp_path), ["optim.steps=100", "optim.warmup=10"]), log=print)
+    trainer = DenseTrainer(
+        load_config(config_file(folder, tmp_path), ["optim.steps=100", "optim.warmup=10"]), log=print
+    )
     assert trainer.learning_rate(4) == pytest.approx(0.5e-3)
     assert trainer.learning_rate(30) == trainer.learning_rate(59) == 1e-3
     assert trainer.learning_rate(80) == pytest.approx(1e-3 * (0.01 + 0.99 * 0.5))

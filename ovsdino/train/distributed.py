@@ -1,0 +1,101 @@
+"""The processes of one run, as torchrun starts them; without torchrun a run is one process and all of this is free.
+
+What a loss needs from the other processes is small: a score, a loss, a weight for each image, text or mask. So those
+are gathered whole, every process computes the same loss of the whole batch, and its gradient reaches the rows that are
+its own. `DistributedDataParallel` averages the processes' gradients; `gather` scales the own rows' gradient by the
+number of processes, so the average is the gradient that one process would have had.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ovsdino.errors import OVSDinoError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `size`; `local` is its place on its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def join() -> Ranks:
+    """Joins the group that torchrun announces in the environment (gloo on the CPU, nccl on CUDA).
+
+    Raises:
+        OVSDinoError: the variables are there but the group cannot be formed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks()
+    if not dist.is_initialized():
+        try:
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        except (RuntimeError, ValueError) as error:
+            raise OVSDinoError(f"cannot join the group that torchrun announces: {error}") from error
+    return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def leave() -> None:
+    """Ends the group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _world() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of every process in rank order: (b, ...) -> (size b, ...).
+
+    The gradient of the own rows is scaled by the number of processes; the others' rows carry none.
+    """
+    rank, size = _world()
+    if size == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(size)]
+    dist.all_gather(parts, x.detach().contiguous())
+    parts[rank] = x.detach() + (x - x.detach()) * size if x.requires_grad else x
+    return torch.cat(parts)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One picklable value of every process, in rank order."""
+    _, size = _world()
+    if size == 1:
+        return [value]
+    values: list[Any] = [None] * size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    _, size = _world()
+    if size == 1:
+        return flag
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return bool(value)
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    if _world()[1] > 1:
+        dist.barrier()

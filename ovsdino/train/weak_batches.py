@@ -1,0 +1,272 @@
+"""Batches of captioned images with pseudo-masks; functions of (seed, position) alone, so runs resume."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from ovsdino.data.captions import CaptionSet
+from ovsdino.data.masks import MaskStore, decode_one
+from ovsdino.data.phrases import phrases, read_phrases
+from ovsdino.errors import OVSDinoError
+from ovsdino.train.robust import RobustConfig, agreement_weight, edge_agreement, perturb_masks, quality_weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakDataConfig:
+    """Images, captions and pseudo-masks, and how they are varied.
+
+    Attributes:
+        kind: of the captions: "jsonl", "coco" or "webdataset"; see `open_captions`.
+        root: folder or zip of the images; for "coco" the folder above `annotations`; for "webdataset" that of the tars.
+        annotations: "jsonl": the file of captions. "coco": the split, for instance train2014. "webdataset": a pattern
+            of the tars' names.
+        masks: folder that `ovsdino masks` wrote for the same images; "" trains without.
+        caption: "whole" takes a caption as one text; "phrases" takes what it names, each a text.
+        vocabulary: for "phrases", a file of words to look for, one a line; "" takes the parts between commas and "and".
+        height, width: of a crop in pixels, multiples of the patch size.
+        area: of a crop, in shares of the image (or of the caption's box) from the least to the largest.
+        aspect: a crop's aspect differs from width / height by up to this factor.
+        flip: probability of a mirror image.
+        colour: strength of the changes of brightness, contrast and (0.7 of it) saturation.
+        masks_per_image: pseudo-masks drawn for a crop, without replacement, by the root of their area.
+        min_mask_area: a mask that covers less of the crop than this share is not drawn.
+        workers: processes that make batches; 0 makes them in between. The batches are the same.
+        cache_mb: megabytes of decoded images that each process keeps.
+    """
+
+    kind: str = "jsonl"
+    root: str = ""
+    annotations: str = ""
+    masks: str = ""
+    caption: str = "phrases"
+    vocabulary: str = ""
+    height: int = 160
+    width: int = 160
+    area: tuple[float, ...] = (0.5, 1.0)
+    aspect: float = 1.33
+    flip: float = 0.5
+    colour: float = 0.3
+    masks_per_image: int = 16
+    min_mask_area: float = 0.002
+    workers: int = 0
+    cache_mb: int = 512
+
+
+@dataclass
+class WeakBatch:
+    """What a step sees.
+
+    Attributes:
+        images: (B, 3, H, W) float32 in [0, 1].
+        texts: for each image the texts that its caption gives, at least one.
+        masks: (B, M, 4h, 4w) bool at four times the token grid; a cell is set when half of it or more is. M = 0 without
+            pseudo-masks; an image of fewer has empty ones at the end.
+        quality: (B, M) float32, how much a mask counts, as `RobustConfig` has it; 0 where there is none.
+        places: (B, 5) float32, left, top, right, bottom of the crop in its image, 0..1, and 1 where it is mirrored.
+        sources: (B,) names of the images.
+    """
+
+    images: Tensor
+    texts: list[tuple[str, ...]]
+    masks: Tensor
+    quality: Tensor
+    places: Tensor
+    sources: list[str]
+
+    def slice(self, rows: slice) -> WeakBatch:
+        """Some of its images."""
+        return WeakBatch(
+            self.images[rows],
+            self.texts[rows],
+            self.masks[rows],
+            self.quality[rows],
+            self.places[rows],
+            self.sources[rows],
+        )
+
+    @staticmethod
+    def collate(samples: Sequence[WeakBatch]) -> WeakBatch:
+        """Batches of one as one batch."""
+        return WeakBatch(
+            torch.cat([s.images for s in samples]),
+            [text for s in samples for text in s.texts],
+            torch.cat([s.masks for s in samples]),
+            torch.cat([s.quality for s in samples]),
+            torch.cat([s.places for s in samples]),
+            [name for s in samples for name in s.sources],
+        )
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle of an image in pixels, and whether its columns are reversed."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    mirror: bool
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """Its part of (H, W, ...), not mirrored."""
+        return array[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+class WeakDataset(Dataset[WeakBatch]):
+    """One sample a position: position p is image `order(p // n)[p % n]`, a new permutation each epoch.
+
+    Raises:
+        OVSDinoError: crop sizes that the patch does not divide, an unknown choice, no vocabulary file.
+    """
+
+    def __init__(
+        self,
+        captions: CaptionSet,
+        masks: MaskStore | None,
+        config: WeakDataConfig,
+        robust: RobustConfig,
+        patch: int,
+        seed: int,
+    ) -> None:
+        if config.height % patch or config.width % patch or not config.height or not config.width:
+            raise OVSDinoError(
+                f"data.height {config.height}, data.width {config.width}: expected multiples of {patch}, the patch size"
+            )
+        if config.caption not in ("phrases", "whole"):
+            raise OVSDinoError(f"data.caption: expected phrases or whole, got {config.caption!r}")
+        if len(config.area) != 2 or not 0 < config.area[0] <= config.area[1] <= 1:
+            raise OVSDinoError(f"data.area: expected two shares in (0, 1], the least first, got {list(config.area)}")
+        self.captions, self.masks, self.config, self.robust = captions, masks, config, robust
+        self.fine = (4 * config.height // patch, 4 * config.width // patch)
+        self.seed = seed
+        self.vocabulary = read_phrases(config.vocabulary) if config.vocabulary else None
+        self.colour = v2.ColorJitter(config.colour, config.colour, 0.7 * config.colour)
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._images: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._bytes = 0
+
+    def index(self, position: int) -> int:
+        """Which caption a position of the run takes."""
+        epoch, place = divmod(position, len(self.captions))
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.captions)))
+        return int(self._order[1][place])
+
+    def __getitem__(self, position: int) -> WeakBatch:
+        c, rng = self.config, np.random.default_rng((self.seed, 1, position))
+        index = self.index(position)
+        record = self.captions.record(index)
+        image = self._image(index, record.image)
+        height, width = image.shape[:2]
+        crop = self._crop(record.box or (0, 0, width, height), rng)
+        view = torch.from_numpy(crop.of(image).copy()).permute(2, 0, 1)
+        masks, quality = self._masks(record.image, view, crop, rng)
+        view = v2.functional.resize(view, [c.height, c.width], antialias=True)
+        if crop.mirror:
+            view = v2.functional.horizontal_flip(view)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**62)))
+            view = v2.functional.to_dtype(self.colour(view), torch.float32, scale=True)
+        right, bottom = crop.left + crop.width, crop.top + crop.height
+        place = [crop.left / width, crop.top / height, right / width, bottom / height, float(crop.mirror)]
+        return WeakBatch(
+            view[None],
+            [self.texts(record.captions[int(rng.integers(len(record.captions)))])],
+            masks[None],
+            quality[None],
+            torch.tensor([place]),
+            [record.image],
+        )
+
+    def texts(self, caption: str) -> tuple[str, ...]:
+        """What a caption says: itself, or its phrases (itself where it has none of the vocabulary's)."""
+        if self.config.caption == "whole":
+            return (caption,)
+        return phrases(caption, self.vocabulary) or (caption,)
+
+    def _image(self, index: int, name: str) -> np.ndarray:
+        """The decoded image, from memory when it is there; the longest unused ones make room."""
+        if name in self._images:
+            self._images.move_to_end(name)
+            return self._images[name]
+        image = self.captions.read(index)
+        self._images[name] = image
+        self._bytes += image.nbytes
+        while self._bytes > self.config.cache_mb * 1_000_000 and len(self._images) > 1:
+            self._bytes -= self._images.popitem(last=False)[1].nbytes
+        return image
+
+    def _crop(self, box: tuple[int, int, int, int], rng: np.random.Generator) -> Crop:
+        c, (left, top, width, height) = self.config, box
+        aspect = c.width / c.height * math.exp(rng.uniform(-1, 1) * math.log(c.aspect))
+        area = rng.uniform(c.area[0], c.area[1]) * width * height
+        h = min(height, max(1, round((area / aspect) ** 0.5)))
+        w = min(width, max(1, round((area * aspect) ** 0.5)))
+        y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+        return Crop(left + int(x), top + int(y), w, h, bool(rng.random() < c.flip))
+
+    def _masks(self, name: str, view: Tensor, crop: Crop, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Drawn masks of the crop (M, 4h, 4w) bool and what they count (M,); `view` (3, h, w) is what it shows."""
+        count = self.config.masks_per_image if self.masks is not None else 0
+        masks, quality = torch.zeros(count, *self.fine, dtype=torch.bool), torch.zeros(count)
+        if self.masks is None or not count:
+            return masks, quality
+        rows = self.masks.find(name)["masks"]
+        # What of each lies in the crop is guessed from its box: only the drawn ones are decoded.
+        boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+        areas = np.array([row["area"] for row in rows], dtype=np.float64)
+        across = np.minimum(boxes[:, 0] + boxes[:, 2], crop.left + crop.width) - np.maximum(boxes[:, 0], crop.left)
+        down = np.minimum(boxes[:, 1] + boxes[:, 3], crop.top + crop.height) - np.maximum(boxes[:, 1], crop.top)
+        inside = areas * across.clip(0) * down.clip(0) / (boxes[:, 2] * boxes[:, 3]).clip(1)
+        likely = np.flatnonzero(inside >= self.config.min_mask_area * crop.width * crop.height)
+        if not len(likely):
+            return masks, quality
+        chance = np.sqrt(inside[likely])
+        drawn = rng.choice(likely, min(count, len(likely)), replace=False, p=chance / chance.sum())
+        whole = torch.from_numpy(np.stack([crop.of(decode_one(rows[i])) for i in drawn]))
+        share = F.interpolate(whole[None].float(), self.fine, mode="area")[0]
+        found = (share.flip(-1) if crop.mirror else share) >= 0.5
+        weights = torch.ones(len(drawn))
+        if self.robust.quality_weights:
+            sure = torch.tensor([[rows[i]["predicted_iou"], rows[i]["stability_score"]] for i in drawn])
+            weights = quality_weight(sure[:, 0], sure[:, 1])
+        if self.robust.agreement:
+            weights = weights * agreement_weight(edge_agreement(view[None], whole[None].bool()))[0]
+        if self.robust.merge or self.robust.split:
+            new = perturb_masks(found.numpy(), weights.numpy(), self.robust.merge, self.robust.split, rng)
+            found, weights = torch.from_numpy(new[0]), torch.from_numpy(new[1])
+        masks[: len(drawn)], quality[: len(drawn)] = found, weights * found.flatten(1).any(1)
+        return masks, quality
+
+
+def batches(data: WeakDataset, positions: Iterable[Sequence[int]]) -> Iterator[WeakBatch]:
+    """A batch for each list of positions, made by `config.workers` processes ahead of their use."""
+    loader = DataLoader(
+        data,
+        batch_sampler=_Given(positions),
+        collate_fn=WeakBatch.collate,
+        num_workers=data.config.workers,
+        persistent_workers=False,
+        multiprocessing_context="forkserver" if data.config.workers else None,
+    )
+    yield from loader
+
+
+class _Given(torch.utils.data.Sampler[list[int]]):
+    """A batch sampler that says what it was given."""
+
+    def __init__(self, positions: Iterable[Sequence[int]]) -> None:
+        self.positions = positions
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(rows) for rows in self.positions)
