@@ -169,25 +169,28 @@ class WeakLossConfig:
     Attributes:
         contrast: InfoNCE between images and their texts.
         mask: BCE + Dice of each pseudo-mask, its pooled embedding the classifier.
-        pull: a pseudo-mask's embedding towards the texts of its caption.
+        pull: a pseudo-mask's embedding towards the text of its caption that it is assigned to.
+        words: the decoder's answer to the words, at every cell of a pseudo-mask, towards the same text.
         sam: the structure tokens towards SAM's embedding; needs `data.sam_targets` or `sam_checkpoint`.
         boundary: BCE + Dice of the boundary logits against the pseudo-masks' edges.
         preserve: F' stays near F, pooled in the pseudo-masks.
         pool: how an image becomes one embedding a text: "heads" is the class token's attention, head by head, the best
             head counts (Talk2DINO); "text" lets each text look for itself, for a ViT without class token.
         sharpness: of the attention of "text".
-        pull_label: "caption" lets all texts of the caption share a mask, "best" takes the nearest of them as its label.
+        pull_label: the texts of the caption that a mask belongs to. "shared" divides the masks so that every text has
+            some; "caption" takes any sharing; "best" takes the nearest text.
     """
 
     contrast: float = 1.0
     mask: float = 1.0
-    pull: float = 1.0
+    pull: float = 0.5
+    words: float = 1.0
     sam: float = 0.0
     boundary: float = 0.3
     preserve: float = 0.2
     pool: str = "text"
     sharpness: float = 10.0
-    pull_label: str = "caption"
+    pull_label: str = "shared"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ With F the backbone's tokens, F' the decoder's, t_u the texts of the step, m the
 
     L = contrast InfoNCE(pool(F'), t)               an image agrees with the texts of its caption
       + mask     BCE + Dice(decode(F', p_m), m)     p_m = mean of F' in m, a classifier that must find m again
-      + pull     p_m -> the texts of the caption
+      + pull     p_m -> the text of the caption that it is assigned to
+      + words    decode(F', t) in m -> the same text
       + sam      1 - cos + smooth L1 (S, SAM's embedding)
       + boundary BCE + Dice(boundary logits, edges of the masks)
       + preserve 1 - cos(p_m, mean of F in m)
@@ -38,13 +39,16 @@ from ovsdino.train.text_cache import TextCache
 from ovsdino.train.trainer import Log, Trainer, normalised
 from ovsdino.train.weak_batches import WeakBatch, WeakDataset, batches
 from ovsdino.train.weak_losses import (
+    assigned_cross_entropy,
     head_pool,
     head_scores,
     info_nce,
     mask_boundaries,
     mask_boundary_loss,
     mask_classifier_loss,
+    pixel_cross_entropy,
     preservation_loss,
+    shared_assignment,
     text_pool_scores,
     text_pull,
     text_pull_hard,
@@ -57,7 +61,7 @@ class Parts:
 
     Attributes:
         scores: (B, U) image against text, times the temperature.
-        mask, pull, preserve: (B, M) a loss a pseudo-mask.
+        mask, pull, words, preserve: (B, M) a loss a pseudo-mask.
         boundary, sam: (B,) a loss an image.
         known: (B, M) bool, masks that are there and cover a token.
     """
@@ -65,6 +69,7 @@ class Parts:
     scores: Tensor
     mask: Tensor | None = None
     pull: Tensor | None = None
+    words: Tensor | None = None
     preserve: Tensor | None = None
     boundary: Tensor | None = None
     sam: Tensor | None = None
@@ -136,9 +141,18 @@ class WeakObjective(nn.Module):
             if cosine.shape[-2:] != masks.shape[-2:]:
                 cosine = F.interpolate(cosine, masks.shape[-2:], mode="bilinear", align_corners=False)
             parts.mask = mask_classifier_loss(self.mask_scale.exp() * cosine - self.mask_bias, masks)
-        if c.pull:
-            pull = text_pull if c.pull_label == "caption" else text_pull_hard
-            parts.pull = pull(scale * prototypes @ text.T, positives)
+        if c.pull or c.words:
+            towards = scale * prototypes @ text.T
+            if c.pull_label == "shared":
+                assignment = shared_assignment(towards, positives, quality * parts.known)
+                parts.pull = assigned_cross_entropy(towards, assignment)
+            else:
+                parts.pull = (text_pull if c.pull_label == "caption" else text_pull_hard)(towards, positives)
+            if c.words:
+                answers = model.decode(features, text)
+                if answers.shape[-2:] != masks.shape[-2:]:
+                    answers = F.interpolate(answers, masks.shape[-2:], mode="bilinear", align_corners=False)
+                parts.words = pixel_cross_entropy(answers, masks, assignment)
         if c.preserve and features.backbone is not None and features.tokens is not features.backbone:
             before, _ = mask_pool(features.backbone.flatten(2).transpose(1, 2).detach(), soft)
             parts.preserve = preservation_loss(pooled, before)
@@ -212,7 +226,7 @@ class WeakTrainer(Trainer):
             terms["sam"] = c.sam * gather(parts.sam).mean()
         if parts.boundary is not None:
             terms["boundary"] = c.boundary * gather(parts.boundary).mean()
-        found = {"mask": parts.mask, "pull": parts.pull, "preserve": parts.preserve}
+        found = {"mask": parts.mask, "pull": parts.pull, "words": parts.words, "preserve": parts.preserve}
         each = {name: getattr(c, name) * gather(part).flatten() for name, part in found.items() if part is not None}
         if each and quality is not None and parts.known is not None:
             weights = gather(quality * parts.known).flatten()
@@ -238,8 +252,10 @@ def _check(config: WeakConfig, processes: int) -> None:
         )
     choices: list[tuple[str, Any, tuple[str, ...]]] = [
         ("loss.pool", config.loss.pool, ("text", "heads")),
-        ("loss.pull_label", config.loss.pull_label, ("caption", "best")),
+        ("loss.pull_label", config.loss.pull_label, ("shared", "caption", "best")),
     ]
+    if config.loss.words and config.loss.pull_label != "shared":
+        raise OVSDinoError(f"loss.words needs loss.pull_label shared, not {config.loss.pull_label}; or set it to 0")
     for name, value, allowed in choices:
         if value not in allowed:
             raise OVSDinoError(f"{name}: expected {' or '.join(allowed)}, got {value!r}")

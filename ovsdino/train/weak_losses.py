@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovsdino.ops import mask_pool
+
 # Takes an entry out of a log-sum-exp; -inf would make the gradient of an all-masked row NaN.
 OUT = torch.finfo(torch.float32).min
 
@@ -153,6 +155,57 @@ def text_pull_hard(scores: Tensor, positives: Tensor) -> Tensor:
     label = scores.detach().masked_fill(~positives[:, None], OUT).argmax(-1, keepdim=True)
     loss = torch.logsumexp(scores, -1) - scores.gather(-1, label).squeeze(-1)
     return torch.where(positives.any(-1)[:, None], loss, 0.0)
+
+
+def shared_assignment(scores: Tensor, positives: Tensor, weights: Tensor, rounds: int = 5) -> Tensor:
+    """Which phrase of its caption each mask shows, so that no phrase goes empty.
+
+    Sinkhorn-Knopp on e^{s_mu} over the caption's phrases: each phrase gets an equal share of the masks' weight, then
+    each mask gives itself to phrases in sum one. What is said of an image is somewhere in it; without the first half
+    the commonest phrase takes all masks, since it is in nearly every caption. Balanced as prototypes are in SwAV (Caron
+    et al. 2020), an image at a time.
+
+    Args:
+        scores: (B, M, U) of M masks an image and the U texts of the batch.
+        positives: (B, U) bool, text u belongs to image i.
+        weights: (B, M), 0 where there is no mask.
+        rounds: of Sinkhorn-Knopp.
+
+    Returns:
+        (B, M, U) without gradient, rows of sum one; zeros for an image without a phrase.
+    """
+    with torch.no_grad():
+        if 0 in scores.shape:
+            return scores.float()
+        log_q = F.log_softmax(scores.float().masked_fill(~positives[:, None], OUT), -1)
+        log_w = weights.float().clamp_min(1e-30).log()[..., None]
+        for _ in range(rounds):
+            log_q = log_q - torch.logsumexp(log_q + log_w, 1, keepdim=True)
+            log_q = F.log_softmax(log_q.masked_fill(~positives[:, None], OUT), -1)
+        return torch.where(positives.any(-1)[:, None, None], log_q.exp(), 0.0)
+
+
+def assigned_cross_entropy(scores: Tensor, assignment: Tensor) -> Tensor:
+    """l_m = -sum_u q_mu log softmax_u(s_m): scores and assignment (B, M, U) -> (B, M)."""
+    return -(assignment * F.log_softmax(scores.float(), -1)).sum(-1)
+
+
+def pixel_cross_entropy(logits: Tensor, masks: Tensor, assignment: Tensor) -> Tensor:
+    """The same of every cell of a mask, on the decoder's own answers to the words, averaged over the mask.
+
+        l_m = -sum_u q_mu mean_{x in m} log softmax_u(logits(x))
+
+    Args:
+        logits: (B, U, h, w).
+        masks: (B, M, h, w) bool.
+        assignment: (B, M, U).
+
+    Returns:
+        (B, M); zero for an empty mask.
+    """
+    log_p = F.log_softmax(logits.float(), 1).flatten(2).transpose(1, 2)  # (B, h w, U)
+    mean, _ = mask_pool(log_p.contiguous(), masks.flatten(2))
+    return -(assignment * mean).sum(-1)
 
 
 def mask_boundaries(masks: Tensor, weights: Tensor) -> Tensor:

@@ -8,13 +8,16 @@ import torch.nn.functional as F
 
 from ovsdino.models.sae import SAMAlignment, sam_alignment_loss
 from ovsdino.train.weak_losses import (
+    assigned_cross_entropy,
     head_pool,
     head_scores,
     info_nce,
     mask_boundaries,
     mask_boundary_loss,
     mask_classifier_loss,
+    pixel_cross_entropy,
     preservation_loss,
+    shared_assignment,
     text_pool_scores,
     text_pull,
     text_pull_hard,
@@ -184,3 +187,36 @@ def test_sam_alignment_on_the_structure_grid_by_hand():
     expected = torch.where(away >= 1, away - 0.5, away.square() / 2).mean().item()
     assert sam_alignment_loss(predicted, 3 * predicted).item() == pytest.approx(expected, abs=1e-5)
     assert align(tokens).shape == (2, 256, 64, 64)
+
+
+def test_no_phrase_of_a_caption_goes_empty():
+    # Both masks look like the first phrase; equal shares leave it the one that does so more: the doubly stochastic
+    # matrix with the cross ratio of e^scores, [[p, 1 - p], [1 - p, p]] with (p / (1 - p))^2 = e^(2 - 1).
+    scores = torch.tensor([[[2.0, 0.0, 9.0], [1.0, 0.0, 9.0]]])
+    positives = torch.tensor([[True, True, False]])
+    p = torch.sigmoid(torch.tensor(0.5)).item()
+    found = shared_assignment(scores, positives, torch.ones(1, 2), rounds=50)
+    torch.testing.assert_close(found, torch.tensor([[[p, 1 - p, 0.0], [1 - p, p, 0.0]]]), rtol=0, atol=1e-5)
+    alone = shared_assignment(scores, positives, torch.tensor([[1.0, 0.0]]), rounds=50)
+    torch.testing.assert_close(alone[0, 0], torch.tensor([0.5, 0.5, 0.0]), rtol=0, atol=1e-5)  # a mask that counts not
+    assert not shared_assignment(scores, torch.zeros(1, 3, dtype=torch.bool), torch.ones(1, 2)).any()
+    assert shared_assignment(scores[:, :0], positives, torch.ones(1, 0)).shape == (1, 0, 3)
+
+
+def test_assigned_cross_entropy_by_hand():
+    scores = torch.tensor([[[math.log(3), 0.0]]], requires_grad=True)
+    loss = assigned_cross_entropy(scores, torch.tensor([[[0.5, 0.5]]]))
+    torch.testing.assert_close(loss, torch.tensor([[0.5 * (math.log(4 / 3) + math.log(4))]]))
+    loss.sum().backward()
+    torch.testing.assert_close(scores.grad, torch.tensor([[[0.25, -0.25]]]))
+
+
+def test_pixel_cross_entropy_by_hand():
+    logits = torch.tensor([[[[0.0, math.log(3), 5.0]], [[0.0, 0.0, 5.0]]]], requires_grad=True)  # (1, 2, 1, 3)
+    masks = torch.tensor([[[[True, True, False]], [[False, False, False]]]])
+    assignment = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    loss = pixel_cross_entropy(logits, masks, assignment)
+    expected = [[0.5 * (math.log(2) + math.log(4 / 3)), 0.0]]  # the second mask is empty
+    torch.testing.assert_close(loss, torch.tensor(expected))
+    loss.sum().backward()
+    assert logits.grad[0, :, 0, 2].tolist() == [0.0, 0.0] and logits.grad[0, 0, 0, 0] == pytest.approx(-0.25)
