@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from ovsdino.commands.common import print_json, say
+from ovsdino.errors import OVSDinoError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class Ablate:
     """Changes to it, for instance output=runs/try train.optim.steps=50."""
     output: Path | None = None
     """Also write the result here as JSON, and the table beside it as .md."""
+    table: Path | None = None
+    """A Markdown page: puts the table between its lines `<!-- NAME -->` and `<!-- end -->`, NAME that of --output."""
     json: bool = False
     """Print one JSON object on stdout: seeds and rows, one a variant, scores in 0..1."""
 
@@ -29,6 +32,8 @@ class Ablate:
         from ovsdino.imageio import atomic_write
         from ovsdino.train.ablation import load_ablation, markdown, run_ablation
 
+        if self.table is not None:
+            self._place(self.table)  # a page that cannot take the table must not wait for the runs
         study, base = load_ablation(self.config, self.overrides)
         report = run_ablation(study, base, say)
         if self.output is not None:
@@ -36,8 +41,27 @@ class Ablate:
             for path, text in texts.items():
                 with atomic_write(path) as file:
                     file.write(text.encode())
+        if self.table is not None:
+            before, after = self._place(self.table)
+            with atomic_write(self.table) as file:
+                file.write((before + markdown(report) + after).encode())
         if self.json:
             print_json(report)
         else:
             print(markdown(report), end="")
         return 0
+
+    def _place(self, page: Path) -> tuple[str, str]:
+        """The page before and after the table."""
+        if self.output is None:
+            raise OVSDinoError("--table needs --output: its name says where in the page the table goes")
+        begin, end = f"<!-- {self.output.name} -->\n", "<!-- end -->"
+        try:
+            text = page.read_text(encoding="utf-8")
+        except OSError as error:
+            raise OVSDinoError(f"{page}: cannot read the page ({error.strerror}; --table)") from error
+        head, found, rest = text.partition(begin)
+        _, closed, tail = rest.partition(end)
+        if not found or not closed:
+            raise OVSDinoError(f"{page}: has no lines {begin.strip()} and {end} to put the table between")
+        return head + begin, end + tail

@@ -189,6 +189,32 @@ def _whole(name: str, checkpoint: str | Path | None) -> OVSDINO:
     return model
 
 
+def load_official(
+    model: OVSDINO,
+    backbone_weights: str | Path | None,
+    projection: str | Path | None,
+    clip_weights: str | Path | None,
+    *,
+    with_projection: bool = True,
+) -> None:
+    """Puts published weights into a model: its backbone, Talk2DINO's projection, the place of CLIP's.
+
+    Args:
+        backbone_weights, projection, clip_weights: local files; None asks the hub.
+        with_projection: False leaves the projection as it is.
+
+    Raises:
+        OVSDinoError: a file is missing or does not fit, or the hub cannot be reached.
+    """
+    name = model.config.name
+    model.backbone.load(backbone_weights)
+    if with_projection:
+        source = projection or hub.fetch(PROJECTIONS[name], "model.safetensors", PROJECTION)
+        hub.load_state(model.text_tower, read_projection(source), f"{source} (text projection of {name})")
+    if clip_weights is not None and isinstance(model.text_tower, ClipTextTower):
+        model.text_tower.weights = clip_weights
+
+
 def _on_official_weights(
     name: str,
     checkpoint: str | Path | None,
@@ -206,14 +232,9 @@ def _on_official_weights(
             f"(--projection FILE), or use {', '.join(PROJECTIONS)}"
         )
     model = build_model(name, decoder=checkpoint is not None)
-    model.backbone.load(backbone_weights)
-    source = checkpoint
-    if projection is not None or not text:
-        source = projection or hub.fetch(PROJECTIONS[name], "model.safetensors", PROJECTION)
-        text = read_projection(source)
-    hub.load_state(model.text_tower, text, f"{source} (text projection of {name})")
-    if clip_weights is not None and isinstance(model.text_tower, ClipTextTower):
-        model.text_tower.weights = clip_weights
+    if projection is None and text:
+        hub.load_state(model.text_tower, text, f"{checkpoint} (text projection of {name})")
+    load_official(model, backbone_weights, projection, clip_weights, with_projection=projection is not None or not text)
     if checkpoint is None:
         log.warning("%s: no decoder weights given; this is the Talk2DINO baseline", name)
         return model

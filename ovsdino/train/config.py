@@ -122,8 +122,12 @@ class RunConfig:
         model: name in the zoo.
         decoder: False trains the baseline, which has none.
         architecture: fields of the model's configuration to replace, e.g. ``{smd: {gate: false}}``.
-        backbone_weights: safetensors file of an earlier run whose backbone this one starts from.
-        text_weights: safetensors file of the text tower; "" takes the shipped model's.
+        backbone_weights: nano: safetensors file of an earlier run whose backbone this one starts from. Others: file of
+            the backbone's official weights; "" asks the hub.
+        text_weights: safetensors file of nano's text tower; "" takes the shipped model's.
+        projection: file of Talk2DINO's text projection, for the models that have one; "" asks the hub where one is
+            published, and begins with a random one where none is.
+        clip_weights: file of CLIP ViT-B-16's openai weights; "" asks the hub.
         output: folder for checkpoints, logs and the best weights.
         device: "auto" takes CUDA if there is one.
         compile: `torch.compile` the loss, from the image to the terms.
@@ -135,6 +139,8 @@ class RunConfig:
     architecture: dict[str, Any] = field(default_factory=dict)
     backbone_weights: str = ""
     text_weights: str = ""
+    projection: str = ""
+    clip_weights: str = ""
     output: str = "runs/nano"
     seed: int = 0
     threads: int = 0

@@ -77,7 +77,7 @@ class SelfDistillConfig:
     output: str = "runs/self_distill"
     seed: int = 0
     threads: int = 0
-    steps: int = 6000
+    steps: int = 2400
     small_crops: int = 2
     large_area: tuple[float, ...] = (0.3, 1.0)
     small_area: tuple[float, ...] = (0.1, 0.4)
@@ -85,9 +85,9 @@ class SelfDistillConfig:
     prototypes: int = 512
     image: float = 0.3
     koleo: float = 0.1
-    lr: float = 1e-3
+    lr: float = 1.5e-3
     weight_decay: float = 0.05
-    warmup: int = 100
+    warmup: int = 60
     clip: float = 3.0
     teacher_momentum: float = 0.99
     temperature: float = 0.05
@@ -321,7 +321,7 @@ class SelfDistiller:
         }
 
     def save(self) -> None:
-        """The checkpoint to go on from, and the teacher as `last.safetensors`."""
+        """The checkpoint to go on from, and the teacher as `last.safetensors`, in float16."""
         parts = {name: part.state_dict() for name, part in self.state().items()}
         with atomic_write(self.output / "checkpoint.pt") as file:
             torch.save({"step": self.step, "seconds": self.seconds, "config": asdict(self.config), **parts}, file)
@@ -330,7 +330,7 @@ class SelfDistiller:
         nn.init.zeros_(self.model.backbone.head.bias)
         kept = {k: v for k, v in self.model.state_dict().items() if k.startswith(("backbone.", "log_scale"))}
         with atomic_write(self.output / "last.safetensors") as file:
-            file.write(save({k: v.contiguous() for k, v in kept.items()}))
+            file.write(save({k: v.half().contiguous() for k, v in kept.items()}))
 
     def resume(self) -> bool:
         """Takes up `output/checkpoint.pt` when there is one; True when it did."""

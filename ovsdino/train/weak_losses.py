@@ -24,8 +24,9 @@ def info_nce(scores: Tensor, positives: Tensor) -> Tensor:
         l_iu = -log( e^{s_iu} / (e^{s_iu} + sum_n e^{s_in}) )
 
     so the other positives of the row are no negatives (Khosla et al. 2020 count them, which pushes the phrases of one
-    caption apart). The mean of l over all positives; the same over columns; half the sum. A phrase of every caption has
-    no negative image, and its column adds zero.
+    caption apart). The mean over a row's positives, then over the rows; the same over columns, so that a rare phrase is
+    asked for as often as a common one; half the sum. A phrase of every caption has no negative image: its column is
+    zero, and counts in the mean.
 
     Args:
         scores: (B, U) of B images and U texts.
@@ -39,9 +40,10 @@ def info_nce(scores: Tensor, positives: Tensor) -> Tensor:
     total = scores.new_zeros(())
     for dim in (1, 0):
         negatives = torch.logsumexp(rest, dim, keepdim=True)
-        loss = F.softplus(negatives - scores)
-        total = total + torch.where(positives, loss, 0.0).sum()
-    return 0.5 * total / positives.sum().clamp_min(1)
+        loss = torch.where(positives, F.softplus(negatives - scores), 0.0).sum(dim)
+        count = positives.sum(dim)
+        total = total + (loss / count.clamp_min(1)).sum() / (count > 0).sum().clamp_min(1)
+    return 0.5 * total
 
 
 def head_pool(tokens: Tensor, attention: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from ovsdino.models.zoo import create_model
 from ovsdino.train.__main__ import main
 from ovsdino.train.trainer import encode
 from tests.train.weak_folder import FORKS, curve, go, gradients, limited, make_folder, ranked, trainer, write_config
@@ -192,3 +194,24 @@ def test_steps_can_be_said_as_an_option(folder, tmp_path):
     assert main([write_config(folder, tmp_path / "run"), "--steps", "2", "--batch=2"]) == 0
     last = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 2
+
+
+def test_a_dino_backbone_is_pooled_by_its_class_token(folder, tmp_path):
+    """s14 with official-format files of random numbers: CLIP's rows, a random projection trained with the decoder."""
+    torch.manual_seed(3)
+    vit = timm.create_model("vit_small_patch14_reg4_dinov2.lvd142m", num_classes=0)
+    save_file(vit.state_dict(), tmp_path / "model.safetensors")
+    path = write_config(folder, tmp_path / "run", data={"height": 28, "width": 42}, loss={"pool": "heads"})
+    overrides = ["model=s14", f"backbone_weights={tmp_path}/model.safetensors", "text_weights=", "optim.steps=2"]
+    it = trainer(path, *overrides, "data.caption=whole")
+    it.model.text_tower.weights = None  # CLIP at random: its file is in no folder of the tests
+    before = {k: p.detach().clone() for k, p in it.module.named_parameters()}
+    it.run()
+    moved = {k for k, p in it.module.named_parameters() if not torch.equal(p, before[k])}
+    assert not any(k.startswith("model.backbone.") for k in moved)
+    assert "model.text_tower.linear_layer.weight" in moved and any(".smd." in k for k in moved)
+    written = load_file(tmp_path / "run/last.safetensors")
+    assert not any(k.startswith("backbone.") for k in written) and "decoder.beta" in written
+    files = {"checkpoint": tmp_path / "run/last.safetensors", "backbone_weights": tmp_path / "model.safetensors"}
+    model = create_model("s14", **files)
+    assert model.decoder_trained

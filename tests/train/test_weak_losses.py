@@ -42,10 +42,10 @@ def test_info_nce_with_several_positives_by_hand():
     # odds e^s: row 0 = 2 3 1, row 1 = 1 1 4; image 0 has texts 0 and 1, image 1 has texts 1 and 2
     scores = torch.tensor([[2.0, 3.0, 1.0], [1.0, 1.0, 4.0]]).log().requires_grad_()
     positives = torch.tensor([[True, True, False], [False, True, True]])
-    rows = LN(3 / 2) + LN(4 / 3) + LN(2 / 1) + LN(5 / 4)  # each positive against its row's one negative, odds 1
-    columns = LN(3 / 2) + 0 + 0 + LN(5 / 4)  # text 1 is everybody's: no negative, no loss
+    rows = [(LN(3 / 2) + LN(4 / 3)) / 2, (LN(2 / 1) + LN(5 / 4)) / 2]  # against the row's one negative, odds 1
+    columns = [LN(3 / 2), 0, LN(5 / 4)]  # text 1 is everybody's: no negative, no loss
     loss = info_nce(scores, positives)
-    assert loss.item() == pytest.approx((rows + columns) / 2 / 4, abs=1e-6)
+    assert loss.item() == pytest.approx((sum(rows) / 2 + sum(columns) / 3) / 2, abs=1e-6)
     assert finite_gradient(loss, scores)
 
 
