@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -9,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ovsdino.data.images import ImageSource
+from ovsdino.data.tar_index import TEXTS, Member, expand_shards, index_tar, read_member
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.imageio import FORMATS, SUFFIXES, load_image
+
+# What json.loads and a look into what it gave can raise.
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -65,38 +72,63 @@ class ListedCaptions(CaptionSet):
         return self.source.read(self.records[index].image)
 
 
+class TarCaptions(CaptionSet):
+    """Records in memory, images in tars."""
+
+    def __init__(self, records: list[CaptionRecord], places: list[tuple[Path, Member]]) -> None:
+        self.records, self.places = records, places
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def record(self, index: int) -> CaptionRecord:
+        return self.records[index]
+
+    def read(self, index: int) -> np.ndarray:
+        path, member = self.places[index]
+        data = read_member(path, member)
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+                return load_image(picture)
+        except Exception as error:  # decoders raise whatever a broken byte leads to
+            raise OVSDinoError(f"{path}: cannot read {member.name}: {one_line(error, 120)}") from error
+
+
 def open_captions(kind: str, root: str | Path, annotations: str | Path) -> CaptionSet:
     """Captioned images of one of the kinds below.
 
     Args:
         kind: "jsonl" is a folder or zip of images and a file of lines {"image", "caption" or "captions", "box"}, the
-            box optional and in pixels.
-        root: the images.
-        annotations: the file of captions.
+            box optional and in pixels. "coco" is COCO's own folder: annotations/captions_<split>.json and <split>/.
+            "webdataset" is tars of key.jpg (or another format) with key.txt or key.json {"caption", "box"}.
+        root: the images; the folder above them for "coco"; that of the tars for "webdataset".
+        annotations: the file of captions; the split for "coco"; a pattern of the tars' names for "webdataset", see
+            `expand_shards`.
 
     Raises:
         OVSDinoError: unknown kind, something missing, a damaged line, a caption without its image.
     """
     if kind == "jsonl":
         return read_jsonl(root, annotations)
-    raise OVSDinoError(f"data.kind: expected jsonl, got {kind!r}")
+    if kind == "coco":
+        return read_coco(root, str(annotations))
+    if kind == "webdataset":
+        return read_tars(root, str(annotations))
+    raise OVSDinoError(f"data.kind: expected jsonl, coco or webdataset, got {kind!r}")
 
 
 def read_jsonl(root: str | Path, path: str | Path) -> ListedCaptions:
     """A file of captions and its images; see `open_captions`."""
     source = ImageSource(root)
     known = set(source.names)
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise OVSDinoError(f"{path}: cannot read the captions ({one_line(error, 80)}; data.annotations)") from error
     records = []
-    for number, line in enumerate(lines, 1):
+    # Not splitlines: JSON may hold U+2028 and its like as they are.
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
             record = _record(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except DAMAGED as error:
             raise OVSDinoError(f"{path}, line {number}: no captioned image ({one_line(error, 80)})") from error
         if record.image not in known:
             raise OVSDinoError(f"{path}, line {number}: {root} has no image {record.image!r}")
@@ -104,6 +136,90 @@ def read_jsonl(root: str | Path, path: str | Path) -> ListedCaptions:
     if not records:
         raise OVSDinoError(f"{path}: no caption in it")
     return ListedCaptions(source, records)
+
+
+def read_coco(root: str | Path, split: str) -> ListedCaptions:
+    """A split of COCO with its captions, images in the order of the file; see `open_captions`."""
+    path = Path(root, "annotations", f"captions_{split}.json")
+    text = _text(path)
+    source = ImageSource(Path(root, split))
+    known = set(source.names)
+    captions: dict[Any, list[str]] = {}
+    records = []
+    place = "the file"
+    try:
+        tree = json.loads(text)
+        for number, row in enumerate(tree["annotations"]):
+            place = f"annotations[{number}]"
+            captions.setdefault(row["image_id"], []).append(row["caption"].strip())
+        for number, row in enumerate(tree["images"]):
+            place = f"images[{number}]"
+            if row["id"] in captions:  # what nobody described is left out
+                records.append(_record({"image": row["file_name"], "captions": captions.pop(row["id"])}))
+    except DAMAGED as error:
+        raise OVSDinoError(f"{path}: {place} is not as in COCO's captions ({one_line(error, 80)})") from error
+    if captions:
+        raise OVSDinoError(f"{path}: a caption of image {next(iter(captions))!r}, which `images` does not list")
+    missing = next((record.image for record in records if record.image not in known), None)
+    if missing is not None:
+        raise OVSDinoError(f"{path}: {source.source} has no image {missing!r}")
+    if not records:
+        raise OVSDinoError(f"{path}: no caption in it")
+    return ListedCaptions(source, records)
+
+
+def read_tars(root: str | Path, pattern: str) -> TarCaptions:
+    """Tars of images with their captions, in the order of the names and of the files in them; see `open_captions`."""
+    records: list[CaptionRecord] = []
+    places: list[tuple[Path, Member]] = []
+    homes: dict[str, Path] = {}
+    for path in expand_shards(root, pattern):
+        images: dict[str, Member] = {}
+        texts: dict[str, dict[str, Member]] = {}
+        for member in index_tar(path):
+            folder, slash, name = member.name.rpartition("/")
+            stem, _, ending = name.partition(".")
+            key, ending = f"{folder}{slash}{stem}", f".{ending.lower()}"
+            if ending in SUFFIXES:
+                if key in images:
+                    raise OVSDinoError(f"{path}: {key} has two images, {images[key].name} and {member.name}")
+                images[key] = member
+            elif ending in TEXTS:
+                texts.setdefault(key, {})[ending] = member
+        for key in dict.fromkeys([*images, *texts]):
+            if key not in images:
+                raise OVSDinoError(f"{path}: {key} has a caption and no image")
+            image = images[key]
+            record = _tar_record(path, key, image.name, texts.get(key, {}))
+            if image.name in homes:
+                raise OVSDinoError(f"{path}: {image.name} is in {homes[image.name]} too; names tell images apart")
+            homes[image.name] = path
+            records.append(record)
+            places.append((path, image))
+    if not records:
+        raise OVSDinoError(f"{root}: no captioned image in {pattern!r} (data.annotations)")
+    return TarCaptions(records, places)
+
+
+def _tar_record(path: Path, key: str, image: str, texts: dict[str, Member]) -> CaptionRecord:
+    """The record of a key: what its .json says, or else its .txt."""
+    row: dict[str, Any] = {}
+    try:
+        if ".json" in texts:
+            tree = json.loads(texts[".json"].text or "")
+            row = {k: tree[k] for k in ("caption", "captions", "box") if tree.get(k) is not None}
+        if ".txt" in texts and not row.keys() & {"caption", "captions"}:
+            row["caption"] = (texts[".txt"].text or "").strip()
+        return _record(row | {"image": image})
+    except DAMAGED as error:
+        raise OVSDinoError(f"{path}: {key} has no caption in .txt or .json ({one_line(error, 80)})") from error
+
+
+def _text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OVSDinoError(f"{path}: cannot read the captions ({one_line(error, 80)}; data.annotations)") from error
 
 
 def _record(row: dict[str, Any]) -> CaptionRecord:
