@@ -168,9 +168,12 @@ class WeakDataset(Dataset[WeakBatch]):
         record = self.captions.record(index)
         image = self._image(index, record.image)
         height, width = image.shape[:2]
-        crop = self._crop(record.box or (0, 0, width, height), rng)
+        left, top, across, down = record.box or (0, 0, width, height)
+        if left + across > width or top + down > height:
+            raise OVSDinoError(f"{record.image}: the box {record.box} leads out of its {width} x {height} pixels")
+        crop = self._crop((left, top, across, down), rng)
         view = torch.from_numpy(crop.of(image).copy()).permute(2, 0, 1)
-        masks, quality = self._masks(record.image, view, crop, rng)
+        masks, quality = self._masks(record.image, (height, width), view, crop, rng)
         view = v2.functional.resize(view, [c.height, c.width], antialias=True)
         if crop.mirror:
             view = v2.functional.horizontal_flip(view)
@@ -215,20 +218,35 @@ class WeakDataset(Dataset[WeakBatch]):
         y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
         return Crop(left + int(x), top + int(y), w, h, bool(rng.random() < c.flip))
 
-    def _masks(self, name: str, view: Tensor, crop: Crop, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Drawn masks of the crop (M, 4h, 4w) bool and what they count (M,); `view` (3, h, w) is what it shows."""
+    def _masks(
+        self, name: str, size: tuple[int, int], view: Tensor, crop: Crop, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Drawn masks of the crop (M, 4h, 4w) bool and what they count (M,).
+
+        Args:
+            name: of the image.
+            size: its height and width.
+            view: (3, h, w), what the crop shows.
+        """
         count = self.config.masks_per_image if self.masks is not None else 0
         masks, quality = torch.zeros(count, *self.fine, dtype=torch.bool), torch.zeros(count)
         if self.masks is None or not count:
             return masks, quality
-        rows = self.masks.find(name)["masks"]
+        row_of = self.masks.find(name)
+        if (row_of["height"], row_of["width"]) != size:
+            raise OVSDinoError(
+                f"{name}: {size[1]} x {size[0]} pixels, its masks {row_of['width']} x {row_of['height']}; "
+                "were they made of these images?"
+            )
+        rows = row_of["masks"]
         # What of each lies in the crop is guessed from its box: only the drawn ones are decoded.
         boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
         areas = np.array([row["area"] for row in rows], dtype=np.float64)
         across = np.minimum(boxes[:, 0] + boxes[:, 2], crop.left + crop.width) - np.maximum(boxes[:, 0], crop.left)
         down = np.minimum(boxes[:, 1] + boxes[:, 3], crop.top + crop.height) - np.maximum(boxes[:, 1], crop.top)
         inside = areas * across.clip(0) * down.clip(0) / (boxes[:, 2] * boxes[:, 3]).clip(1)
-        likely = np.flatnonzero(inside >= self.config.min_mask_area * crop.width * crop.height)
+        least = max(1.0, self.config.min_mask_area * crop.width * crop.height)
+        likely = np.flatnonzero(inside >= least)
         if not len(likely):
             return masks, quality
         chance = np.sqrt(inside[likely])
