@@ -36,6 +36,8 @@ class Masks:
     """Official sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth, for --generator sam."""
     device: str | None = None
     """cpu, cuda or cuda:N, for --generator sam. Default: CUDA if there is one."""
+    embeddings: bool = False
+    """With --generator sam: keep SAM's image embeddings too (2 MB an image), the targets of training's loss.sam."""
     points_per_side: int = 32
     """SAM's grid of points; fewer is faster and misses small things."""
     shard: str | None = None
@@ -91,7 +93,8 @@ class Masks:
         """What writes the store, once all options are known to fit together."""
         from ovsdino.data.corrupt import corrupt_store
         from ovsdino.data.masks import MaskStore, names_digest
-        from ovsdino.train.pseudo_masks import make_masks
+        from ovsdino.train.pseudo_masks import SegmentAnything, make_masks
+        from ovsdino.train.sam_targets import write_embeddings
 
         if self.from_ is None:
             for option, value in (("--corrupt", self.corrupt), ("--seed", self.seed)):
@@ -102,7 +105,16 @@ class Masks:
                     "masks are made of --images FOLDER, or corrupted from --from MASKS: give one of them"
                 )
             generator = self._generator()
-            return lambda progress: make_masks(source, self.output, generator, part, progress, say)
+
+            def make(progress: Progress) -> MaskStore:
+                store = make_masks(source, self.output, generator, part, progress, say)
+                if isinstance(generator, SegmentAnything) and self.embeddings:
+                    write_embeddings(source, store, generator.embed, part, progress, say)
+                return store
+
+            return make
+        if self.embeddings:
+            raise OVSDinoError("--embeddings are made with --images and --generator sam, not --from masks")
         if self.corrupt is None:
             raise OVSDinoError("--from MASKS needs --corrupt SHARE, the share of its masks to spoil, for instance 0.3")
         makers = {"--generator": self.generator, "--checkpoint": self.checkpoint, "--device": self.device}
@@ -122,6 +134,8 @@ class Masks:
         if self.generator == "felzenszwalb":
             if self.checkpoint is not None:
                 raise OVSDinoError("--checkpoint is given, but felzenszwalb has no weights: use --generator sam")
+            if self.embeddings:
+                raise OVSDinoError("--embeddings are SAM's, felzenszwalb has none: use --generator sam")
             return Felzenszwalb()
         if self.checkpoint is None:
             raise OVSDinoError(

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from torch import Tensor
 
 from ovsdino import hub
 from ovsdino.data.images import ImageSource
@@ -145,6 +146,12 @@ class SegmentAnything:
             )
             for found in self.generator.generate(image)
         ]
+
+    def embed(self, image: np.ndarray) -> Tensor:
+        """SAM's image embedding of the padded square, (256, 64, 64)."""
+        self.generator.predictor.set_image(image)
+        embedding: Tensor = self.generator.predictor.get_image_embedding()[0]
+        return embedding
 
 
 def make_masks(

@@ -31,10 +31,12 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import freeze, normalise
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.sae import SAMAlignment, sam_alignment_loss
+from ovsdino.models.sam import SAMEncoder
 from ovsdino.ops import mask_pool
 from ovsdino.train.config import WeakConfig
 from ovsdino.train.distributed import gather, gather_objects
 from ovsdino.train.robust import trimmed_weights, weighted_mean
+from ovsdino.train.sam_targets import SamOnTheFly, SamSource, SamTargets
 from ovsdino.train.text_cache import TextCache
 from ovsdino.train.trainer import Log, Trainer, normalised
 from ovsdino.train.weak_batches import WeakBatch, WeakDataset, batches
@@ -186,6 +188,22 @@ class WeakTrainer(Trainer):
             self.val_set = open_dataset(config.val.dataset, config.val.root, config.val.split)
         self.prepare(WeakObjective(self.model, config))
         self.texts = TextCache(self.model.text_tower)
+        self.sam = self._sam_source()
+
+    def _sam_source(self) -> SamSource | None:
+        """Where the targets of `loss.sam` come from."""
+        config = self.config
+        if not config.loss.sam or self.model.decoder is None:
+            return None
+        if config.data.sam_targets:
+            return SamTargets(config.data.sam_targets)
+        if not config.sam_checkpoint:
+            raise OVSDinoError(f"loss.sam {config.loss.sam} needs data.sam_targets or sam_checkpoint; or set it to 0")
+        encoder = SAMEncoder(config.sam_variant)
+        encoder.load(config.sam_checkpoint)
+        captions = self.data.captions
+        index = {captions.record(i).image: i for i in range(len(captions))}
+        return SamOnTheFly(encoder.to(self.device), lambda name: captions.read(index[name]))
 
     def _alignment_parameters(self) -> Iterator[nn.Parameter]:
         """The map between image and text space: nano's linear head, or the projection of the CLIP tower."""
@@ -215,7 +233,12 @@ class WeakTrainer(Trainer):
         images, rows = batch.images.to(self.device), self.texts.rows(words).to(self.device)
         positives = positives.to(self.device)
         masks, quality = (None if x is None else x.to(self.device) for x in extra)
-        parts: Parts = self.objective(images, rows, positives, masks, quality)
+        sam = None
+        if self.sam is not None:
+            patch = self.model.config.patch_size
+            grid = (images.shape[-2] // patch, images.shape[-1] // patch)
+            sam = self.sam.crops(batch.sources, batch.places, grid).to(self.device)
+        parts: Parts = self.objective(images, rows, positives, masks, quality, sam)
         return self._weighted(parts, positives, quality)
 
     def _weighted(self, parts: Parts, positives: Tensor, quality: Tensor | None) -> dict[str, Tensor]:

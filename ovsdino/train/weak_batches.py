@@ -31,6 +31,7 @@ class WeakDataConfig:
         annotations: "jsonl": the file of captions. "coco": the split, for instance train2014. "webdataset": a pattern
             of the tars' names.
         masks: folder that `ovsdino masks` wrote for the same images; "" trains without.
+        sam_targets: folder that `ovsdino masks --embeddings` wrote for the same images, for `loss.sam`.
         caption: "whole" takes a caption as one text; "phrases" takes what it names, each a text.
         vocabulary: for "phrases", a file of words to look for, one a line; "" takes the parts between commas and "and".
         height, width: of a crop in pixels, multiples of the patch size.
@@ -48,6 +49,7 @@ class WeakDataConfig:
     root: str = ""
     annotations: str = ""
     masks: str = ""
+    sam_targets: str = ""
     caption: str = "phrases"
     vocabulary: str = ""
     height: int = 160
