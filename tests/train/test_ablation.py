@@ -125,3 +125,21 @@ def test_mistakes_are_named_before_anything_is_trained(study_file, tmp_path, cha
     with pytest.raises(OVSDinoError, match=shown):
         load_ablation(study_file, (change,))
     assert not (tmp_path / "study").exists()
+
+
+def test_the_table_goes_into_its_place_in_a_page(study_file, tmp_path, monkeypatch):
+    from ovsdino.train import ablation
+
+    row = {"variant": "all", "gflops": 1.0, "ms": 2.0}
+    row |= {f"{score}{part}": 0.5 for score in ablation.SCORES for part in ("", "_std", "_gain", "_gain_std")}
+    monkeypatch.setattr(ablation, "run_ablation", lambda *_: {"seeds": [0], "rows": [row]})
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- out.json -->\nold\n<!-- end -->\nafter\n")
+    command = Ablate(config=str(study_file), output=tmp_path / "out.json", table=page)
+    assert command.run() == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- out.json -->\n| variant |") and text.endswith("|\n<!-- end -->\nafter\n")
+    assert "| all | 50.0 ± 50.0 |" in text and "old" not in text
+    page.write_text("no place")
+    with pytest.raises(OVSDinoError, match=r"has no lines <!-- out\.json --> and <!-- end -->"):
+        command.run()

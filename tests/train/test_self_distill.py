@@ -9,11 +9,12 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torchvision.transforms import v2
 
 from ovsdino.data.images import open_images
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.zoo import build_model
-from ovsdino.train.self_distill import SelfDistillConfig, SelfDistiller, main, random_masks
+from ovsdino.train.self_distill import Crops, CropStage, SelfDistillConfig, SelfDistiller, main, random_masks, tokens_at
 from ovsdino.train.trainer import load_backbone
 
 
@@ -65,6 +66,38 @@ def test_masks_hide_their_share_of_every_second_image():
     assert masks[::2].flatten(1).sum(1).tolist() == [16] * 20 and not masks[1::2].any()
     touching = (masks[::2, 1:] & masks[::2, :-1]).sum().item() / 20
     assert touching > 5  # 16 cells scattered over 64 would have 3.3 vertical neighbours
+
+
+def test_a_small_crop_finds_its_tokens_in_the_large_one():
+    # Two large crops of 4 x 4 tokens whose one channel is their column, plus 10 in the second.
+    columns = torch.arange(4.0).expand(4, 4)
+    tokens = torch.stack([columns, columns + 10])[..., None]
+    places = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    mirrored = torch.tensor([False, True, False])
+    found = tokens_at(tokens, places, mirrored, 2)[..., 0]
+    assert found.shape == (3, 2, 2)
+    torch.testing.assert_close(found[0], torch.tensor([[0.0, 1.0]] * 2), rtol=0, atol=0.15)  # bilinear at the border
+    torch.testing.assert_close(found[1], torch.tensor([[13.0, 12.0]] * 2), rtol=0, atol=0.15)
+    torch.testing.assert_close(found[2], torch.tensor([[0.5, 2.5]] * 2), rtol=0, atol=0.15)
+
+
+def test_small_crops_are_where_they_say(archive):
+    config = SelfDistillConfig(images=(str(archive),), small_crops=2)
+    crops = Crops(config)
+    gradient = torch.arange(56, dtype=torch.uint8).expand(3, 40, 56)
+    crops.images = [gradient] * 4  # a picture whose colour is its column
+    crops.colours = {key: v2.ToDtype(torch.float32) for key in crops.colours}
+    torch.manual_seed(0)
+    batch = crops.draw(CropStage(large=48, small=32, batch=3))
+    assert batch.large.shape == (6, 3, 48, 48) and batch.small.shape == (12, 3, 32, 32)
+    for k in range(12):
+        left, top, right, bottom = batch.places[k].tolist()
+        assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+        row = batch.large[k % 6, 0].mean(0)  # over the rows: a value a column
+        middle = row[min(47, int(24 * (left + right)))]
+        assert batch.small[k, 0].mean() == pytest.approx(middle.item(), abs=1.5)
+        rising = bool(row[-1] > row[0]) != bool(batch.mirrored[k])
+        assert bool(batch.small[k, 0, :, -1].mean() > batch.small[k, 0, :, 0].mean()) == rising
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(archive, tmp_path):
