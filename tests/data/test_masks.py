@@ -196,6 +196,7 @@ def test_sam_runs_end_to_end_on_an_official_checkpoint(pictures, tmp_path, monke
     rows = list(store.rows())
     assert len(rows) == 2 and all(decode(row).shape[1:] == (48, 64) for row in rows)
     assert store.manifest.settings["model"] == "vit_b" and sum(len(row["masks"]) for row in rows) > 0
+    assert generator.embed(np.zeros((48, 64, 3), np.uint8)).shape == (256, 64, 64)
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(OVSDinoError, match="not an official SAM checkpoint"):
         pseudo_masks.SegmentAnything(tmp_path / "other.pth")
