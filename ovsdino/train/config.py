@@ -183,6 +183,7 @@ class WeakLossConfig:
         pool: how an image becomes one embedding a text: "heads" is the class token's attention, head by head, the best
             head counts (Talk2DINO); "text" lets each text look for itself, for a ViT without class token.
         sharpness: of the attention of "text".
+        decisive: of the assignment of masks to texts; 1 takes the scores as they are, more makes it nearer to one text.
         pull_label: the texts of the caption that a mask belongs to. "shared" divides the masks so that every text has
             some; "caption" takes any sharing; "best" takes the nearest text.
     """
@@ -196,6 +197,7 @@ class WeakLossConfig:
     preserve: float = 0.2
     pool: str = "text"
     sharpness: float = 10.0
+    decisive: float = 4.0
     pull_label: str = "shared"
 
 

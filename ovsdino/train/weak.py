@@ -146,7 +146,7 @@ class WeakObjective(nn.Module):
         if c.pull or c.words:
             towards = scale * prototypes @ text.T
             if c.pull_label == "shared":
-                assignment = shared_assignment(4.0 * towards, positives, quality * parts.known)
+                assignment = shared_assignment(c.decisive * towards, positives, quality * parts.known)
                 parts.pull = assigned_cross_entropy(towards, assignment)
             else:
                 parts.pull = (text_pull if c.pull_label == "caption" else text_pull_hard)(towards, positives)
