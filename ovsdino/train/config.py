@@ -184,6 +184,7 @@ class WeakLossConfig:
             head counts (Talk2DINO); "text" lets each text look for itself, for a ViT without class token.
         sharpness: of the attention of "text".
         decisive: of the assignment of masks to texts; 1 takes the scores as they are, more makes it nearer to one text.
+        adjust: scores of `pull` and `words` are learnt beyond how common a text is among the captions.
         pull_label: the texts of the caption that a mask belongs to. "shared" divides the masks so that every text has
             some; "caption" takes any sharing; "best" takes the nearest text.
     """
@@ -198,6 +199,7 @@ class WeakLossConfig:
     pool: str = "text"
     sharpness: float = 10.0
     decisive: float = 4.0
+    adjust: bool = True
     pull_label: str = "shared"
 
 

@@ -51,6 +51,7 @@ from ovsdino.train.weak_losses import (
     pixel_cross_entropy,
     preservation_loss,
     shared_assignment,
+    text_log_prior,
     text_pool_scores,
     text_pull,
     text_pull_hard,
@@ -100,6 +101,7 @@ class WeakObjective(nn.Module):
         images: Tensor,
         text_rows: Tensor,
         positives: Tensor,
+        log_prior: Tensor | None = None,
         masks: Tensor | None = None,
         quality: Tensor | None = None,
         sam: Tensor | None = None,
@@ -110,6 +112,7 @@ class WeakObjective(nn.Module):
             images: (B, 3, H, W) in [0, 1].
             text_rows: (U, width of the text tower), what `TextTower.read` gives.
             positives: (B, U) bool, texts of each image's caption.
+            log_prior: (U,) how common each text is among the captions.
             masks: (B, M, 4h, 4w) bool pseudo-masks; empty ones stand for none.
             quality: (B, M), 0 where there is no mask.
             sam: (B, 256, h, w) SAM's embedding of the crop.
@@ -145,16 +148,17 @@ class WeakObjective(nn.Module):
             parts.mask = mask_classifier_loss(self.mask_scale.exp() * cosine - self.mask_bias, masks)
         if c.pull or c.words:
             towards = scale * prototypes @ text.T
+            common = log_prior if c.adjust and log_prior is not None else torch.zeros_like(text[:, 0])
             if c.pull_label == "shared":
                 assignment = shared_assignment(c.decisive * towards, positives, quality * parts.known)
-                parts.pull = assigned_cross_entropy(towards, assignment)
+                parts.pull = assigned_cross_entropy(towards + common, assignment)
             else:
                 parts.pull = (text_pull if c.pull_label == "caption" else text_pull_hard)(towards, positives)
             if c.words:
                 answers = model.decode(features, text)
                 if answers.shape[-2:] != masks.shape[-2:]:
                     answers = F.interpolate(answers, masks.shape[-2:], mode="bilinear", align_corners=False)
-                parts.words = pixel_cross_entropy(answers, masks, assignment)
+                parts.words = pixel_cross_entropy(answers + common[:, None, None], masks, assignment)
         if c.preserve and features.backbone is not None and features.tokens is not features.backbone:
             before, _ = mask_pool(features.backbone.flatten(2).transpose(1, 2).detach(), soft)
             parts.preserve = preservation_loss(pooled, before)
@@ -238,7 +242,8 @@ class WeakTrainer(Trainer):
             patch = self.model.config.patch_size
             grid = (images.shape[-2] // patch, images.shape[-1] // patch)
             sam = self.sam.crops(batch.sources, batch.places, grid).to(self.device)
-        parts: Parts = self.objective(images, rows, positives, masks, quality, sam)
+        log_prior = text_log_prior(gather(positives))
+        parts: Parts = self.objective(images, rows, positives, log_prior, masks, quality, sam)
         return self._weighted(parts, positives, quality)
 
     def _weighted(self, parts: Parts, positives: Tensor, quality: Tensor | None) -> dict[str, Tensor]:

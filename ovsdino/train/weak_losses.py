@@ -187,6 +187,22 @@ def shared_assignment(scores: Tensor, positives: Tensor, weights: Tensor, rounds
         return torch.where(positives.any(-1)[:, None, None], log_q.exp(), 0.0)
 
 
+def text_log_prior(positives: Tensor) -> Tensor:
+    """log of the share of captions that have each text, as logit adjustment adds it (Menon et al. 2021).
+
+    A phrase that is in most captions is in most of those of a tree as well. With its prior added to the scores in
+    training, and left out when words are asked for, a score says how much more often the phrase comes with what a mask
+    shows than it comes at all.
+
+    Args:
+        positives: (B, U) bool, of all images of the step.
+
+    Returns:
+        (U,), of (n + 1/2) / (B + 1): never minus infinity.
+    """
+    return ((positives.sum(0) + 0.5) / (len(positives) + 1)).log()
+
+
 def assigned_cross_entropy(scores: Tensor, assignment: Tensor) -> Tensor:
     """l_m = -sum_u q_mu log softmax_u(s_m): scores and assignment (B, M, U) -> (B, M)."""
     return -(assignment * F.log_softmax(scores.float(), -1)).sum(-1)

@@ -18,6 +18,7 @@ from ovsdino.train.weak_losses import (
     pixel_cross_entropy,
     preservation_loss,
     shared_assignment,
+    text_log_prior,
     text_pool_scores,
     text_pull,
     text_pull_hard,
@@ -220,3 +221,10 @@ def test_pixel_cross_entropy_by_hand():
     torch.testing.assert_close(loss, torch.tensor(expected))
     loss.sum().backward()
     assert logits.grad[0, :, 0, 2].tolist() == [0.0, 0.0] and logits.grad[0, 0, 0, 0] == pytest.approx(-0.25)
+
+
+def test_text_prior_by_hand():
+    positives = torch.tensor([[True, True, False], [True, False, False]])
+    expected = torch.tensor([2.5 / 3, 1.5 / 3, 0.5 / 3]).log()
+    torch.testing.assert_close(text_log_prior(positives), expected)
+    assert torch.isfinite(text_log_prior(positives[:0])).all()
