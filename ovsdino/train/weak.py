@@ -159,7 +159,8 @@ class WeakObjective(nn.Module):
                 if answers.shape[-2:] != masks.shape[-2:]:
                     answers = F.interpolate(answers, masks.shape[-2:], mode="bilinear", align_corners=False)
                 parts.words = pixel_cross_entropy(answers + common[:, None, None], masks, assignment)
-        if c.preserve and features.backbone is not None and features.tokens is not features.backbone:
+        changed = model.decoder is not None and model.decoder.smd is not None  # else F' is F
+        if c.preserve and features.backbone is not None and changed:
             before, _ = mask_pool(features.backbone.flatten(2).transpose(1, 2).detach(), soft)
             parts.preserve = preservation_loss(pooled, before)
         if c.boundary and structure is not None:
