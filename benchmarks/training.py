@@ -44,13 +44,16 @@ class Step:
         self.images = torch.rand(args.batch, 3, side * p, side * p, device=args.device)
         width = model.text_tower.read(["road"]).shape[1] if args.model == "nano" else 512
         self.text = torch.randn(texts, width, device=args.device)
-        self.positives = torch.rand(args.batch, texts, device=args.device) < 0.3
+        self.regions = torch.tensor([0.0, 0.0, 1.0, 1.0], device=args.device).expand(args.batch, 1, 4)
+        self.positives = torch.rand(args.batch, 1, texts, device=args.device) < 0.3
         self.masks = blobs(args.batch, args.masks, 4 * side).to(args.device)
         self.quality = torch.rand(args.batch, args.masks, device=args.device)
 
     def __call__(self) -> None:
-        parts: Parts = self.objective(self.images, self.text, self.positives, self.masks, self.quality)
-        found = (parts.scores, parts.mask, parts.pull, parts.preserve, parts.boundary)
+        parts: Parts = self.objective(
+            self.images, self.regions, self.text, self.positives, masks=self.masks, quality=self.quality
+        )
+        found = (parts.scores, parts.mask, parts.pull, parts.words, parts.share, parts.preserve, parts.boundary)
         loss = torch.stack([part.mean() for part in found if part is not None]).sum()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -179,10 +179,16 @@ def create_model(
 
 
 def _whole(name: str, checkpoint: str | Path | None) -> OVSDINO:
-    """A model whose one file holds all of it: the shipped one, or a checkpoint of training."""
+    """A model whose one file holds all of it: the shipped one, or a checkpoint of training.
+
+    A file without a text tower, as self-distillation writes, takes the shipped model's: words then mean nothing to it,
+    but its features can be looked at.
+    """
     if checkpoint is None and hub.packaged(name) is None:
         raise OVSDinoError(f"{name}: the packaged weights are missing; reinstall ovsdino")
     state = hub.read_safetensors(checkpoint) if checkpoint else hub.read_packaged(name)
+    if not any(key.startswith("text_tower.") for key in state) and hub.packaged(name) is not None:
+        state |= {key: value for key, value in hub.read_packaged(name).items() if key.startswith("text_tower.")}
     model = build_model(name, decoder=any(key.startswith("decoder.") for key in state))
     hub.load_state(model, state, str(checkpoint or name))
     model.decoder_trained = model.has_decoder

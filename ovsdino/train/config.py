@@ -173,34 +173,35 @@ class WeakLossConfig:
     """Weights of the terms of training on captions and pseudo-masks; 0 leaves a term out.
 
     Attributes:
-        contrast: InfoNCE between images and their texts.
+        contrast: InfoNCE between images, or regions, and their texts.
         mask: BCE + Dice of each pseudo-mask, its pooled embedding the classifier.
-        pull: a pseudo-mask's embedding towards the text of its caption that it is assigned to.
-        words: the decoder's answer to the words, at every cell of a pseudo-mask, towards the same text.
+        pull: a pseudo-mask's embedding is one of its caption's texts.
+        words: the decoder's answer to the words is one of them, the same one at every cell of a pseudo-mask.
+        present: the decoder's answer has each of them in its region; needs pseudo-masks as `words` does.
+        least: the share of a region below which a text that is said of it counts as missing.
         sam: the structure tokens towards SAM's embedding; needs `data.sam_targets` or `sam_checkpoint`.
         boundary: BCE + Dice of the boundary logits against the pseudo-masks' edges.
         preserve: F' stays near F, pooled in the pseudo-masks.
         pool: how an image becomes one embedding a text: "heads" is the class token's attention, head by head, the best
             head counts (Talk2DINO); "text" lets each text look for itself, for a ViT without class token.
         sharpness: of the attention of "text".
-        decisive: of the assignment of masks to texts; 1 takes the scores as they are, more makes it nearer to one text.
-        adjust: scores of `pull` and `words` are learnt beyond how common a text is among the captions.
-        pull_label: the texts of the caption that a mask belongs to. "shared" divides the masks so that every text has
-            some; "caption" takes any sharing; "best" takes the nearest text.
+        adjust: how far the scores of `pull`, `words` and `present` are learnt beyond how common a text is, from 0, not
+            at all, to 1.
     """
 
     contrast: float = 1.0
     mask: float = 1.0
     pull: float = 0.5
     words: float = 1.0
+    present: float = 1.0
+    least: float = 0.05
     sam: float = 0.0
     boundary: float = 0.3
     preserve: float = 0.2
     pool: str = "text"
     sharpness: float = 10.0
-    decisive: float = 4.0
-    adjust: bool = True
-    pull_label: str = "shared"
+    adjust: float = 1.0
+    rarest: float = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)

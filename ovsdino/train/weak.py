@@ -2,16 +2,18 @@
 
 With F the backbone's tokens, F' the decoder's, t_u the texts of the step, m the pseudo-masks of an image:
 
-    L = contrast InfoNCE(pool(F'), t)               an image agrees with the texts of its caption
+    L = contrast InfoNCE(pool(F'), t)               a region agrees with the texts of its caption
       + mask     BCE + Dice(decode(F', p_m), m)     p_m = mean of F' in m, a classifier that must find m again
-      + pull     p_m -> the text of the caption that it is assigned to
-      + words    decode(F', t) in m -> the same text
+      + pull     p_m is one of its caption's texts
+      + words    decode(F', t) in m is one of them, the same one all over m
+      + present  decode(F', t) has each of them somewhere in the region
       + sam      1 - cos + smooth L1 (S, SAM's embedding)
       + boundary BCE + Dice(boundary logits, edges of the masks)
       + preserve 1 - cos(p_m, mean of F in m)
 
 `decode` is the decoder that answers words at inference, guide and all: what sharpens a mask's embedding here sharpens
-a word's there. The terms that are a value a mask are weighted and trimmed (`RobustConfig`) over the whole batch.
+a word's there. A region is what a caption speaks of, mostly the whole image. The terms that are a value a mask are
+weighted and trimmed (`RobustConfig`) over the whole batch.
 """
 
 from __future__ import annotations
@@ -41,20 +43,20 @@ from ovsdino.train.text_cache import TextCache
 from ovsdino.train.trainer import Log, Trainer, normalised
 from ovsdino.train.weak_batches import WeakBatch, WeakDataset, batches
 from ovsdino.train.weak_losses import (
-    assigned_cross_entropy,
     head_pool,
     head_scores,
     info_nce,
     mask_boundaries,
     mask_boundary_loss,
     mask_classifier_loss,
-    pixel_cross_entropy,
+    over_regions,
+    partial_label_loss,
+    presence_loss,
     preservation_loss,
-    shared_assignment,
+    region_cover,
+    region_share,
     text_log_prior,
     text_pool_scores,
-    text_pull,
-    text_pull_hard,
 )
 
 
@@ -63,8 +65,9 @@ class Parts:
     """What the objective finds in its images, before anything is averaged; the batch's other images join later.
 
     Attributes:
-        scores: (B, U) image against text, times the temperature.
+        scores: (B, R, U) region against text, times the temperature.
         mask, pull, words, preserve: (B, M) a loss a pseudo-mask.
+        share: (B, R, U) the share of each region that is each text.
         boundary, sam: (B,) a loss an image.
         known: (B, M) bool, masks that are there and cover a token.
     """
@@ -73,6 +76,7 @@ class Parts:
     mask: Tensor | None = None
     pull: Tensor | None = None
     words: Tensor | None = None
+    share: Tensor | None = None
     preserve: Tensor | None = None
     boundary: Tensor | None = None
     sam: Tensor | None = None
@@ -99,9 +103,9 @@ class WeakObjective(nn.Module):
     def forward(
         self,
         images: Tensor,
+        regions: Tensor,
         text_rows: Tensor,
         positives: Tensor,
-        log_prior: Tensor | None = None,
         masks: Tensor | None = None,
         quality: Tensor | None = None,
         sam: Tensor | None = None,
@@ -110,9 +114,9 @@ class WeakObjective(nn.Module):
 
         Args:
             images: (B, 3, H, W) in [0, 1].
+            regions: (B, R, 4), see `WeakBatch`.
             text_rows: (U, width of the text tower), what `TextTower.read` gives.
-            positives: (B, U) bool, texts of each image's caption.
-            log_prior: (U,) how common each text is among the captions.
+            positives: (B, R, U) bool, texts of each region's caption.
             masks: (B, M, 4h, 4w) bool pseudo-masks; empty ones stand for none.
             quality: (B, M), 0 where there is no mask.
             sam: (B, 256, h, w) SAM's embedding of the crop.
@@ -127,10 +131,11 @@ class WeakObjective(nn.Module):
         text = normalise(model.text_tower.project(text_rows).float(), dim=-1)
         scale = model.log_scale.exp()
         tokens = features.tokens.flatten(2).transpose(1, 2)  # (B, N, D)
+        cover = region_cover(regions, *features.tokens.shape[-2:]).flatten(2)
         if attention is not None:
-            parts = Parts(scale * head_scores(head_pool(tokens, attention), text))
+            parts = Parts(scale * head_scores(head_pool(tokens, attention, cover), text))
         else:
-            parts = Parts(scale * text_pool_scores(tokens, text, c.sharpness))
+            parts = Parts(scale * text_pool_scores(tokens, text, c.sharpness, cover))
         structure = features.structure
         if structure is not None and sam is not None and self.alignment is not None:
             predicted = self.alignment.project(structure.tokens)
@@ -142,23 +147,20 @@ class WeakObjective(nn.Module):
         parts.known = (quality > 0) & (area > 0)
         prototypes = normalise(pooled, dim=-1)
         if c.mask:
-            cosine = model.cosine(features, prototypes)
-            if cosine.shape[-2:] != masks.shape[-2:]:
-                cosine = F.interpolate(cosine, masks.shape[-2:], mode="bilinear", align_corners=False)
+            cosine = _resized(model.cosine(features, prototypes), masks)
             parts.mask = mask_classifier_loss(self.mask_scale.exp() * cosine - self.mask_bias, masks)
-        if c.pull or c.words:
-            towards = scale * prototypes @ text.T
-            common = log_prior if c.adjust and log_prior is not None else torch.zeros_like(text[:, 0])
-            if c.pull_label == "shared":
-                assignment = shared_assignment(c.decisive * towards, positives, quality * parts.known)
-                parts.pull = assigned_cross_entropy(towards + common, assignment)
-            else:
-                parts.pull = (text_pull if c.pull_label == "caption" else text_pull_hard)(towards, positives)
-            if c.words:
-                answers = model.decode(features, text)
-                if answers.shape[-2:] != masks.shape[-2:]:
-                    answers = F.interpolate(answers, masks.shape[-2:], mode="bilinear", align_corners=False)
-                parts.words = pixel_cross_entropy(answers + common[:, None, None], masks, assignment)
+        if c.pull or c.words or c.present:
+            fine = region_cover(regions, *masks.shape[-2:])
+            inside = mask_pool(fine.flatten(2).transpose(1, 2), masks.flatten(2))[0].transpose(1, 2)  # (B, R, M)
+            answers = _resized(model.decode(features, text), masks).float()
+            every4th = (..., slice(2, None, 4), slice(2, None, 4))
+            common = text_log_prior(answers[every4th], fine[every4th], c.adjust, c.rarest, _total)
+            log_p = F.log_softmax(answers + common[:, None, None], 1)
+            parts.share = region_share(log_p.exp(), fine)
+            each = mask_pool(log_p.flatten(2).transpose(1, 2).contiguous(), masks.flatten(2))[0]
+            parts.words = over_regions(partial_label_loss(each, positives), inside)
+            log_p = F.log_softmax(scale * prototypes @ text.T + common, -1)
+            parts.pull = over_regions(partial_label_loss(log_p, positives), inside)
         changed = model.decoder is not None and model.decoder.smd is not None  # else F' is F
         if c.preserve and features.backbone is not None and changed:
             before, _ = mask_pool(features.backbone.flatten(2).transpose(1, 2).detach(), soft)
@@ -227,30 +229,32 @@ class WeakTrainer(Trainer):
         return batch.slice(slice(index * size, (index + 1) * size))
 
     def losses(self, batch: WeakBatch) -> dict[str, Tensor]:
-        own = batch.texts
-        words = list(dict.fromkeys(text for part in gather_objects(own) for texts in part for text in texts))
+        said = gather_objects([text for image in batch.texts for texts in image for text in texts])
+        words = list(dict.fromkeys(text for part in said for text in part))
         place = {word: i for i, word in enumerate(words)}
-        positives = torch.zeros(len(own), len(words), dtype=torch.bool)
-        for row, texts in enumerate(own):
-            positives[row, [place[text] for text in texts]] = True
+        positives = torch.zeros(*batch.regions.shape[:2], len(words), dtype=torch.bool)
+        for row, image in enumerate(batch.texts):
+            for column, texts in enumerate(image):
+                positives[row, column, [place[text] for text in texts]] = True
         masked = batch.masks.shape[1] > 0
         extra = [batch.masks, batch.quality] if masked else [None, None]
-        images, rows = batch.images.to(self.device), self.texts.rows(words).to(self.device)
-        positives = positives.to(self.device)
+        images, regions = batch.images.to(self.device), batch.regions.to(self.device)
+        rows, positives = self.texts.rows(words).to(self.device), positives.to(self.device)
         masks, quality = (None if x is None else x.to(self.device) for x in extra)
         sam = None
         if self.sam is not None:
             patch = self.model.config.patch_size
             grid = (images.shape[-2] // patch, images.shape[-1] // patch)
             sam = self.sam.crops(batch.sources, batch.places, grid).to(self.device)
-        log_prior = text_log_prior(gather(positives))
-        parts: Parts = self.objective(images, rows, positives, log_prior, masks, quality, sam)
+        parts: Parts = self.objective(images, regions, rows, positives, masks, quality, sam)
         return self._weighted(parts, positives, quality)
 
     def _weighted(self, parts: Parts, positives: Tensor, quality: Tensor | None) -> dict[str, Tensor]:
         """The terms of the whole batch, this process's share of it among the others'."""
         c = self.config.loss
         terms = {"contrast": c.contrast * info_nce(gather(parts.scores), gather(positives))}
+        if parts.share is not None and c.present:
+            terms["present"] = c.present * presence_loss(gather(parts.share), gather(positives), c.least)
         if parts.sam is not None:
             terms["sam"] = c.sam * gather(parts.sam).mean()
         if parts.boundary is not None:
@@ -271,6 +275,18 @@ class WeakTrainer(Trainer):
         return self.val_set, self.model.encode_text(self.val_set.names)
 
 
+def _total(x: Tensor) -> Tensor:
+    """The sum over all processes."""
+    return gather(x[None]).sum(0)
+
+
+def _resized(logits: Tensor, masks: Tensor) -> Tensor:
+    """(B, K, h, w) on the grid of the masks."""
+    if logits.shape[-2:] == masks.shape[-2:]:
+        return logits
+    return F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)
+
+
 def _check(config: WeakConfig, processes: int) -> None:
     """What a configuration can get wrong and a type cannot tell."""
     parts = processes * config.optim.accumulate
@@ -281,10 +297,9 @@ def _check(config: WeakConfig, processes: int) -> None:
         )
     choices: list[tuple[str, Any, tuple[str, ...]]] = [
         ("loss.pool", config.loss.pool, ("text", "heads")),
-        ("loss.pull_label", config.loss.pull_label, ("shared", "caption", "best")),
     ]
-    if config.loss.words and config.loss.pull_label != "shared":
-        raise OVSDinoError(f"loss.words needs loss.pull_label shared, not {config.loss.pull_label}; or set it to 0")
+    if not 0 < config.loss.least <= 1:
+        raise OVSDinoError(f"loss.least: expected a share in (0, 1], got {config.loss.least}")
     for name, value, allowed in choices:
         if value not in allowed:
             raise OVSDinoError(f"{name}: expected {' or '.join(allowed)}, got {value!r}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from ovsdino.data.captions import CaptionSet
+from ovsdino.data.captions import CaptionRecord, CaptionSet
 from ovsdino.data.masks import MaskStore, decode_one
 from ovsdino.data.phrases import phrases, read_phrases
 from ovsdino.errors import OVSDinoError
@@ -36,6 +36,9 @@ class WeakDataConfig:
         vocabulary: for "phrases", a file of words to look for, one a line; "" takes the parts between commas and "and".
         height, width: of a crop in pixels, multiples of the patch size.
         area: of a crop, in shares of the image (or of the caption's box) from the least to the largest.
+        regions: for captions that have boxes. 0 shows what is in a box and nothing around it, a sample a caption. More
+            shows a crop of the image, a sample an image, with up to so many of the captioned boxes that lie in it; all
+            of the image when none does.
         aspect: a crop's aspect differs from width / height by up to this factor.
         flip: probability of a mirror image.
         colour: strength of the changes of brightness, contrast and (0.7 of it) saturation.
@@ -55,6 +58,7 @@ class WeakDataConfig:
     height: int = 160
     width: int = 160
     area: tuple[float, ...] = (0.5, 1.0)
+    regions: int = 0
     aspect: float = 1.33
     flip: float = 0.5
     colour: float = 0.3
@@ -70,7 +74,9 @@ class WeakBatch:
 
     Attributes:
         images: (B, 3, H, W) float32 in [0, 1].
-        texts: for each image the texts that its caption gives, at least one.
+        regions: (B, R, 4) float32, what the captions speak of: left, top, right, bottom in shares of the crop, mirrored
+            with it; no area where there is none. R = 1, the whole crop, unless `WeakDataConfig.regions`.
+        texts: for each image and region the texts that its caption gives, at least one; none where there is no region.
         masks: (B, M, 4h, 4w) bool at four times the token grid; a cell is set when half of it or more is. M = 0 without
             pseudo-masks; an image of fewer has empty ones at the end.
         quality: (B, M) float32, how much a mask counts, as `RobustConfig` has it; 0 where there is none.
@@ -79,7 +85,8 @@ class WeakBatch:
     """
 
     images: Tensor
-    texts: list[tuple[str, ...]]
+    regions: Tensor
+    texts: list[list[tuple[str, ...]]]
     masks: Tensor
     quality: Tensor
     places: Tensor
@@ -89,6 +96,7 @@ class WeakBatch:
         """Some of its images."""
         return WeakBatch(
             self.images[rows],
+            self.regions[rows],
             self.texts[rows],
             self.masks[rows],
             self.quality[rows],
@@ -101,6 +109,7 @@ class WeakBatch:
         """Batches of one as one batch."""
         return WeakBatch(
             torch.cat([s.images for s in samples]),
+            torch.cat([s.regions for s in samples]),
             [text for s in samples for text in s.texts],
             torch.cat([s.masks for s in samples]),
             torch.cat([s.quality for s in samples]),
@@ -119,16 +128,28 @@ class Crop:
     height: int
     mirror: bool
 
+    def holds(self, box: tuple[int, int, int, int]) -> bool:
+        """Whether all of it (left, top, width, height) lies in the crop."""
+        x, y = box[0] - self.left, box[1] - self.top
+        return x >= 0 and y >= 0 and x + box[2] <= self.width and y + box[3] <= self.height
+
+    def place(self, box: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
+        """Its left, top, right, bottom in shares of the crop, mirrored with it."""
+        left, top = (box[0] - self.left) / self.width, (box[1] - self.top) / self.height
+        right, bottom = left + box[2] / self.width, top + box[3] / self.height
+        return (1 - right, top, 1 - left, bottom) if self.mirror else (left, top, right, bottom)
+
     def of(self, array: np.ndarray) -> np.ndarray:
         """Its part of (H, W, ...), not mirrored."""
         return array[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 class WeakDataset(Dataset[WeakBatch]):
-    """One sample a position: position p is image `order(p // n)[p % n]`, a new permutation each epoch.
+    """One sample a position: position p is sample `order(p // n)[p % n]`, a new permutation each epoch.
 
     Raises:
-        OVSDinoError: crop sizes that the patch does not divide, an unknown choice, no vocabulary file.
+        OVSDinoError: crop sizes that the patch does not divide, an unknown choice, no vocabulary file, regions asked
+            of captions without boxes.
     """
 
     def __init__(
@@ -151,6 +172,14 @@ class WeakDataset(Dataset[WeakBatch]):
         self.captions, self.masks, self.config, self.robust = captions, masks, config, robust
         self.fine = (4 * config.height // patch, 4 * config.width // patch)
         self.seed = seed
+        records = [captions.record(i) for i in range(len(captions))] if config.regions else []
+        if any(record.box is None for record in records):
+            raise OVSDinoError(f"data.regions {config.regions} needs a box with every caption; or set it to 0")
+        by_image: dict[str, list[int]] = {}
+        for i, record in enumerate(records):
+            by_image.setdefault(record.image, []).append(i)
+        # The captions of each sample.
+        self.groups: Sequence[Sequence[int]] = list(by_image.values()) or [(i,) for i in range(len(captions))]
         self.vocabulary = read_phrases(config.vocabulary) if config.vocabulary else None
         self.colour = v2.ColorJitter(config.colour, config.colour, 0.7 * config.colour)
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
@@ -158,22 +187,28 @@ class WeakDataset(Dataset[WeakBatch]):
         self._bytes = 0
 
     def index(self, position: int) -> int:
-        """Which caption a position of the run takes."""
-        epoch, place = divmod(position, len(self.captions))
+        """Which of `groups` a position of the run takes."""
+        epoch, place = divmod(position, len(self.groups))
         if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.captions)))
+            self._order = (epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.groups)))
         return int(self._order[1][place])
 
     def __getitem__(self, position: int) -> WeakBatch:
         c, rng = self.config, np.random.default_rng((self.seed, 1, position))
-        index = self.index(position)
-        record = self.captions.record(index)
-        image = self._image(index, record.image)
+        group = self.groups[self.index(position)]
+        records = [self.captions.record(i) for i in group]
+        record = records[0]
+        image = self._image(group[0], record.image)
         height, width = image.shape[:2]
-        left, top, across, down = record.box or (0, 0, width, height)
-        if left + across > width or top + down > height:
-            raise OVSDinoError(f"{record.image}: the box {record.box} leads out of its {width} x {height} pixels")
-        crop = self._crop((left, top, across, down), rng)
+        for left, top, across, down in (r.box for r in records if r.box):
+            if left + across > width or top + down > height:
+                box = (left, top, across, down)
+                raise OVSDinoError(f"{record.image}: the box {box} leads out of its {width} x {height} pixels")
+        whole = (0, 0, width, height)
+        crop = self._crop(whole if c.regions else record.box or whole, rng)
+        if c.regions and not any(crop.holds(r.box) for r in records if r.box):
+            crop = Crop(*whole, crop.mirror)  # of which something is said
+        regions, texts = self._regions(records, crop, rng)
         view = torch.from_numpy(crop.of(image).copy()).permute(2, 0, 1)
         masks, quality = self._masks(record.image, (height, width), view, crop, rng)
         view = v2.functional.resize(view, [c.height, c.width], antialias=True)
@@ -186,12 +221,30 @@ class WeakDataset(Dataset[WeakBatch]):
         place = [crop.left / width, crop.top / height, right / width, bottom / height, float(crop.mirror)]
         return WeakBatch(
             view[None],
-            [self.texts(record.captions[int(rng.integers(len(record.captions)))])],
+            regions[None],
+            [texts],
             masks[None],
             quality[None],
             torch.tensor([place]),
             [record.image],
         )
+
+    def _regions(
+        self, records: list[CaptionRecord], crop: Crop, rng: np.random.Generator
+    ) -> tuple[Tensor, list[tuple[str, ...]]]:
+        """What is said of a crop: (R, 4) rectangles and the texts of each, see `WeakBatch`."""
+        most = self.config.regions
+        if most:
+            records = [record for record in records if record.box and crop.holds(record.box)]
+            records = [records[i] for i in rng.permutation(len(records))[:most]]
+        found = torch.zeros(most or 1, 4)
+        if not most:
+            found[0, 2:] = 1
+        texts = [self.texts(record.captions[int(rng.integers(len(record.captions)))]) for record in records]
+        for row, record in enumerate(records if most else ()):
+            assert record.box is not None
+            found[row] = torch.tensor(crop.place(record.box))
+        return found, texts + [()] * (len(found) - len(texts))
 
     def texts(self, caption: str) -> tuple[str, ...]:
         """What a caption says: itself, or its phrases (itself where it has none of the vocabulary's)."""

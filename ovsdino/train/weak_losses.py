@@ -6,18 +6,18 @@ device. Scores called `scores` are cosines already multiplied by a temperature (
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from ovsdino.ops import mask_pool
 
 # Takes an entry out of a log-sum-exp; -inf would make the gradient of an all-masked row NaN.
 OUT = torch.finfo(torch.float32).min
 
 
 def info_nce(scores: Tensor, positives: Tensor) -> Tensor:
-    """Symmetric InfoNCE with several positives a row (CLIP, Radford et al. 2021, with one).
+    """Symmetric InfoNCE of regions and texts, with several positives a row (CLIP, Radford et al. 2021, with one).
 
     For a positive (i, u) and the negatives n of row i
 
@@ -25,18 +25,18 @@ def info_nce(scores: Tensor, positives: Tensor) -> Tensor:
 
     so the other positives of the row are no negatives (Khosla et al. 2020 count them, which pushes the phrases of one
     caption apart). The mean over a row's positives, then over the rows; the same over columns, so that a rare phrase is
-    asked for as often as a common one; half the sum. A phrase of every caption has no negative image: its column is
+    asked for as often as a common one; half the sum. A phrase of every caption has no negative region: its column is
     zero, and counts in the mean.
 
     Args:
-        scores: (B, U) of B images and U texts.
-        positives: (B, U) bool, text u belongs to image i.
+        scores: (..., U) of regions, or images, and U texts.
+        positives: (..., U) bool, text u belongs to region i; a row without any is no region, and nobody's negative.
 
     Returns:
         (), zero where there is no positive or no negative.
     """
-    scores = scores.float()
-    rest = scores.masked_fill(positives, OUT)
+    scores, positives = scores.float().flatten(0, -2), positives.flatten(0, -2)
+    rest = scores.masked_fill(positives | ~positives.any(1, keepdim=True), OUT)
     total = scores.new_zeros(())
     for dim in (1, 0):
         negatives = torch.logsumexp(rest, dim, keepdim=True)
@@ -46,51 +46,79 @@ def info_nce(scores: Tensor, positives: Tensor) -> Tensor:
     return 0.5 * total
 
 
-def head_pool(tokens: Tensor, attention: Tensor) -> Tensor:
-    """One mean of the tokens a head: v_m = sum_n softmax_n(a_mn) x_n (Talk2DINO, Barsellotti et al., ICCV 2025).
+def region_cover(regions: Tensor, height: int, width: int) -> Tensor:
+    """How much of each cell of a grid lies in a rectangle.
+
+    Args:
+        regions: (B, R, 4) left, top, right, bottom in shares of the image.
+        height, width: of the grid.
+
+    Returns:
+        (B, R, height, width) float32 in [0, 1]; zeros for a rectangle of no area.
+    """
+
+    def along(low: Tensor, high: Tensor, cells: int) -> Tensor:
+        at = torch.arange(cells, device=regions.device)
+        return (torch.minimum(high * cells, at + 1) - torch.maximum(low * cells, at)).clamp(0, 1)
+
+    left, top, right, bottom = regions.float()[..., None].unbind(2)
+    return along(top, bottom, height)[..., None] * along(left, right, width)[..., None, :]
+
+
+def _log_cover(cover: Tensor) -> Tensor:
+    """log, with a very small number for zero: a region of no cell must not make NaN of a softmax."""
+    return cover.float().clamp_min(1e-30).log()
+
+
+def head_pool(tokens: Tensor, attention: Tensor, cover: Tensor) -> Tensor:
+    """One mean of a region's tokens a head: v_m = sum_n softmax_n(a_mn) x_n (Talk2DINO, Barsellotti et al., ICCV 2025).
 
     Args:
         tokens: (B, N, D).
         attention: (B, heads, N) logits, the class token's attention to the patches.
+        cover: (B, R, N) in [0, 1], the share of each token that lies in the region; ones for the whole image.
 
     Returns:
-        (B, heads, D).
+        (B, R, heads, D).
     """
-    return attention.float().softmax(-1) @ tokens.float()
+    logits = attention.float()[:, None] + _log_cover(cover)[:, :, None]
+    return logits.softmax(-1) @ tokens.float()[:, None]
 
 
 def head_scores(pooled: Tensor, text: Tensor) -> Tensor:
     """Similarity of image and text: max over heads m of cos(v_m, t) (Talk2DINO, the sim(I, T) of its training).
 
     Args:
-        pooled: (B, heads, D).
+        pooled: (..., heads, D).
         text: (U, D).
 
     Returns:
-        (B, U) cosines.
+        (..., U) cosines.
     """
-    return (F.normalize(pooled.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T).amax(1)
+    return (F.normalize(pooled.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T).amax(-2)
 
 
-def text_pool_scores(tokens: Tensor, text: Tensor, sharpness: float | Tensor) -> Tensor:
-    """Similarity where the ViT has no class token: each text gathers the tokens that look like it.
+def text_pool_scores(tokens: Tensor, text: Tensor, sharpness: float | Tensor, cover: Tensor) -> Tensor:
+    """Similarity where the ViT has no class token: each text gathers the tokens of the region that look like it.
 
         w_nu = softmax_n(sharpness cos(x_n, t_u))     p_u = sum_n w_nu x_n     score_u = cos(p_u, t_u)
 
     Sharpness 0 is the mean of all tokens; large, the single best one, as TCL's and GroupViT's local matching.
-    Memory is O(B N U + B U D): the weighted tokens are never held one by one.
+    Memory is O(B R U (N + D)): the weighted tokens are never held one by one.
 
     Args:
         tokens: (B, N, D).
         text: (U, D).
         sharpness: one over a softmax temperature.
+        cover: (B, R, N) in [0, 1], the share of each token that lies in the region; ones for the whole image.
 
     Returns:
-        (B, U) cosines.
+        (B, R, U) cosines.
     """
     tokens, text = tokens.float(), F.normalize(text.float(), dim=-1)
     cosine = F.normalize(tokens, dim=-1) @ text.T
-    pooled = (sharpness * cosine).softmax(1).transpose(1, 2) @ tokens
+    weights = (sharpness * cosine[:, None] + _log_cover(cover)[..., None]).softmax(2)
+    pooled = weights.transpose(2, 3) @ tokens[:, None]
     return (F.normalize(pooled, dim=-1) * text).sum(-1)
 
 
@@ -119,111 +147,115 @@ def mask_classifier_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return torch.where((inside > 0) & (outside > 0), bce + dice, 0.0)
 
 
-def text_pull(scores: Tensor, positives: Tensor) -> Tensor:
-    """Partial-label cross-entropy: a mask is one of its caption's phrases, which one is not known.
+def partial_label_loss(log_p: Tensor, positives: Tensor) -> Tensor:
+    """Partial-label loss: a mask is one of the phrases said of its region, which one is not known.
 
-        l = -log( sum_{u in caption} e^{s_u} / sum_u e^{s_u} )      (Jin & Ghahramani 2002; MIL-NCE, Miech et al. 2020)
+        l = -log sum_{u in caption} p_u      (Jin & Ghahramani 2002; MIL-NCE, Miech et al. 2020)
 
-    Args:
-        scores: (B, M, U) of M masks an image and the U texts of the batch.
-        positives: (B, U) bool, text u belongs to image i.
-
-    Returns:
-        (B, M); zero for the masks of an image without a phrase.
-    """
-    scores = scores.float()
-    if scores.shape[-1] == 0:
-        return scores.sum(-1)
-    own = torch.logsumexp(scores.masked_fill(~positives[:, None], OUT), -1)
-    loss = torch.logsumexp(scores, -1) - own
-    return torch.where(positives.any(-1)[:, None], loss, 0.0)
-
-
-def text_pull_hard(scores: Tensor, positives: Tensor) -> Tensor:
-    """Cross-entropy against the caption's phrase that scores best now, as a label (hard expectation-maximisation).
-
-    `text_pull` is content with any sharing among the caption's phrases; this one makes a mask decide.
+    With log p_u the mean over the cells of a mask, the mask has one label for all its cells, and the label is summed
+    out: the gradient gives every cell what the mask as a whole makes likely.
 
     Args:
-        scores: (B, M, U).
-        positives: (B, U) bool.
+        log_p: (B, M, U) log probabilities of M masks an image over the U texts of the batch.
+        positives: (B, R, U) bool, text u is said of region r.
 
     Returns:
-        (B, M); zero for the masks of an image without a phrase.
+        (B, R, M); zero for a region of which nothing is said.
     """
-    scores = scores.float()
-    if scores.shape[-1] == 0:
-        return scores.sum(-1)
-    label = scores.detach().masked_fill(~positives[:, None], OUT).argmax(-1, keepdim=True)
-    loss = torch.logsumexp(scores, -1) - scores.gather(-1, label).squeeze(-1)
-    return torch.where(positives.any(-1)[:, None], loss, 0.0)
+    log_p = log_p.float()[:, None]
+    if 0 in log_p.shape:
+        return log_p.sum(-1).expand(-1, positives.shape[1], -1)
+    own = torch.logsumexp(log_p.masked_fill(~positives[:, :, None], OUT), -1)
+    return torch.where(positives.any(-1)[..., None], -own, 0.0)
 
 
-def shared_assignment(scores: Tensor, positives: Tensor, weights: Tensor, rounds: int = 5) -> Tensor:
-    """Which phrase of its caption each mask shows, so that no phrase goes empty.
-
-    Sinkhorn-Knopp on e^{s_mu} over the caption's phrases: each phrase gets an equal share of the masks' weight, then
-    each mask gives itself to phrases in sum one. What is said of an image is somewhere in it; without the first half
-    the commonest phrase takes all masks, since it is in nearly every caption. Balanced as prototypes are in SwAV (Caron
-    et al. 2020), an image at a time.
+def over_regions(losses: Tensor, inside: Tensor) -> Tensor:
+    """A mask's loss, the mean of what its regions make of it.
 
     Args:
-        scores: (B, M, U) of M masks an image and the U texts of the batch.
-        positives: (B, U) bool, text u belongs to image i.
-        weights: (B, M), 0 where there is no mask.
-        rounds: of Sinkhorn-Knopp.
+        losses: (B, R, M).
+        inside: (B, R, M), the share of the mask that lies in the region.
 
     Returns:
-        (B, M, U) without gradient, rows of sum one; zeros for an image without a phrase.
+        (B, M); zero for a mask that is in no region.
     """
-    with torch.no_grad():
-        if 0 in scores.shape:
-            return scores.float()
-        log_q = F.log_softmax(scores.float().masked_fill(~positives[:, None], OUT), -1)
-        log_w = weights.float().clamp_min(1e-30).log()[..., None]
-        for _ in range(rounds):
-            log_q = log_q - torch.logsumexp(log_q + log_w, 1, keepdim=True)
-            log_q = F.log_softmax(log_q.masked_fill(~positives[:, None], OUT), -1)
-        return torch.where(positives.any(-1)[:, None, None], log_q.exp(), 0.0)
+    return (losses * inside).sum(1) / inside.sum(1).clamp_min(1e-6)
 
 
-def text_log_prior(positives: Tensor) -> Tensor:
-    """log of the share of captions that have each text, as logit adjustment adds it (Menon et al. 2021).
-
-    A phrase that is in most captions is in most of those of a tree as well. With its prior added to the scores in
-    training, and left out when words are asked for, a score says how much more often the phrase comes with what a mask
-    shows than it comes at all.
+def region_share(p: Tensor, cover: Tensor) -> Tensor:
+    """The share of a region that is each text.
 
     Args:
-        positives: (B, U) bool, of all images of the step.
+        p: (B, U, h, w) probabilities of the cells.
+        cover: (B, R, h, w) in [0, 1], the share of each cell that lies in the region.
 
     Returns:
-        (U,), of (n + 1/2) / (B + 1): never minus infinity.
+        (B, R, U) in [0, 1]; zeros for a region of no cell.
     """
-    return ((positives.sum(0) + 0.5) / (len(positives) + 1)).log()
+    weights = cover.float().flatten(2)
+    weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-6)
+    return weights @ p.float().flatten(2).transpose(1, 2)
 
 
-def assigned_cross_entropy(scores: Tensor, assignment: Tensor) -> Tensor:
-    """l_m = -sum_u q_mu log softmax_u(s_m): scores and assignment (B, M, U) -> (B, M)."""
-    return -(assignment * F.log_softmax(scores.float(), -1)).sum(-1)
+def presence_loss(share: Tensor, positives: Tensor, least: float) -> Tensor:
+    """What is said of a region is somewhere in it: a constraint on sizes (CCNN, Pathak et al. 2015), as a hinge.
+
+        l_ru = max(0, log(least / share_ru)),  the mean over a text's regions, then over the texts
+
+    so a rare text counts as much as a common one: alone, the partial-label loss would give all to the commonest text,
+    which is said of nearly every region.
+
+    Args:
+        share: (..., U), see `region_share`.
+        positives: (..., U) bool.
+        least: share below which a text that is said counts as missing.
+
+    Returns:
+        (), zero where nothing is said.
+    """
+    share, positives = share.float().flatten(0, -2), positives.flatten(0, -2)
+    short = torch.log(least / share.clamp_min(1e-9)).clamp_min(0)
+    count = positives.sum(0)
+    return ((short * positives).sum(0) / count.clamp_min(1)).sum() / (count > 0).sum().clamp_min(1)
 
 
-def pixel_cross_entropy(logits: Tensor, masks: Tensor, assignment: Tensor) -> Tensor:
-    """The same of every cell of a mask, on the decoder's own answers to the words, averaged over the mask.
+def text_log_prior(
+    logits: Tensor,
+    cover: Tensor,
+    strength: float,
+    least: float,
+    add: Callable[[Tensor], Tensor] = lambda x: x,
+    rounds: int = 10,
+) -> Tensor:
+    """log of how common each text is, for logit adjustment (Menon et al. 2021): nobody knows it, so it is estimated.
 
-        l_m = -sum_u q_mu mean_{x in m} log softmax_u(logits(x))
+        prior <- mean over the regions of softmax(logits + strength log prior),  from equal ones
+
+    which is Saerens et al.'s (2002) expectation-maximisation for the class prior of unlabelled data, at strength 1.
+    With its prior added to the scores in training, and left out when words are asked for, a score says how much more a
+    cell looks like the text than cells do at all: a rare text can win.
 
     Args:
         logits: (B, U, h, w).
-        masks: (B, M, h, w) bool.
-        assignment: (B, M, U).
+        cover: (B, R, h, w) in [0, 1], the share of each cell that lies in the region; every region counts alike.
+        strength: 0 gives zeros.
+        least: a prior is taken to be this large at least, for those of very rare texts are noise.
+        add: sums a tensor over all processes.
 
     Returns:
-        (B, M); zero for an empty mask.
+        (U,) `strength` times the log prior, without gradient.
     """
-    log_p = F.log_softmax(logits.float(), 1).flatten(2).transpose(1, 2)  # (B, h w, U)
-    mean, _ = mask_pool(log_p.contiguous(), masks.flatten(2))
-    return -(assignment * mean).sum(-1)
+    with torch.no_grad():
+        flat = cover.float().flatten(2)
+        size = flat.sum(-1, keepdim=True)
+        weights = (flat / size.clamp_min(1e-6)).sum(1)  # (B, h w)
+        count = add((size > 0).sum().float()).clamp_min(1)
+        logits = logits.detach().float().flatten(2)
+        prior = logits.new_full((logits.shape[1],), 1 / max(1, logits.shape[1]))
+        for _ in range(rounds):
+            p = (logits + strength * prior.clamp_min(least).log()[:, None]).softmax(1)
+            prior = add(torch.einsum("bun,bn->u", p, weights)) / count
+        return strength * prior.clamp_min(least).log()
 
 
 def mask_boundaries(masks: Tensor, weights: Tensor) -> Tensor:

@@ -114,3 +114,15 @@ def test_timms_own_file_loads_from_disk(tmp_path):
 def test_manifest_is_what_lies_in_the_folder():
     entries = json.loads(hub.MANIFEST.read_text())
     assert sorted(e["file"] for e in entries.values()) == sorted(p.name for p in hub.WEIGHTS.glob("*.safetensors"))
+
+
+def test_a_file_of_a_backbone_alone_takes_the_shipped_text_tower(tmp_path):
+    shipped = zoo.create_model("nano")
+    torch.manual_seed(5)
+    backbone = {
+        k: v for k, v in zoo.build_model("nano").state_dict().items() if k.startswith(("backbone.", "log_scale"))
+    }
+    save_file(backbone, tmp_path / "w.safetensors")
+    model = zoo.create_model("nano", checkpoint=tmp_path / "w.safetensors")
+    assert not model.has_decoder and torch.equal(model.encode_text(["road"]), shipped.encode_text(["road"]))
+    assert torch.equal(model.state_dict()["backbone.head.weight"], backbone["backbone.head.weight"])

@@ -30,8 +30,10 @@ def free_port():
         return found.getsockname()[1]
 
 
-def test_two_processes_have_the_gradient_of_one(folder, tmp_path):
-    path = write_config(folder, tmp_path / "run", robust={"trim": 0.25, "trim_after": 0})
+@pytest.mark.parametrize("regions", [0, 3])
+def test_two_processes_have_the_gradient_of_one(folder, tmp_path, regions):
+    data = {"regions": regions, "annotations": str(folder / ("boxes.jsonl" if regions else "captions.jsonl"))}
+    path = write_config(folder, tmp_path / "run", data=data, robust={"trim": 0.25, "trim_after": 0})
     overrides = ["data.masks_per_image=2"]
     one, terms = gradients(trainer(path, *overrides))
     port = free_port()
@@ -44,7 +46,7 @@ def test_two_processes_have_the_gradient_of_one(folder, tmp_path):
         child.join()
     assert [child.exitcode for child in children] == [0, 0]
     halves = [torch.load(tmp_path / f"grad.{rank}") for rank in (0, 1)]
-    assert {"contrast", "mask", "pull", "words", "boundary", "preserve"} == terms.keys()
+    assert {"contrast", "mask", "pull", "words", "present", "boundary", "preserve"} == terms.keys()
     for found, values in halves:
         assert values == pytest.approx(terms, rel=1e-5)
         for name, expected in one.items():
@@ -54,7 +56,7 @@ def test_two_processes_have_the_gradient_of_one(folder, tmp_path):
 
 def test_each_part_of_an_accumulated_step_counts_alike(folder, tmp_path):
     # The terms that compare a picture with the others' texts see one part at a time: those are left out here.
-    off = {"contrast": 0.0, "pull": 0.0, "words": 0.0}
+    off = {"contrast": 0.0, "pull": 0.0, "words": 0.0, "present": 0.0}
     path = write_config(folder, tmp_path / "run", loss=off, robust={"quality_weights": False, "trim": 0.0})
     whole, parts = trainer(path), trainer(path, "optim.accumulate=2")
     batch = next(iter(whole.batches(0, 1)))
@@ -175,7 +177,8 @@ def test_a_full_disk_is_one_line(folder, tmp_path, capsys, monkeypatch):
     [
         ("batch=3", "batch: 3 does not divide into 1 processes times optim.accumulate 2; take a multiple of 2"),
         ("loss.pool=cls", "loss.pool: expected text or heads, got 'cls'"),
-        ("loss.pull_label=best", "loss.words needs loss.pull_label shared, not best; or set it to 0"),
+        ("loss.least=0", "loss.least: expected a share in (0, 1], got 0.0"),
+        ("data.regions=2", "data.regions 2 needs a box with every caption; or set it to 0"),
         ("loss.pool=heads", "the ViT of nano has no class token to pool by; take text"),
         ("data.masks=/nowhere", "no masks here"),
         ("data.annotations=/nowhere.jsonl", "/nowhere.jsonl"),

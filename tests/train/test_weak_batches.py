@@ -49,7 +49,9 @@ def dataset(folder, robust=None, seed=0, lines="captions.jsonl", **changes):
 
 
 def same(one, two):
-    tensors = all(torch.equal(getattr(one, k), getattr(two, k)) for k in ("images", "masks", "quality", "places"))
+    tensors = all(
+        torch.equal(getattr(one, k), getattr(two, k)) for k in ("images", "regions", "masks", "quality", "places")
+    )
     return tensors and one.texts == two.texts and one.sources == two.sources
 
 
@@ -113,6 +115,41 @@ def test_a_crop_stays_in_the_box_of_its_caption(folder):
     (folder / "box.jsonl").write_text(json.dumps(row | {"box": [20, 10, 61, 40]}))
     with pytest.raises(OVSDinoError, match=r"0\.png: the box \(20, 10, 61, 40\) leads out of its 80 x 60 pixels"):
         dataset(folder, lines="box.jsonl")[0]
+
+
+def test_captioned_boxes_keep_their_place_in_a_crop(folder):
+    """Each region's pixels are those of its box, mirrored or not; only boxes that lie in the crop are taken."""
+    boxes = [[20, 10, 30, 40], [0, 0, 30, 20], [40, 30, 40, 30], [30, 20, 12, 12], [10, 8, 50, 44]]
+    rows = [{"image": n, "caption": f"disc {i}", "box": b} for n in ("0.png", "3.png") for i, b in enumerate(boxes)]
+    (folder / "boxes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = dataset(folder, lines="boxes.jsonl", regions=3)
+    assert len(data.groups) == 2
+    counts = set()
+    for position in range(30):
+        sample = data[position]
+        left, top, right, bottom, mirror = sample.places[0].tolist()
+        assert sample.regions.shape == (1, 3, 4) and len(sample.texts[0]) == 3
+        counts.add(sum(map(bool, sample.texts[0])))
+        for region, texts in zip(sample.regions[0].tolist(), sample.texts[0], strict=True):
+            if not texts:
+                assert region == [0, 0, 0, 0]
+                continue
+            x0, y0, x1, y1 = region
+            x0, x1 = (1 - x1, 1 - x0) if mirror else (x0, x1)
+            across, down = right - left, bottom - top
+            found = [80 * (left + x0 * across), 60 * (top + y0 * down), 80 * (x1 - x0) * across, 60 * (y1 - y0) * down]
+            assert found == pytest.approx(boxes[int(texts[0].split()[1])], abs=1e-3)
+            assert min(region) > -1e-6 and max(region) < 1 + 1e-6
+    assert counts >= {1, 3} and 0 not in counts
+    rows = [{"image": "0.png", "caption": "all of it", "box": [0, 0, 80, 60]}]
+    (folder / "boxes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    alone = dataset(folder, lines="boxes.jsonl", regions=3, area=(0.4, 0.5))[0]
+    assert alone.texts[0] == [("all of it",), (), ()] and alone.places[0, :4].tolist() == [0, 0, 1, 1]
+
+
+def test_regions_need_boxes(folder):
+    with pytest.raises(OVSDinoError, match=r"data\.regions 2 needs a box with every caption"):
+        dataset(folder, regions=2)
 
 
 def test_small_masks_are_not_drawn_and_missing_ones_are_empty(folder):

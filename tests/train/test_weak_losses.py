@@ -8,20 +8,20 @@ import torch.nn.functional as F
 
 from ovsdino.models.sae import SAMAlignment, sam_alignment_loss
 from ovsdino.train.weak_losses import (
-    assigned_cross_entropy,
     head_pool,
     head_scores,
     info_nce,
     mask_boundaries,
     mask_boundary_loss,
     mask_classifier_loss,
-    pixel_cross_entropy,
+    over_regions,
+    partial_label_loss,
+    presence_loss,
     preservation_loss,
-    shared_assignment,
+    region_cover,
+    region_share,
     text_log_prior,
     text_pool_scores,
-    text_pull,
-    text_pull_hard,
 )
 
 LN = math.log
@@ -65,37 +65,65 @@ def test_info_nce_stays_finite_at_large_scores_in_half_precision():
     assert loss.item() == pytest.approx((600 + 2 * LN(2)) / 4, rel=0.01)  # bfloat16 rounds 300
 
 
+def test_a_row_of_no_region_is_nobodys_negative():
+    scores = torch.randn(2, 3, 4, requires_grad=True)
+    positives = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    positives[0, 2], positives[1, :, 1] = False, True
+    loss = info_nce(scores, positives)
+    there = [i for i in range(6) if i != 2]
+    torch.testing.assert_close(loss, info_nce(scores.flatten(0, 1)[there], positives.flatten(0, 1)[there]))
+    assert finite_gradient(loss, scores) and not scores.grad[0, 2].any()
+
+
+def test_region_cover_by_hand():
+    regions = torch.tensor([[[0.25, 0.0, 1.0, 0.75], [0.5, 0.5, 0.5, 0.5], [0.0, 0.0, 1.0, 1.0]]])
+    cover = region_cover(regions, 2, 2)
+    assert cover.tolist() == [[[[0.5, 1.0], [0.25, 0.5]], [[0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]]]
+    # The area is that of the rectangle on a grid of any size, odd ones too.
+    assert region_cover(regions, 7, 5)[0, 0].mean().item() == pytest.approx(0.75 * 0.75, abs=1e-6)
+    assert region_cover(regions[:, :0], 3, 4).shape == (1, 0, 3, 4)
+
+
 def test_heads_pool_by_softmax_and_the_best_head_counts():
     tokens = torch.tensor([[[4.0, 0.0], [0.0, 8.0]]])
     attention = torch.tensor([[[3.0, 1.0], [1.0, 1.0]]]).log()  # 3/4, 1/4 and 1/2, 1/2
-    pooled = head_pool(tokens, attention)
-    torch.testing.assert_close(pooled, torch.tensor([[[3.0, 2.0], [2.0, 4.0]]]))
-    scores = head_scores(pooled, torch.tensor([[5.0, 0.0], [0.0, 0.1]]))
-    torch.testing.assert_close(scores, torch.tensor([[3 / math.sqrt(13), 4 / math.sqrt(20)]]))
+    cover = torch.tensor([[[1.0, 1.0], [0.0, 1.0], [0.5, 1.0]]])
+    pooled = head_pool(tokens, attention, cover)
+    torch.testing.assert_close(pooled[0, 0], torch.tensor([[3.0, 2.0], [2.0, 4.0]]))
+    torch.testing.assert_close(pooled[0, 1], torch.tensor([[0.0, 8.0], [0.0, 8.0]]))  # the second token alone
+    torch.testing.assert_close(pooled[0, 2, 0], torch.tensor([4 * 0.6, 8 * 0.4]))  # 3/2 to 1
+    scores = head_scores(pooled[:, :1], torch.tensor([[5.0, 0.0], [0.0, 0.1]]))
+    torch.testing.assert_close(scores, torch.tensor([[[3 / math.sqrt(13), 4 / math.sqrt(20)]]]))
 
 
 def test_a_text_gathers_the_tokens_that_look_like_it():
     tokens = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]], requires_grad=True)
-    text = torch.tensor([[3.0, 0.0]])
+    text, all_of_it = torch.tensor([[3.0, 0.0]]), torch.ones(1, 1, 2)
     # cosines 1, 0; e^(sharpness) = 3: weights 3/4, 1/4; pooled (1.5, 0.25)
-    score = text_pool_scores(tokens, text, LN(3))
+    score = text_pool_scores(tokens, text, LN(3), all_of_it)
     assert score.item() == pytest.approx(1.5 / math.hypot(1.5, 0.25), abs=1e-6)
-    assert text_pool_scores(tokens, text, 0.0).item() == pytest.approx(2 / math.hypot(2, 1), abs=1e-6)
-    assert text_pool_scores(tokens, text, 100.0).item() == pytest.approx(1.0, abs=1e-6)
-    assert finite_gradient(score, tokens)
+    assert text_pool_scores(tokens, text, 0.0, all_of_it).item() == pytest.approx(2 / math.hypot(2, 1), abs=1e-6)
+    assert text_pool_scores(tokens, text, 100.0, all_of_it).item() == pytest.approx(1.0, abs=1e-6)
+    regions = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
+    found = text_pool_scores(tokens, text, LN(3), regions)
+    assert found[0, 0].item() == pytest.approx(0.0, abs=1e-6)  # the token that looks like it lies elsewhere
+    assert finite_gradient(score + found.sum(), tokens)
 
 
 def test_text_pool_equals_the_sum_written_out():
     generator = torch.Generator().manual_seed(0)
     tokens, text = torch.randn(2, 7, 5, generator=generator), torch.randn(3, 5, generator=generator)
-    scores = text_pool_scores(tokens, text, 4.0)
+    cover = torch.rand(2, 2, 7, generator=generator)
+    scores = text_pool_scores(tokens, text, 4.0, cover)
     for i in range(2):
-        for u in range(3):
-            weight = (4.0 * F.cosine_similarity(tokens[i], text[u], dim=-1)).softmax(0)
-            pooled = (weight[:, None] * tokens[i]).sum(0)
-            assert scores[i, u].item() == pytest.approx(F.cosine_similarity(pooled, text[u], dim=0).item(), abs=1e-6)
-    assert text_pool_scores(tokens, text[:0], 4.0).shape == (2, 0)
-    assert text_pool_scores(tokens[:0], text, 4.0).shape == (0, 3)
+        for r in range(2):
+            for u in range(3):
+                weight = (4.0 * F.cosine_similarity(tokens[i], text[u], dim=-1)).exp() * cover[i, r]
+                pooled = (weight[:, None] * tokens[i]).sum(0)
+                expected = F.cosine_similarity(pooled, text[u], dim=0).item()
+                assert scores[i, r, u].item() == pytest.approx(expected, abs=1e-6)
+    assert text_pool_scores(tokens, text[:0], 4.0, cover).shape == (2, 2, 0)
+    assert text_pool_scores(tokens[:0], text, 4.0, cover[:0]).shape == (0, 2, 3)
 
 
 def test_mask_classifier_loss_by_hand():
@@ -117,22 +145,46 @@ def test_empty_and_full_masks_teach_nothing():
     assert mask_classifier_loss(torch.zeros(2, 0, 4, 4), torch.zeros(2, 0, 4, 4, dtype=torch.bool)).shape == (2, 0)
 
 
-def test_text_pull_by_hand():
-    # odds 1 2 3 2 of four texts; the caption has texts 1 and 2
-    scores = torch.tensor([[[1.0, 2.0, 3.0, 2.0]], [[1.0, 2.0, 3.0, 2.0]]]).log().requires_grad_()
-    positives = torch.tensor([[False, True, True, False], [False] * 4])
-    soft, hard = text_pull(scores, positives), text_pull_hard(scores, positives)
-    assert soft.flatten().tolist() == pytest.approx([LN(8 / 5), 0.0], abs=1e-6)  # the second caption is empty
-    assert hard.flatten().tolist() == pytest.approx([LN(8 / 3), 0.0], abs=1e-6)  # text 2 is the better of its two
-    assert finite_gradient(soft + hard, scores) and not scores.grad[1].any()
+def test_partial_label_loss_by_hand():
+    # odds 1 2 3 2 of four texts; the first region's caption has texts 1 and 2, of the second nothing is said
+    odds = torch.tensor([[[1.0, 2.0, 3.0, 2.0]]])
+    log_p = (odds / odds.sum()).log().requires_grad_()
+    positives = torch.tensor([[[False, True, True, False], [False] * 4]])
+    loss = partial_label_loss(log_p, positives)
+    assert loss.shape == (1, 2, 1) and loss.flatten().tolist() == pytest.approx([LN(8 / 5), 0.0], abs=1e-6)
+    assert finite_gradient(loss, log_p)
+    # A mask gives its cells the label that it makes likely as a whole: here 2/5 and 3/5.
+    torch.testing.assert_close(log_p.grad, torch.tensor([[[0.0, -0.4, -0.6, 0.0]]]))
 
 
-def test_text_pull_takes_no_text_and_no_mask():
-    for loss in (text_pull, text_pull_hard):
-        for shape in ((2, 3, 0), (2, 0, 4), (0, 3, 4)):
-            scores = torch.zeros(shape, requires_grad=True)
-            value = loss(scores, torch.zeros(shape[0], shape[2], dtype=torch.bool))
-            assert value.shape == shape[:2] and not value.any() and finite_gradient(value, scores)
+def test_partial_label_loss_takes_no_text_no_mask_and_no_region():
+    for batch, regions, masks, texts in ((2, 1, 3, 0), (2, 1, 0, 4), (0, 1, 3, 4), (2, 0, 3, 4)):
+        log_p = torch.zeros(batch, masks, texts, requires_grad=True)
+        said = torch.zeros(batch, regions, texts, dtype=torch.bool)
+        value = partial_label_loss(log_p, said)
+        assert value.shape == (batch, regions, masks) and not value.any() and finite_gradient(value, log_p)
+
+
+def test_a_mask_is_what_the_regions_around_it_say():
+    losses = torch.tensor([[[1.0, 2.0, 5.0], [3.0, 7.0, 5.0]]])
+    inside = torch.tensor([[[1.0, 0.25, 0.0], [0.5, 0.0, 0.0]]])
+    assert over_regions(losses, inside).flatten().tolist() == pytest.approx([2.5 / 1.5, 2.0, 0.0])
+
+
+def test_region_share_and_presence_by_hand():
+    p = torch.tensor([[0.5, 0.25, 0.0], [0.5, 0.75, 1.0]])  # 2 texts at 3 cells
+    p = p.reshape(1, 2, 1, 3).requires_grad_()
+    cover = torch.tensor([[[[1.0, 1.0, 0.0]], [[0.0, 0.5, 1.0]], [[0.0, 0.0, 0.0]]]])
+    share = region_share(p, cover)
+    expected = [[0.375, 0.625], [0.125 / 1.5, (0.375 + 1) / 1.5], [0.0, 0.0]]
+    torch.testing.assert_close(share, torch.tensor([expected]))
+    positives = torch.tensor([[[True, False], [True, True], [False, False]]])
+    loss = presence_loss(share, positives, 0.25)
+    assert loss.item() == pytest.approx(LN(0.25 * 1.5 / 0.125) / 2 / 2, abs=1e-6)  # text 0 is short in region 1 alone
+    assert finite_gradient(loss, p)
+    assert presence_loss(share, positives & False, 0.25).item() == 0
+    nothing = presence_loss(torch.zeros(1, 1, 2, requires_grad=True), positives[:, :1], 0.25)
+    assert torch.isfinite(nothing) and nothing > 10  # said, and nowhere at all
 
 
 def test_mask_boundaries_by_hand():
@@ -190,41 +242,30 @@ def test_sam_alignment_on_the_structure_grid_by_hand():
     assert align(tokens).shape == (2, 256, 64, 64)
 
 
-def test_no_phrase_of_a_caption_goes_empty():
-    # Both masks look like the first phrase; equal shares leave it the one that does so more: the doubly stochastic
-    # matrix with the cross ratio of e^scores, [[p, 1 - p], [1 - p, p]] with (p / (1 - p))^2 = e^(2 - 1).
-    scores = torch.tensor([[[2.0, 0.0, 9.0], [1.0, 0.0, 9.0]]])
-    positives = torch.tensor([[True, True, False]])
-    p = torch.sigmoid(torch.tensor(0.5)).item()
-    found = shared_assignment(scores, positives, torch.ones(1, 2), rounds=50)
-    torch.testing.assert_close(found, torch.tensor([[[p, 1 - p, 0.0], [1 - p, p, 0.0]]]), rtol=0, atol=1e-5)
-    alone = shared_assignment(scores, positives, torch.tensor([[1.0, 0.0]]), rounds=50)
-    torch.testing.assert_close(alone[0, 0], torch.tensor([0.5, 0.5, 0.0]), rtol=0, atol=1e-5)  # a mask that counts not
-    assert not shared_assignment(scores, torch.zeros(1, 3, dtype=torch.bool), torch.ones(1, 2)).any()
-    assert shared_assignment(scores[:, :0], positives, torch.ones(1, 0)).shape == (1, 0, 3)
+def test_the_prior_is_that_of_the_cells():
+    """Two texts, cells of three kinds; the estimate solves prior = mean softmax(logits + log prior)."""
+    odds = torch.tensor([[9.0, 1.0], [1.0, 1.0], [1.0, 9.0]])
+    kinds = torch.tensor([0] * 12 + [1] * 5 + [2] * 3)
+    logits = odds[kinds].log().T.reshape(1, 2, 4, 5)
+    everywhere = torch.ones(1, 1, 4, 5)
+    prior = text_log_prior(logits, everywhere, 1.0, 1e-6, rounds=200).exp()
+    expected = ((odds * prior) / (odds * prior).sum(1, keepdim=True))[kinds].mean(0)
+    torch.testing.assert_close(prior, expected, rtol=1e-4, atol=1e-5)
+    assert prior[0] > 0.6 and prior.sum().item() == pytest.approx(1, abs=1e-5)
+    one = text_log_prior(logits, everywhere, 1.0, 1e-6, rounds=1).exp()
+    assert one[0].item() == pytest.approx((12 * 0.9 + 5 * 0.5 + 3 * 0.1) / 20, abs=1e-6)
+    assert text_log_prior(logits, everywhere, 0.0, 0.02).tolist() == [0, 0]
+    assert text_log_prior(logits, everywhere, 1.0, 0.5, rounds=1)[1].exp().item() == pytest.approx(0.5)
 
 
-def test_assigned_cross_entropy_by_hand():
-    scores = torch.tensor([[[math.log(3), 0.0]]], requires_grad=True)
-    loss = assigned_cross_entropy(scores, torch.tensor([[[0.5, 0.5]]]))
-    torch.testing.assert_close(loss, torch.tensor([[0.5 * (math.log(4 / 3) + math.log(4))]]))
-    loss.sum().backward()
-    torch.testing.assert_close(scores.grad, torch.tensor([[[0.25, -0.25]]]))
-
-
-def test_pixel_cross_entropy_by_hand():
-    logits = torch.tensor([[[[0.0, math.log(3), 5.0]], [[0.0, 0.0, 5.0]]]], requires_grad=True)  # (1, 2, 1, 3)
-    masks = torch.tensor([[[[True, True, False]], [[False, False, False]]]])
-    assignment = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    loss = pixel_cross_entropy(logits, masks, assignment)
-    expected = [[0.5 * (math.log(2) + math.log(4 / 3)), 0.0]]  # the second mask is empty
-    torch.testing.assert_close(loss, torch.tensor(expected))
-    loss.sum().backward()
-    assert logits.grad[0, :, 0, 2].tolist() == [0.0, 0.0] and logits.grad[0, 0, 0, 0] == pytest.approx(-0.25)
-
-
-def test_text_prior_by_hand():
-    positives = torch.tensor([[True, True, False], [True, False, False]])
-    expected = torch.tensor([2.5 / 3, 1.5 / 3, 0.5 / 3]).log()
-    torch.testing.assert_close(text_log_prior(positives), expected)
-    assert torch.isfinite(text_log_prior(positives[:0])).all()
+def test_every_region_counts_alike_in_the_prior():
+    logits = torch.tensor([[[[4.0, 0.0, 0.0]], [[0.0, 0.0, 4.0]]]])  # (1, 2, 1, 3)
+    cover = torch.tensor([[[[1.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]], [[0.0, 0.0, 0.0]]]])  # the third is no region
+    p = torch.sigmoid(torch.tensor(4.0)).item()
+    prior = text_log_prior(logits, cover, 1.0, 0.01, rounds=1).exp()
+    assert prior.tolist() == pytest.approx([((p + 0.5) / 2 + 1 - p) / 2, ((1 - p + 0.5) / 2 + p) / 2], abs=1e-6)
+    halves = [text_log_prior(logits, cover[:, i : i + 1], 1.0, 0.01, lambda x: 2 * x, rounds=1) for i in (0, 1)]
+    assert all(torch.isfinite(half).all() for half in halves)
+    nothing = text_log_prior(logits, cover[:, 2:], 1.0, 0.02)
+    torch.testing.assert_close(nothing, torch.full((2,), 0.02).log())
+    assert text_log_prior(logits[:, :0], cover, 1.0, 0.02).shape == (0,)

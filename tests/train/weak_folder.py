@@ -23,7 +23,7 @@ FORKS.set_forkserver_preload(["ovsdino.train.weak", "ovsdino.train.__main__"])
 def make_folder(root):
     """Six pictures of a red, a green or a blue left half and a grey right half, each named in its caption."""
     rng = np.random.default_rng(0)
-    names, rows, lines = [f"{i}.png" for i in range(6)], [], []
+    names, rows, lines, boxes = [f"{i}.png" for i in range(6)], [], [], []
     colours = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
     (root / "images").mkdir(parents=True)
     for i, name in enumerate(names):
@@ -35,7 +35,10 @@ def make_folder(root):
         masks = [PseudoMask(mask=m, predicted_iou=0.9, stability_score=q) for m, q in ((left, 0.95), (~left, 0.8))]
         rows.append(encode_image(f"images/{name}", (64, 64), masks))
         lines.append(json.dumps({"image": f"images/{name}", "caption": f"{word} paint, grey wall"}))
+        for box, said in (([2, 4, 20, 30], word + " paint"), ([6, 10, 50, 40], f"{word} paint and grey wall")):
+            boxes.append(json.dumps({"image": f"images/{name}", "caption": said, "box": box}))
     (root / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    (root / "boxes.jsonl").write_text("\n".join(boxes) + "\n")
     manifest = Manifest(
         generator="felzenszwalb", settings={}, images=6, names_sha256=names_digest([r["image"] for r in rows])
     )
