@@ -178,6 +178,19 @@ def create_model(
     return model.to(device)
 
 
+def _built_as(name: str, state: Mapping[str, Any]) -> OVSDINO:
+    """The model that a checkpoint's keys are of: a run may have left out the decoder, or parts of it."""
+
+    def has(part: str) -> bool:
+        return any(key.startswith(f"decoder.{part}") for key in state)
+
+    if not has(""):
+        return build_model(name, decoder=False)
+    parts: dict[str, Any] = {"smd": None} if not has("smd.") else {}
+    parts |= {field: False for field, part in (("guided", "affinity."), ("detail", "detail.")) if not has(part)}
+    return build_model(name, changes=parts)
+
+
 def _whole(name: str, checkpoint: str | Path | None) -> OVSDINO:
     """A model whose one file holds all of it: the shipped one, or a checkpoint of training.
 
@@ -189,7 +202,7 @@ def _whole(name: str, checkpoint: str | Path | None) -> OVSDINO:
     state = hub.read_safetensors(checkpoint) if checkpoint else hub.read_packaged(name)
     if not any(key.startswith("text_tower.") for key in state) and hub.packaged(name) is not None:
         state |= {key: value for key, value in hub.read_packaged(name).items() if key.startswith("text_tower.")}
-    model = build_model(name, decoder=any(key.startswith("decoder.") for key in state))
+    model = _built_as(name, state)
     hub.load_state(model, state, str(checkpoint or name))
     model.decoder_trained = model.has_decoder
     return model
@@ -237,7 +250,7 @@ def _on_official_weights(
             f"{name}: no text projection is published for its backbone; give one of your own as projection "
             f"(--projection FILE), or use {', '.join(PROJECTIONS)}"
         )
-    model = build_model(name, decoder=checkpoint is not None)
+    model = _built_as(name, state)
     if projection is None and text:
         hub.load_state(model.text_tower, text, f"{checkpoint} (text projection of {name})")
     load_official(model, backbone_weights, projection, clip_weights, with_projection=projection is not None or not text)
@@ -246,5 +259,5 @@ def _on_official_weights(
         return model
     decoder = {k: v for k, v in state.items() if k.startswith(("decoder.", "log_"))}
     hub.load_state(model, decoder, str(checkpoint), partial=("backbone.", "text_tower."))
-    model.decoder_trained = True
+    model.decoder_trained = model.has_decoder
     return model

@@ -126,3 +126,15 @@ def test_a_file_of_a_backbone_alone_takes_the_shipped_text_tower(tmp_path):
     model = zoo.create_model("nano", checkpoint=tmp_path / "w.safetensors")
     assert not model.has_decoder and torch.equal(model.encode_text(["road"]), shipped.encode_text(["road"]))
     assert torch.equal(model.state_dict()["backbone.head.weight"], backbone["backbone.head.weight"])
+
+
+@pytest.mark.parametrize("left_out", [{"detail": False}, {"guided": False, "smd": None}, {"smd": None}])
+def test_a_checkpoint_of_a_smaller_decoder_says_by_its_keys_what_it_is(tmp_path, left_out):
+    trained = zoo.build_model("nano", changes=left_out)
+    save_file({k: v.contiguous() for k, v in trained.state_dict().items()}, tmp_path / "w.safetensors")
+    model = zoo.create_model("nano", checkpoint=tmp_path / "w.safetensors")
+    assert model.state_dict().keys() == trained.state_dict().keys() and model.decoder_trained
+    image, text = torch.rand(1, 3, 64, 80), torch.nn.functional.normalize(torch.randn(3, 192), dim=-1)
+    trained.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(model(image, text), trained(image, text))
