@@ -37,15 +37,17 @@ class CaptionRecord:
 
 
 class CaptionSet(ABC):
-    """Captioned images by number."""
+    """Captioned images by number, their records in memory."""
 
-    @abstractmethod
+    def __init__(self, records: list[CaptionRecord]) -> None:
+        self.records = records
+
     def __len__(self) -> int:
-        """How many."""
+        return len(self.records)
 
-    @abstractmethod
     def record(self, index: int) -> CaptionRecord:
         """The names and captions, without the image."""
+        return self.records[index]
 
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
@@ -57,32 +59,22 @@ class CaptionSet(ABC):
 
 
 class ListedCaptions(CaptionSet):
-    """Records in memory, images in a folder or zip."""
+    """Images in a folder or zip."""
 
     def __init__(self, source: ImageSource, records: list[CaptionRecord]) -> None:
-        self.source, self.records = source, records
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def record(self, index: int) -> CaptionRecord:
-        return self.records[index]
+        super().__init__(records)
+        self.source = source
 
     def read(self, index: int) -> np.ndarray:
         return self.source.read(self.records[index].image)
 
 
 class TarCaptions(CaptionSet):
-    """Records in memory, images in tars."""
+    """Images in tars."""
 
     def __init__(self, records: list[CaptionRecord], places: list[tuple[Path, Member]]) -> None:
-        self.records, self.places = records, places
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def record(self, index: int) -> CaptionRecord:
-        return self.records[index]
+        super().__init__(records)
+        self.places = places
 
     def read(self, index: int) -> np.ndarray:
         path, member = self.places[index]

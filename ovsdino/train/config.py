@@ -187,6 +187,7 @@ class WeakLossConfig:
         sharpness: of the attention of "text".
         adjust: how far the scores of `pull`, `words` and `present` are learnt beyond how common a text is, from 0, not
             at all, to 1.
+        rarest: the least common that `adjust` takes a text to be, in shares of all cells.
     """
 
     contrast: float = 1.0
