@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from latency_report import markdown
 
 from ovsdino.deploy.quantize import score_table
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results", ROOT / "docs" / "edge.md"

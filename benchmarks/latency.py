@@ -34,7 +34,8 @@ from ovsdino.data.names import CAMVID
 from ovsdino.deploy.script import run_script
 from ovsdino.deploy.trt_runtime import available_threads
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import atomic_write, load_image
+from ovsdino.imageio import load_image
+from ovsdino.io.files import atomic_write
 
 PAUSE_S = 0.02  # torch's and ONNX Runtime's threads spin for a few milliseconds after a call
 MEMORY_RUNS = 3

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 
 STAGES = ("preprocess", "encode", "decode", "postprocess", "end_to_end")
 COLUMNS = (

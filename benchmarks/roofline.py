@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 from ovsdino.models.ovsdino import AFFINITY_DIM, OVSDINO
 from ovsdino.models.zoo import CONFIGS, build_model
 

@@ -31,7 +31,7 @@ from ovsdino.deploy.stream import Engine, Stream, StreamResult
 from ovsdino.deploy.trt_runtime import EdgeSegmenter
 from ovsdino.deploy.watchdog import Watchdog
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = "sky,building,pole,road,sidewalk,tree,sign,fence,car,pedestrian,bicyclist"

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import ovsdino
 from ovsdino.data.segmentation import open_dataset
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 from ovsdino.models import smd
 
 TILE = 64

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 from ovsdino.vocabulary import Vocabulary
 
 __all__ = ["FORMAT", "MAX_BYTES", "TextBank"]

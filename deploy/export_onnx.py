@@ -206,7 +206,7 @@ def _traced(model: OVSDINO, height: int, width: int, batch: tuple[int, int], cla
 def _write(exported: ModelProto, path: Path) -> None:
     import onnx
 
-    from ovsdino.imageio import atomic_write
+    from ovsdino.io.files import atomic_write
 
     onnx.checker.check_model(exported, full_check=True)
     with atomic_write(path) as file:

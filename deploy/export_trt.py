@@ -28,7 +28,7 @@ from ovsdino.deploy.export_onnx import (
 from ovsdino.deploy.script import run_script
 from ovsdino.deploy.sidecar import Sidecar, sidecar_path
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -32,7 +32,7 @@ from ovsdino.deploy.script import run_script
 from ovsdino.deploy.sidecar import Sidecar
 from ovsdino.deploy.smoothquant import Linear, find_linears, smooth
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 
 __all__ = ["Recipe", "quantise", "read_graph", "sensitivity"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 
 __all__ = ["FORMAT", "Sidecar", "file_sha256", "sidecar_path"]
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ovsdino.deploy.sources import import_cv2
 from ovsdino.deploy.stream import StreamResult
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 from ovsdino.overlay import BACKGROUND_COLOUR, class_colours, draw_overlay
 
 __all__ = ["OverlayWriter", "overlay", "VIDEO_CODECS"]

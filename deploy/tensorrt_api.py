@@ -22,7 +22,7 @@ from typing import Any
 
 from ovsdino.deploy.runtime_tensorrt import device_sm, tensorrt_module
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 
 __all__ = ["BACKENDS", "Built", "BuildSettings", "Layer", "build", "resolve_target", "version_of"]
 

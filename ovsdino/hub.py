@@ -196,7 +196,7 @@ def save_pretrained(model: OVSDINO, folder: str | Path) -> None:
     """
     from safetensors.torch import save
 
-    from ovsdino.imageio import atomic_write
+    from ovsdino.io.files import atomic_write
 
     folder, name = Path(folder), model.config.name
     if not model.decoder_trained:

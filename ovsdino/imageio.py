@@ -1,19 +1,18 @@
-"""Reading images from files, arrays and tensors, and writing files that are never half there."""
+"""Read images from files, arrays and tensors."""
 
 from __future__ import annotations
 
 import os
-import secrets
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.io.files import atomic_write
 
 if TYPE_CHECKING:
     import torch
@@ -85,35 +84,6 @@ def expand_paths(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     if not found:
         raise OVSDinoError("no images given: name at least one file or folder")
     return found
-
-
-@contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a file for writing that appears under its name only when it is complete and on the disk.
-
-    Writes to a temporary name in the same folder, then fsync and rename. After an exception nothing is left behind and
-    a file that was there before is untouched.
-
-    Args:
-        path: where the file will be; its folder is made if it is missing.
-
-    Raises:
-        OVSDinoError: the folder or the file cannot be written (permission, full disk, a folder of that name).
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise OVSDinoError(f"{target}: cannot write: {error.strerror or error}; choose another --output") from error
-    finally:
-        with suppress(OSError):  # gone after the rename; and a failure to tidy must not hide the first one
-            temporary.unlink()
 
 
 def _from_path(name: str) -> np.ndarray:

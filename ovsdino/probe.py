@@ -26,7 +26,7 @@ from torch import Tensor
 from ovsdino.data.bsds import BoundarySample, BsdsDataset, boundaries
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval.edges import BoundaryScore, OptimalScore
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 from ovsdino.models.backbone import normalise
 from ovsdino.ops import preprocess
 

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import ImageLike, atomic_write, load_image
+from ovsdino.imageio import ImageLike, load_image
+from ovsdino.io.files import atomic_write
 from ovsdino.overlay import BACKGROUND_COLOUR, class_colours, draw_overlay
 
 __all__ = ["Segmentation"]

@@ -18,7 +18,7 @@ import triton
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 from ovsdino.kernels.interpreter import interpreting
 
 log = logging.getLogger("ovsdino.kernels")

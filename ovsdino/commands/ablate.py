@@ -29,7 +29,7 @@ class Ablate:
     """Print one JSON object on stdout: seeds and rows, one a variant, scores in 0..1."""
 
     def run(self) -> int:
-        from ovsdino.imageio import atomic_write
+        from ovsdino.io.files import atomic_write
         from ovsdino.train.ablation import load_ablation, markdown, run_ablation
 
         if self.table is not None:

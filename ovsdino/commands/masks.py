@@ -53,7 +53,7 @@ class Masks:
 
     def run(self) -> int:
         from ovsdino.data.images import ImageSource
-        from ovsdino.imageio import atomic_write
+        from ovsdino.io.files import atomic_write
         from ovsdino.train.pseudo_masks import contact_sheet, parse_part, statistics
 
         part = parse_part(self.shard)

@@ -28,7 +28,7 @@ class Report:
         results = read_results(self.results)
         text = render(results)
         if self.output is not None:
-            from ovsdino.imageio import atomic_write
+            from ovsdino.io.files import atomic_write
 
             with atomic_write(self.output) as file:
                 file.write(text.encode())

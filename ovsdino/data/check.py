@@ -13,7 +13,7 @@ from ovsdino.data.benchmarks import SPECS, dataset_of, find_layout
 from ovsdino.data.labels import UNEXPECTED
 from ovsdino.data.segmentation import SegmentationDataset, open_dataset
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 
 __all__ = ["Check", "check_dataset", "convert_dataset"]
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 
 FORMAT = 1
 SHARD_SIZE = 32

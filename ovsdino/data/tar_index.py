@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 
 FORMAT = 1
 TEXTS = (".txt", ".json")  # small files whose text the index keeps: one reading of the tar is enough

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval import evaluate
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 from ovsdino.models.backbone import freeze
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.zoo import build_model

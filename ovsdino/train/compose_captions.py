@@ -19,7 +19,7 @@ import tyro
 
 from ovsdino.data.segmentation import open_dataset
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import NANO
 

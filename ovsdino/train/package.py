@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ovsdino import hub
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 from ovsdino.models.backbone import num_parameters
 from ovsdino.models.zoo import build_model
 

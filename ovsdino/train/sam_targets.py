@@ -23,7 +23,7 @@ from torchvision.ops import roi_align
 from ovsdino.data.images import ImageSource
 from ovsdino.data.masks import MaskStore
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 from ovsdino.models.sam import SAMEncoder
 
 

@@ -38,7 +38,7 @@ from torchvision.transforms import v2
 from ovsdino.config import IMAGENET_MEAN, IMAGENET_STD
 from ovsdino.data.images import open_images
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 from ovsdino.models.backbone import freeze
 from ovsdino.models.zoo import build_model
 from ovsdino.train.config import build_config, overridden, read_yaml

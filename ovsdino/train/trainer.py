@@ -33,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ovsdino import hub
 from ovsdino.data.segmentation import IGNORE_INDEX, SegmentationDataset
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import atomic_write
+from ovsdino.io.files import atomic_write
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import PROJECTIONS, build_model, load_official

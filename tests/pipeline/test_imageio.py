@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import MAX_PIXELS, atomic_write, expand_paths, load_image
+from ovsdino.imageio import MAX_PIXELS, expand_paths, load_image
+from ovsdino.io.files import atomic_write
 
 # Four colours in a 2x3 grid: position tells orientation, value tells conversion.
 PIXELS = np.array(

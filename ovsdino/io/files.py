@@ -1,0 +1,192 @@
+"""Write files that appear whole or not at all, lock folders, hash files, and name the file that a parser choked on."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import hashlib
+import io
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ovsdino.errors import OVSDinoError, one_line
+
+__all__ = ["atomic_path", "atomic_write", "lock_folder", "reading", "refuse_inputs", "sha256_of"]
+
+LOCK_NAME = ".ovsdino.lock"
+ORPHAN_AGE_S = 60
+
+
+@contextmanager
+def reading(source: object, kind: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever a parser throws at a damaged file into one error that names the file.
+
+    Parsers raise what a broken byte leads to: `struct.error`, `KeyError`, `RecursionError`, `MemoryError`. This is the
+    one rule for all of them. An `OVSDinoError` passes unchanged; `KeyboardInterrupt` and `SystemExit` are not caught.
+
+    Args:
+        source: The file, or what else names the input in the message.
+        kind: What the file should have been, for example "YAML configuration".
+        remedy: What the user can do about it; ends the message.
+
+    Raises:
+        OVSDinoError: The body raised anything else.
+    """
+    tail = f"; {remedy}" if remedy else ""
+    try:
+        yield
+    except OVSDinoError:
+        raise
+    except FileNotFoundError as error:
+        raise OVSDinoError(f"{one_line(source)}: no such file{tail}") from error
+    except PermissionError as error:
+        raise OVSDinoError(f"{one_line(source)}: permission denied; make it readable") from error
+    except Exception as error:
+        why = one_line(error, 160) or type(error).__name__
+        raise OVSDinoError(f"{one_line(source)}: not a readable {kind}: {why}{tail}") from error
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under its name only when it is complete and on the disk.
+
+    Writes to a temporary name in the same folder, then fsync and rename. After an exception nothing is left behind and
+    a file that was there before is untouched.
+
+    Args:
+        path: Where the file will be; its folder is made if it is missing.
+
+    Raises:
+        OVSDinoError: The folder or the file cannot be written (permission, full disk, a folder of that name).
+    """
+    with atomic_path(path) as temporary, open(temporary, "wb", buffering=0) as raw, _WholeWrites(raw) as file:
+        yield file
+        file.flush()
+        os.fsync(raw.fileno())
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path that is renamed to ``path`` when the body ends without an exception.
+
+    For writers that open the file themselves, such as a video encoder. The body must see to it that what it leaves is
+    complete. The temporary name keeps the suffix of ``path``. Temporary files of the same target whose writer was
+    killed are removed.
+
+    Args:
+        path: Where the file will be; its folder is made if it is missing.
+
+    Raises:
+        OVSDinoError: The folder or the file cannot be written.
+    """
+    target = Path(path)
+    stem = f".{target.name[:100]}."
+    temporary = target.with_name(f"{stem}{os.getpid()}.{secrets.token_hex(4)}.tmp{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_orphans(target.parent, stem)
+        # The lock says that the writer lives; the kernel drops it when the process dies.
+        guard = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        try:
+            with suppress(OSError):  # a file system without locks: its orphans stay
+                fcntl.flock(guard, fcntl.LOCK_EX)
+            yield temporary
+            os.replace(temporary, target)
+        finally:
+            os.close(guard)
+    except OSError as error:
+        raise OVSDinoError(
+            f"{one_line(target)}: cannot write: {error.strerror or error}; choose another --output"
+        ) from error
+    finally:
+        with suppress(OSError):  # gone after the rename; and a failure to tidy must not hide the first one
+            temporary.unlink()
+
+
+@contextmanager
+def lock_folder(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
+    """Hold a folder for one process; a second one is refused at once.
+
+    The lock is advisory, on a file `.ovsdino.lock` in the folder, and ends with the process however that ends.
+
+    Args:
+        folder: The folder, made if it is missing.
+        purpose: What is done in it, for the other's message: "training", "export".
+
+    Raises:
+        OVSDinoError: Another process holds the folder, or it cannot be written.
+    """
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        handle = os.open(place / LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError as error:
+        raise OVSDinoError(f"{one_line(place)}: cannot write: {error.strerror}; choose another folder") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OVSDinoError(
+                f"{one_line(place)}: another {purpose} is writing to this folder; wait for it, or choose another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse to write where an input lies, links and case of names looked through.
+
+    Args:
+        outputs: Files and folders that will be written.
+        inputs: Files and folders that are read.
+
+    Raises:
+        OVSDinoError: An output is an input.
+    """
+    read = [source for source in inputs if source.exists()]
+    for output in outputs:
+        for source in read:
+            if output.exists() and output.samefile(source):
+                raise OVSDinoError(f"{one_line(output)}: the result would replace an input; choose another --output")
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's bytes, in lower-case hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _WholeWrites(io.BufferedWriter):
+    """A buffered file that hides its descriptor.
+
+    Pillow writes to a descriptor from C and does not look at short writes (measured: a JPEG on a full disk is cut off
+    without an error). Without one it goes through `write`, which raises.
+    """
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("written through write() only")
+
+
+def _remove_orphans(folder: Path, stem: str) -> None:
+    """Remove temporary files of a target whose writers are gone."""
+    for orphan in folder.glob(f"{glob.escape(stem)}*.tmp*"):
+        with suppress(OSError):
+            if time.time() - orphan.stat().st_mtime < ORPHAN_AGE_S:  # perhaps just made and not locked yet
+                continue
+            handle = os.open(orphan, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                orphan.unlink()
+            finally:
+                os.close(handle)

@@ -1,0 +1,132 @@
+"""Files appear whole or not at all; a damaged one is named in one line; a folder has one writer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import atomic_path, atomic_write, lock_folder, reading, refuse_inputs, sha256_of
+
+
+def limited(code: str, blocks: int, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python where no file may grow beyond ``blocks`` KiB: what a full disk does, without filling one."""
+    return run(["bash", "-c", f'ulimit -f {blocks}; exec "$0" -c "$1"', sys.executable, code], folder)
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, timeout=120)
+
+
+def test_jpeg_on_a_full_disk_raises_and_gets_no_name(tmp_path: Path) -> None:
+    code = (
+        "import numpy as np\nfrom PIL import Image\nfrom ovsdino.io.files import atomic_write\n"
+        "pixels = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)\n"
+        "with atomic_write('a.jpg') as file: Image.fromarray(pixels).save(file, 'JPEG', quality=90)\n"
+    )
+    done = limited(code, 8, tmp_path)
+    assert done.returncode == 1 and "OVSDinoError: a.jpg: cannot write" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "npy", "torch"])
+def test_every_writer_in_use_writes_what_it_would_write_to_a_plain_file(kind: str, tmp_path: Path) -> None:
+    import torch
+
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+
+    def save(file: object) -> None:
+        if kind == "npy":
+            np.save(file, pixels)  # type: ignore[call-overload]
+        elif kind == "torch":
+            torch.save(torch.from_numpy(pixels), file)  # type: ignore[arg-type]
+        else:
+            Image.fromarray(pixels).save(file, kind)  # type: ignore[arg-type]
+
+    with open(tmp_path / "plain", "wb") as plain:
+        save(plain)
+    with atomic_write(tmp_path / "whole") as whole:
+        save(whole)
+    if kind == "torch":  # its archive carries the name of the file it was written to
+        assert torch.equal(torch.load(tmp_path / "whole"), torch.from_numpy(pixels))
+    else:
+        assert (tmp_path / "whole").read_bytes() == (tmp_path / "plain").read_bytes()
+
+
+def test_a_failed_body_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(KeyError), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise KeyError("stop")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_the_next_writer_removes_what_a_killed_one_left_and_not_what_a_living_one_writes(tmp_path: Path) -> None:
+    code = "import os\nfrom ovsdino.io.files import atomic_path\nwith atomic_path('a.bin'): os.kill(os.getpid(), 9)"
+    run([sys.executable, "-c", code], tmp_path)
+    (left,) = tmp_path.iterdir()
+    os.utime(left, (time.time() - 3600,) * 2)
+    with atomic_path(tmp_path / "a.bin") as living:
+        os.utime(living, (time.time() - 3600,) * 2)
+        assert not left.exists()
+        with atomic_write(tmp_path / "a.bin") as second:
+            second.write(b"second")
+        assert living.exists()
+        living.write_bytes(b"first")
+    assert (tmp_path / "a.bin").read_bytes() == b"first"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_second_process_is_refused_a_locked_folder(tmp_path: Path) -> None:
+    code = "from ovsdino.io.files import lock_folder\nwith lock_folder('.', 'training'): print('in')"
+    with lock_folder(tmp_path, "training"):
+        refused = run([sys.executable, "-c", code], tmp_path)
+        assert "another training is writing to this folder" in refused.stderr and refused.stdout == ""
+    assert run([sys.executable, "-c", code], tmp_path).stdout == "in\n"
+
+
+@pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
+def test_an_output_that_is_an_input_by_any_name_is_refused(link: str, tmp_path: Path) -> None:
+    source = tmp_path / "a.png"
+    source.write_bytes(b"x")
+    output = source if link == "same" else tmp_path / "b.png"
+    if link == "symbolic":
+        output.symlink_to(source)
+    elif link == "hard":
+        output.hardlink_to(source)
+    with pytest.raises(OVSDinoError, match="would replace an input"):
+        refuse_inputs([tmp_path / "new.png", output], [source])
+    refuse_inputs([tmp_path / "new.png"], [source, tmp_path / "missing"])
+
+
+@pytest.mark.parametrize(
+    "raised, message",
+    [
+        (KeyError("size"), "a.json: not a readable mask file: 'size'; make it again"),
+        (RecursionError("too\n deep"), "a.json: not a readable mask file: too deep; make it again"),
+        (MemoryError(), "a.json: not a readable mask file: MemoryError; make it again"),
+        (FileNotFoundError(2, "x"), "a.json: no such file; make it again"),
+        (OVSDinoError("as it is"), "as it is"),
+    ],
+)
+def test_reading_turns_what_a_parser_throws_into_one_line(raised: Exception, message: str) -> None:
+    with pytest.raises(OVSDinoError) as caught, reading("a.json", "mask file", "make it again"):
+        raise raised
+    assert str(caught.value) == message
+
+
+def test_reading_lets_an_interruption_through() -> None:
+    with pytest.raises(KeyboardInterrupt), reading("a.json", "mask file"):
+        raise KeyboardInterrupt
+
+
+def test_sha256_is_the_published_value_of_abc(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
