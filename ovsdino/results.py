@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ovsdino.data.rle import encode_mask
 from ovsdino.errors import OVSDinoError
 from ovsdino.imageio import ImageLike, load_image
 from ovsdino.io.files import atomic_write
@@ -157,23 +158,17 @@ class Segmentation:
         Raises:
             OVSDinoError: pycocotools is not installed.
         """
-        try:
-            from pycocotools import mask as coco
-        except ImportError as error:
-            raise OVSDinoError(
-                "to_rle needs pycocotools: pip install 'ovsdino[train]' or pip install pycocotools"
-            ) from error
         found = []
         for index in self._present():
-            code = coco.encode(np.asfortranarray(self.labels == index, dtype=np.uint8))
+            segmentation, area, box = encode_mask(self.labels == index)
             found.append(
                 {
                     "category_id": index,
                     "name": self.names[index],
                     "score": self.scores[index] if self.scores else None,
-                    "segmentation": {"size": [self.height, self.width], "counts": code["counts"].decode("ascii")},
-                    "area": int(coco.area(code)),
-                    "bbox": [float(v) for v in coco.toBbox(code)],
+                    "segmentation": segmentation,
+                    "area": area,
+                    "bbox": box,
                 }
             )
         return found
