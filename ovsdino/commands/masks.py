@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ovsdino.train.pseudo_masks import MaskGenerator
 
 Progress = Callable[[int, int], None]
+MAX_POINTS = 256  # 65 536 points an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,45 +54,69 @@ class Masks:
 
     def run(self) -> int:
         from ovsdino.data.images import ImageSource
-        from ovsdino.io.files import atomic_write
+        from ovsdino.io.files import atomic_write, lock_folder
         from ovsdino.train.pseudo_masks import contact_sheet, parse_part, statistics
 
         part = parse_part(self.shard)
         source = None if self.images is None else ImageSource(self.images)
+        self._refuse_inputs(source)
         write = self._writer(source, part)
-        with progress_bar() as progress:
-            task = progress.add_task("masks", total=None)
-            store = write(lambda done, total: progress.update(task, completed=done, total=total))
-        missing = store.missing()
-        report: dict[str, Any] = {
-            "output": str(self.output),
-            "generator": store.manifest.generator,
-            "shards": store.shards,
-            "shards_missing": len(missing),
-            "statistics": None,
-        }
-        if not missing:
-            report["statistics"] = statistics(store)
-            with atomic_write(self.output / "statistics.json") as file:
-                file.write((json.dumps(report["statistics"], indent=1) + "\n").encode())
-            if source is not None:
+        with lock_folder(self.output, "run of `ovsdino masks`", part):
+            with progress_bar() as progress:
+                task = progress.add_task("masks", total=None)
+                store = write(lambda done, total: progress.update(task, completed=done, total=total))
+            missing = store.missing()
+            found = None if missing else statistics(store)
+            if found is not None:
+                with atomic_write(self.output / "statistics.json") as file:
+                    file.write((json.dumps(found, indent=1) + "\n").encode())
+            if found is not None and source is not None:
                 with atomic_write(self.output / "samples.jpg") as file:
                     contact_sheet(store, source).save(file, "JPEG", quality=90)
+        self._report(store, missing, found, source is not None)
+        return 0
+
+    def _report(self, store: MaskStore, missing: list[int], statistics: dict[str, Any] | None, samples: bool) -> None:
+        """Print what is there."""
         if self.json:
-            print_json(report)
-        elif missing:
+            print_json(
+                {
+                    "output": str(self.output),
+                    "generator": store.manifest.generator,
+                    "shards": store.shards,
+                    "shards_missing": len(missing),
+                    "statistics": statistics,
+                }
+            )
+        elif statistics is None:
             print(f"{self.output}: {len(missing)} of {store.shards} shards still to be made by the other processes")
         else:
-            found = report["statistics"]
             print(
-                f"{self.output}: {found['masks']} masks of {found['images']} images ({found['masks_per_image']} an "
-                f"image)" + (f"; look at {self.output / 'samples.jpg'}" if source is not None else "")
+                f"{self.output}: {statistics['masks']} masks of {statistics['images']} images "
+                f"({statistics['masks_per_image']} an image)"
+                + (f"; look at {self.output / 'samples.jpg'}" if samples else "")
             )
-        return 0
+
+    def _refuse_inputs(self, source: ImageSource | None) -> None:
+        """Refuse an output that is an input, or whose samples.jpg the next run would take for one of the images."""
+        from ovsdino.io.files import refuse_inputs
+
+        refuse_inputs([self.output], [path for path in (self.images, self.from_) if path is not None])
+        if source is None or not source.source.is_dir():
+            return
+        try:
+            sample = self.output.resolve().relative_to(source.source.resolve()) / "samples.jpg"
+        except ValueError:
+            return
+        if "images" in sample.parts[:-1] or not all("images" in PurePath(name).parts[:-1] for name in source.names):
+            raise OVSDinoError(
+                f"--output {self.output}: lies in --images {self.images}, and its samples.jpg would be taken for an "
+                "image; choose a folder outside"
+            )
 
     def _writer(self, source: ImageSource | None, part: tuple[int, int]) -> Callable[[Progress], MaskStore]:
         """What writes the store, once all options are known to fit together."""
-        from ovsdino.data.corrupt import corrupt_store
+        from ovsdino.data.corrupt import check_corruption, corrupt_store
         from ovsdino.data.masks import MaskStore, names_digest
         from ovsdino.train.pseudo_masks import SegmentAnything, make_masks
         from ovsdino.train.sam_targets import write_embeddings
@@ -126,6 +151,7 @@ class Masks:
         masks, share, seed = MaskStore.open(self.from_), self.corrupt, self.seed or 0
         if source is not None and names_digest(source.names) != masks.manifest.names_sha256:
             raise OVSDinoError(f"--images {self.images}: not the images that the masks of {self.from_} were made of")
+        check_corruption(masks, share)
         return lambda progress: corrupt_store(masks, self.output, share, seed, part, progress)
 
     def _generator(self) -> MaskGenerator:
@@ -137,6 +163,8 @@ class Masks:
             if self.embeddings:
                 raise OVSDinoError("--embeddings are SAM's, felzenszwalb has none: use --generator sam")
             return Felzenszwalb()
+        if not 1 <= self.points_per_side <= MAX_POINTS:
+            raise OVSDinoError(f"--points-per-side {self.points_per_side}: expected 1 to {MAX_POINTS}")
         if self.checkpoint is None:
             raise OVSDinoError(
                 "--generator sam needs --checkpoint FILE, SAM's official .pth (for instance sam_vit_h_4b8939.pth from "

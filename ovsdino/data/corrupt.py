@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from ovsdino.data.masks import Manifest, MaskStore, PseudoMask, decode, encode_image
-from ovsdino.errors import OVSDinoError
+from ovsdino.errors import OVSDinoError, one_line
 
 Kind = Literal["merge", "dilate", "shift", "drop"]
 KINDS: tuple[Kind, ...] = ("merge", "dilate", "shift", "drop")
@@ -27,18 +27,15 @@ def corrupt_store(
     part: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MaskStore:
-    """Writes a corrupted copy of a finished store; the shards that are there already stay, those of part i of n are
+    """Write a corrupted copy of a finished store; the shards that are there already stay, those of part i of n are
     every n-th, from i.
 
     Raises:
-        OVSDinoError: share is not in (0, 1], the source is corrupted already or not finished, or `output` holds masks
-            that something else made.
+        OVSDinoError: See `check_corruption`; or the source is damaged or not finished, or `output` holds masks that
+            something else made.
     """
+    check_corruption(source, share)
     old = source.manifest
-    if not 0 < share <= 1:
-        raise OVSDinoError(f"--corrupt {share}: expected a share of the masks above 0 and up to 1, for instance 0.3")
-    if "corrupt" in old.settings:
-        raise OVSDinoError(f"{source.folder}: corrupted already ({old.settings['corrupt']}); take the masks it is from")
     settings = {**old.settings, "corrupt": {"share": share, "seed": seed}}
     store = MaskStore.create(output, Manifest(**{**asdict(old), "settings": settings}))
     shards = [shard for shard in store.missing() if shard % part[1] == part[0]]
@@ -53,7 +50,20 @@ def corrupt_store(
     return store
 
 
-def corrupt_rows(row: dict[str, Any], share: float, seed: int) -> dict[str, Any]:
+def check_corruption(source: MaskStore, share: float) -> None:
+    """Refuse what cannot be corrupted, before anything is written.
+
+    Raises:
+        OVSDinoError: `share` is not in (0, 1], or the source is corrupted already.
+    """
+    if not 0 < share <= 1:
+        raise OVSDinoError(f"--corrupt {share}: expected a share of the masks above 0 and up to 1, for instance 0.3")
+    if "corrupt" in (settings := source.manifest.settings):
+        done = one_line(settings["corrupt"], 80)
+        raise OVSDinoError(f"{source.folder}: corrupted already ({done}); take the masks it is from")
+
+
+def corrupt_rows(row: Mapping[str, Any], share: float, seed: int) -> dict[str, Any]:
     """An image's row of a store with each mask spoilt with probability `share`; the scores stay, as the generator does
     not know. What happens depends on the row and the seed alone.
 

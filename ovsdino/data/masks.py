@@ -12,19 +12,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import atomic_write
+from ovsdino.data.rle import decode_rle, encode_mask
+from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.imageio import MAX_PIXELS
+from ovsdino.io.files import atomic_write, read_json, read_text, reading, remove_orphans
 
 FORMAT = 1
 SHARD_SIZE = 32
-MAX_NAME = 4096  # bytes in which an image's name ends
+MAX_SHARDS = 1_000_000  # SA-1B's 11 million images are 344 000
+MAX_DECODED = 1 << 33  # pixels of all masks of an image; 200 masks of 24 megapixels are 4.8e9
+HEAD = b'{"image":'  # what a line begins with
+MAX_NAME = 1 << 16  # bytes in which an image's name ends
+AGAIN = "remove it and run `ovsdino masks` again"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,10 +67,35 @@ class Manifest:
     shard_size: int = SHARD_SIZE
     format: int = FORMAT
 
+    def check(self) -> None:
+        """Refuse what no run writes.
+
+        Raises:
+            ValueError: A field has another type, or is out of its range.
+        """
+        if not isinstance(self.generator, str) or not isinstance(self.settings, dict):
+            raise ValueError("generator must be a name and settings a mapping")
+        if not isinstance(self.names_sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", self.names_sha256):
+            raise ValueError("names_sha256 must be 64 hexadecimal digits")
+        if type(self.images) is not int or type(self.shard_size) is not int or min(self.images, self.shard_size) < 1:
+            raise ValueError("images and shard_size must be whole numbers from 1")
+        if self.images > MAX_SHARDS * self.shard_size:
+            raise ValueError(f"{self.images} images in shards of {self.shard_size}: at most {MAX_SHARDS} shards")
+
 
 def names_digest(names: Sequence[str]) -> str:
-    """SHA-256 of names in order."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    """Return the SHA-256 of names in order, in hexadecimal."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class ImageRow(dict[str, Any]):
+    """One line of a shard, checked: an image's masks, still run-length coded.
+
+    Attributes:
+        source: The file it was read from, for messages.
+    """
+
+    source = "masks"
 
 
 class MaskStore:
@@ -75,29 +107,26 @@ class MaskStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> MaskStore:
-        """An existing folder.
+        """Open an existing folder.
 
         Raises:
-            OVSDinoError: no manifest there, or not one of this format.
+            OVSDinoError: There is no manifest, it is damaged, or it is not of this format.
         """
         path = Path(folder) / "manifest.json"
-        try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path, "manifest of masks", "make the masks with `ovsdino masks`")
+        with reading(path, "manifest of masks", "make the masks with `ovsdino masks`"):
+            if tree.get("format", FORMAT) != FORMAT:
+                raise OVSDinoError(f"{path}: format {one_line(tree['format'], 20)}, this version reads {FORMAT}")
             manifest = Manifest(**tree)
-        except OSError as error:
-            raise OVSDinoError(f"{path}: no masks here ({error.strerror}); make them with `ovsdino masks`") from error
-        except (ValueError, TypeError) as error:
-            raise OVSDinoError(f"{path}: not a manifest of masks ({error})") from error
-        if manifest.format != FORMAT:
-            raise OVSDinoError(f"{path}: format {manifest.format}, this version reads {FORMAT}")
+            manifest.check()
         return cls(folder, manifest)
 
     @classmethod
     def create(cls, folder: str | Path, manifest: Manifest) -> MaskStore:
-        """A folder to write into, new or begun by a run of the same manifest.
+        """Open a folder to write into, new or begun by a run of the same manifest.
 
         Raises:
-            OVSDinoError: it holds masks that something else made.
+            OVSDinoError: It holds masks that something else made, or cannot be written.
         """
         path = Path(folder) / "manifest.json"
         if path.exists():
@@ -109,6 +138,7 @@ class MaskStore:
                         f"{folder}: its masks were made with {key} {old[key]}, this run has {new[key]}; "
                         "choose another --output"
                     )
+            remove_orphans(store.folder)
             return store
         with atomic_write(path) as file:
             file.write((json.dumps(asdict(manifest), indent=1) + "\n").encode())
@@ -127,8 +157,9 @@ class MaskStore:
         return range(shard * size, min((shard + 1) * size, self.manifest.images))
 
     def missing(self) -> list[int]:
-        """Shards that are not there yet."""
-        return [shard for shard in range(self.shards) if not self.path(shard).exists()]
+        """Return the shards that are not there yet."""
+        there = {path.name for path in self.folder.glob("shard-*.jsonl")}
+        return [shard for shard in range(self.shards) if self.path(shard).name not in there]
 
     def write(self, shard: int, rows: Sequence[dict[str, Any]]) -> None:
         """One shard, rows as `encode_image` makes them; appears whole or not at all."""
@@ -136,89 +167,74 @@ class MaskStore:
             for row in rows:
                 file.write((json.dumps(row, separators=(",", ":")) + "\n").encode())
 
-    def read(self, shard: int) -> list[dict[str, Any]]:
-        """The images of one shard, masks still run-length coded; see `decode`.
+    def read(self, shard: int) -> list[ImageRow]:
+        """Return the images of one shard, masks still run-length coded; see `decode`.
 
         Raises:
-            OVSDinoError: the shard is missing or damaged.
+            OVSDinoError: The shard is missing or damaged.
         """
         path = self.path(shard)
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        except OSError as error:
-            raise OVSDinoError(f"{path}: {error.strerror}; run `ovsdino masks` again, it goes on") from error
-        except ValueError as error:
-            raise OVSDinoError(f"{path}: damaged ({error}); remove it and run `ovsdino masks` again") from error
-        if len(rows) != len(self.images_of(shard)):
-            expected = len(self.images_of(shard))
-            raise OVSDinoError(f"{path}: {len(rows)} images of {expected}; remove it and run `ovsdino masks` again")
-        return rows
+        lines = read_text(path, "shard of masks", AGAIN).split("\n")
+        if lines[-1:] == [""]:
+            del lines[-1]
+        expected = len(self.images_of(shard))
+        if len(lines) != expected:
+            raise OVSDinoError(f"{path}: {len(lines)} images of {expected}; {AGAIN}")
+        return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
-    def find(self, name: str) -> dict[str, Any]:
-        """The row of one image; the first call reads the names of all, later ones that line of its shard.
+    def find(self, name: str) -> ImageRow:
+        """Return the row of one image; the first call reads the names of all, later ones that line of its shard.
 
         Raises:
-            OVSDinoError: no such image here, or its shard is missing or damaged.
+            OVSDinoError: There is no such image, or its shard is missing or damaged.
         """
         if self._places is None:
             self._places = self._index()
         if name not in self._places:
             raise OVSDinoError(f"{self.folder}: no masks of {name!r}; were they made of these images?")
         shard, offset = self._places[name]
-        try:
-            with self.path(shard).open("rb") as file:
-                file.seek(offset)
-                row: dict[str, Any] = json.loads(file.readline())
-        except (OSError, ValueError) as error:
-            raise OVSDinoError(f"{self.path(shard)}: changed while it was read ({error})") from error
+        path = self.path(shard)
+        with reading(path, "shard of masks", AGAIN), path.open("rb") as file:
+            file.seek(offset)
+            row = _row(file.readline().decode(), f"{path}, image {name!r}")
+        if row["image"] != name:
+            raise OVSDinoError(f"{path}: changed while it was read; start again")
         return row
 
     def _index(self) -> dict[str, tuple[int, int]]:
-        """Shard and byte offset of each image's line."""
-        places, head = {}, b'{"image":'
+        """Return shard and byte offset of each image's line."""
+        places: dict[str, tuple[int, int]] = {}
         for shard in range(self.shards):
-            try:
-                data = self.path(shard).read_bytes()
-            except OSError as error:
-                raise OVSDinoError(
-                    f"{self.path(shard)}: {error.strerror}; run `ovsdino masks` again, it goes on"
-                ) from error
-            offset = 0
-            for line in data.splitlines(keepends=True):
-                try:
-                    name, _ = json.JSONDecoder().raw_decode(
-                        line[len(head) : len(head) + MAX_NAME].decode(errors="replace")
-                    )
-                except ValueError as error:
-                    raise OVSDinoError(
-                        f"{self.path(shard)}: damaged ({error}); remove it and run `ovsdino masks` again"
-                    ) from error
-                places[str(name)] = (shard, offset)
-                offset += len(line)
+            path, offset = self.path(shard), 0
+            with reading(path, "shard of masks", AGAIN), path.open("rb") as file:
+                for line in file:
+                    name, _ = json.JSONDecoder().raw_decode(line[len(HEAD) : len(HEAD) + MAX_NAME].decode())
+                    if not line.startswith(HEAD) or not isinstance(name, str) or name in places:
+                        raise ValueError(f"byte {offset}: expected the line of one more image")
+                    places[name] = (shard, offset)
+                    offset += len(line)
         return places
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """All images in order; see `read`.
+    def rows(self) -> Iterator[ImageRow]:
+        """Yield all images in order; see `read`.
 
         Raises:
-            OVSDinoError: a shard is missing or damaged.
+            OVSDinoError: A shard is missing or damaged.
         """
         for shard in range(self.shards):
             yield from self.read(shard)
 
 
 def encode_image(name: str, size: tuple[int, int], masks: Sequence[PseudoMask]) -> dict[str, Any]:
-    """One line of a shard; masks (H, W) of size (height, width), largest first."""
-    rle = _pycocotools()
+    """Return one line of a shard; masks (H, W) of size (height, width), largest first."""
     rows = []
     for mask in sorted(masks, key=lambda m: -int(m.mask.sum())):
-        code = rle.encode(np.asfortranarray(mask.mask.astype(np.uint8)))
+        segmentation, area, box = encode_mask(mask.mask)
         rows.append(
             {
-                "segmentation": {"size": list(size), "counts": code["counts"].decode("ascii")},
-                "area": int(rle.area(code)),
-                "bbox": [int(v) for v in rle.toBbox(code)],
+                "segmentation": segmentation,
+                "area": area,
+                "bbox": [int(v) for v in box],
                 "predicted_iou": round(mask.predicted_iou, 4),
                 "stability_score": round(mask.stability_score, 4),
             }
@@ -226,24 +242,54 @@ def encode_image(name: str, size: tuple[int, int], masks: Sequence[PseudoMask]) 
     return {"image": name, "height": size[0], "width": size[1], "masks": rows}
 
 
-def decode(row: dict[str, Any]) -> np.ndarray:
-    """(M, H, W) bool: the masks of one image's row."""
-    masks = np.zeros((len(row["masks"]), row["height"], row["width"]), dtype=bool)
-    for index, mask in enumerate(row["masks"]):
-        masks[index] = decode_one(mask)
+def decode(row: Mapping[str, Any]) -> np.ndarray:
+    """Return the masks of one image's row, (M, H, W) bool.
+
+    Raises:
+        OVSDinoError: A mask's run lengths are not those of this image, or there are more masks than fit in memory.
+    """
+    count, height, width = len(row["masks"]), row["height"], row["width"]
+    if count * height * width > MAX_DECODED:
+        where = getattr(row, "source", "masks")
+        raise OVSDinoError(f"{where}: {count} masks of {height}x{width} pixels; at most {MAX_DECODED} pixels at once")
+    masks = np.zeros((count, height, width), dtype=bool)
+    for index in range(count):
+        masks[index] = decode_one(row, index)
     return masks
 
 
-def decode_one(mask: dict[str, Any]) -> np.ndarray:
-    """(H, W) uint8, 0 or 1: one mask of a row."""
-    code = mask["segmentation"]
-    found: np.ndarray = _pycocotools().decode([{"size": code["size"], "counts": code["counts"].encode("ascii")}])
-    return found[:, :, 0]
+def decode_one(row: Mapping[str, Any], index: int) -> np.ndarray:
+    """Return one mask of an image's row, (H, W) uint8, 0 or 1.
 
-
-def _pycocotools() -> Any:
+    Raises:
+        OVSDinoError: Its run lengths are not those of this image, or do not have its area.
+    """
+    mask = row["masks"][index]
     try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise OVSDinoError("pseudo-masks need pycocotools: pip install 'ovsdino[train]'") from error
-    return mask
+        found = decode_rle(mask["segmentation"], row["height"], row["width"])
+        if (area := int(np.count_nonzero(found))) != mask["area"]:
+            raise OVSDinoError(f"run lengths: {area} pixels, the area says {one_line(mask['area'], 20)}")
+    except OVSDinoError as error:
+        raise OVSDinoError(f"{getattr(row, 'source', 'masks')}: mask {index}: {error}; {AGAIN}") from error
+    return found
+
+
+def _row(line: str, where: str) -> ImageRow:
+    """Return a line of a shard, all but its run lengths checked: those are when they are decoded."""
+    with reading(where, "line of masks", AGAIN):
+        row = ImageRow(json.loads(line))
+        height, width = row["height"], row["width"]
+        if not isinstance(row["image"], str) or type(height) is not int or type(width) is not int:
+            raise ValueError("expected the image's name and its height and width in pixels")
+        if min(height, width) < 0 or height * width > MAX_PIXELS:
+            raise ValueError(f"an image of {one_line(height, 20)}x{one_line(width, 20)} pixels")
+        for index, mask in enumerate(row["masks"]):
+            numbers = [mask["area"], mask["predicted_iou"], mask["stability_score"], *mask["bbox"]]
+            finite = all(type(v) in (int, float) and abs(v) <= MAX_PIXELS for v in numbers)
+            if not finite or len(mask["bbox"]) != 4 or not isinstance(mask["segmentation"], dict):
+                raise ValueError(f"mask {index}: expected area, bbox, two scores and run lengths")
+            left, top, across, down = mask["bbox"]
+            if min(mask["bbox"]) < 0 or left + across > width or top + down > height:
+                raise ValueError(f"mask {index}: bbox {mask['bbox']} leaves the image of {height}x{width}")
+    row.source = where
+    return row

@@ -6,20 +6,34 @@ import fcntl
 import glob
 import hashlib
 import io
+import json
 import os
+import re
 import secrets
+import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ovsdino.errors import OVSDinoError, one_line
 
-__all__ = ["atomic_path", "atomic_write", "lock_folder", "reading", "refuse_inputs", "sha256_of"]
+__all__ = [
+    "atomic_path",
+    "atomic_write",
+    "lock_folder",
+    "read_json",
+    "read_text",
+    "reading",
+    "refuse_inputs",
+    "remove_orphans",
+    "sha256_of",
+]
 
 LOCK_NAME = ".ovsdino.lock"
 ORPHAN_AGE_S = 60
+TEMPORARY = re.compile(r"\..*\.\d+\.[0-9a-f]{8}\.tmp(\..*)?", re.DOTALL)  # the names that `atomic_path` makes
 
 
 @contextmanager
@@ -49,6 +63,38 @@ def reading(source: object, kind: str, remedy: str = "") -> Iterator[None]:
     except Exception as error:
         why = one_line(error, 160) or type(error).__name__
         raise OVSDinoError(f"{one_line(source)}: not a readable {kind}: {why}{tail}") from error
+
+
+def read_text(path: str | os.PathLike[str], kind: str, remedy: str = "") -> str:
+    """Return the text of a file in UTF-8, with or without a byte order mark.
+
+    A pipe or a device is refused: reading one may never end.
+
+    Args:
+        path: The file.
+        kind: What it should be, see `reading`.
+        remedy: See `reading`.
+
+    Raises:
+        OVSDinoError: There is no such file, it cannot be read, it is no regular file, or it is not UTF-8.
+    """
+    with reading(path, kind, remedy):
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer must not block
+        with open(handle, encoding="utf-8-sig") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise ValueError("it is a pipe, a socket or a device, not a file")
+            return file.read()
+
+
+def read_json(path: str | os.PathLike[str], kind: str, remedy: str = "") -> Any:
+    """Return what a JSON file holds; see `read_text`.
+
+    Raises:
+        OVSDinoError: see `read_text`; or it is not JSON.
+    """
+    text = read_text(path, kind, remedy)
+    with reading(path, kind, remedy):
+        return json.loads(text)
 
 
 @contextmanager
@@ -89,7 +135,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f"{stem}{os.getpid()}.{secrets.token_hex(4)}.tmp{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_orphans(target.parent, stem)
+        remove_orphans(target.parent, stem)
         # The lock says that the writer lives; the kernel drops it when the process dies.
         guard = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         try:
@@ -109,7 +155,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def lock_folder(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
+def lock_folder(folder: str | os.PathLike[str], purpose: str, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Hold a folder for one process; a second one is refused at once.
 
     The lock is advisory, on a file `.ovsdino.lock` in the folder, and ends with the process however that ends.
@@ -117,28 +163,35 @@ def lock_folder(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
     Args:
         folder: The folder, made if it is missing.
         purpose: What is done in it, for the other's message: "training", "export".
+        part: (i, n) of work that n processes share in one folder: others are let in with another i, not with the same
+            one and not without a part.
 
     Raises:
         OVSDinoError: Another process holds the folder, or it cannot be written.
     """
     place = Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        handle = os.open(place / LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o666)
-    except OSError as error:
-        raise OVSDinoError(f"{one_line(place)}: cannot write: {error.strerror}; choose another folder") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OVSDinoError(
-                f"{one_line(place)}: another {purpose} is writing to this folder; wait for it, or choose another folder"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+    shared = part is not None and part[1] > 1
+    names = [LOCK_NAME, f"{LOCK_NAME}.{part[0]}-of-{part[1]}"] if part is not None and shared else [LOCK_NAME]
+    with ExitStack() as held:
+        for name in names:
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                handle = os.open(place / name, os.O_CREAT | os.O_RDWR, 0o666)
+            except OSError as error:
+                raise OVSDinoError(
+                    f"{one_line(place)}: cannot write: {error.strerror}; choose another folder"
+                ) from error
+            held.callback(os.close, handle)
+            try:
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared and name == LOCK_NAME else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OVSDinoError(
+                    f"{one_line(place)}: another {purpose} is writing to this folder; wait for it, or choose another "
+                    "folder"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
         yield
-    finally:
-        os.close(handle)
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
@@ -178,11 +231,20 @@ class _WholeWrites(io.BufferedWriter):
         raise io.UnsupportedOperation("written through write() only")
 
 
-def _remove_orphans(folder: Path, stem: str) -> None:
-    """Remove temporary files of a target whose writers are gone."""
+def remove_orphans(folder: Path, stem: str = ".") -> None:
+    """Remove temporary files of `atomic_path` whose writers are gone.
+
+    Args:
+        folder: Where they lie.
+        stem: What their names begin with; all of the folder by default.
+    """
     for orphan in folder.glob(f"{glob.escape(stem)}*.tmp*"):
+        if not TEMPORARY.fullmatch(orphan.name):
+            continue
         with suppress(OSError):
-            if time.time() - orphan.stat().st_mtime < ORPHAN_AGE_S:  # perhaps just made and not locked yet
+            state = orphan.stat()
+            # Empty and young: perhaps just made and not locked yet. A writer that lives locks before it writes.
+            if not stat.S_ISREG(state.st_mode) or (not state.st_size and time.time() - state.st_mtime < ORPHAN_AGE_S):
                 continue
             handle = os.open(orphan, os.O_RDWR)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,16 @@ from torch import Tensor
 
 from ovsdino import hub
 from ovsdino.data.images import ImageSource
-from ovsdino.data.masks import SHARD_SIZE, Manifest, MaskStore, PseudoMask, decode, encode_image, names_digest
+from ovsdino.data.masks import (
+    SHARD_SIZE,
+    ImageRow,
+    Manifest,
+    MaskStore,
+    PseudoMask,
+    decode_one,
+    encode_image,
+    names_digest,
+)
 from ovsdino.errors import OVSDinoError, one_line
 
 
@@ -198,17 +208,18 @@ def make_masks(
 
 
 def parse_part(text: str | None) -> tuple[int, int]:
-    """(i, n) of "i/n", from torchrun's environment where None is given, else (0, 1).
+    """Return (i, n) of "i/n", from torchrun's environment where None is given, else (0, 1).
 
     Raises:
-        OVSDinoError: not of that form, or i is not in 0..n-1.
+        OVSDinoError: The text is not of that form, or i is not in 0..n-1.
     """
+    given = "--shard" if text is not None else "RANK and WORLD_SIZE"
     if text is None:
-        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    index, sep, count = text.partition("/")
-    if not (sep and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise OVSDinoError(f"--shard {text!r}: expected i/n with i from 0 to n-1, for instance 0/4")
-    return int(index), int(count)
+        text = f"{os.environ.get('RANK', '0')}/{os.environ.get('WORLD_SIZE', '1')}"
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise OVSDinoError(f"{given} {text!r}: expected i/n with i from 0 to n-1, for instance 0/4")
+    return int(match[1]), int(match[2])
 
 
 def without_duplicates(masks: Sequence[PseudoMask], limit: float) -> list[PseudoMask]:
@@ -265,21 +276,25 @@ def _best_overlap(regions: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(store: MaskStore, source: ImageSource, count: int = 12, width: int = 320) -> Image.Image:
-    """A picture of `count` images spread over the store: each beside itself with its masks in colours."""
-    chosen = set(np.linspace(0, store.manifest.images - 1, min(count, store.manifest.images)).round().astype(int))
+    """Return a picture of `count` images spread over the store, each next to itself with its masks in colors.
+
+    Args:
+        store: A finished store.
+        source: The images that its masks were made of.
+        count: How many images.
+        width: Pixels of one image; one more than twice as tall is made smaller.
+
+    Raises:
+        OVSDinoError: A shard or an image is damaged, or an image has changed since.
+    """
+    chosen = np.linspace(0, store.manifest.images - 1, min(count, store.manifest.images)).round().astype(int)
     pairs = []
-    for index, row in enumerate(store.rows()):
-        if index not in chosen or not row["height"]:
-            continue
-        image = source.read(row["image"])
-        painted = image.astype(np.float32)
-        colours = np.random.default_rng(0).integers(40, 256, (max(1, len(row["masks"])), 3))
-        for mask, colour in zip(decode(row), colours, strict=False):  # largest first, so small ones stay visible
-            edge = mask & ~ndimage.binary_erosion(mask)
-            painted[mask] = 0.55 * painted[mask] + 0.45 * colour
-            painted[edge] = 255
-        both = Image.fromarray(np.hstack([image, painted.round().astype(np.uint8)]))
-        pairs.append(both.resize((2 * width, max(1, round(width * row["height"] / row["width"])))))
+    for shard in dict.fromkeys((chosen // store.manifest.shard_size).tolist()):
+        rows = store.read(shard)
+        for index in chosen[chosen // store.manifest.shard_size == shard]:
+            row = rows[index - shard * store.manifest.shard_size]
+            if row["height"] and row["width"]:
+                pairs.append(_pair(row, source.read(row["image"]), width))
     columns = 2 if len(pairs) > 1 else 1
     lines = [pairs[i : i + columns] for i in range(0, len(pairs), columns)]
     heights = [max(pair.height for pair in line) for line in lines]
@@ -290,3 +305,22 @@ def contact_sheet(store: MaskStore, source: ImageSource, count: int = 12, width:
             sheet.paste(pair, (2 * width * column, top))
         top += height
     return sheet
+
+
+def _pair(row: ImageRow, image: np.ndarray, width: int) -> Image.Image:
+    """Return an image and, next to it, the same with its masks; at most (2 * width, 2 * width) pixels."""
+    if image.shape[:2] != (row["height"], row["width"]):
+        raise OVSDinoError(
+            f"{row.source}: masks of {row['height']}x{row['width']} pixels, the image is now "
+            f"{image.shape[0]}x{image.shape[1]}; make the masks again"
+        )
+    painted = image.astype(np.float32)
+    colors = np.random.default_rng(0).integers(40, 256, (max(1, len(row["masks"])), 3))
+    for index in range(len(row["masks"])):  # largest first, so small ones stay visible
+        mask = decode_one(row, index) > 0
+        edge = mask & ~ndimage.binary_erosion(mask)
+        painted[mask] = 0.55 * painted[mask] + 0.45 * colors[index]
+        painted[edge] = 255
+    both = Image.fromarray(np.hstack([image, painted.round().astype(np.uint8)]))
+    scale = min(2 * width / both.width, 2 * width / both.height)
+    return both.resize((max(1, round(both.width * scale)), max(1, round(both.height * scale))))

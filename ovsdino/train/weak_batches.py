@@ -306,7 +306,7 @@ class WeakDataset(Dataset[WeakBatch]):
             return masks, quality
         chance = np.sqrt(inside[likely])
         drawn = rng.choice(likely, min(count, len(likely)), replace=False, p=chance / chance.sum())
-        whole = torch.from_numpy(np.stack([crop.of(decode_one(rows[i])) for i in drawn]))
+        whole = torch.from_numpy(np.stack([crop.of(decode_one(row_of, i)) for i in drawn]))
         share = F.interpolate(whole[None].float(), self.fine, mode="area")[0]
         found = (share.flip(-1) if crop.mirror else share) >= 0.5
         weights = torch.ones(len(drawn))

@@ -197,7 +197,7 @@ def test_the_command_writes_a_corrupted_copy(store, tmp_path, capsys):
         (["--from", "MASKS", "--corrupt", "1.5"], "--corrupt 1.5: expected"),
         (["--from", "MASKS", "--corrupt", "0.3", "--generator", "felzenszwalb"], "leave out one of them"),
         (["--from", "MASKS", "--corrupt", "0.3", "--checkpoint", "x.pth"], "leave out one of them"),
-        (["--from", "/nowhere", "--corrupt", "0.3"], "no masks here"),
+        (["--from", "/nowhere", "--corrupt", "0.3"], "no such file; make the masks"),
     ],
 )
 def test_mistakes_are_one_line(store, tmp_path, capsys, options, shown):

@@ -14,6 +14,7 @@ from ovsdino.cli import main
 from ovsdino.data.images import ImageSource
 from ovsdino.data.masks import MaskStore, PseudoMask, decode, encode_image
 from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import lock_folder
 from ovsdino.train.pseudo_masks import Felzenszwalb, make_masks, parse_part, statistics, without_duplicates
 
 
@@ -148,7 +149,7 @@ def test_masks_of_other_settings_are_not_mixed(pictures, tmp_path):
     (pictures / "extra.png").write_bytes((pictures / "000.png").read_bytes())
     with pytest.raises(OVSDinoError, match="made with images 11, this run has 12"):
         make_masks(ImageSource(pictures), tmp_path / "out", Felzenszwalb())
-    with pytest.raises(OVSDinoError, match="no masks here"):
+    with pytest.raises(OVSDinoError, match="no such file; make the masks with `ovsdino masks`"):
         MaskStore.open(tmp_path)
 
 
@@ -200,3 +201,138 @@ def test_sam_runs_end_to_end_on_an_official_checkpoint(pictures, tmp_path, monke
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(OVSDinoError, match="not an official SAM checkpoint"):
         pseudo_masks.SegmentAnything(tmp_path / "other.pth")
+
+
+def store_of(folder, row, **fields):
+    """A store of one image as another program might have left it."""
+    folder.mkdir(exist_ok=True)
+    manifest = {"generator": "g", "settings": {}, "images": 1, "names_sha256": "0" * 64, "shard_size": 32, "format": 1}
+    (folder / "manifest.json").write_text(json.dumps(manifest | fields))
+    (folder / "shard-00000.jsonl").write_text((row if isinstance(row, str) else json.dumps(row)) + "\n")
+    return folder
+
+
+def row_of(**changes):
+    """A row of one square, its mask changed."""
+    row = json.loads(json.dumps(encode_image("a.png", (32, 40), [square(1, 2)])))
+    row["masks"][0] |= changes
+    return row
+
+
+def everything(folder):
+    """Reads a store in both ways that training and the command do."""
+    store = MaskStore.open(folder)
+    assert not store.missing()
+    for row in store.rows():
+        decode(row)
+    return store.find("a.png")
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        (row_of(segmentation={"size": [1 << 40, 1], "counts": "1"}), r"size is \[1099511627776, 1\], the image's is"),
+        (row_of(segmentation={"size": [1 << 33, 1], "counts": "1"}), "mask 0: run lengths: size is"),
+        (row_of(segmentation={"size": [32, 40], "counts": "22"}), "they sum to 4, the image has 1280 pixels"),
+        (row_of(segmentation={"size": [32, 40], "counts": None}), "counts is no text of run lengths"),
+        (row_of(segmentation=[1, 2]), "mask 0: expected area, bbox"),
+        (row_of(area=63), "64 pixels, the area says 63"),
+        (row_of(area=float("nan")), "mask 0: expected area, bbox"),
+        (row_of(bbox=[2, 1, 8, 1e9]), "mask 0: expected area, bbox"),
+        (row_of(bbox=[2, 1, 8, 80]), "leaves the image of 32x40"),
+        (row_of(predicted_iou="0.9"), "mask 0: expected area, bbox"),
+        (row_of() | {"height": 1 << 40}, "an image of 1099511627776x40 pixels"),
+        (row_of() | {"height": -32}, "an image of -32x40 pixels"),
+        (row_of() | {"height": 32.0}, "height and width in pixels"),
+        (row_of() | {"masks": 3}, "not a readable line of masks"),
+        ([], "not a readable line of masks"),
+        ("[" * 100_000, "not a readable"),
+        ('{"image":"a.png"', "not a readable"),
+    ],
+)
+def test_a_line_that_no_run_wrote_is_one_line_of_error(tmp_path, row, shown):
+    folder = store_of(tmp_path / "m", row)
+    with pytest.raises(OVSDinoError, match=shown) as caught:
+        everything(folder)
+    assert "shard-00000.jsonl" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"images": 0},
+        {"images": True},
+        {"images": 10**15},
+        {"images": 10**15, "shard_size": 1 << 60},
+        {"shard_size": 0},
+        {"shard_size": -1},
+        {"shard_size": 1.5},
+        {"settings": None},
+        {"generator": 1},
+        {"names_sha256": "x"},
+        {"format": 2},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_no_run_wrote_is_refused_at_once(tmp_path, fields):
+    with pytest.raises(OVSDinoError, match=r"manifest.json|images of") as caught:
+        everything(store_of(tmp_path / "m", row_of(), **fields))
+    assert "\n" not in str(caught.value)
+
+
+def test_masks_of_more_pixels_than_memory_holds_are_not_decoded(tmp_path):
+    full = {"size": [10_000, 10_000], "counts": [0, 10_000 * 10_000]}
+    mask = {"segmentation": full, "area": 10**8, "bbox": [0, 0, 10_000, 10_000]}
+    masks = [mask | {"predicted_iou": 1.0, "stability_score": 1.0}] * 1000
+    folder = store_of(tmp_path / "m", {"image": "a.png", "height": 10_000, "width": 10_000, "masks": masks})
+    with pytest.raises(OVSDinoError, match="1000 masks of 10000x10000 pixels; at most"):
+        everything(folder)
+
+
+def test_names_that_are_not_utf8_are_kept(pictures, tmp_path):
+    name = b"\xff\xfe.png"
+    (tmp_path / "d").mkdir()
+    target = tmp_path / "d" / name.decode("utf-8", "surrogateescape")
+    target.write_bytes((pictures / "000.png").read_bytes())
+    store = make_masks(ImageSource(tmp_path / "d"), tmp_path / "out", Felzenszwalb())
+    assert MaskStore.open(store.folder).find(target.name)["masks"]
+    assert store.manifest.names_sha256 == hashlib.sha256(name).hexdigest()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (3000, 2), (4000, 10)])
+def test_narrow_and_tiny_images_get_their_masks_and_samples(tmp_path, size):
+    (tmp_path / "d").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / "d/a.png")
+    command = ["masks", "--images", str(tmp_path / "d"), "--output", str(tmp_path / "m")]
+    assert main([*command, "--generator", "felzenszwalb"]) == 0
+    with Image.open(tmp_path / "m/samples.jpg") as sheet:
+        assert sheet.width == 640 and sheet.height <= 640
+
+
+def test_an_output_among_the_images_is_refused_before_anything_is_written(pictures, tmp_path, capsys):
+    before = digests(pictures)
+    for output in (pictures, pictures / "masks", tmp_path / "link"):
+        if output.name == "link":
+            output.symlink_to(pictures)
+        command = ["masks", "--images", str(pictures), "--output", str(output), "--generator", "felzenszwalb"]
+        assert main(command) == 2
+        assert "choose" in capsys.readouterr().err
+    assert digests(pictures) == before
+
+
+def test_masks_next_to_a_folder_called_images_are_no_images(pictures, tmp_path):
+    (tmp_path / "set").mkdir()
+    pictures.rename(tmp_path / "set/images")
+    command = ["masks", "--images", str(tmp_path / "set"), "--output", str(tmp_path / "set/masks")]
+    for _ in range(2):  # the second finds all there
+        assert main([*command, "--generator", "felzenszwalb"]) == 0
+
+
+def test_two_runs_in_one_folder_are_refused_and_parts_are_not(pictures, tmp_path, capsys):
+    command = ["masks", "--images", str(pictures), "--output", str(tmp_path / "out"), "--generator", "felzenszwalb"]
+    with lock_folder(tmp_path / "out", "run of `ovsdino masks`", (0, 2)):
+        assert main(command) == 2 and "another run of `ovsdino masks` is writing" in capsys.readouterr().err
+        assert main([*command, "--shard", "0/2"]) == 2
+        assert main([*command, "--shard", "1/2"]) == 0
+    assert main(command) == 0

@@ -13,7 +13,17 @@ import pytest
 from PIL import Image
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import atomic_path, atomic_write, lock_folder, reading, refuse_inputs, sha256_of
+from ovsdino.io.files import (
+    atomic_path,
+    atomic_write,
+    lock_folder,
+    read_json,
+    read_text,
+    reading,
+    refuse_inputs,
+    remove_orphans,
+    sha256_of,
+)
 
 
 def limited(code: str, blocks: int, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -90,6 +100,45 @@ def test_a_second_process_is_refused_a_locked_folder(tmp_path: Path) -> None:
         refused = run([sys.executable, "-c", code], tmp_path)
         assert "another training is writing to this folder" in refused.stderr and refused.stdout == ""
     assert run([sys.executable, "-c", code], tmp_path).stdout == "in\n"
+
+
+def test_parts_of_one_work_share_a_folder_and_nothing_else_does(tmp_path: Path) -> None:
+    code = "import sys\nfrom ovsdino.io.files import lock_folder\nwith lock_folder('.', 'run', {}): print('in')"
+
+    def enters(part: tuple[int, int] | None) -> bool:
+        return run([sys.executable, "-c", code.format(part)], tmp_path).stdout == "in\n"
+
+    with lock_folder(tmp_path, "run", (0, 2)):
+        assert [enters(part) for part in ((0, 2), (1, 2), None, (0, 1))] == [False, True, False, False]
+    with lock_folder(tmp_path, "run", (0, 1)):
+        assert not enters((1, 2))
+    assert enters(None)
+
+
+def test_what_a_killed_writer_left_is_swept_and_nothing_of_anyone_else(tmp_path: Path) -> None:
+    code = (
+        "import os\nfrom ovsdino.io.files import atomic_path\n"
+        "with atomic_path('a.bin') as t:\n    t.write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    )
+    run([sys.executable, "-c", code], tmp_path)
+    for name in (".bashrc.tmp", ".a.tmp.txt", ".a.1.tmp"):
+        (tmp_path / name).write_text("mine")
+    with atomic_path(tmp_path / "b.bin") as living:
+        living.write_bytes(b"b")
+        remove_orphans(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a.1.tmp", ".a.tmp.txt", ".bashrc.tmp", "b.bin"]
+
+
+def test_text_is_read_with_or_without_a_byte_order_mark_and_from_files_only(tmp_path: Path) -> None:
+    (tmp_path / "mark.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_text(tmp_path / "mark.json", "text") == '{"a": 1}'
+    assert read_json(tmp_path / "mark.json", "JSON") == {"a": 1}
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("latin.txt", "deep.json", "pipe", "missing", "."):
+        with pytest.raises(OVSDinoError, match=r"no such file|not a readable list"):
+            read_json(tmp_path / name, "list")
 
 
 @pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
