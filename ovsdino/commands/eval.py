@@ -53,7 +53,8 @@ class Eval(ModelOptions):
     templates: tuple[str, ...] = ()
     """Protocols: prompts with {} for the class name. Default: Talk2DINO's seven."""
     cleaning: Literal["off", "protocol", "released"] | None = None
-    """Protocols: background cleaning, as written or as Talk2DINO's released code computes it."""
+    """Protocols: background cleaning as Talk2DINO's released code computes it (the default of voc21 and coco-object),
+    or in another reading of its description."""
     cleaning_weight: float | None = None
     """Protocols: share of the cleaning map."""
     pamr: bool = False

@@ -22,14 +22,14 @@ def clean_background(
     text: Tensor,
     *,
     weight: float = 0.2,
-    cleaning: Cleaning = "protocol",
+    cleaning: Cleaning = "released",
 ) -> Tensor:
-    """Lowers scores where no head of the class token looks.
+    """Lower scores where no head of the class token looks.
 
     With A_m the map of head m over the patches and t_k the text of class k:
 
         e_m  = sum_n A_m(n) token_n, length one            one embedding a head
-        w_mk = softmax over classes of e_m . t_k
+        w_mk = softmax over heads of e_m . t_k
         C_k  = softmax over patches of sum_m w_mk A_m / sum_m w_mk
         C    = (C - min C) / max(max C, max C - min C), min and max over all classes and patches of the window,
                then brought to the range of the window's scores
@@ -41,9 +41,9 @@ def clean_background(
         attention: (B, M, h w) logits of the last block's class-token query, registers dropped.
         text: (K, D), rows of length one.
         weight: share of the map.
-        cleaning: "protocol" takes A_m = softmax of the logits over the patches and w as above, as the written
-            protocol has it; "released" takes A_m = the logits themselves and the softmax of w over the heads, as
-            Talk2DINO's released evaluation code computes it.
+        cleaning: "released" is Talk2DINO's released code, the only public one: A_m are the logits themselves.
+            "protocol" is another reading of the words that describe it: A_m is the softmax of the logits over the
+            patches, and w is the softmax over classes.
 
     Returns:
         (B, K, h', w').

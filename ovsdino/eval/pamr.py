@@ -16,29 +16,35 @@ NEIGHBOURS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx
 
 
 def pamr_affinity(image: Tensor, dilations: Sequence[int] = PAMR_DILATIONS) -> Tensor:
-    """How much each pixel takes from its neighbours, from the colours alone.
+    """Return how much each pixel takes from its neighbours, from the colours alone.
 
-    For neighbour j at dilation d: -|x_i - x_j| / (1e-8 + 0.1 s), s the standard deviation (n - 1) of the nine values
-    at that dilation, mean over channels, softmax over the neighbours of all dilations.
+    For neighbour j: -|x_i - x_j| / (1e-8 + 0.1 s), with s one standard deviation (n - 1) a pixel and channel over the
+    nine values of every dilation together, the centre counted once a dilation; mean over channels, softmax over the
+    neighbours of all dilations.
 
     Args:
         image: (C, H, W) float, 0..255.
-        dilations: distances of the neighbours, in pixels, each at least 1.
+        dilations: Distances of the neighbours, in pixels, each at least 1.
 
     Returns:
         (8 D, H, W), dilation by dilation, rows of the 3x3 stencil from top left; sums to one over the first axis.
     """
-    _, height, width = image.shape
+    channels, height, width = image.shape
     reach = max(dilations)
     padded = F.pad(image[None], [reach] * 4, mode="replicate")[0]
-    logits = []
-    for dilation in dilations:
+    offsets = [(dy * d, dx * d) for d in dilations for dy, dx in NEIGHBOURS]
+    logits = image.new_zeros(len(offsets), height, width)
+    centres, count = len(dilations), len(offsets) + len(dilations)
+    for channel in range(channels):
         around = torch.stack(
-            [_shifted(padded, reach, dy * dilation, dx * dilation, height, width) for dy, dx in NEIGHBOURS]
+            [_shifted(padded[channel : channel + 1], reach, dy, dx, height, width)[0] for dy, dx in offsets]
         )
-        deviation = torch.cat([around, image[None]]).std(0)
-        logits.append(((around - image).abs_().neg_() / (1e-8 + 0.1 * deviation)).mean(1))
-    return torch.cat(logits).softmax(0)
+        around -= image[channel]  # the centres become 0, so their share of each sum is known
+        mean = around.sum(0) / count
+        squares = (around - mean).square_().sum(0) + centres * mean.square()
+        deviation = (squares / (count - 1)).sqrt_()
+        logits -= around.abs_() / (1e-8 + 0.1 * deviation)
+    return (logits / channels).softmax(0)
 
 
 def pamr(

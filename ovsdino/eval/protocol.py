@@ -84,7 +84,8 @@ def preset(name: str, dataset: str, embed_dim: int) -> Protocol:
     """The published settings for a data set and a width of the backbone.
 
     "talk2dino" is the protocol of the eight benchmarks: constant background 0.55 (0.54 for ViT-L, width 1024) where
-    the data set has a background class, and background cleaning on VOC21 and COCO-Object. "dinov3" takes the sizes of
+    the data set has a background class, and background cleaning as the released code computes it on VOC21 and
+    COCO-Object. "dinov3" takes the sizes of
     DINOv3's text-segmentation notebook (short side 512, window 384, stride 192), the rest being the same.
 
     Raises:
@@ -99,7 +100,7 @@ def preset(name: str, dataset: str, embed_dim: int) -> Protocol:
         window=window,
         stride=stride,
         background=(0.54 if embed_dim >= 1024 else 0.55) if dataset in BACKGROUND_SETS else None,
-        cleaning="protocol" if dataset in CLEANED_SETS else "off",
+        cleaning="released" if dataset in CLEANED_SETS else "off",
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from ovsdino.eval.pamr import pamr, pamr_affinity
+
+GOLDEN = Path(__file__).with_name("golden")
 
 
 def direct(image: np.ndarray, scores: np.ndarray, iterations: int, dilations: tuple[int, ...]) -> np.ndarray:
@@ -16,26 +20,27 @@ def direct(image: np.ndarray, scores: np.ndarray, iterations: int, dilations: tu
         out = np.zeros_like(scores)
         for y in range(height):
             for x in range(width):
-                logits, neighbours = [], []
-                for d in dilations:
-                    spots = [
+                stencils = [
+                    [
                         (min(max(y + dy * d, 0), height - 1), min(max(x + dx * d, 0), width - 1))
                         for dy in (-1, 0, 1)
                         for dx in (-1, 0, 1)
                     ]
-                    deviation = [np.std([image[c][s] for s in spots], ddof=1) for c in range(channels)]
-                    for index, spot in enumerate(spots):
-                        if index == 4:  # the pixel itself counts for the deviation only
-                            continue
-                        logits.append(
-                            np.mean(
-                                [
-                                    -abs(image[c, y, x] - image[c][spot]) / (1e-8 + 0.1 * deviation[c])
-                                    for c in range(channels)
-                                ]
-                            )
-                        )
-                        neighbours.append(spot)
+                    for d in dilations
+                ]
+                # one deviation over all dilations; the pixel itself counts for the deviation only
+                spots = [s for stencil in stencils for s in stencil]
+                deviation = [np.std([image[c][s] for s in spots], ddof=1) for c in range(channels)]
+                neighbours = [s for stencil in stencils for index, s in enumerate(stencil) if index != 4]
+                logits = [
+                    np.mean(
+                        [
+                            -abs(image[c, y, x] - image[c][spot]) / (1e-8 + 0.1 * deviation[c])
+                            for c in range(channels)
+                        ]
+                    )
+                    for spot in neighbours
+                ]
                 weights = np.exp(np.array(logits) - max(logits))
                 weights /= weights.sum()
                 for k in range(len(scores)):
@@ -52,6 +57,12 @@ def test_equal_to_the_direct_derivation(iterations: int, dilations: tuple[int, .
     scores = rng.random((2, 5, 7))
     found = pamr(torch.from_numpy(image), torch.from_numpy(scores), iterations, dilations)
     np.testing.assert_allclose(found.numpy(), direct(image, scores, iterations, dilations), atol=1e-12)
+
+
+def test_equal_to_what_the_published_code_gives() -> None:
+    golden = np.load(GOLDEN / "pamr.npz")
+    found = pamr(torch.from_numpy(golden["image"]).float(), torch.from_numpy(golden["masks"]))
+    assert np.abs(found.numpy() - golden["refined"]).max() <= 1e-5
 
 
 def test_classes_in_chunks_give_the_same() -> None:

@@ -62,7 +62,8 @@ def test_presets_by_the_published_table() -> None:
     for name in ("voc21", "voc20", "context60", "context59", "coco-object", "coco-stuff", "cityscapes", "ade20k"):
         base = preset("talk2dino", name, 768)
         assert (base.short_side, base.max_long_side, base.window, base.stride) == (448, 2048, 448, 224)
-        assert base.background == backgrounds.get(name) and (base.cleaning != "off") == (name in cleaned)
+        assert base.background == backgrounds.get(name)
+        assert base.cleaning == ("released" if name in cleaned else "off")
         assert preset("talk2dino", name, 1024).background == (0.54 if name in backgrounds else None)
         assert (base.score, base.window_align_corners, base.final_align_corners) == ("sigmoid", True, False)
         assert (base.pamr_iterations, base.pamr_dilations, base.cleaning_weight) == (0, (1, 2, 4, 8, 12, 24), 0.2)

@@ -76,7 +76,7 @@ def test_the_mean_needs_all_eight(tmp_path: Path) -> None:
 
 
 def test_departures_from_the_protocol_are_marked(tmp_path: Path) -> None:
-    changed = {"short_side": 512, "max_long_side": 2048, "cleaning": "released"}
+    changed = {"short_side": 512, "max_long_side": 2048, "cleaning": "protocol"}
     files = [
         saved(tmp_path, "a.json", result("ade20k", 0.2, images=10)),
         saved(tmp_path, "v.json", result("voc21", 0.3, protocol=changed)),
@@ -86,7 +86,7 @@ def test_departures_from_the_protocol_are_marked(tmp_path: Path) -> None:
     text = render(read_results(files))
     assert cells(text, "**ovsdino b14**")[1] == "30.0 [1] [2]" and cells(text, "**ovsdino b14**")[8] == "20.0 [3]"
     assert "- [1] short_side 512 in place of 448" in text and "- [3] 10 of 2000 images" in text
-    assert "- [2] cleaning 'released' in place of 'protocol'" in text
+    assert "- [2] cleaning 'protocol' in place of 'released'" in text
     assert cells(text, "**ovsdino b14 (native)**")[4] == "40.0 [4]" and "- [4] protocol native, not talk2dino" in text
     assert cells(text, "**ovsdino b14 + PAMR**")[1] == "50.0"
 

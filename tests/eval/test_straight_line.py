@@ -196,12 +196,9 @@ def refined(image: Tensor, scores: Tensor) -> Tensor:
         nine = [wide[:, y : y + height, x : x + width] for y in steps for x in steps]
         return torch.stack(nine[:4] + nine[5:], 1)
 
-    logits = []
-    for dilation in (1, 2, 4, 8, 12, 24):
-        around = neighbours(image, dilation)
-        nine = torch.cat([around, image[:, None]], 1)
-        logits.append((-(around - image[:, None]).abs() / (1e-8 + 0.1 * nine.std(1, keepdim=True))).mean(0))
-    affinity = torch.cat(logits).softmax(0)
+    around = torch.cat([neighbours(image, dilation) for dilation in (1, 2, 4, 8, 12, 24)], 1)
+    deviation = torch.cat([around, image[:, None].expand(-1, 6, -1, -1)], 1).std(1, keepdim=True)
+    affinity = (-(around - image[:, None]).abs() / (1e-8 + 0.1 * deviation)).mean(0).softmax(0)
     for _ in range(10):
         around = torch.cat([neighbours(scores, dilation) for dilation in (1, 2, 4, 8, 12, 24)], 1)
         scores = (affinity * around).sum(1)
@@ -268,10 +265,10 @@ def test_pamr_with_cleaning_and_background(
 ) -> None:
     maps = []
     for window in windows:
-        scores = to_window(cleaned(sigmoid_scores(window, text), window, text, "protocol"))
+        scores = to_window(cleaned(sigmoid_scores(window, text), window, text, "released"))
         maps.append(refined(window.colours, scores))
     expected = torch.cat([torch.full((1, 448, 600), 0.55), merged(windows, maps)])
-    settings = {**vars(preset("talk2dino", "coco-object", 768)), "cleaning": "protocol", "pamr_iterations": 10}
+    settings = {**vars(preset("talk2dino", "coco-object", 768)), "pamr_iterations": 10}
     same(score_map(model.model, image, text, Protocol(**settings), batch_size=1), expected)
 
 
