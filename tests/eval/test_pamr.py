@@ -34,10 +34,7 @@ def direct(image: np.ndarray, scores: np.ndarray, iterations: int, dilations: tu
                 neighbours = [s for stencil in stencils for index, s in enumerate(stencil) if index != 4]
                 logits = [
                     np.mean(
-                        [
-                            -abs(image[c, y, x] - image[c][spot]) / (1e-8 + 0.1 * deviation[c])
-                            for c in range(channels)
-                        ]
+                        [-abs(image[c, y, x] - image[c][spot]) / (1e-8 + 0.1 * deviation[c]) for c in range(channels)]
                     )
                     for spot in neighbours
                 ]
