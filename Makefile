@@ -33,8 +33,9 @@ demo: setup
 	  && $(VENV)/bin/ovsdino segment "$$image" --classes "sky,building,tree,water" --output outputs/demo
 	@echo "the overlay is in $(CURDIR)/outputs/demo:" && ls outputs/demo
 
+# Two workers, a file of tests to one of them: each holds torch and a model, 2 GB at most. PYTEST_ARGS="-n 0" for a debugger.
 test: setup
-	$(PY) -m pytest -q $(PYTEST_ARGS)
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-install: setup
 	$(PY) -m pytest -q -m slow tests/install $(PYTEST_ARGS)
