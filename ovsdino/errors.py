@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["OVSDinoError", "one_line"]
+import re
+
+__all__ = ["OVSDinoError", "one_line", "redact"]
+
+# user:password@ of an address: up to its last @, since passwords hold @ and / too; and the settings that name one.
+_USER = re.compile(r"(?<=://)(?:[^\s/?#@:]*:[^\s\"']*|[^\s/?#]*)@")
+_SECRET = re.compile(r"(?i)\b((?:user-?)?(?:password|passwd|pwd|pw|pass|token)\s*=\s*)(?:\"[^\"]*\"|[^\s&;,!\"']+)")
 
 
 class OVSDinoError(ValueError):
     """A bad input, name, file or setting; the message says what is wrong and how to mend it.
 
-    The command line prints it as ``error: <one line>`` and exits with 2. Any other exception is a fault of ours.
+    The command line prints it as ``error: <one line>`` and exits with 2. Any other exception is a fault of ovsdino.
     """
 
 
@@ -20,7 +26,23 @@ def one_line(message: object, limit: int = 500) -> str:
         limit: Longest result, in characters; a longer message is cut and ends in "...".
 
     Returns:
-        The text with every run of white space and control characters replaced by one space.
+        The text without passwords of addresses, with every run of white space and control characters replaced by one
+        space, and bytes of a file name that are not UTF-8 written as escapes (``\\udce9``).
     """
-    text = " ".join("".join(c if c.isprintable() else " " for c in str(message)).split())
+    shown = "".join(
+        c if c.isprintable() else ascii(c)[1:-1] if "\ud800" <= c <= "\udfff" else " " for c in str(message)
+    )
+    text = redact(" ".join(shown.split()))
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def redact(text: str) -> str:
+    """Return a text with the user and password of every address in it replaced by ``***``.
+
+    Also the values of settings called password, passwd, pwd, pw, pass or token, as cameras' addresses and GStreamer
+    pipelines have them.
+
+    >>> redact("rtsp://admin:secret@10.0.0.1/live?channel=1")
+    'rtsp://***@10.0.0.1/live?channel=1'
+    """
+    return _SECRET.sub(r"\1***", _USER.sub("***@", text))

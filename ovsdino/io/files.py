@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import glob
 import hashlib
 import io
@@ -22,7 +23,9 @@ from ovsdino.errors import OVSDinoError, one_line
 __all__ = [
     "atomic_path",
     "atomic_write",
+    "file_identity",
     "lock_folder",
+    "read_bytes",
     "read_json",
     "read_text",
     "reading",
@@ -65,8 +68,8 @@ def reading(source: object, kind: str, remedy: str = "") -> Iterator[None]:
         raise OVSDinoError(f"{one_line(source)}: not a readable {kind}: {why}{tail}") from error
 
 
-def read_text(path: str | os.PathLike[str], kind: str, remedy: str = "") -> str:
-    """Return the text of a file in UTF-8, with or without a byte order mark.
+def read_bytes(path: str | os.PathLike[str], kind: str, remedy: str = "") -> bytes:
+    """Return the content of a regular file.
 
     A pipe or a device is refused: reading one may never end.
 
@@ -76,14 +79,34 @@ def read_text(path: str | os.PathLike[str], kind: str, remedy: str = "") -> str:
         remedy: See `reading`.
 
     Raises:
-        OVSDinoError: There is no such file, it cannot be read, it is no regular file, or it is not UTF-8.
+        OVSDinoError: There is no such file, it cannot be read, or it is no regular file.
     """
-    with reading(path, kind, remedy):
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer must not block
-        with open(handle, encoding="utf-8-sig") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise ValueError("it is a pipe, a socket or a device, not a file")
-            return file.read()
+    with reading(path, kind, remedy), open(path, "rb", opener=_open_regular) as file:
+        return file.read()
+
+
+def read_text(path: str | os.PathLike[str], kind: str, remedy: str = "") -> str:
+    """Return the text of a file in UTF-8, with or without a byte order mark; line ends become one line feed.
+
+    Other encodings are refused: guessing one would misread names without a word.
+
+    Args:
+        path: The file.
+        kind: What it should be, see `reading`.
+        remedy: See `reading`.
+
+    Raises:
+        OVSDinoError: See `read_bytes`; or it is not UTF-8.
+    """
+    data = read_bytes(path, kind, remedy)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte 0x{data[error.start]:02x}"
+        raise OVSDinoError(
+            f"{one_line(path)}: not a readable {kind}: {found} where UTF-8 text is expected; save the file as UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: str | os.PathLike[str], kind: str, remedy: str = "") -> Any:
@@ -112,8 +135,6 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     with atomic_path(path) as temporary, open(temporary, "wb", buffering=0) as raw, _WholeWrites(raw) as file:
         yield file
-        file.flush()
-        os.fsync(raw.fileno())
 
 
 @contextmanager
@@ -121,28 +142,31 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path that is renamed to ``path`` when the body ends without an exception.
 
     For writers that open the file themselves, such as a video encoder. The body must see to it that what it leaves is
-    complete. The temporary name keeps the suffix of ``path``. Temporary files of the same target whose writer was
-    killed are removed.
+    complete. The temporary name keeps the suffix of ``path``. A link is followed: the file that it names is replaced.
+    Temporary files in the folder whose writers were killed are removed, once a process.
 
     Args:
         path: Where the file will be; its folder is made if it is missing.
 
     Raises:
-        OVSDinoError: The folder or the file cannot be written.
+        OVSDinoError: The folder or the file cannot be written, or ``path`` is a folder, pipe or device.
     """
     target = Path(path)
-    stem = f".{target.name[:100]}."
-    temporary = target.with_name(f"{stem}{os.getpid()}.{secrets.token_hex(4)}.tmp{target.suffix}")
+    temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_orphans(target.parent, stem)
+        _refuse_special(target)
+        real = Path(os.path.realpath(target))
+        real.parent.mkdir(parents=True, exist_ok=True)
+        _remove_orphans_once(real.parent)
+        temporary = real.with_name(_temporary_name(real))
         # The lock says that the writer lives; the kernel drops it when the process dies.
         guard = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         try:
             with suppress(OSError):  # a file system without locks: its orphans stay
                 fcntl.flock(guard, fcntl.LOCK_EX)
             yield temporary
-            os.replace(temporary, target)
+            os.fsync(guard)  # some disks say only here that they are full
+            os.replace(temporary, real)
         finally:
             os.close(guard)
     except OSError as error:
@@ -150,8 +174,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             f"{one_line(target)}: cannot write: {error.strerror or error}; choose another --output"
         ) from error
     finally:
-        with suppress(OSError):  # gone after the rename; and a failure to tidy must not hide the first one
-            temporary.unlink()
+        if temporary is not None:
+            with suppress(OSError):  # gone after the rename; and a failure to tidy must not hide the first one
+                temporary.unlink()
 
 
 @contextmanager
@@ -194,21 +219,31 @@ def lock_folder(folder: str | os.PathLike[str], purpose: str, part: tuple[int, i
         yield
 
 
-def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+def refuse_inputs(
+    outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str] | tuple[int, int]]
+) -> None:
     """Refuse to write where an input lies, links and case of names looked through.
 
     Args:
         outputs: Files and folders that will be written.
-        inputs: Files and folders that are read.
+        inputs: Files and folders that are read, or their `file_identity`; what does not exist is passed over.
 
     Raises:
         OVSDinoError: An output is an input.
     """
-    read = [source for source in inputs if source.exists()]
+    read = {one if isinstance(one, tuple) else file_identity(one) for one in inputs} - {None}
     for output in outputs:
-        for source in read:
-            if output.exists() and output.samefile(source):
-                raise OVSDinoError(f"{one_line(output)}: the result would replace an input; choose another --output")
+        if file_identity(output) in read:
+            raise OVSDinoError(f"{one_line(output)}: the result would replace an input; choose another --output")
+
+
+def file_identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return the device and number of the file behind a path, or None where no file can be seen."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # not there, a loop of links, too long a name, a closed folder, a NUL
+        return None
+    return found.st_dev, found.st_ino
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -252,3 +287,39 @@ def remove_orphans(folder: Path, stem: str = ".") -> None:
                 orphan.unlink()
             finally:
                 os.close(handle)
+
+
+@functools.lru_cache(maxsize=256)  # listing a folder of 100 000 files at each write would take longer than the write
+def _remove_orphans_once(folder: Path) -> None:
+    with suppress(OSError):
+        remove_orphans(folder)
+
+
+def _temporary_name(target: Path) -> str:
+    """Return a name that fits wherever the target's own name fits: at most 255 bytes."""
+    start = os.fsencode(target.name)[:100].decode("utf-8", "ignore")
+    suffix = target.suffix if re.fullmatch(r"\.\w{1,12}", target.suffix, re.ASCII) else ""
+    return f".{start}.{os.getpid()}.{secrets.token_hex(4)}.tmp{suffix}"
+
+
+def _open_regular(path: str, flags: int) -> int:
+    handle = os.open(path, flags | os.O_NONBLOCK)  # else opening a pipe waits for its writer
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise ValueError(f"it {_special(mode)}")
+    return handle
+
+
+def _refuse_special(target: Path) -> None:
+    """Refuse a target that a rename would destroy: /dev/null must stay what it is."""
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise OVSDinoError(f"{one_line(target)}: cannot write: {_special(mode)}; choose another --output")
+
+
+def _special(mode: int) -> str:
+    return "is a folder" if stat.S_ISDIR(mode) else "is a pipe, a socket or a device, not a file"

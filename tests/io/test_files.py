@@ -94,6 +94,39 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_not_what_a_living_on
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_pipe_a_device_or_a_folder_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "folder").mkdir()
+    for name, what in (("pipe", "a pipe"), ("null", "a device"), ("folder", "is a folder")):
+        with pytest.raises(OVSDinoError, match=f"{name}: cannot write: .*{what}"), atomic_write(tmp_path / name):
+            raise AssertionError("opened")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "null", "pipe"] and os.path.exists("/dev/null")
+
+
+def test_a_link_stays_a_link_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.txt").symlink_to("there/real.txt")  # which does not exist yet
+    for text in (b"one", b"two"):
+        with atomic_write(tmp_path / "link.txt") as file:
+            file.write(text)
+        assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "there" / "real.txt").read_bytes() == text
+
+
+@pytest.mark.parametrize("name", ["空" * 80 + ".png", "x" * 255, "a." + "b" * 250, "\udce9" * 200 + ".png"])
+def test_every_name_that_a_file_can_have_can_be_written(name: str, tmp_path: Path) -> None:
+    with atomic_write(tmp_path / name) as file:
+        file.write(b"x")
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "loop"])
+def test_a_name_that_no_file_can_have_is_one_line_before_the_work(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OVSDinoError, match="cannot write"), atomic_write(tmp_path / name):
+        raise AssertionError("opened")
+
+
 def test_a_second_process_is_refused_a_locked_folder(tmp_path: Path) -> None:
     code = "from ovsdino.io.files import lock_folder\nwith lock_folder('.', 'training'): print('in')"
     with lock_folder(tmp_path, "training"):
@@ -135,6 +168,11 @@ def test_text_is_read_with_or_without_a_byte_order_mark_and_from_files_only(tmp_
     assert read_json(tmp_path / "mark.json", "JSON") == {"a": 1}
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "lines.txt").write_bytes(b"a\r\nb\rc\n")
+    assert read_text(tmp_path / "lines.txt", "text") == "a\nb\nc\n"
+    (tmp_path / "powershell.yaml").write_bytes("a: 1\n".encode("utf-16"))
+    with pytest.raises(OVSDinoError, match="UTF-16 where UTF-8 text is expected; save the file as UTF-8"):
+        read_text(tmp_path / "powershell.yaml", "text")
     os.mkfifo(tmp_path / "pipe")
     for name in ("latin.txt", "deep.json", "pipe", "missing", "."):
         with pytest.raises(OVSDinoError, match=r"no such file|not a readable list"):
