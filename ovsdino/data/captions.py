@@ -14,11 +14,11 @@ from PIL import Image
 
 from ovsdino.data.images import ImageSource
 from ovsdino.data.tar_index import TEXTS, Member, expand_shards, index_tar, read_member
-from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import FORMATS, SUFFIXES, load_image
+from ovsdino.errors import OVSDinoError
+from ovsdino.imageio import FORMATS, MAX_PIXELS, SUFFIXES, load_image
+from ovsdino.io.files import read_json, read_text, reading
 
-# What json.loads and a look into what it gave can raise.
-DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+REMEDY = "see data.annotations"
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class TarCaptions(CaptionSet):
     def read(self, index: int) -> np.ndarray:
         path, member = self.places[index]
         data = read_member(path, member)
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                return load_image(picture)
-        except Exception as error:  # decoders raise whatever a broken byte leads to
-            raise OVSDinoError(f"{path}: cannot read {member.name}: {one_line(error, 120)}") from error
+        with (
+            reading(f"{path}: {member.name}", "image"),
+            Image.open(io.BytesIO(data), formats=FORMATS) as picture,
+        ):
+            return load_image(picture)
 
 
 def open_captions(kind: str, root: str | Path, annotations: str | Path) -> CaptionSet:
@@ -115,13 +115,11 @@ def read_jsonl(root: str | Path, path: str | Path) -> ListedCaptions:
     known = set(source.names)
     records = []
     # Not splitlines: JSON may hold U+2028 and its like as they are.
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path, "file of captions", REMEDY).split("\n"), 1):
         if not line.strip():
             continue
-        try:
+        with reading(f"{path}, line {number}", "captioned image"):
             record = _record(json.loads(line))
-        except DAMAGED as error:
-            raise OVSDinoError(f"{path}, line {number}: no captioned image ({one_line(error, 80)})") from error
         if record.image not in known:
             raise OVSDinoError(f"{path}, line {number}: {root} has no image {record.image!r}")
         records.append(record)
@@ -133,23 +131,18 @@ def read_jsonl(root: str | Path, path: str | Path) -> ListedCaptions:
 def read_coco(root: str | Path, split: str) -> ListedCaptions:
     """A split of COCO with its captions, images in the order of the file; see `open_captions`."""
     path = Path(root, "annotations", f"captions_{split}.json")
-    text = _text(path)
+    tree = read_json(path, "file of COCO's captions", REMEDY)
     source = ImageSource(Path(root, split))
     known = set(source.names)
     captions: dict[Any, list[str]] = {}
     records = []
-    place = "the file"
-    try:
-        tree = json.loads(text)
-        for number, row in enumerate(tree["annotations"]):
-            place = f"annotations[{number}]"
+    for number, row in enumerate(_rows(tree, "annotations", path)):
+        with reading(f"{path}: annotations[{number}]", "caption of COCO"):
             captions.setdefault(row["image_id"], []).append(row["caption"].strip())
-        for number, row in enumerate(tree["images"]):
-            place = f"images[{number}]"
+    for number, row in enumerate(_rows(tree, "images", path)):
+        with reading(f"{path}: images[{number}]", "image of COCO"):
             if row["id"] in captions:  # what nobody described is left out
                 records.append(_record({"image": row["file_name"], "captions": captions.pop(row["id"])}))
-    except DAMAGED as error:
-        raise OVSDinoError(f"{path}: {place} is not as in COCO's captions ({one_line(error, 80)})") from error
     if captions:
         raise OVSDinoError(f"{path}: a caption of image {next(iter(captions))!r}, which `images` does not list")
     missing = next((record.image for record in records if record.image not in known), None)
@@ -196,22 +189,21 @@ def read_tars(root: str | Path, pattern: str) -> TarCaptions:
 def _tar_record(path: Path, key: str, image: str, texts: dict[str, Member]) -> CaptionRecord:
     """The record of a key: what its .json says, or else its .txt."""
     row: dict[str, Any] = {}
-    try:
+    with reading(f"{path}: {key}", "captioned image (.txt or .json)"):
         if ".json" in texts:
             tree = json.loads(texts[".json"].text or "")
             row = {k: tree[k] for k in ("caption", "captions", "box") if tree.get(k) is not None}
         if ".txt" in texts and not row.keys() & {"caption", "captions"}:
             row["caption"] = (texts[".txt"].text or "").strip()
         return _record(row | {"image": image})
-    except DAMAGED as error:
-        raise OVSDinoError(f"{path}: {key} has no caption in .txt or .json ({one_line(error, 80)})") from error
 
 
-def _text(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OVSDinoError(f"{path}: cannot read the captions ({one_line(error, 80)}; data.annotations)") from error
+def _rows(tree: Any, key: str, path: Path) -> list[Any]:
+    """Return one of the lists of a COCO file."""
+    rows = tree.get(key) if isinstance(tree, dict) else None
+    if not isinstance(rows, list):
+        raise OVSDinoError(f"{path}: not a readable file of COCO's captions: no list `{key}`; {REMEDY}")
+    return rows
 
 
 def _record(row: dict[str, Any]) -> CaptionRecord:
@@ -220,8 +212,10 @@ def _record(row: dict[str, Any]) -> CaptionRecord:
         raise ValueError('expected {"image": name, "caption": text}')
     box = row.get("box")
     if box is not None:
+        if any(type(v) not in (int, float) for v in box):
+            raise ValueError(f"box {box}: expected numbers")
         left, top, width, height = (int(v) for v in box)
-        if left < 0 or top < 0 or width < 1 or height < 1:
+        if min(left, top) < 0 or min(width, height) < 1 or max(left, top, width, height) > MAX_PIXELS:
             raise ValueError(f"box {box}: expected left, top, width, height in pixels")
         return CaptionRecord(row["image"], tuple(captions), (left, top, width, height))
     return CaptionRecord(row["image"], tuple(captions))

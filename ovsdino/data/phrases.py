@@ -7,27 +7,26 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import read_text
 
 LONGEST = 5  # words of a phrase
 
 
 def read_phrases(path: str | Path) -> frozenset[str]:
-    """The vocabulary of a file, one word or phrase a line, in lower case.
+    """Return the vocabulary of a file, one word or phrase a line, in lower case.
 
     Raises:
-        OVSDinoError: it cannot be read, or is empty.
+        OVSDinoError: The file cannot be read, or is empty.
     """
-    try:
-        found = frozenset(line.strip().lower() for line in Path(path).read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise OVSDinoError(f"{path}: cannot read the vocabulary ({error})") from error
+    text = read_text(path, "vocabulary, a word or phrase a line")
+    found = frozenset(line.strip().lower() for line in text.splitlines())
     if not found - {""}:
         raise OVSDinoError(f"{path}: the vocabulary is empty")
     return found - {""}
 
 
 def phrases(caption: str, vocabulary: Collection[str] | None = None) -> tuple[str, ...]:
-    """The things a caption names, in its order, each once.
+    """Return the things a caption names, in its order, each once.
 
     With a vocabulary: its words and phrases, the longest at each place, plurals in s and es folded into a singular it
     has. Without: the parts between commas, semicolons and "and", leading articles dropped; for captions that are lists.
@@ -52,6 +51,6 @@ def phrases(caption: str, vocabulary: Collection[str] | None = None) -> tuple[st
 
 
 def _known(phrase: str, vocabulary: Collection[str]) -> str | None:
-    """The phrase as the vocabulary has it."""
+    """Return the phrase as the vocabulary has it."""
     forms = [phrase, phrase[:-1] if phrase.endswith("s") else "", phrase[:-2] if phrase.endswith("es") else ""]
     return next((form for form in forms if form and form in vocabulary), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ovsdino.data.labels import IGNORE_INDEX, UNEXPECTED
 from ovsdino.data.names import CAMVID as CAMVID_NAMES
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.imageio import FORMATS, MAX_PIXELS
+from ovsdino.io.files import read_json
 
 __all__ = ["CAMVID_NAMES", "DATASETS", "IGNORE_INDEX", "Entry", "Sample", "SegmentationDataset", "open_dataset"]
 
@@ -239,10 +239,7 @@ def open_dataset(name: str, root: str | Path, split: str = "val") -> Segmentatio
             break
     else:
         raise OVSDinoError(f"{root}: classes.json is missing: a JSON list of the class names, in label order")
-    try:
-        names = json.loads(names_file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise OVSDinoError(f"{names_file}: not JSON: {one_line(error, 100)}") from error
+    names = read_json(names_file, "JSON list of class names")
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
         raise OVSDinoError(f"{names_file}: must be a non-empty JSON list of class names")
     return SegmentationDataset(source, tuple(names))

@@ -11,19 +11,22 @@ import itertools
 import json
 import os
 import re
+import stat
 import tarfile
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.io.files import atomic_write
+from ovsdino.io.files import atomic_write, read_json, reading
 
 FORMAT = 1
 TEXTS = (".txt", ".json")  # small files whose text the index keeps: one reading of the tar is enough
 MAX_TEXT = 1 << 20  # bytes of such a file
+MAX_IMAGE = 400_000_000  # bytes of an image: the largest that is read, as RGB, with room to spare
 MAX_SHARDS = 100_000
+REMEDY = "see data.annotations"
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def _expand_braces(pattern: str) -> list[str]:
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices, total = [], 1
     for inside, part in enumerate(parts):
-        span = re.fullmatch(r"(\d+)\.\.(\d+)", part) if inside % 2 else None
+        span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", part) if inside % 2 else None
         if span:
             first, last = int(span[1]), int(span[2])
             total *= max(0, last - first + 1)
@@ -94,21 +97,21 @@ def index_tar(path: Path) -> list[Member]:
     Raises:
         OVSDinoError: not an uncompressed tar, damaged, a link, or a name that leads out of it.
     """
-    try:
+    with reading(path, "tar", REMEDY):
         status = path.stat()
-    except OSError as error:
-        raise OVSDinoError(f"{path}: cannot read: {error.strerror}") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is a folder, a pipe or a device, not a file")
     stamp = _Stamp(FORMAT, status.st_size, status.st_mtime_ns)
     cache = path.with_name(f"{path.name}.index.json")
-    with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError, OVSDinoError):
-        tree = json.loads(cache.read_text(encoding="utf-8"))
+    with suppress(OVSDinoError), reading(cache, "index"):  # whatever is wrong with it: it is made again
+        tree = read_json(cache, "index")
         if tree["stamp"] == asdict(stamp):
             return [_checked(Member(*row), status.st_size) for row in tree["files"]]
     members = _scan(path, status.st_size)
     if os.access(path.parent, os.W_OK):
         tree = {"stamp": asdict(stamp), "files": [astuple(member) for member in members]}
         with suppress(OSError, OVSDinoError), atomic_write(cache) as file:
-            file.write(json.dumps(tree, ensure_ascii=False).encode())
+            file.write(json.dumps(tree).encode())  # ASCII: names in a tar need not be UTF-8
     return members
 
 
@@ -118,12 +121,11 @@ def read_member(path: Path, member: Member) -> bytes:
     Raises:
         OVSDinoError: the tar is gone or shorter than it was.
     """
-    try:
-        with path.open("rb") as file:
-            file.seek(member.offset)
-            data = file.read(member.size)
-    except OSError as error:
-        raise OVSDinoError(f"{path}: cannot read {member.name}: {error.strerror}") from error
+    if member.size > MAX_IMAGE:
+        raise OVSDinoError(f"{path}: cannot read {member.name}: {member.size} bytes, at most {MAX_IMAGE}")
+    with reading(path, "tar", REMEDY), path.open("rb") as file:
+        file.seek(member.offset)
+        data = file.read(member.size)
     if len(data) != member.size:
         raise OVSDinoError(f"{path}: cannot read {member.name}: the file ends before it does")
     return data
@@ -131,32 +133,30 @@ def read_member(path: Path, member: Member) -> bytes:
 
 def _scan(path: Path, size: int) -> list[Member]:
     members = []
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for info in archive:
-                if info.isdir():
-                    continue
-                if not info.isreg() or info.issparse():
-                    raise OVSDinoError(f"{path}: {info.name} is no plain file; links are not followed")
-                text = None
-                if info.name.lower().endswith(TEXTS):
-                    if info.size > MAX_TEXT:
-                        raise OVSDinoError(f"{path}: {info.name} has {info.size} bytes; at most {MAX_TEXT} of text")
-                    file = archive.extractfile(info)
-                    assert file is not None
-                    try:
-                        text = file.read().decode("utf-8")
-                    except UnicodeDecodeError as error:
-                        raise OVSDinoError(f"{path}: {info.name} is not UTF-8") from error
-                name = info.name.removeprefix("./")
-                members.append(_checked(Member(name, info.offset_data, info.size, text), size, path))
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise OVSDinoError(f"{path}: not an uncompressed tar, or damaged ({one_line(error, 80)})") from error
+    # The limit: a damaged header must not send the reader round in circles (a size below zero did).
+    with reading(path, "uncompressed tar", REMEDY), tarfile.open(path, "r:") as archive:
+        for info in itertools.islice(archive, size // tarfile.BLOCKSIZE + 1):
+            if info.isdir():
+                continue
+            if not info.isreg() or info.issparse():
+                raise OVSDinoError(f"{path}: {one_line(info.name, 80)} is no plain file; links are not followed")
+            member = _checked(Member(info.name.removeprefix("./"), info.offset_data, info.size), size, path)
+            if info.name.lower().endswith(TEXTS):
+                if info.size > MAX_TEXT:
+                    raise OVSDinoError(f"{path}: {member.name} has {info.size} bytes; at most {MAX_TEXT} of text")
+                file = archive.extractfile(info)
+                assert file is not None
+                with reading(f"{path}: {member.name}", "text in UTF-8"):
+                    member = replace(member, text=file.read().decode("utf-8"))
+            members.append(member)
     return members
 
 
 def _checked(member: Member, size: int, path: Any = "index") -> Member:
-    """The member, if it lies in a tar of `size` bytes and its name below the tar."""
+    """Return the member, if it lies in a tar of `size` bytes and its name below the tar."""
+    whole = type(member.offset) is int and type(member.size) is int
+    if not whole or not isinstance(member.name, str) or not isinstance(member.text, str | None):
+        raise OVSDinoError(f"{path}: no name, offset, size and text of a file")
     parts = PurePosixPath(member.name)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts or "\\" in member.name:
         raise OVSDinoError(f"{path}: {member.name!r} leads out of the tar")

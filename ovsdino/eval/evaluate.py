@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.errors import OVSDinoError
 from ovsdino.eval.distributed import ALONE, Shard
 from ovsdino.eval.metrics import SegmentationMetrics, Summary
 from ovsdino.eval.protocol import Protocol
+from ovsdino.io.files import read_json
 from ovsdino.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -186,12 +186,7 @@ def read_class_names(path: str | Path) -> dict[str, str | list[str]]:
     Raises:
         OVSDinoError: missing, unreadable, not JSON, or not such an object.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OVSDinoError(f"{path}: cannot read the class names: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise OVSDinoError(f"{path}: not JSON: {one_line(error, 100)}") from error
+    data = read_json(path, "JSON object of class names")
     if not isinstance(data, dict):
         raise OVSDinoError(f'{path}: expected an object such as {{"car": ["automobile", "vehicle"]}}')
     for name, texts in data.items():

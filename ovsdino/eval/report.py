@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ovsdino.data.benchmarks import SPECS
-from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import read_json
 
 __all__ = ["COLUMNS", "PUBLISHED", "Result", "read_results", "render"]
 
@@ -171,12 +171,7 @@ def _share(value: float | None) -> str:
 
 
 def _read(path: Path, label: str) -> Result:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OVSDinoError(f"{path}: cannot read the result: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise OVSDinoError(f"{path}: not JSON: {one_line(error, 100)}") from error
+    data = read_json(path, "JSON result of `ovsdino eval`")
     hint = "expected what `ovsdino eval --json` prints"
     if not isinstance(data, dict) or not isinstance(data.get("dataset"), str) or "miou" not in data:
         raise OVSDinoError(f"{path}: no result; {hint}")

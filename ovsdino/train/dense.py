@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ovsdino.data.segmentation import IGNORE_INDEX, SegmentationDataset, open_dataset
 from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import read_text
 from ovsdino.models.backbone import freeze
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.train.batches import BatchSource, prefetch
@@ -74,10 +74,7 @@ class TextBank:
 
 def read_vocabulary(path: str, exclude: tuple[str, ...]) -> list[str]:
     """Words of a file, one a line, without those that begin with an excluded one."""
-    try:
-        words = Path(path).read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise OVSDinoError(f"{path}: cannot read the words ({error.strerror}; text.vocabulary)") from error
+    words = read_text(path, "list of words", "see text.vocabulary").split("\n")
     return [word for word in words if word and not (exclude and word.startswith(exclude))]
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import atomic_write
+from ovsdino.io.files import atomic_write, read_text
 from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import NANO
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rng = random.Random(args.seed)
     encode, vocabulary = load_teacher()
     words, centre = visual_words(encode, vocabulary, args.words)
-    extra = args.extra.read_text(encoding="utf-8").split("\n") if args.extra else []
+    extra = read_text(args.extra, "list of words", "see --extra").split("\n") if args.extra else []
     words = list(dict.fromkeys([*words, *(line.strip() for line in extra if line.strip())]))
     phrases = [f"{rng.choice(MODIFIERS)} {rng.choice(words)}" for _ in range(args.phrases)]
     print(f"{len(words)} words, {len(phrases)} phrases", file=sys.stderr)

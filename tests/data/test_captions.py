@@ -111,7 +111,9 @@ def test_an_index_is_kept_and_made_again_when_the_tar_changes(root):
     os.utime(path, ns=(1, 1))
     found = open_captions("webdataset", root / "tars", "x-000.tar")
     assert found.record(0).captions == ("new",) and found.read(0).mean() == 50
-    for damage in ("{", "[]", json.dumps(json.loads(cache.read_text()) | {"files": [["a.png", -5, 3, None]]})):
+    tree = json.loads(cache.read_text())
+    rows = [["a.png", -5, 3, None], ["a.png", 0.5, 3, None], [5, 0, 3, None], ["a.png", 0, 3, 7], ["a.png"], 5]
+    for damage in ("{", "[]", "{}", "[" * 100_000, *(json.dumps(tree | {"files": [row]}) for row in rows)):
         cache.write_text(damage)
         assert open_captions("webdataset", root / "tars", "x-000.tar").read(0).mean() == 50
 
@@ -132,14 +134,21 @@ def one_line_of(kind, root, annotations):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"image": "a.png", "caption"', "line 3: no captioned image (Expecting ':'"),
+        ('{"image": "a.png", "caption"', "line 3: not a readable captioned image: Expecting ':'"),
         ('{"image": "z.png", "caption": "x"}', "has no image 'z.png'"),
         ('{"image": "../captions.jsonl", "caption": "x"}', "has no image '../captions.jsonl'"),
-        ('{"caption": "x"}', "line 3: no captioned image"),
-        ('{"image": "a.png", "caption": " "}', "line 3: no captioned image"),
-        ('{"image": "a.png", "caption": "x", "box": [0, 0, 0, 5]}', "line 3: no captioned image (box [0, 0, 0, 5]"),
-        ('["a.png"]', "line 3: no captioned image"),
-        ("[" * 100_000, "line 3: no captioned image"),
+        ('{"caption": "x"}', "line 3: not a readable captioned image"),
+        ('{"image": "a.png", "caption": " "}', "line 3: not a readable captioned image"),
+        (
+            '{"image": "a.png", "caption": "x", "box": [0, 0, 0, 5]}',
+            "captioned image: box [0, 0, 0, 5]",
+        ),
+        ('["a.png"]', "line 3: not a readable captioned image"),
+        ('{"image": "a.png", "caption": "x", "box": [0, 0, 1e400, 5]}', "cannot convert float infinity"),
+        ('{"image": "a.png", "caption": "x", "box": [0, 0, 4, 1e30]}', "expected left, top, width, height"),
+        ('{"image": "a.png", "caption": "x", "box": ["0", 0, 4, 1]}', "expected numbers"),
+        ('{"image": "a.png", "caption": "x", "box": 4}', "line 3: not a readable captioned image"),
+        ("[" * 100_000, "line 3: not a readable captioned image"),
     ],
 )
 def test_a_damaged_line_is_named_by_its_number(root, line, message):
@@ -149,7 +158,7 @@ def test_a_damaged_line_is_named_by_its_number(root, line, message):
 
 def test_missing_files_and_kinds_are_said(root):
     assert "expected jsonl, coco or webdataset, got 'csv'" in one_line_of("csv", root, "x")
-    assert "captions_val2017.json: cannot read the captions" in one_line_of("coco", root, "val2017")
+    assert "captions_val2017.json: no such file; see data.annotations" in one_line_of("coco", root, "val2017")
     assert "no file matches 'y*.tar'" in one_line_of("webdataset", root / "tars", "y*.tar")
     assert "x-002.tar: no such file" in one_line_of("webdataset", root / "tars", "x-{000..002}.tar")
     assert "lists more than 100000" in one_line_of("webdataset", root, "{0..9999999999}{0..9999999999}.tar")
@@ -160,11 +169,15 @@ def test_missing_files_and_kinds_are_said(root):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t["annotations"][1].pop("caption"), "annotations[1] is not as in COCO's captions"),
-        (lambda t: t["images"][0].pop("id"), "images[0] is not as in COCO's captions"),
+        (lambda t: t["annotations"][1].pop("caption"), "annotations[1]: not a readable caption of COCO: 'caption'"),
+        (lambda t: t["images"][0].pop("id"), "images[0]: not a readable image of COCO: 'id'"),
         (lambda t: t["annotations"].append({"image_id": 5, "caption": "x"}), "a caption of image 5"),
         (lambda t: t["annotations"].append({"image_id": 99, "caption": "x"}), "has no image 'z.png'"),
         (lambda t: t["annotations"].clear(), "no caption in it"),
+        (lambda t: t.update(annotations=5), "no list `annotations`"),
+        (lambda t: t.pop("images"), "no list `images`"),
+        (lambda t: t["annotations"].append({"image_id": [5], "caption": "x"}), "annotations[4]: not a readable"),
+        (lambda t: t["images"][0].update(file_name=5), "images[0]: not a readable image of COCO"),
     ],
 )
 def test_faults_in_cocos_file(root, change, message):
@@ -188,10 +201,10 @@ def link(name, target):
         ({"../a.png": png(0)}, "'../a.png' leads out of the tar"),
         ({"/a.png": png(0)}, "'/a.png' leads out of the tar"),
         ({"a.txt": b"x"}, "a has a caption and no image"),
-        ({"a.png": png(0)}, "a has no caption in .txt or .json"),
-        ({"a.png": png(0), "a.json": b'{"caption": 3}'}, "a has no caption in .txt or .json"),
-        ({"a.png": png(0), "a.json": b"{"}, "a has no caption in .txt or .json"),
-        ({"a.png": png(0), "a.txt": b"\xff"}, "a.txt is not UTF-8"),
+        ({"a.png": png(0)}, "a: not a readable captioned image (.txt or .json)"),
+        ({"a.png": png(0), "a.json": b'{"caption": 3}'}, "a: not a readable captioned image (.txt or .json)"),
+        ({"a.png": png(0), "a.json": b"{"}, "a: not a readable captioned image (.txt or .json)"),
+        ({"a.png": png(0), "a.txt": b"\xff"}, "a.txt: not a readable text in UTF-8"),
         ({"a.png": png(0), "a.jpg": png(0), "a.txt": b"x"}, "a has two images, a.png and a.jpg"),
         ({"b.png": png(0), "b.txt": b"x"}, "b.png is in"),
         ({}, "no captioned image"),
@@ -207,7 +220,7 @@ def test_a_tar_that_is_cut_or_compressed_is_refused(root):
     path = root / "tars/x-001.tar"
     whole = path.read_bytes()
     path.write_bytes(whole[:600])
-    assert "x-001.tar: not an uncompressed tar, or damaged" in one_line_of("webdataset", root / "tars", "*.tar")
+    assert "x-001.tar: not a readable uncompressed tar" in one_line_of("webdataset", root / "tars", "*.tar")
     path.write_bytes(whole)
     found = open_captions("webdataset", root / "tars", "*.tar")
     path.write_bytes(whole[:530])
@@ -215,10 +228,37 @@ def test_a_tar_that_is_cut_or_compressed_is_refused(root):
         found.read(1)
     with tarfile.open(root / "tars/z.tar", "w:gz") as archive:
         archive.add(root / "images/a.png", "a.png")
-    assert "z.tar: not an uncompressed tar" in one_line_of("webdataset", root / "tars", "z.tar")
+    assert "z.tar: not a readable uncompressed tar" in one_line_of("webdataset", root / "tars", "z.tar")
+
+
+def test_a_header_that_points_back_does_not_go_round_in_circles(root):
+    path = write_tar(root / "bad/a.tar", {"a.txt": b"x", "a.png": png(0)})
+    whole = bytearray(path.read_bytes())
+    size = (-1024).to_bytes(12, "big", signed=True)  # two blocks back: base 256, its top bits set
+    whole[124:136] = b"\xff" * 8 + size[8:]
+    whole[148:156] = b"%06o\0 " % (sum(whole[:148]) + 8 * 32 + sum(whole[156:512]))
+    path.write_bytes(whole)
+    assert "a.txt ends after the tar does" in one_line_of("webdataset", root / "bad", "*.tar")
+
+
+def test_names_in_a_tar_need_not_be_utf8(root):
+    name = b"\xff.png".decode("utf-8", "surrogateescape")
+    path = write_tar(root / "bytes/a.tar", {name: png(30), name[:-3] + "txt": b"x"})
+    for _ in range(2):  # the second from the index next to it
+        found = open_captions("webdataset", root / "bytes", "*.tar")
+        assert found.record(0).image == name and found.read(0).mean() == 30
+        assert path.with_name("a.tar.index.json").is_file()
+
+
+def test_a_pipe_is_no_tar_and_no_list_of_captions(root):
+    os.mkfifo(root / "tars/p.tar")
+    assert "p.tar: not a readable tar: it is a folder, a pipe" in one_line_of("webdataset", root / "tars", "p*.tar")
+    assert "p.tar: not a readable file of captions: it is a pipe" in one_line_of(
+        "jsonl", root / "images", root / "tars/p.tar"
+    )
 
 
 def test_an_image_in_a_tar_that_is_none_is_one_line(root):
     write_tar(root / "bad/a.tar", {"a.png": b"nothing of the kind", "a.txt": b"x"})
-    with pytest.raises(OVSDinoError, match=r"a\.tar: cannot read a\.png"):
+    with pytest.raises(OVSDinoError, match=r"a\.tar: a\.png: not a readable image"):
         open_captions("webdataset", root / "bad", "*.tar").read(0)

@@ -106,7 +106,7 @@ def test_labels_name_rows_and_other_data_sets_keep_to_the_second_table(tmp_path:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "not JSON"),
+        ("{", "not a readable JSON result"),
         ("[]", "no result"),
         ('{"dataset": "voc21"}', "no result"),
         (json.dumps({**result("voc21", 0.5), "miou": 52}), "miou is 52: expected 0..1"),
@@ -123,7 +123,7 @@ def test_files_that_are_no_results_are_named(tmp_path: Path, content: str, words
 
 
 def test_missing_files_and_two_results_for_one_cell_are_named(tmp_path: Path) -> None:
-    with pytest.raises(OVSDinoError, match=r"no\.json: cannot read"):
+    with pytest.raises(OVSDinoError, match=r"no\.json: no such file"):
         read_results([str(tmp_path / "no.json")])
     files = [saved(tmp_path, name, result("voc21", 0.5)) for name in ("a.json", "b.json")]
     with pytest.raises(OVSDinoError, match=r"b\.json: .*a\.json already has voc21"):

@@ -136,7 +136,7 @@ def test_plain_head_learns_two_colours(folder, tmp_path):
         ("model=giant", "unknown model"),
         ("text_weights=/nowhere.safetensors", "cannot read the weights"),
         ("text.names={green: [x]}", "'green' is not a class"),
-        ("text.vocabulary=/nowhere.txt", "cannot read the words"),
+        ("text.vocabulary=/nowhere.txt", "/nowhere.txt: no such file; see text.vocabulary"),
     ],
 )
 def test_bad_configuration_is_one_line_and_exit_two(folder, tmp_path, capsys, override, message):
