@@ -25,11 +25,12 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.commands.parsing import parse
+from ovsdino.commands.running import run_command
+from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write
 from ovsdino.models.ovsdino import AFFINITY_DIM, OVSDINO
 from ovsdino.models.zoo import CONFIGS, build_model
@@ -465,14 +466,16 @@ def run(options: Options) -> None:
 
 
 def main() -> int:
-    """Parses the line; returns the exit code."""
-    options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        run(options)
-    except OVSDinoError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    """Parse the line and return the exit code."""
+    args = sys.argv[1:]
+
+    def body() -> int:
+        options = parse(Options, "roofline.py", args)
+        if options is not None:
+            run(options)
+        return 0
+
+    return run_command(args, body)
 
 
 if __name__ == "__main__":

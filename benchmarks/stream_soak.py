@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
+from ovsdino.commands.common import print_json
+from ovsdino.commands.parsing import parse
+from ovsdino.commands.running import run_command
 from ovsdino.deploy.capture import Capture, CaptureLimits, LatestFrame
 from ovsdino.deploy.stream import Engine, Stream, StreamResult
 from ovsdino.deploy.trt_runtime import EdgeSegmenter
@@ -298,18 +300,23 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Parses the line; returns the exit code: 1 when a check failed."""
-    options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        report = run(options)
-        if options.output is not None:
-            with atomic_write(options.output) as file:
-                file.write((json.dumps(report, indent=1) + "\n").encode())
-    except OVSDinoError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+    """Parse the line and return the exit code: 1 when a check failed."""
+    args = sys.argv[1:]
+
+    def body() -> int:
+        options = parse(Options, "stream_soak.py", args)
+        return 0 if options is None else tell(options, run(options))
+
+    return run_command(args, body)
+
+
+def tell(options: Options, report: dict[str, Any]) -> int:
+    """Write and print the report; returns 1 when a check failed."""
+    if options.output is not None:
+        with atomic_write(options.output) as file:
+            file.write((json.dumps(report, indent=1) + "\n").encode())
     if options.json:
-        print(json.dumps(report))
+        print_json(report)
     else:
         for name, good in report["checks"].items():
             print("ok  " if good else "FAIL", name)

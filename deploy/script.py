@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from ovsdino.commands.common import print_json, say
-from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.commands.parsing import parse
+from ovsdino.commands.running import run_command
+from ovsdino.errors import OVSDinoError
 
 if TYPE_CHECKING:
     from ovsdino.models.ovsdino import OVSDINO
@@ -107,41 +102,17 @@ def randomise(model: OVSDINO, seed: int) -> OVSDINO:
 
 
 def run_script(command: Callable[..., Any], prog: str, argv: Sequence[str] | None = None) -> int:
-    """Parses a command line into a dataclass and calls its `run`; returns the exit code.
+    """Parse a command line into a dataclass, call its `run`, and return the exit code (see `ovsdino.commands.running`).
 
-    0 done, 2 bad usage or bad input (one line on stderr), 1 a fault of ours (with its traceback), 130 interrupted.
-    With --json stdout holds exactly one JSON object, {"error": ...} when it could not be done.
+    Args:
+        command: A dataclass of options.
+        prog: The script's name, for its help.
+        argv: Arguments after it; those of the process by default.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    try:
-        options = _parse(command, prog, args)
+
+    def body() -> int:
+        options = parse(command, prog, args)
         return 0 if options is None else int(options.run())
-    except OVSDinoError as error:
-        return _fail(args, one_line(error), 2)
-    except KeyboardInterrupt:
-        return _fail(args, "interrupted", 130)
-    except Exception as error:  # the last stop: whatever is left is ours, and the traceback is the report
-        traceback.print_exc()
-        return _fail(args, f"{type(error).__name__}: {one_line(error)} (a fault of ovsdino, please report it)", 1)
 
-
-def _parse(command: Callable[..., Any], prog: str, args: Sequence[str]) -> Any:
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-    messages = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(messages):
-            return tyro.cli(command, prog=prog, args=args, config=config)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            return None
-        lines = [line.strip().strip("│").strip() for line in messages.getvalue().splitlines()[1:]]
-        words = [line for line in lines if line and not set(line) <= set("─-╰╯")]
-        raise OVSDinoError(f"{one_line(' '.join(words), 300) or 'bad usage'}; see {prog} --help") from None
-
-
-def _fail(args: Sequence[str], message: str, code: int) -> int:
-    say(f"error: {message}")
-    if "--json" in args:
-        print_json({"error": message})
-    return code
+    return run_command(args, body)

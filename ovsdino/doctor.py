@@ -50,19 +50,11 @@ def examine() -> dict[str, Any]:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The report as text on stdout."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(soft_wrap=True, highlight=False)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+    """Print the report as plain text on stdout."""
 
     def section(title: str, rows: dict[str, str]) -> None:
         for index, (key, value) in enumerate(rows.items()):
-            table.add_row(title if index == 0 else "", escape(f"{key}: {value}" if key else value))
+            print(f"{title if index == 0 else '':<13}{f'{key}: {value}' if key else value}")
 
     section("ovsdino", {"": f"{report['ovsdino']}, Python {report['python']}, {report['platform']}"})
     section("packages", {"": ", ".join(f"{k} {v or 'missing'}" for k, v in report["packages"].items())})
@@ -86,11 +78,10 @@ def print_report(report: dict[str, Any]) -> None:
             for name, entry in report["environment"].items()
         },
     )
-    console.print(table)
     for problem in report["problems"]:
-        console.print(f"[red]mend:[/red] {escape(problem)}")
+        print(f"mend: {problem}")
     if not report["problems"]:
-        console.print("nothing to mend")
+        print("nothing to mend")
 
 
 def _version(package: str) -> str | None:

@@ -31,11 +31,16 @@ class Ablate:
     def run(self) -> int:
         from ovsdino.io.files import atomic_write
         from ovsdino.train.ablation import load_ablation, markdown, run_ablation
+        from ovsdino.train.trainer import Stopped
 
         if self.table is not None:
             self._place(self.table)  # a page that cannot take the table must not wait for the runs
         study, base = load_ablation(self.config, self.overrides)
-        report = run_ablation(study, base, say)
+        try:
+            report = run_ablation(study, base, say)
+        except Stopped as stopped:
+            say(f"{stopped}, all saved; the same command goes on from here")
+            return 128 + stopped.signal
         if self.output is not None:
             texts = {self.output: json.dumps(report, indent=1) + "\n", self.output.with_suffix(".md"): markdown(report)}
             for path, text in texts.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,20 +59,33 @@ class ModelOptions:
 
 
 def print_json(data: dict[str, Any]) -> None:
-    """The one JSON object of a command, on one line of stdout; NaN and infinity would not be JSON and raise."""
-    print(json.dumps(data, ensure_ascii=False, allow_nan=False), flush=True)
+    """Print the one JSON object of a command, on one line of stdout.
+
+    What stdout's encoding lacks is written as JSON's own escapes.
+
+    Raises:
+        ValueError: A number is NaN or infinite, which JSON has no form for.
+    """
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        text = json.dumps(data, allow_nan=False)
+    print(text, flush=True)
 
 
 def say(message: object) -> None:
-    """One line on stderr."""
-    print(one_line(message, 2000), file=sys.stderr, flush=True)
+    """Print one line on stderr; where that cannot be written, the exit code must do."""
+    with suppress(OSError):
+        print(one_line(message, 2000), file=sys.stderr, flush=True)
 
 
 def progress_bar(shown: bool = True) -> Progress:
-    """A progress bar on stderr; silent where stderr is no terminal."""
+    """Return a progress bar on stderr; silent where stderr is no terminal that can move its cursor."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
+    able = console.is_terminal and not console.is_dumb_terminal
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
+    return Progress(*columns, console=console, transient=True, disable=not shown or not able)

@@ -78,16 +78,6 @@ class Convert:
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Check or convert a labelled data set."""
-
-    action: Annotated[Check, tyro.conf.subcommand("check")] | Annotated[Convert, tyro.conf.subcommand("convert")]
-
-    def run(self) -> int:
-        return self.action.run()
-
-
 def data_root(given: Path | None) -> Path:
     """The folder of the data sets.
 

@@ -21,18 +21,13 @@ class Models:
         if self.json:
             print_json({"models": [asdict(row) for row in rows]})
             return 0
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False)
-        for header in ("name", "weights", "M params", "patch", "width", "backbone"):
-            table.add_column(header, no_wrap=True)
+        table = [("name", "weights", "M params", "patch", "width", "backbone")]
         for row in rows:
             size = "" if row.params_million is None else f"{row.params_million:.2f}"
-            table.add_row(row.name, row.weights, size, str(row.patch_size), str(row.embed_dim), row.backbone)
-        console = Console(soft_wrap=True, highlight=False)
-        console.print(table)
+            table.append((row.name, row.weights, size, str(row.patch_size), str(row.embed_dim), row.backbone))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for cells in table:
+            print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
         for note in dict.fromkeys(row.note for row in rows):
-            console.print(f"{', '.join(row.name for row in rows if row.note == note)}: {escape(note)}")
+            print(f"{', '.join(row.name for row in rows if row.note == note)}: {note}")
         return 0

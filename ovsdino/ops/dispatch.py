@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import torch
 
+from ovsdino.errors import OVSDinoError
 from ovsdino.native import native, native_error
 
 log = logging.getLogger("ovsdino.ops")
@@ -131,19 +132,19 @@ def resolve(op: str, device: str, dtype: torch.dtype | None = None) -> str:
         dtype: dtype of the op's main input; None where every backend takes all.
 
     Raises:
-        ValueError: the requested name is unknown, or no op of this build has it, or it cannot run here; says why.
+        OVSDinoError: the requested name is unknown, or no op of this build has it, or it cannot run here; says why.
     """
     name = _State.requested
     table = OP_BACKENDS[op]
     if name in table:
         reason = why_not(op, name, device, dtype)
         if reason:
-            raise ValueError(f"backend {name!r} of {op} cannot run: {reason}")
+            raise OVSDinoError(f"backend {name!r} of {op} cannot run: {reason}")
         return name
     if name != "auto":
         _check_name(name)
         if not any(name in other for other in OP_BACKENDS.values()):
-            raise ValueError(f"backend {name!r} of {op} cannot run: this build has no such kernel")
+            raise OVSDinoError(f"backend {name!r} of {op} cannot run: this build has no such kernel")
     chosen = "reference"
     for candidate in table:
         if not why_not(op, candidate, device, dtype):
@@ -159,7 +160,7 @@ def resolve(op: str, device: str, dtype: torch.dtype | None = None) -> str:
 
 def _check_name(name: str) -> None:
     if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r} (OVSDINO_BACKEND): expected one of {', '.join(BACKENDS)}")
+        raise OVSDinoError(f"unknown backend {name!r} (OVSDINO_BACKEND): expected one of {', '.join(BACKENDS)}")
 
 
 def _say_once(level: int, message: str) -> None:

@@ -15,30 +15,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
+from ovsdino.commands.parsing import parse
+from ovsdino.commands.running import run_command
 from ovsdino.data.segmentation import open_dataset
-from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComposeCaptions:
-    """Write captions of random crops.
-
-    Attributes:
-        area: of a crop, in shares of the image, least and largest.
-        least: a class is named when it covers this share of the crop.
-    """
+    """Write captions of random crops, made of what their labels show."""
 
     root: Path
+    """Folder of the data set."""
     output: Path
+    """JSONL file to write."""
     dataset: str = "camvid"
+    """Name of the data set (`ovsdino data check --help` lists them)."""
     split: str = "train"
+    """Part of it."""
     crops: int = 48
+    """Crops of each image."""
     area: tuple[float, float] = (0.02, 0.35)
+    """Least and largest area of a crop, in shares of the image."""
     least: float = 0.04
+    """Share of the crop that a class must cover to be named."""
     seed: int = 0
+    """Of the crops."""
 
 
 def sentence(names: Sequence[str]) -> str:
@@ -72,17 +75,19 @@ def compose(config: ComposeCaptions) -> list[dict[str, object]]:
 
 
 def main() -> int:
-    """The command; returns its exit code."""
-    config = tyro.cli(ComposeCaptions, description=(__doc__ or "").splitlines()[0])
-    try:
-        rows = compose(config)
-        with atomic_write(config.output) as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-    except OVSDinoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{config.output}: {len(rows)} captions")
-    return 0
+    """Run the command and return its exit code."""
+    args = sys.argv[1:]
+
+    def body() -> int:
+        config = parse(ComposeCaptions, "python -m ovsdino.train.compose_captions", args)
+        if config is not None:
+            rows = compose(config)
+            with atomic_write(config.output) as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            print(f"{config.output}: {len(rows)} captions")
+        return 0
+
+    return run_command(args, body)
 
 
 if __name__ == "__main__":

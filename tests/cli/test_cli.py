@@ -176,7 +176,6 @@ BAD_INPUT: list[tuple[str, list[str], dict[str, str], str]] = [
     ("unknown option", ["segment", "{image}", "--classes", "road", "--colour"], {}, "--colour"),
     ("not a number", ["eval", "--dataset", "camvid", "--root", "{dir}", "--limit", "ten"], {}, "ten"),
     ("unknown command", ["paint"], {}, "paint"),
-    ("no command", [], {}, "segment, eval"),
     ("unknown data set", ["eval", "--dataset", "voc", "--root", "{dir}"], {}, "available: camvid, folder, voc21"),
     ("no benchmark there", ["eval", "--dataset", "voc21", "--root", "{dir}"], {}, "VOCtrainval_11-May-2012.tar"),
     ("no such split", ["eval", "--dataset", "ade20k", "--split", "test", "--root", "{dir}"], {}, "has train, val"),
@@ -288,7 +287,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         assert code == 2 and words in (data["error"] if "error" in data else data["images"][0]["error"])
 
 
-def test_a_fault_of_ours_is_exit_code_1_with_its_traceback(
+def test_an_internal_error_is_exit_code_1_with_its_traceback(
     street: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> None:
