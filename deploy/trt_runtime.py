@@ -198,7 +198,7 @@ class EdgeSegmenter:
     def _checked(self, text_bank: str | os.PathLike[str] | TextBank) -> tuple[TextBank, float | None]:
         bank = text_bank if isinstance(text_bank, TextBank) else TextBank.load(text_bank)
         self.sidecar.check_bank(bank.names, bank.text.shape, bank.weights)
-        return bank, background_threshold(self._background, len(bank))
+        return bank, background_threshold(self._background, bank.names)
 
 
 def open_graph(path: Path, sidecar: Sidecar, threads: int, device: int) -> Graph:

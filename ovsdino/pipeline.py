@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import ImageLike, load_image
+from ovsdino.imageio import ImageLike, load_image, source_name
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.zoo import create_model
 from ovsdino.ops import preprocess, upsample_argmax
@@ -172,14 +172,16 @@ class Segmenter:
         scores: bool,
     ) -> list[Segmentation]:
         vocabulary = Vocabulary.of(classes)
-        threshold = background_threshold(background, len(vocabulary))
+        threshold = background_threshold(background, vocabulary.names)
         step = self._window_stride(window, stride)
         groups: OrderedDict[tuple[int, int], list[int]] = OrderedDict()
         clocks = [Clock(self.device) for _ in images]
         pixels: list[np.ndarray] = []
+        sources: list[str | None] = []
         for index, image in enumerate(images):
             with clocks[index]("load"):
-                pixels.append(load_image(image))
+                pixels.append(load_image(image, copy=True))  # a camera's buffer will hold the next frame
+            sources.append(source_name(image))
             groups.setdefault(self.inference_size(*pixels[-1].shape[:2]), []).append(index)
         results: dict[int, Segmentation] = {}
         with torch.inference_mode():
@@ -206,6 +208,7 @@ class Segmenter:
                             scores=means,
                             background=threshold is not None,
                             image=pixels[index],
+                            source=sources[index],
                             stages_ms=clocks[index].ms,
                         )
         return [results[index] for index in range(len(pixels))]

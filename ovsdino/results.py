@@ -14,12 +14,11 @@ from PIL import Image
 from ovsdino.data.rle import encode_mask
 from ovsdino.errors import OVSDinoError
 from ovsdino.imageio import ImageLike, load_image
-from ovsdino.io.files import atomic_write
+from ovsdino.io.files import atomic_write, refuse_inputs
 from ovsdino.overlay import BACKGROUND_COLOUR, class_colours, draw_overlay
+from ovsdino.vocabulary import BACKGROUND
 
 __all__ = ["Segmentation"]
-
-BACKGROUND = "background"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,7 +31,9 @@ class Segmentation:
         scores: for each class the mean confidence (largest softmax probability, 0..1) over its pixels, 0 where it has
             none; None if confidences were not computed.
         background: whether pixels below the threshold were given the label K.
-        image: the (H, W, 3) uint8 image, kept for `overlay`.
+        image: the (H, W, 3) uint8 image, kept for `overlay`; a result of `Segmenter.segment` holds a copy, so that the
+            caller can use a frame's buffer again.
+        source: path of the image file, where there is one; `save` names its files after it.
         stages_ms: milliseconds of each stage of this image.
     """
 
@@ -41,6 +42,7 @@ class Segmentation:
     scores: tuple[float, ...] | None = None
     background: bool = False
     image: np.ndarray | None = field(default=None, repr=False)
+    source: str | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,6 +52,8 @@ class Segmentation:
         top = len(self.names) - (not self.background)
         if labels.size and not (labels.min() >= 0 and labels.max() <= top):
             raise ValueError(f"labels span {labels.min()}..{labels.max()}, expected 0..{top}")
+        if self.background and any(name.casefold() == BACKGROUND for name in self.names):
+            raise ValueError(f"a class is called {BACKGROUND!r}, as the label {len(self.names)} is")
         object.__setattr__(self, "labels", labels)
 
     @property
@@ -144,8 +148,9 @@ class Segmentation:
         """Writes `to_image` as a PNG; returns its path.
 
         Raises:
-            OVSDinoError: the file cannot be written.
+            OVSDinoError: the file cannot be written, or is the image that was segmented.
         """
+        refuse_inputs([path], [self.source] if self.source else [])
         return _write_png(self.to_image(), path)
 
     def to_rle(self) -> list[dict[str, Any]]:
@@ -212,25 +217,56 @@ class Segmentation:
             ],
         }
 
-    def save(self, directory: str | os.PathLike[str], stem: str = "image", *, alpha: float = 0.5) -> dict[str, Path]:
+    def save(
+        self, directory: str | os.PathLike[str], stem: str | None = None, *, alpha: float = 0.5
+    ) -> dict[str, Path]:
         """Writes `<stem>_overlay.png` (if the result holds its image) and `<stem>_labels.png`.
 
         Files appear under their names only when complete; files of those names are replaced.
+
+        Args:
+            directory: folder, made if it is missing.
+            stem: start of the names. Default: the stem of the image's file, so that a script that runs again replaces
+                its own results; images of one stem in several folders want stems of their own. Pixels without a file
+                become image, image_2, image_3, ...: the first that is not there yet, so that nothing is replaced.
+            alpha: see `overlay`.
 
         Returns:
             The paths, under "overlay" and "labels".
 
         Raises:
-            OVSDinoError: a file cannot be written.
+            OVSDinoError: a file cannot be written, or is the image that was segmented.
         """
         folder = Path(directory)
-        written = {"labels": self.to_png(folder / f"{stem}_labels.png")}
+        if stem is None:
+            stem = Path(self.source).stem if self.source else _free_stem(folder)
+        paths = {kind: folder / f"{stem}_{kind}.png" for kind in ("labels", "overlay")}
+        refuse_inputs(paths.values(), [self.source] if self.source else [])
+        written = {"labels": self.to_png(paths["labels"])}
         if self.image is not None:
-            written["overlay"] = _write_png(self.overlay(alpha=alpha), folder / f"{stem}_overlay.png")
+            written["overlay"] = _write_png(self.overlay(alpha=alpha), paths["overlay"])
         return written
 
     def _present(self) -> list[int]:
         return [index for index, fraction in enumerate(self.fractions[: len(self.names)]) if fraction > 0]
+
+
+def _free_stem(folder: Path) -> str:
+    """Return the first of image, image_2, image_3, ... of which no file is there, in few looks at the folder."""
+
+    def stem(number: int) -> str:
+        return "image" if number == 1 else f"image_{number}"
+
+    def taken(number: int) -> bool:
+        return any(os.path.lexists(folder / f"{stem(number)}_{kind}.png") for kind in ("labels", "overlay"))
+
+    low, high = 0, 1  # the largest number known to be taken, and one that may be free
+    while taken(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if taken(middle) else (low, middle)
+    return stem(high)
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,6 +15,9 @@ __all__ = ["DEFAULT_BACKGROUND", "MAX_CLASSES", "MAX_NAME_LENGTH", "Classes", "V
 DEFAULT_BACKGROUND = 0.5  # max-softmax below this is background when no threshold is given
 MAX_CLASSES = 32_767  # labels are at most int16
 MAX_NAME_LENGTH = 300  # characters; CLIP reads 77 tokens, so a longer text would be cut without a word
+COMMAS = re.compile("[,，、､،]")  # also what Chinese, Japanese and Arabic keyboards give
+BARS = re.compile("[|｜]")
+BACKGROUND = "background"  # the name of what is below the threshold
 
 Classes: TypeAlias = "str | Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]] | Vocabulary"
 
@@ -37,9 +42,10 @@ class Vocabulary:
         """Checks what the user gave.
 
         Args:
-            classes: "road, car|automobile, sky" (commas between classes, | between words averaged for one class); or
-                a sequence with a word, or a sequence of words, for each class (the first is the name); or a mapping
-                from name to word or words.
+            classes: "road, car|automobile, sky" (commas between classes, | between words averaged for one class; the
+                full-width and the ideographic comma serve as well); or a sequence with a word, or a sequence of words,
+                for each class (the first is the name); or a mapping from name to word or words. Letters with accents
+                are composed (Unicode NFC): a keyboard's "é" and a file system's are one word.
 
         Raises:
             OVSDinoError: no classes, an empty, duplicate or overlong name, a control character, or a wrong type.
@@ -48,8 +54,8 @@ class Vocabulary:
             return classes
         if isinstance(classes, str):
             entries: list[tuple[object, object]] = []
-            for part in classes.split(","):
-                words = tuple(word.strip() for word in part.split("|"))
+            for part in COMMAS.split(classes.removeprefix("\ufeff")):
+                words = tuple(word.strip() for word in BARS.split(part))
                 entries.append((words[0], words))
         elif isinstance(classes, Mapping):
             entries = list(classes.items())
@@ -61,7 +67,7 @@ class Vocabulary:
             raise OVSDinoError('no classes given: name at least one, as in --classes "road, car, sky"')
         if len(entries) > MAX_CLASSES:
             raise OVSDinoError(f"{len(entries)} classes given; at most {MAX_CLASSES} are supported")
-        names = tuple(_check(name, "class name").strip() for name, _ in entries)
+        names = tuple(_checked(name, "class name").strip() for name, _ in entries)
         seen: dict[str, str] = {}
         for name in names:
             key = " ".join(name.casefold().split())
@@ -71,23 +77,28 @@ class Vocabulary:
         return cls(names, tuple(_texts(name, words) for name, (_, words) in zip(names, entries, strict=True)))
 
 
-def background_threshold(background: float | bool | None, classes: int) -> float | None:
+def background_threshold(background: float | bool | None, names: Sequence[str]) -> float | None:
     """The probability below which a pixel is background, or None for no background.
 
     Args:
         background: the user's number; True stands for `DEFAULT_BACKGROUND`, None and False for no background.
-        classes: how many classes there are.
+        names: names of the classes.
 
     Raises:
-        OVSDinoError: not within 0..1, or a single class.
+        OVSDinoError: not within 0..1, a single class, or a class called "background": there would be two.
     """
     if background is None or background is False:
         return None
     value = DEFAULT_BACKGROUND if background is True else float(background)
     if not 0.0 < value < 1.0:
         raise OVSDinoError(f"background is {value:g}: expected a probability between 0 and 1")
-    if classes < 2:
+    if len(names) < 2:
         raise OVSDinoError("background needs two classes or more: the probability of a single one is always 1")
+    if any(name.casefold() == BACKGROUND for name in names):
+        raise OVSDinoError(
+            f'a class is called "{BACKGROUND}", as what is below the threshold will be: rename it, or leave out the '
+            "threshold"
+        )
     return value
 
 
@@ -100,18 +111,19 @@ def _texts(name: str, words: object) -> tuple[str, ...]:
         words = (words,)
     if not isinstance(words, Sequence) or not words:
         raise OVSDinoError(f"class {name!r}: expected a text or a non-empty list of texts, got {words!r}")
-    return tuple(_check(word, f"text of class {name!r}") for word in words)
+    return tuple(_checked(word, f"text of class {name!r}") for word in words)
 
 
-def _check(text: object, what: str) -> str:
+def _checked(text: object, what: str) -> str:
     if not isinstance(text, str):
         raise OVSDinoError(f"{what} is {text!r}: expected text")
     if not text.strip():
         raise OVSDinoError(f"empty {what}: remove the stray comma or give a word")
     if len(text) > MAX_NAME_LENGTH:
         raise OVSDinoError(f"{what} has {len(text)} characters, at most {MAX_NAME_LENGTH}: {text[:40]!r}...")
-    # Other than printable: control characters (NUL), lone surrogates, and the like. Joined emoji (ZWJ) stay allowed.
-    bad = next((c for c in text if not c.isprintable() and c not in "\u200d\u00a0\u3000"), None)
+    # Other than printable: control characters (NUL), lone surrogates, and the like. Joined emoji (ZWJ) and what Persian
+    # writes inside words (ZWNJ) stay allowed.
+    bad = next((c for c in text if not c.isprintable() and c not in "\u200c\u200d\u00a0\u3000"), None)
     if bad is not None:
         raise OVSDinoError(f"{what} {text[:40]!r} holds the control character {bad!r}; remove it")
-    return text
+    return unicodedata.normalize("NFC", text)

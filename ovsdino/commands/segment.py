@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,18 +39,16 @@ class Segment(ModelOptions):
     warm-up of reading, resizing, network and labels, without writing the pictures."""
 
     def run(self) -> int:
-        from ovsdino.imageio import expand_paths
+        from ovsdino.io.files import file_identity
         from ovsdino.vocabulary import Vocabulary
 
         vocabulary = Vocabulary.of(self.classes)
-        paths = expand_paths(self.images)
+        paths, entries = self._expand()
         stems = unique_stems(paths)
         for path, stem in zip(paths, stems, strict=True):
             if stem != path.stem:
                 say(f"note: {path}: another image is called {path.stem}, so this one is written as {stem}")
-        inputs = {path.resolve() for path in paths}
-        worker = _Worker(self, vocabulary, inputs)
-        entries: list[dict[str, Any]] = []
+        worker = _Worker(self, vocabulary, {file_identity(path) for path in paths} - {None})
         with progress_bar(len(paths) > 1) as progress:
             task = progress.add_task("segment", total=len(paths))
             for path, stem in zip(paths, stems, strict=True):
@@ -60,11 +59,30 @@ class Segment(ModelOptions):
             print_json({"images": entries, "model": self.model, "device": device})
         return 2 if any("error" in entry for entry in entries) else 0
 
+    def _expand(self) -> tuple[list[Path], list[dict[str, Any]]]:
+        """The files to segment, and an entry for each folder that gives none.
+
+        Raises:
+            OVSDinoError: there is no file at all.
+        """
+        from ovsdino.imageio import expand_paths
+
+        paths: list[Path] = []
+        errors: list[tuple[Path, OVSDinoError]] = []
+        for path in self.images:
+            try:
+                paths += expand_paths([path])
+            except OVSDinoError as error:
+                errors.append((path, error))
+        if not paths:
+            raise errors[0][1] if errors else OVSDinoError("no images given: name at least one file or folder")
+        return paths, [failed(path, error) for path, error in errors]
+
 
 class _Worker:
     """Segments one file after another; the model is loaded when the first readable image is there."""
 
-    def __init__(self, options: Segment, vocabulary: Vocabulary, inputs: set[Path]) -> None:
+    def __init__(self, options: Segment, vocabulary: Vocabulary, inputs: set[Any]) -> None:
         self.options = options
         self.vocabulary = vocabulary
         self.inputs = inputs
@@ -74,15 +92,13 @@ class _Worker:
     def one(self, path: Path, stem: str) -> dict[str, Any]:
         """Reads, segments and writes one image; its JSON entry."""
         from ovsdino.imageio import load_image
+        from ovsdino.io.files import refuse_inputs
 
         try:
             pixels = load_image(path)
-            for kind in ("overlay", "labels"):
-                target = self.options.output / f"{stem}_{kind}.png"
-                if target.resolve() in self.inputs:
-                    raise OVSDinoError(f"{path}: its result would replace the input {target}; choose another --output")
+            refuse_inputs((self.options.output / f"{stem}_{kind}.png" for kind in ("overlay", "labels")), self.inputs)
         except OVSDinoError as error:
-            return self._failed(path, error)
+            return failed(path, error)
         if self.segmenter is None:
             self.segmenter = self.options.load()
         options: dict[str, Any] = {
@@ -97,17 +113,19 @@ class _Worker:
             result = self.segmenter.segment(path if self.options.json else pixels, self.vocabulary, **options)
             written = result.save(self.options.output, stem)
         except OVSDinoError as error:
-            return self._failed(path, error)
+            return failed(path, error)
         found = result.to_dict()
         if not self.options.json:
             shares = sorted(found["classes"], key=lambda entry: -entry["fraction"])
             listed = ", ".join(f"{entry['name']} {entry['fraction']:.1%}" for entry in shares if entry["fraction"] > 0)
-            print(f"{path} -> {written['overlay']}: {listed}", flush=True)
+            print(f"{one_line(path)} -> {one_line(written['overlay'])}: {listed}", flush=True)
         return {"path": str(path), "output": str(written["overlay"]), "labels": str(written["labels"]), **found}
 
-    def _failed(self, path: Path, error: OVSDinoError) -> dict[str, Any]:
-        say(f"error: {error}")
-        return {"path": str(path), "error": one_line(error)}
+
+def failed(path: Path, error: OVSDinoError) -> dict[str, Any]:
+    """Say what is wrong with a path, and return its JSON entry."""
+    say(f"error: {error}")
+    return {"path": str(path), "error": one_line(error)}
 
 
 def unique_stems(paths: Sequence[Path]) -> list[str]:
@@ -115,12 +133,12 @@ def unique_stems(paths: Sequence[Path]) -> list[str]:
 
     Case does not count, for file systems that ignore it. The same file given twice keeps its name.
     """
-    owners: dict[str, Path] = {}
+    owners: dict[str, str] = {}
     stems = []
     for path in paths:
         candidates = [path.stem, f"{path.stem}_{path.suffix[1:].lower()}"] if path.suffix else [path.stem]
         candidates += [f"{path.stem}_{number}" for number in range(2, len(paths) + 2)]
-        identity = path.resolve()
+        identity = os.path.realpath(path)
         stem = next(name for name in candidates if owners.setdefault(name.casefold(), identity) == identity)
         stems.append(stem)
     return stems

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import unicodedata
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,7 +109,8 @@ class HashedTextTower(TextTower):
 
     def tokenize(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Returns bucket ids (n, words, pieces), -1 where there is none, and word mask (n, words)."""
-        split = [re.findall(r"\w+", name.lower().replace("_", " "))[:WORDS_MAX] or [""] for name in names]
+        composed = (unicodedata.normalize("NFC", name).lower().replace("_", " ") for name in names)
+        split = [re.findall(r"\w+", name)[:WORDS_MAX] or [""] for name in composed]
         words = max(len(s) for s in split)
         ids = torch.full((len(split), words, PIECES_MAX), -1)
         for row, parts in enumerate(split):

@@ -148,7 +148,7 @@ def test_an_input_is_never_overwritten(street: Path, tmp_path: Path, capsys: pyt
     before = victim.read_bytes()
     args = ["segment", street, victim, "--classes", "road,sky", "--output", tmp_path, "--json", *FAST]
     code, data, _ = run_json(capsys, *args)
-    assert code == 2 and "would replace the input" in data["images"][0]["error"]
+    assert code == 2 and "would replace an input" in data["images"][0]["error"]
     assert victim.read_bytes() == before
 
 

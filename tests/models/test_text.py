@@ -21,6 +21,12 @@ def test_encoding_ignores_case_and_padding_of_the_batch():
     torch.testing.assert_close(alone, padded)
 
 
+def test_an_accent_is_one_word_however_it_is_written():
+    tower = HashedTextTower(32, 16, 128).eval()
+    composed, decomposed, bare = tower.encode(["caf\u00e9 noir", "cafe\u0301 noir", "cafe noir"])
+    assert torch.equal(composed, decomposed) and not torch.allclose(composed, bare)
+
+
 def test_word_order_and_every_word_count():
     tower = HashedTextTower(32, 16, 128).eval()
     torch.nn.init.normal_(tower.position)

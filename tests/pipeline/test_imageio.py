@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +96,132 @@ def test_odd_images_become_the_expected_pixels(
     np.testing.assert_array_equal(got, expected())
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_a_damaged_exif_block_does_not_cost_the_picture(kind: str) -> None:
+    data = io.BytesIO()
+    options = {"lossless": True} if kind == "WEBP" else {}
+    Image.fromarray(PIXELS).save(
+        data, kind, exif=b"Exif\0\0not a TIFF header" if kind == "JPEG" else b"rubbish", **options
+    )
+    got = load_image(data.getvalue())
+    assert got.shape == PIXELS.shape and (kind == "JPEG" or (got == PIXELS).all())
+
+
+def png(samples: np.ndarray, depth: int, colour_type: int, transparent: tuple[int, ...]) -> bytes:
+    """A PNG made by hand after its specification: Pillow writes no grey of 2 bits and no key of 16."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = samples.shape[:2]
+    bits = (samples.reshape(height, -1, 1) >> np.arange(depth)[::-1]) & 1
+    rows = b"".join(b"\0" + np.packbits(row.ravel().astype(np.uint8)).tobytes() for row in bits)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    key = struct.pack(f">{len(transparent)}H", *transparent)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        (chunk(b"IHDR", header), chunk(b"tRNS", key), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_transparent_grey_of_a_png_is_white_at_every_depth(depth: int) -> None:
+    top = 2**depth - 1
+    samples = np.array([[0, 1, top // 2, top]] * 2)
+    for key in (0, 1, top):
+        expected = np.where(samples == key, 255, np.rint(samples * 255 / top))
+        np.testing.assert_array_equal(load_image(png(samples, depth, 0, (key,)))[:, :, 1], expected)
+
+
+def test_the_transparent_colour_of_a_16_bit_png_is_white() -> None:
+    samples = np.array([[[2560, 5120, 7680], [0, 0, 0], [65535, 0, 0]]] * 2)  # the low bytes of the first are 0 too
+    found = load_image(png(samples, 16, 2, (2560, 5120, 7680)))
+    np.testing.assert_array_equal(found[0], [[255, 255, 255], [0, 0, 0], [255, 0, 0]])
+
+
+def test_white_is_zero_is_undone_in_16_bits_and_in_floats(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    for values in (65535 - GREY.astype(np.uint16) * 257, 1 - GREY.astype(np.float32) / 255, 255 - GREY):
+        tifffile.imwrite(tmp_path / "w.tif", values, photometric="miniswhite")
+        np.testing.assert_array_equal(load_image(tmp_path / "w.tif"), grey_rgb())
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+@pytest.mark.parametrize("kind", ["grey", "grey and alpha", "colour"])
+def test_a_tiff_is_read_rightly_or_refused(
+    kind: str, dtype: type, planes: str, compression: str | None, order: str, tmp_path: Path
+) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    rgb = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    scale = {np.uint8: 1, np.uint16: 257, np.int16: 128, np.float32: 1 / 255}[dtype]
+    opaque = np.full((20, 24), 255)
+    channels = {"grey": rgb[..., 0], "grey and alpha": np.dstack([rgb[..., 0], opaque]), "colour": rgb}[kind]
+    values = (channels * float(scale)).astype(dtype)
+    options = {} if kind == "grey" else {"planarconfig": planes}
+    if kind == "grey and alpha":
+        options["extrasamples"] = ["unassalpha"]
+    if planes == "separate" and kind != "grey":
+        values = np.ascontiguousarray(np.moveaxis(values, -1, 0))
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        values,
+        photometric="rgb" if kind == "colour" else "minisblack",
+        compression=compression,
+        byteorder=order,
+        **options,
+    )
+    try:
+        got = load_image(tmp_path / "a.tif")
+    except OVSDinoError as error:
+        assert "PNG" in str(error) or "raw mode" in str(error)
+        assert (kind, dtype) != ("colour", np.uint8)  # what a camera or a scanner writes
+        return
+    np.testing.assert_array_equal(got, rgb if kind == "colour" else np.repeat(rgb[..., :1], 3, axis=2))
+
+
+def test_a_value_that_a_resize_pushed_over_the_end_is_taken_and_one_beyond_is_named() -> None:
+    values = PIXELS.astype(np.float32) / 255
+    values[0, 0] = (np.nextafter(np.float32(1), np.float32(2)), -1e-7, 0.0)
+    np.testing.assert_array_equal(load_image(values), PIXELS)
+    values[0, 0, 0] = 1.01
+    with pytest.raises(OVSDinoError, match=r"span -1e-07..1.01; expected 0..1"):
+        load_image(values)
+
+
+def test_a_pil_image_of_a_cut_off_file_is_refused_as_its_path_is(tmp_path: Path) -> None:
+    Image.fromarray(np.tile(PIXELS, (40, 40, 1))).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
+    for source in (tmp_path / "cut.jpg", Image.open(tmp_path / "cut.jpg")):
+        with pytest.raises(OVSDinoError, match=r"cut\.jpg: damaged or cut-off image: image file is truncated"):
+            load_image(source)
+
+
+def test_bytes_and_open_files_are_read_as_their_path_is(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", data)
+    with (
+        open(tmp_path / "a.png", "rb") as file,
+        zipfile.ZipFile(tmp_path / "a.zip") as archive,
+        archive.open("a.png") as member,
+    ):
+        for source in (data, bytearray(data), io.BytesIO(data), file, member):
+            np.testing.assert_array_equal(load_image(source), PIXELS)
+    for broken, words in ((b"", "empty"), (b"GIF89a", "not a JPEG"), (data[:40], "a damaged PNG|cut-off")):
+        with pytest.raises(OVSDinoError, match=f"^a.zip/b.png: .*({words})"):
+            load_image(broken, name="a.zip/b.png")
+
+
+def test_a_copy_shares_no_memory_with_the_frame_it_was_made_of() -> None:
+    for frame in (PIXELS.copy(), torch.from_numpy(PIXELS.copy()).permute(2, 0, 1)):
+        pixels = load_image(frame, copy=True)
+        frame[:] = 7
+        np.testing.assert_array_equal(pixels, PIXELS)
+
+
 def test_cmyk_jpeg_is_not_inverted(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), (250, 30, 30)).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
     assert np.abs(load_image(tmp_path / "cmyk.jpg").astype(int) - (250, 30, 30)).max() < 12
@@ -156,9 +286,6 @@ def test_wrong_sources_are_refused_with_the_mend(source: object, words: str) -> 
 
 def write_bomb(path: Path) -> None:
     """A PNG that claims 50 000 x 50 000 pixels."""
-    import struct
-    import zlib
-
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
@@ -172,6 +299,10 @@ BROKEN: list[tuple[str, Callable[[Path], object]]] = [
     ("animated.gif", lambda p: Image.new("RGB", (4, 4)).save(p)),
     ("bomb.png", write_bomb),
     ("fifo.jpg", os.mkfifo),
+    ("loop.jpg", lambda p: p.symlink_to(p.name)),
+    ("dangling.jpg", lambda p: p.symlink_to("nothing")),
+    ("x" * 300 + ".jpg", lambda p: None),
+    ("x.jpg/under_a_file.jpg", lambda p: p.parent.write_bytes(b"x")),
     ("large_int.tif", lambda p: Image.fromarray(np.full((2, 2), 70_000, np.int32)).save(p)),
 ]
 
@@ -185,6 +316,11 @@ def test_bad_files_end_in_one_line_with_their_name(
         load_image(tmp_path / name)
     assert name in str(caught.value) and "\n" not in str(caught.value)
     assert not recwarn.list
+
+
+def test_the_password_of_an_address_is_not_shown() -> None:
+    with pytest.raises(OVSDinoError, match=r"^http://\*\*\*@example\.org/a\.jpg: addresses are not fetched"):
+        load_image("http://me:secret@example.org/a.jpg")
 
 
 def test_mutated_files_never_raise_anything_else(tmp_path: Path) -> None:
@@ -211,11 +347,15 @@ def test_mutated_files_never_raise_anything_else(tmp_path: Path) -> None:
 
 
 def test_folders_are_replaced_by_their_images_in_order(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpg", "notes.txt"):
+    names = ("b.PNG", "a.jpg", "notes.txt", "._a.jpg", ".DS_Store", "Thumbs.db", ".half.12.0123abcd.tmp.jpg")
+    for name in (*names, "\udce9.jpg"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "sub.png").mkdir()
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "c.jpg").symlink_to("c.jpg")
     other = tmp_path / "notes.txt"
-    assert expand_paths([other, tmp_path]) == [other, tmp_path / "a.jpg", tmp_path / "b.PNG"]
+    inside = [tmp_path / name for name in ("a.jpg", "b.PNG", "c.jpg", "\udce9.jpg")]
+    assert expand_paths([other, tmp_path]) == [other, *inside]
 
 
 def test_no_images_and_an_empty_folder_are_refused(tmp_path: Path) -> None:

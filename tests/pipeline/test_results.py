@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import ovsdino
 from ovsdino.errors import OVSDinoError
 from ovsdino.overlay import class_colours
 from ovsdino.results import Segmentation
@@ -137,6 +140,66 @@ def test_save_writes_both_pictures(tmp_path: Path) -> None:
     written = result().save(tmp_path / "new" / "folder", "a")
     assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["a_labels.png", "a_overlay.png"]
     assert set(written) == {"overlay", "labels"}
+
+
+def test_save_in_a_loop_writes_each_image_under_its_own_name(tmp_path: Path) -> None:
+    for source in ("in/b.jpg", "in/a.jpg", "in/b.jpg"):
+        result(source=source).save(tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("*_labels.png")) == ["a_labels.png", "b_labels.png"]
+
+
+def test_save_numbers_pixels_without_a_file_and_replaces_none(tmp_path: Path) -> None:
+    for count in range(1, 8):
+        result(labels=LABELS if count % 2 else LABELS[:, ::-1].copy()).save(tmp_path)
+    names = ["image", *(f"image_{number}" for number in range(2, 8))]
+    assert {p.name for p in tmp_path.glob("*_labels.png")} == {f"{name}_labels.png" for name in names}
+    for number, name in enumerate(names, 1):
+        with Image.open(tmp_path / f"{name}_labels.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), LABELS if number % 2 else LABELS[:, ::-1])
+    (tmp_path / "image_3_labels.png").unlink()
+    result().save(tmp_path)
+    assert len(list(tmp_path.glob("*_labels.png"))) in (7, 8)  # a gap may be filled, never a file replaced
+
+
+def test_a_result_does_not_replace_the_image_it_was_made_of(tmp_path: Path) -> None:
+    source = tmp_path / "a_labels.png"
+    Image.new("RGB", (4, 2)).save(source)
+    before = source.read_bytes()
+    (tmp_path / "link.png").symlink_to(source)
+    one = result(source=str(tmp_path / "link.png"))
+    for write in (lambda: one.to_png(source), lambda: one.save(tmp_path, "a")):
+        with pytest.raises(OVSDinoError, match="would replace an input"):
+            write()
+    assert source.read_bytes() == before and sorted(os.listdir(tmp_path)) == ["a_labels.png", "link.png"]
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_a_result_does_not_change_when_the_frame_is_written_over(kind: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    frame = pixels.copy()
+    given = frame if kind == "array" else torch.from_numpy(frame).permute(2, 0, 1)
+    found = ovsdino.load("nano", "cpu", short_side=64).segment(given, "road, sky")
+    before = np.asarray(found.overlay())
+    frame[:] = 0
+    np.testing.assert_array_equal(found.image, pixels)
+    np.testing.assert_array_equal(np.asarray(found.overlay()), before)
+
+
+def test_a_result_knows_the_file_of_its_image(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "street.png")
+    segmenter = ovsdino.load("nano", "cpu", short_side=64)
+    opened = Image.open(tmp_path / "street.png")
+    images = [tmp_path / "street.png", opened, (tmp_path / "street.png").read_bytes(), np.zeros((64, 64, 3), np.uint8)]
+    found = segmenter.segment_batch(images, "road, sky")
+    assert [one.source for one in found] == [str(tmp_path / "street.png")] * 2 + [None] * 2
+
+
+def test_two_labels_called_background_are_refused() -> None:
+    with pytest.raises(ValueError, match="a class is called 'background', as the label 3 is"):
+        result(names=("road", "Background", "moon"))
+    assert result(names=("road", "sky", "background"), background=False, labels=LABELS % 3).mask(
+        "background"
+    ).any() is (np.False_)
 
 
 @pytest.mark.parametrize("labels", [LABELS.astype(float), LABELS[0], np.array([[4]]), np.array([[-1]])])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.vocabulary import MAX_CLASSES, Vocabulary
+from ovsdino.vocabulary import MAX_CLASSES, Vocabulary, background_threshold
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,10 @@ from ovsdino.vocabulary import MAX_CLASSES, Vocabulary
         (["bed "], ("bed",), (("bed ",),)),  # benchmarks hold names with spaces: the model reads them verbatim
         (("天空", "👩‍🌾 farmer"), ("天空", "👩‍🌾 farmer"), (("天空",), ("👩‍🌾 farmer",))),
         ((name for name in ("a", "b")), ("a", "b"), (("a",), ("b",))),
+        ("空，道路、车｜汽车", ("空", "道路", "车"), (("空",), ("道路",), ("车", "汽车"))),
+        ("\ufeffroad, sky", ("road", "sky"), (("road",), ("sky",))),  # of a file that an editor began with a mark
+        (["cafe\u0301", "A\u030a"], ("caf\u00e9", "\u00c5"), (("caf\u00e9",), ("\u00c5",))),
+        (["می\u200cخواهم"], ("می\u200cخواهم",), (("می\u200cخواهم",),)),  # Persian writes a joiner inside words
     ],
 )
 def test_class_lists_become_names_and_texts(
@@ -39,6 +43,8 @@ def test_class_lists_become_names_and_texts(
         ("car|", "empty"),
         (["car", "Car "], "twice"),
         ("a b, A  b", "twice"),
+        ("caf\u00e9, cafe\u0301", "twice"),
+        ("road，", "empty"),
         (["nul\0"], "control character"),
         (["line\nbreak"], "control character"),
         (["x" * 301], "at most 300"),
@@ -56,3 +62,10 @@ def test_bad_class_lists_are_refused_in_one_line(classes: object, words: str) ->
     with pytest.raises(OVSDinoError) as caught:
         Vocabulary.of(classes)  # type: ignore[arg-type]
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_class_called_background_and_a_threshold_do_not_go_together() -> None:
+    assert background_threshold(0.3, ("road", "sky")) == 0.3 and background_threshold(True, ("road", "sky")) == 0.5
+    assert background_threshold(None, ("Background", "sky")) is None
+    with pytest.raises(OVSDinoError, match='a class is called "background", as what is below the threshold will be'):
+        background_threshold(0.3, ("Background", "sky"))
