@@ -255,7 +255,8 @@ def _transparent_colour(image: Image.Image) -> Any:
     A colour of 16 bits a channel is compared in 8, as its pixels are.
     """
     key = image.info.get("transparency")
-    rawmode = image.tile[0][3] if image.format == "PNG" and image.tile else ""
+    tiles = getattr(image, "tile", None)  # of a file whose pixels are not decoded yet
+    rawmode = tiles[0][3] if image.format == "PNG" and tiles else ""
     if isinstance(key, int):
         return key * {"L;2": 85, "L;4": 17}.get(str(rawmode), 1)
     if isinstance(key, tuple) and (rawmode == "RGB;16B" or max(key, default=0) > 255):
