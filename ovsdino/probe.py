@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ovsdino.data.bsds import BoundarySample, BsdsDataset, boundaries
 from ovsdino.errors import OVSDinoError
-from ovsdino.eval.edges import BoundaryScore, OptimalScore
+from ovsdino.eval.edges import BoundaryScore, Matching, OptimalScore
 from ovsdino.io.files import atomic_write
 from ovsdino.models.backbone import normalise
 from ovsdino.ops import preprocess
@@ -132,12 +132,14 @@ def probe(
     val: BsdsDataset,
     *,
     limit: int | None = None,
+    matching: Matching = "one-to-one",
     progress: Callable[[int, int], None] | None = None,
 ) -> Probe:
     """Trains a readout for every layer on `train`, scores it on `val`.
 
     Args:
         limit: take the first so many images of each only.
+        matching: see `BoundaryScore`.
         progress: called with (done, total) after each image.
 
     Raises:
@@ -179,7 +181,7 @@ def probe(
         for name, strength in maps.items():
             size = tuple(sample.image.shape[:2])
             fine = F.interpolate(strength[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-            scores.setdefault(name, BoundaryScore()).update(fine, marked)
+            scores.setdefault(name, BoundaryScore(matching)).update(fine, marked)
         step()
     best = {name: scores[name].best() for name in [*readouts, SAE_BOUNDARY, GRADIENT] if name in scores}
     rows = [_row(name, score, pairs.get(name), name in readouts) for name, score in best.items()]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ovsdino.commands.common import ModelOptions, print_json, progress_bar
+from ovsdino.commands.common import ModelOptions, print_json, progress_bar, say
 from ovsdino.commands.data import data_root
 from ovsdino.errors import OVSDinoError
 
@@ -106,6 +106,9 @@ class Eval(ModelOptions):
                 )
             if not shard.first:
                 return 0
+        if dataset.ids is not None:
+            for line in dataset.ids.problems() + dataset.ids.notes():
+                say(f"note: {self.dataset} {self.split}: {line}")
         settings = (
             {"name": "native", "short_side": segmenter.short_side, **native}
             if protocol is None

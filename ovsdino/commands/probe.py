@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ovsdino.commands.common import ModelOptions, print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError
@@ -24,6 +24,9 @@ class ProbeLayers(ModelOptions):
     """Folder with bsds500_train.zip and bsds500_val.zip, or BSDS500's own folders. Default: $OVSDINO_DATA."""
     limit: int | None = None
     """Take the first N images of each split only."""
+    matching: Literal["one-to-one", "nearest"] = "one-to-one"
+    """one-to-one matches boundary pixels with each annotator's as BSDS500's benchmark does; nearest lets pixels share a
+    partner: faster, and kinder."""
     output: Path = Path("probe")
     """Folder for probe_MODEL.csv and probe_MODEL.png."""
     json: bool = False
@@ -47,6 +50,7 @@ class ProbeLayers(ModelOptions):
                 train,
                 val,
                 limit=self.limit,
+                matching=self.matching,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
         table, plot = (self.output / f"probe_{segmenter.name}.{suffix}" for suffix in ("csv", "png"))
@@ -59,6 +63,7 @@ class ProbeLayers(ModelOptions):
             "dataset": self.dataset,
             "model": segmenter.name,
             "short_side": segmenter.short_side,
+            "matching": self.matching,
             **result.to_dict(),
             "csv": str(table),
             "plot": str(plot) if plotted else None,
@@ -74,7 +79,10 @@ def _print_table(result: Probe, report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{report['model']} on BSDS500: {result.train_images} images read, {result.val_images} scored")
+    table = Table(
+        title=f"{report['model']} on BSDS500: {result.train_images} images read, {result.val_images} scored, "
+        f"pixels matched {report['matching']}"
+    )
     table.add_column("layer")
     for header in ("ODS F", "precision", "recall", "local contrast"):
         table.add_column(header, justify="right")

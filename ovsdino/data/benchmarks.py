@@ -32,6 +32,7 @@ from ovsdino.data.labels import (
 )
 from ovsdino.data.segmentation import Entry, SegmentationDataset
 from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import is_litter, read_text
 
 __all__ = ["SPECS", "Benchmark", "Layout", "find_layout", "open_benchmark"]
 
@@ -131,7 +132,7 @@ def _files(folder: Path, suffix: str) -> set[str]:
     """Names of the files in a folder; none where it is missing."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.name.endswith(suffix) and not entry.is_dir()}
+            return {e.name for e in entries if e.name.endswith(suffix) and not e.is_dir() and not is_litter(e.name)}
     except OSError:
         return set()
 
@@ -141,10 +142,8 @@ def _pascal(labels: str, lists: str, table: np.ndarray) -> Callable[[Path, str],
         if not (home / "JPEGImages").is_dir() or not (home / labels).is_dir():
             return None
         listed = home / "ImageSets" / lists / f"{split}.txt"
-        try:
-            stems = [line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise OVSDinoError(f"{listed}: cannot read the list of the split: {error}") from error
+        text = read_text(listed, "list of the split")
+        stems = [line.split()[0] for line in text.splitlines() if line.strip()]
         bad = next((s for s in stems if s != os.path.basename(s) or s in (".", "..") or "\\" in s or "\0" in s), None)
         if bad is not None:
             raise OVSDinoError(f"{listed}: {bad!r} is no image name; the list holds names without folders")
@@ -214,7 +213,9 @@ def _cityscapes(home: Path, split: str) -> Layout | None:
     pictures, truth = home / "leftImg8bit" / split, home / "gtFine" / split
     if not pictures.is_dir() or not truth.is_dir():
         return None
-    cities = sorted(d.name for folder in (pictures, truth) for d in folder.iterdir() if d.is_dir())
+    cities = sorted(
+        d.name for folder in (pictures, truth) for d in folder.iterdir() if d.is_dir() and not is_litter(d.name)
+    )
     found: dict[str, Layout] = {}
     for ending, table in (("_gtFine_labelTrainIds.png", identity(19)), ("_gtFine_labelIds.png", cityscapes_ids())):
         layout = Layout(home, [], [], f"gtFine/*/*{ending}", table)

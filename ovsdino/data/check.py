@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from ovsdino.data.benchmarks import SPECS, dataset_of, find_layout
-from ovsdino.data.labels import UNEXPECTED
 from ovsdino.data.segmentation import SegmentationDataset, open_dataset
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
@@ -119,17 +118,13 @@ def _read(check: Check, dataset: SegmentationDataset, every: bool, sample: int) 
     for index in map(int, indices):
         entry = dataset.entries[index]
         try:
-            raw = dataset.raw_label(index)
-            height, width = dataset.image(index).shape[:2]
+            _, raw = dataset.read(index)
         except OVSDinoError as error:
             broken.append(one_line(error, 300))
             continue
-        if (height, width) != raw.shape:
-            broken.append(f"{entry.image} is {width}x{height}, its label {raw.shape[1]}x{raw.shape[0]}")
-            continue
         classes = dataset.to_classes(raw)
-        for value in np.unique(raw[classes == UNEXPECTED]).tolist():
-            unexpected.setdefault(value, entry.label or entry.image)
+        for unknown in dataset.unknown_ids(raw):
+            unexpected.setdefault(unknown, entry.label or entry.image)
         for value in np.unique(classes).tolist():
             if value < len(dataset.names):
                 check.ids[value] = check.ids.get(value, 0) + 1
@@ -138,6 +133,9 @@ def _read(check: Check, dataset: SegmentationDataset, every: bool, sample: int) 
     check.problems += broken[:SHOWN]
     if len(broken) > SHOWN:
         check.problems.append(f"{len(broken) - SHOWN} more files cannot be used")
+    if dataset.ids is not None:
+        check.problems += dataset.ids.problems()
+        check.notes += dataset.ids.notes()
     if unexpected:
         value, where = next(iter(sorted(unexpected.items())))
         listed = ", ".join(map(str, sorted(unexpected)[:10]))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
-from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import FORMATS, SUFFIXES, load_image
+from ovsdino.data.tree import FileTree
+from ovsdino.errors import OVSDinoError
+from ovsdino.imageio import SUFFIXES
 
 
 class ImageSource:
@@ -31,14 +30,10 @@ class ImageSource:
 
     def __init__(self, source: str | Path) -> None:
         self.source = Path(source)
-        if self.source.is_dir():
-            names = [path.relative_to(self.source).as_posix() for path in self.source.rglob("*")]
-        elif zipfile.is_zipfile(self.source):
-            with zipfile.ZipFile(self.source) as archive:
-                names = archive.namelist()
-        else:
+        if not self.source.is_dir() and not (self.source.is_file() and zipfile.is_zipfile(self.source)):
             raise OVSDinoError(f"{source}: not a folder or zip of images")
-        found = sorted(name for name in names if name.lower().endswith(SUFFIXES))
+        self._tree = FileTree(self.source, contained=False)
+        found = [name for name in self._tree.names() if name.lower().endswith(SUFFIXES)]
         if not found:
             raise OVSDinoError(f"{source}: no image in it (looked for {', '.join(SUFFIXES)})")
         self.names = [name for name in found if "images" in PurePosixPath(name).parts[:-1]] or found
@@ -47,21 +42,12 @@ class ImageSource:
         return len(self.names)
 
     def read(self, name: str) -> np.ndarray:
-        """(H, W, 3) uint8.
+        """Return an image, (H, W, 3) uint8.
 
         Raises:
             OVSDinoError: the image cannot be read.
         """
-        if self.source.is_dir():
-            return load_image(self.source / name)
-        try:
-            with (
-                zipfile.ZipFile(self.source) as archive,
-                Image.open(io.BytesIO(archive.read(name)), formats=FORMATS) as picture,
-            ):
-                return load_image(picture)
-        except Exception as error:  # decoders raise whatever a broken byte leads to
-            raise OVSDinoError(f"{self.source}: cannot read {name}: {one_line(error, 120)}") from error
+        return self._tree.image(name)
 
 
 def open_images(sources: Sequence[str | Path]) -> Iterator[np.ndarray]:

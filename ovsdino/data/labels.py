@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.data.rle import checked_rle, pycocotools_mask
+from ovsdino.errors import OVSDinoError
+from ovsdino.imageio import MAX_PIXELS
+from ovsdino.io.files import read_json, reading
 
 IGNORE_INDEX = 255
+BYTE_CLASSES = 255  # what a byte holds beside `IGNORE_INDEX`
+WIDE_IGNORE_INDEX = 65535  # of data sets with more classes, whose label maps have 16 bits
+MAX_CLASSES = 5000  # their confusion matrix takes 200 MB
 UNEXPECTED = 254  # table entry of an id that the data set does not have
+
+MAX_OUTLINE = 1_000_000  # pixels around a polygon: pycocotools takes 100 bytes for each
 
 # COCO's 91 thing ids lack these eleven (ids as in the stuff-thing maps, one below COCO's own category ids)
 COCO_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
@@ -59,6 +66,70 @@ def coco_object_ids() -> np.ndarray:
     return table({**dict.fromkeys((*COCO_STUFF_IDS, IGNORE_INDEX), 0), **things})
 
 
+class IdCount:
+    """Count the pixels of each id in label maps whose ids are class indices.
+
+    Args:
+        classes: K.
+        ignore_index: The id of pixels without a label.
+
+    Attributes:
+        pixels: id to its number of pixels.
+    """
+
+    def __init__(self, classes: int, ignore_index: int = IGNORE_INDEX) -> None:
+        self.classes = classes
+        self.ignore_index = ignore_index
+        self.pixels: Counter[int] = Counter()
+
+    def update(self, raw: np.ndarray) -> None:
+        """Add a label map, (H, W) integers."""
+        if raw.dtype == np.uint8:
+            counts = np.bincount(raw.ravel(), minlength=1)
+            values = np.flatnonzero(counts)
+            counts = counts[values]
+        else:
+            values, counts = np.unique(raw, return_counts=True)
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            self.pixels[value] += count
+
+    def problems(self) -> list[str]:
+        """Return what makes it likely that the ids are no class indices, a line each."""
+        seen, count = set(self.pixels), self.classes
+        if seen and not any(0 <= value < count for value in seen):
+            return [f"no pixel of the labels holds a class: expected ids 0 to {count - 1}, found {_listed(seen)}"]
+        if seen == {0, 255} and self.ignore_index == 255 and count > 1:
+            return [
+                f"the labels hold only 0 and 255, and the {self._share([255])} that are 255 count as no label: in a "
+                "mask of 0 and 255 write 1 for 255"
+            ]
+        if count in seen and seen <= {*range(1, count + 1), self.ignore_index}:
+            return [
+                f"the labels hold 1 to {count} and never 0, and the {self._share([count])} that are {count} count as "
+                f"no label: ids are class indices, 0 to {count - 1}, so take 1 from each"
+            ]
+        return []
+
+    def notes(self) -> list[str]:
+        """Return which share of the pixels is ignored, a line for each reason."""
+        lines = []
+        foreign = [value for value in self.pixels if not 0 <= value < self.classes and value != self.ignore_index]
+        if foreign:
+            lines.append(f"{self._share(foreign)} hold ids that are no class ({_listed(foreign)}): ignored")
+        if self.pixels[self.ignore_index]:
+            lines.append(f"{self._share([self.ignore_index])} hold {self.ignore_index}, which is no label: ignored")
+        return lines
+
+    def _share(self, values: Iterable[int]) -> str:
+        part = sum(self.pixels[value] for value in values) / self.pixels.total()
+        return f"{part:.1%} of the label pixels"
+
+
+def _listed(values: Iterable[int]) -> str:
+    ordered = sorted(values)
+    return ", ".join(map(str, ordered[:10])) + (", ..." if len(ordered) > 10 else "")
+
+
 class CocoInstances:
     """Instance annotations of a COCO split, painted as background and 80 things.
 
@@ -74,22 +145,17 @@ class CocoInstances:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            data = json.loads(path.read_bytes())
-        except OSError as error:
-            raise OVSDinoError(f"{path}: cannot read the annotations: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise OVSDinoError(f"{path}: not JSON: {one_line(error, 100)}; fetch it again") from error
+        data = read_json(path, "file of COCO instance annotations", "fetch it again")
         self.images: dict[str, tuple[int, int, int]] = {}
         self.annotations: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
-        try:
+        with reading(path, "file of COCO instance annotations"):
             for image in data["images"]:
-                size = int(image["height"]), int(image["width"])
-                self.images[str(image["file_name"])] = (int(image["id"]), *size)
+                height, width = int(image["height"]), int(image["width"])
+                if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
+                    raise ValueError(f"an image of {width}x{height} pixels; expected 1 to {MAX_PIXELS:,}")
+                self.images[str(image["file_name"])] = (int(image["id"]), height, width)
             for annotation in data["annotations"]:
                 self.annotations[int(annotation["image_id"])].append(annotation)
-        except (TypeError, KeyError, ValueError) as error:
-            raise OVSDinoError(f"{path}: no COCO instance annotations ({one_line(repr(error), 80)})") from error
 
     def paint(self, file_name: str) -> np.ndarray:
         """(H, W) uint8: 0 background, 1..80 things.
@@ -97,28 +163,22 @@ class CocoInstances:
         Raises:
             OVSDinoError: pycocotools is missing, the image is not in the file, or an annotation is broken.
         """
-        try:
-            from pycocotools import mask as coco
-        except ImportError as error:
-            raise OVSDinoError(
-                "painting COCO's instances needs pycocotools: pip install 'ovsdino[train]' or pip install pycocotools"
-            ) from error
+        coco = pycocotools_mask()
         if file_name not in self.images:
             raise OVSDinoError(f"{self.path}: has no image {file_name}")
         identity, height, width = self.images[file_name]
         classes = {label + 1: index + 1 for index, label in enumerate(COCO_THING_IDS)}
         layers = []
         for annotation in self.annotations[identity]:
-            try:
-                code = _run_lengths(annotation["segmentation"], height, width, coco)
-                layers.append(
-                    (not annotation.get("iscrowd"), -int(coco.area(code)), classes[annotation["category_id"]], code)
-                )
-            except (TypeError, KeyError, ValueError, IndexError) as error:
-                number = annotation.get("id") if isinstance(annotation, dict) else None
-                raise OVSDinoError(
-                    f"{self.path}: annotation {number} is broken: {one_line(repr(error), 80)}"
-                ) from error
+            number = annotation.get("id") if isinstance(annotation, dict) else None
+            where = f"{self.path}: annotation {number}"
+            with reading(where, "COCO instance"):
+                try:
+                    code = _run_lengths(annotation["segmentation"], height, width, coco)
+                except OVSDinoError as error:  # run lengths that do not fit
+                    raise OVSDinoError(f"{where}: {error}") from error
+                index = classes[annotation["category_id"]]
+                layers.append((not annotation.get("iscrowd"), -int(coco.area(code)), index, code))
         label = np.zeros((height, width), np.uint8)
         for *_, index, code in sorted(layers, key=lambda layer: layer[:2]):
             label[coco.decode(code) > 0] = index
@@ -126,21 +186,22 @@ class CocoInstances:
 
 
 def _run_lengths(segmentation: Any, height: int, width: int, coco: Any) -> Any:
-    """pycocotools' code of polygons or uncompressed run lengths, checked first: its C code trusts its input."""
+    """Return pycocotools' code of polygons or run lengths, checked first: its C code trusts its input.
+
+    What of a polygon lies outside the image is cut off after it is filled, as pycocotools does.
+    """
     if isinstance(segmentation, dict):
-        counts = [int(v) for v in segmentation["counts"]] if isinstance(segmentation["counts"], list) else None
-        if counts is None or list(segmentation["size"]) != [height, width]:
-            raise ValueError("run lengths of another size, or compressed")
-        if min(counts, default=0) < 0 or sum(counts) != height * width:
-            raise ValueError("run lengths do not fill the image")
-        return coco.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
+        return checked_rle(segmentation, height, width)
     polygons = []
     for points in segmentation:
         values = [float(v) for v in points]
         if len(values) < 6 or len(values) % 2 or not all(map(math.isfinite, values)):
             raise ValueError("a polygon needs three points or more")
-        corners = np.array(values).reshape(-1, 2).clip(0, (width, height))
-        polygons.append(corners.ravel().tolist())
+        corners = np.array(values).reshape(-1, 2)
+        outline = float(np.abs(corners - np.roll(corners, 1, axis=0)).sum())
+        if np.abs(corners).max() > MAX_OUTLINE or outline > MAX_OUTLINE:
+            raise ValueError(f"a polygon whose outline or corners exceed {MAX_OUTLINE:,} pixels")
+        polygons.append(values)
     if not polygons:
         raise ValueError("no polygon")
     return coco.merge(coco.frPyObjects(polygons, height, width))

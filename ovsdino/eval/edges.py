@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from scipy.spatial import cKDTree
 from torch import Tensor
 
-__all__ = ["TOLERANCE", "BoundaryScore", "OptimalScore", "spread", "thin"]
+from ovsdino.errors import OVSDinoError
+
+__all__ = ["MATCHINGS", "TOLERANCE", "BoundaryScore", "Matching", "OptimalScore", "match_strongest", "spread", "thin"]
+
+Matching = Literal["one-to-one", "nearest"]
+MATCHINGS = get_args(Matching)
 
 TOLERANCE = 0.0075  # of the image diagonal, BSDS500's
 
@@ -26,23 +35,35 @@ class OptimalScore:
 
 
 class BoundaryScore:
-    """ODS F on BSDS500's terms (Martin, Fowlkes, Malik 2004; Arbeláez et al. 2011), with one simplification.
+    """ODS F on BSDS500's terms (Martin, Fowlkes, Malik 2004; Arbeláez et al. 2011).
 
-    A thinned boundary pixel is right when it lies within 0.0075 of the diagonal of a pixel that *any* annotator
-    marked; an annotator's pixel is found when a boundary pixel above the threshold lies as near. Precision is over all
-    boundary pixels, recall over all pixels of *all* annotators, both summed over the data set, as in the benchmark.
-    The simplification: the benchmark matches pixels one to one; here several may share a partner. Thinning leaves few
-    such, and the scores come out somewhat higher than the benchmark's: compare them with each other only.
+    Precision is the share of the thinned boundary pixels above a threshold that are right: matched with a pixel of
+    *any* annotator within 0.0075 of the diagonal. Recall is the share of all pixels of *all* annotators that are
+    matched. Both are summed over the data set, and the threshold is the one that is best for the whole of it.
+
+    "one-to-one", as in the benchmark: annotator by annotator, a pixel has at most one partner, and as many as possible
+    have one. Two differences are left. Of the largest matchings the benchmark takes the shortest, and this one that of
+    the strongest pixels, which is largest for every threshold at once: recall is the same, and F of the image gradient
+    on BSDS500 val is 0.590 where it is 0.591 with the shortest. And the benchmark thins the map by morphology, once a
+    threshold; here it is `thin`, once.
+
+    "nearest" lets pixels share a partner: five times as fast, and kinder (0.647 where "one-to-one" gives 0.590).
+
+    Args:
+        matching: One of the two.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, matching: Matching = "one-to-one") -> None:
+        if matching not in MATCHINGS:
+            raise OVSDinoError(f"matching is {matching!r}: expected {' or '.join(MATCHINGS)}")
+        self.matching = matching
         self._found: list[np.ndarray] = []
         self._right: list[np.ndarray] = []
         self._reached: list[np.ndarray] = []
         self._weight: list[np.ndarray] = []
 
     def update(self, strength: Tensor, marked: Tensor) -> None:
-        """Adds an image.
+        """Add an image.
 
         Args:
             strength: (H, W) float boundary strength; larger is more of a boundary, on one scale for all images.
@@ -50,13 +71,26 @@ class BoundaryScore:
         """
         radius = TOLERANCE * math.hypot(*strength.shape)
         ridge = thin(strength)
-        near = spread(marked.any(0).float(), radius) > 0
         kept = ridge > float("-inf")
-        votes = marked.sum(0)
-        self._found.append(ridge[kept].numpy())
-        self._right.append(near[kept].numpy())
-        self._reached.append(spread(ridge, radius)[votes > 0].numpy())
-        self._weight.append(votes[votes > 0].numpy())
+        found = ridge[kept].numpy()
+        if self.matching == "nearest":
+            near = spread(marked.any(0).float(), radius) > 0
+            votes = marked.sum(0)
+            right, reached = near[kept].numpy(), spread(ridge, radius)[votes > 0].numpy()
+            weight = votes[votes > 0].numpy()
+        else:
+            points, right = np.argwhere(kept.numpy()), np.zeros(len(found), dtype=bool)
+            matched = [match_strongest(points, found, np.argwhere(drawn), radius) for drawn in marked.numpy()]
+            for indices in matched:
+                right[indices] = True
+            partners = np.concatenate([np.empty(0, np.int64), *matched])
+            # the pixels that nobody reached count with a strength below every threshold
+            reached = np.append(found[partners], np.float32("-inf"))
+            weight = np.append(np.ones(len(partners), np.int64), int(marked.sum()) - len(partners))
+        self._found.append(found)
+        self._right.append(right)
+        self._reached.append(reached)
+        self._weight.append(weight)
 
     def best(self) -> OptimalScore:
         """The score over all images so far; zero when there is no boundary on either side."""
@@ -102,6 +136,37 @@ class BoundaryScore:
         found, right, reached, weight = counts[draws].sum(1).T
         precision, recall = right / np.maximum(found, 1), reached / np.maximum(weight, 1)
         return 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+
+
+def match_strongest(points: np.ndarray, strengths: np.ndarray, drawn: np.ndarray, radius: float) -> np.ndarray:
+    """Return which pixels get a partner of their own when as many as possible do, for every threshold at once.
+
+    The sets of pixels that can all have partners are the independent sets of a matroid. The one of the largest total
+    rank of strengths therefore holds, above each threshold, as many pixels as any matching of the pixels above it.
+
+    Args:
+        points: (N, 2) rows and columns of boundary pixels.
+        strengths: (N,) their strengths.
+        drawn: (M, 2) rows and columns of an annotator's pixels.
+        radius: Largest Euclidean distance of partners.
+
+    Returns:
+        Indices of the matched pixels, sorted.
+    """
+    if not len(points) or not len(drawn):
+        return np.empty(0, np.int64)
+    pairs = cKDTree(points).sparse_distance_matrix(cKDTree(drawn), radius, output_type="coo_matrix")
+    near, rows = np.unique(pairs.row, return_inverse=True)
+    if not len(near):
+        return np.empty(0, np.int64)
+    # beside the annotator's pixels a column for each row, which stands for having no partner and costs the rank
+    count = len(near)
+    rank = np.unique(strengths[near], return_inverse=True)[1]
+    costs = np.concatenate([np.ones(pairs.nnz), rank + 2.0])
+    places = (np.append(rows, np.arange(count)), np.append(pairs.col, len(drawn) + np.arange(count)))
+    graph = csr_matrix((costs, places), shape=(count, len(drawn) + count))
+    taken, partner = min_weight_full_bipartite_matching(graph)
+    return np.sort(near[taken[partner < len(drawn)]])
 
 
 def thin(strength: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ __all__ = [
     "atomic_path",
     "atomic_write",
     "file_identity",
+    "is_litter",
     "lock_folder",
     "read_bytes",
     "read_json",
@@ -36,6 +37,7 @@ __all__ = [
 
 LOCK_NAME = ".ovsdino.lock"
 ORPHAN_AGE_S = 60
+LITTER = (".ds_store", "thumbs.db", "desktop.ini")
 TEMPORARY = re.compile(r"\..*\.\d+\.[0-9a-f]{8}\.tmp(\..*)?", re.DOTALL)  # the names that `atomic_path` makes
 
 
@@ -118,6 +120,16 @@ def read_json(path: str | os.PathLike[str], kind: str, remedy: str = "") -> Any:
     text = read_text(path, kind, remedy)
     with reading(path, kind, remedy):
         return json.loads(text)
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a path is what an operating system leaves beside files: .DS_Store, Thumbs.db, ._x, __MACOSX.
+
+    >>> [is_litter(name) for name in ("images/._a.jpg", "__MACOSX/images/a.jpg", "images/a.jpg")]
+    [True, True, False]
+    """
+    parts = name.replace("\\", "/").split("/")
+    return "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1].lower() in LITTER
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def compose(config: ComposeCaptions) -> list[dict[str, object]]:
     Raises:
         OVSDinoError: see `open_dataset`.
     """
-    dataset = open_dataset(config.dataset, config.root, config.split)
+    dataset = open_dataset(config.dataset, config.root, config.split, byte_labels=True)
     rng = np.random.default_rng(config.seed)
     rows: list[dict[str, object]] = []
     for entry, sample in zip(dataset.entries, dataset, strict=True):

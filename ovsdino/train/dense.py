@@ -121,8 +121,8 @@ class DenseTrainer(Trainer):
 
     def __init__(self, config: TrainConfig, log: Log) -> None:
         super().__init__(config, log)
-        self.train_set = open_dataset(config.data.dataset, config.data.root, config.data.train_split)
-        self.val_set = open_dataset(config.data.dataset, config.data.root, config.data.val_split)
+        self.train_set = open_dataset(config.data.dataset, config.data.root, config.data.train_split, byte_labels=True)
+        self.val_set = open_dataset(config.data.dataset, config.data.root, config.data.val_split, byte_labels=True)
         freeze(self.model.text_tower)
         if not config.train_backbone:
             freeze(self.model.backbone)

@@ -192,7 +192,7 @@ class WeakTrainer(Trainer):
         self.data = WeakDataset(captions, masks, config.data, config.robust, self.model.config.patch_size, config.seed)
         self.val_set = None
         if config.val.root:
-            self.val_set = open_dataset(config.val.dataset, config.val.root, config.val.split)
+            self.val_set = open_dataset(config.val.dataset, config.val.root, config.val.split, byte_labels=True)
         self.prepare(WeakObjective(self.model, config))
         self.texts = TextCache(self.model.text_tower)
         self.sam = self._sam_source()

@@ -148,6 +148,47 @@ def test_coco_object_is_painted_from_instances(tmp_path: Path) -> None:
     assert len(dataset) == 2 and (dataset[1].label == 0).all()  # no instance: all background
 
 
+@pytest.mark.parametrize(
+    "points",
+    [
+        [-3, -2, 4, 1, 2, 6],  # three corners, two of them outside
+        [2, 1, 9, 2, 5, 9],
+        [-5, 2, 11, 2, 11, 3, -5, 3],  # through the whole image
+        [-4, -4, -1, -4, -1, -1, -4, -1],  # all outside
+    ],
+)
+def test_polygons_beyond_the_border_are_cut_after_they_are_filled(tmp_path: Path, points: list[float]) -> None:
+    # expected: the same polygon filled on a canvas with 10 pixels more on each side, and the image cut out
+    from pycocotools import mask as coco
+
+    wide = coco.frPyObjects([[value + 10 for value in points]], 24, 26)
+    expected = coco.decode(coco.merge(wide))[10:14, 10:16]
+    trees.coco_instances(tmp_path, [{"category_id": 1, "segmentation": [points]}])
+    np.testing.assert_array_equal(open_dataset("coco-object", tmp_path)[0].label, expected)
+
+
+def test_damaged_annotations_are_named_in_one_line(tmp_path: Path) -> None:
+    path = trees.coco_instances(
+        tmp_path,
+        [
+            {"category_id": 17, "segmentation": [[1, 1, 3, 1, 3, 3, 1, 3]]},
+            {"category_id": 13, "iscrowd": 1, "segmentation": {"size": [4, 6], "counts": [16, 8]}},
+        ],
+    )
+    sound, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(300):
+        data = bytearray(sound)
+        for spot in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[spot] = rng.choice(list(b'0123456789{}[],:"e-.x\xff'))
+        path.write_bytes(data)
+        try:
+            list(open_dataset("coco-object", tmp_path))
+        except OVSDinoError as error:
+            refused += 1
+            assert str(tmp_path) in str(error) and "\n" not in str(error)
+    assert refused > 150
+
+
 BROKEN: list[tuple[str, Any]] = [
     ("run lengths too long", {"category_id": 1, "segmentation": {"size": [4, 6], "counts": [0, 10**9]}}),
     ("run lengths negative", {"category_id": 1, "segmentation": {"size": [4, 6], "counts": [-24, 48]}}),
@@ -157,6 +198,8 @@ BROKEN: list[tuple[str, Any]] = [
     ("two points", {"category_id": 1, "segmentation": [[0, 0, 1, 1]]}),
     ("odd numbers", {"category_id": 1, "segmentation": [[0, 0, 1, 0, 1, 1, 2]]}),
     ("not numbers", {"category_id": 1, "segmentation": [["a"] * 6]}),
+    ("far outside", {"category_id": 1, "segmentation": [[0, 0, 1e9, 0, 1e9, 1]]}),
+    ("long", {"category_id": 1, "segmentation": [[0, 0, 9e5, 0] * 4]}),
     ("not finite", {"category_id": 1, "segmentation": [[0, 0, 1, 0, 1, float("inf")]]}),
     ("nothing", {"category_id": 1, "segmentation": []}),
     ("no segmentation", {"category_id": 1}),
@@ -167,8 +210,17 @@ BROKEN: list[tuple[str, Any]] = [
 def test_broken_instances_are_named(tmp_path: Path, annotation: dict[str, Any]) -> None:
     trees.coco_instances(tmp_path, [annotation])
     dataset = open_dataset("coco-object", tmp_path)
-    with pytest.raises(OVSDinoError, match=r"instances_val2017\.json: annotation 0 is broken"):
+    with pytest.raises(OVSDinoError, match=r"instances_val2017\.json: annotation 0: "):
         dataset[0]
+
+
+@pytest.mark.parametrize("size", [(0, 6), (-4, 6), (10**9, 10**9)])
+def test_sizes_that_no_image_has_are_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = trees.coco_instances(tmp_path, [])
+    text = path.read_text().replace('"height": 4, "width": 6', f'"height": {size[0]}, "width": {size[1]}')
+    path.write_text(text)
+    with pytest.raises(OVSDinoError, match=r"instances_val2017\.json: .* pixels; expected 1 to"):
+        open_dataset("coco-object", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": 3}', '{"images": [{}], "annotations": []}', "[" * 100_000])
@@ -194,7 +246,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(OVSDinoError, match=r"no cityscapes there; looked for leftImg8bit/val .* gtFine_trainvaltest"):
         open_dataset("cityscapes", tmp_path)
     (tmp_path / "ImageSets" / "Segmentation" / "val.txt").unlink()
-    with pytest.raises(OVSDinoError, match=r"val\.txt: cannot read the list"):
+    with pytest.raises(OVSDinoError, match=r"val\.txt: no such file"):
         open_dataset("voc21", tmp_path)
 
 
@@ -266,7 +318,7 @@ def test_check_says_what_is_missing_broken_or_unexpected(tmp_path: Path, monkeyp
     assert check.ids == {3: 1} and not check.usable
     text = "\n".join(check.problems)
     assert "1 files are missing, e.g. annotations/validation/a.png" in text and "4 of 2000 images" in text
-    assert "annotations/validation/c.png: cannot read this label" in text
+    assert "annotations/validation/c.png: not a readable label map" in text
     assert "images/validation/d.jpg is 6x4, its label 3x3" in text
     assert "ids that ade20k does not have (151), 151 in annotations/validation/b.png" in text
 

@@ -52,8 +52,33 @@ def test_the_authors_own_layout(tmp_path: Path) -> None:
     sample = open_bsds(tmp_path, "val")[0]
     assert sample.stem == "7" and sample.segments.tolist() == [REGIONS.tolist(), (REGIONS + 1).tolist()]
     (data / "groundTruth" / "val" / "7.mat").write_bytes(b"MATLAB no more")
-    with pytest.raises(OVSDinoError, match=r"7\.mat is no ground truth of BSDS500"):
+    with pytest.raises(OVSDinoError, match=r"7\.mat: not a readable ground truth of BSDS500"):
         open_bsds(tmp_path, "val")[0]
+
+
+def test_damaged_mat_files_are_named_in_one_line(tmp_path: Path) -> None:
+    io = pytest.importorskip("scipy.io", reason="needs scipy")
+    data = tmp_path / "BSDS500" / "data"
+    for name in ("images", "groundTruth"):
+        (data / name / "val").mkdir(parents=True)
+    Image.fromarray(np.zeros((3, 3, 3), np.uint8)).save(data / "images" / "val" / "7.jpg")
+    cells = np.empty((1, 1), object)
+    cells[0, 0] = {"Segmentation": REGIONS}
+    path = data / "groundTruth" / "val" / "7.mat"
+    io.savemat(path, {"groundTruth": cells})
+    sound, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for number in range(150):
+        mutant = bytearray(sound[: rng.integers(0, len(sound))] if number % 5 == 0 else sound)
+        for spot in rng.integers(128, len(sound), rng.integers(1, 6)):  # 128 bytes of text lead the file
+            if spot < len(mutant):
+                mutant[spot] = rng.integers(0, 256)
+        path.write_bytes(mutant)
+        try:
+            open_bsds(tmp_path, "val")[0]
+        except OVSDinoError as error:
+            refused += 1
+            assert "7.mat" in str(error) and "\n" not in str(error)
+    assert refused > 50
 
 
 def test_boundaries_by_hand() -> None:
@@ -65,10 +90,10 @@ def test_boundaries_by_hand() -> None:
     ("damage", "message"),
     [
         (lambda s: (s / "segments" / "a_0.png").unlink(), "1 images have no segmentation in segments/, e.g. 'a'"),
-        (lambda s: (s / "segments" / "a_0.png").write_text("no"), r"cannot read segments/a_0\.png"),
+        (lambda s: (s / "segments" / "a_0.png").write_text("no"), r"segments/a_0\.png: not a readable label map"),
         (lambda s: Image.new("L", (4, 3)).save(s / "segments" / "a_0.png"), r"a_0\.png is \(3, 4\), its image is"),
-        (lambda s: Image.new("RGB", (3, 3)).save(s / "segments" / "a_0.png"), "is no map of region ids"),
-        (lambda s: (s / "images" / "a.jpg").write_text("no"), r"cannot read images/a\.jpg"),
+        (lambda s: Image.new("RGB", (3, 3)).save(s / "segments" / "a_0.png"), "3 channels: expected an index PNG"),
+        (lambda s: (s / "images" / "a.jpg").write_text("no"), r"images/a\.jpg: not a JPEG, PNG, .* image"),
     ],
 )
 def test_damage_is_named(folder: Path, damage: object, message: str) -> None:
@@ -83,7 +108,7 @@ def test_nothing_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(OVSDinoError, match="unknown split 'dev' of bsds500; available: train, val, test"):
         open_bsds(tmp_path, "dev")
     (tmp_path / "bsds500_val.zip").write_text("no zip")
-    with pytest.raises(OVSDinoError, match="not a zip file"):
+    with pytest.raises(OVSDinoError, match="not a readable zip file"):
         open_bsds(tmp_path, "val")
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from ovsdino.eval.edges import BoundaryScore, spread, thin
+from ovsdino.errors import OVSDinoError
+from ovsdino.eval.edges import BoundaryScore, match_strongest, spread, thin
 
 
 def test_thinning_keeps_the_crest_of_a_blurred_line() -> None:
@@ -57,6 +60,41 @@ def test_a_perfect_line_scores_one_and_a_wrong_one_nothing() -> None:
         score = BoundaryScore()
         score.update(line(column), drawn(20, 20))
         assert score.best().f == pytest.approx(f)
+
+
+def test_a_partner_is_shared_by_nearest_only() -> None:
+    # 240 x 320: 3 pixels of tolerance. Lines at 20 (strength 1) and 25 (0.8); one person drew 23, within 3 of both, and
+    # another 60. Threshold 1: precision 1, recall 1/2, F 2/3. Threshold 0.5: recall 1/2, and one to one only half of
+    # the pixels are right.
+    x = torch.arange(320.0)
+    lines = [s * torch.exp(-((x - c) ** 2)) for c, s in ((20, 1.0), (25, 0.8))]
+    strength = (lines[0] + lines[1]).expand(240, 320)
+    marked = torch.zeros(2, 240, 320, dtype=torch.bool)
+    marked[0, :, 23] = marked[1, :, 60] = True
+    for matching, both in (("one-to-one", 0.5), ("nearest", 2 / 3)):
+        score = BoundaryScore(matching)  # type: ignore[arg-type]
+        score.update(strength, marked)
+        assert score.best().f == pytest.approx(2 / 3)
+        assert score.resampled(0.5, np.array([[0]]))[0] == pytest.approx(both)
+
+
+def test_every_threshold_has_a_largest_matching() -> None:
+    # against scipy's maximum matching of the pixels above each threshold, which knows no strengths
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        points = np.unique(rng.integers(0, 14, (60, 2)), axis=0)
+        drawn = np.unique(rng.integers(0, 14, (25, 2)), axis=0)
+        strengths = rng.integers(0, 6, len(points)).astype(np.float32)
+        matched = match_strongest(points, strengths, drawn, 2.0)
+        close = ((points[:, None] - drawn[None]) ** 2).sum(-1) <= 4
+        for threshold in range(7):
+            graph = csr_matrix(close & (strengths >= threshold)[:, None])
+            largest = (maximum_bipartite_matching(graph, perm_type="column") >= 0).sum()
+            assert (strengths[matched] >= threshold).sum() == largest
+    assert len(match_strongest(points[:0], strengths[:0], drawn, 2.0)) == 0
+    assert len(match_strongest(points, strengths, drawn + 100, 2.0)) == 0
+    with pytest.raises(OVSDinoError, match="expected one-to-one or nearest"):
+        BoundaryScore("both")  # type: ignore[arg-type]
 
 
 def test_several_annotators_by_hand() -> None:
