@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from ovsdino.deploy.capture import Source, SourceError
-from ovsdino.errors import OVSDinoError
+from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.imageio import SUFFIXES, expand_paths, load_image
 
-__all__ = ["FolderSource", "OpenCVSource", "SourceOptions", "import_cv2", "make_source", "playing_rate"]
+__all__ = ["FolderSource", "OpenCVSource", "SourceOptions", "files_of", "import_cv2", "make_source", "playing_rate"]
 
 DEFAULT_FPS = 10.0  # of a folder, and of a video file that does not say
 CAMERA_FPS = 30.0  # of a video made of a camera's results, unless --fps says otherwise
@@ -50,37 +52,40 @@ def make_source(name: str, options: SourceOptions) -> Callable[[], Source]:
     """A function that makes the source of a name, closed.
 
     Args:
-        name: camera number or /dev/videoN, address with "://", GStreamer pipeline with "!", video file, or folder.
+        name: a video file or a folder; where there is none of that name: camera number or /dev/videoN, GStreamer
+            pipeline with "!", or address with "://".
 
     Raises:
         OVSDinoError: none of these, or OpenCV is missing where it is needed.
     """
-    path = Path(name)
+    shown = one_line(name)
     live = True
-    if name.isdecimal() or name.startswith("/dev/video"):
+    if os.path.isdir(name):  # whatever it is called: 0001, or with a !
+        files = expand_paths([name])
+        return lambda: FolderSource(files, options)
+    if os.path.isfile(name):
+        if name.lower().endswith(SUFFIXES):
+            raise OVSDinoError(f"{shown}: is an image; give its folder, or use `ovsdino segment`")
+        kind, target, live = "file", name, False
+    elif name.isdecimal() or name.startswith("/dev/video"):
         kind, target = "camera", name.removeprefix("/dev/video")
         if not target.isdecimal():
-            raise OVSDinoError(f"{name}: not a camera: expected /dev/video followed by a number, as /dev/video0")
+            raise OVSDinoError(f"{shown}: not a camera: expected /dev/video followed by a number, as /dev/video0")
     elif "!" in name:
         kind, target = "gstreamer", name
     elif "://" in name:
         kind, target = "address", name
-    elif path.is_dir():
-        files = expand_paths([path])
-        return lambda: FolderSource(files, options)
-    elif path.is_file():
-        if path.suffix.lower() in SUFFIXES:
-            raise OVSDinoError(f"{name}: is an image; give its folder, or use `ovsdino segment`")
-        kind, target, live = "file", name, False
+    elif os.path.lexists(name):
+        raise OVSDinoError(f"{shown}: is a pipe, a device or a link to nothing: expected a video file or a folder")
     else:
         raise OVSDinoError(
-            f"{name}: no such source: expected a camera number, /dev/videoN, a video file, a folder of images, "
+            f"{shown}: no such source: expected a camera number, /dev/videoN, a video file, a folder of images, "
             'an address (rtsp://...) or a GStreamer pipeline ("... ! appsink")'
         )
     if options.keep_all and live:
-        raise OVSDinoError(f"{name}: every frame can be kept of a file or a folder only, a camera does not wait")
+        raise OVSDinoError(f"{shown}: every frame can be kept of a file or a folder only, a camera does not wait")
     if options.nv12 and kind != "gstreamer":
-        raise OVSDinoError(f"{name}: NV12 comes from a GStreamer pipeline only; leave out --nv12")
+        raise OVSDinoError(f"{shown}: NV12 comes from a GStreamer pipeline only; leave out --nv12")
     import_cv2()
     return lambda: OpenCVSource(kind, target, options)
 
@@ -89,16 +94,27 @@ def playing_rate(name: str, options: SourceOptions) -> float:
     """Frames a second at which a video made of a source's results should be played."""
     if options.fps is not None:
         return options.fps
-    path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(name):
         return DEFAULT_FPS
-    if path.is_file():
+    if os.path.isfile(name):
         cv2 = import_cv2()
         video = cv2.VideoCapture(name)
         fps = float(video.get(cv2.CAP_PROP_FPS))
         video.release()
         return fps if MIN_FPS < fps < MAX_FPS else DEFAULT_FPS
     return CAMERA_FPS
+
+
+def files_of(name: str) -> list[Path]:
+    """Return the files and the folder that a source is read from, as far as its name tells: what must not be replaced.
+
+    Raises:
+        OVSDinoError: A folder that cannot be listed, or one without images.
+    """
+    if os.path.isdir(name):
+        return [Path(name), *expand_paths([name])]
+    inside = re.findall(r"(?:location\s*=\s*|file://)(\"[^\"]+\"|[^\s!\"]+)", name)  # of a pipeline or an address
+    return [Path(name), *(Path(part.strip('"')) for part in inside)]
 
 
 def import_cv2() -> Any:
@@ -202,7 +218,7 @@ class OpenCVSource:
                 "address": "is it reachable, with the right name and password?",
                 "file": "is it a video in a format that this OpenCV decodes?",
             }[self._kind]
-            raise SourceError(f"{self._kind} {self._target}: cannot be opened: {mend}")
+            raise SourceError(f"{self._kind} {one_line(self._target)}: cannot be opened: {mend}")
         if self._kind == "camera":
             wishes = (
                 (cv2.CAP_PROP_BUFFERSIZE, 1),  # a driver's queue is latency

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import queue
-import secrets
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ovsdino.deploy.sources import import_cv2
 from ovsdino.deploy.stream import StreamResult
-from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import atomic_write
+from ovsdino.deploy.video_file import check_video
+from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.io.files import atomic_path, atomic_write, file_identity, refuse_inputs
 from ovsdino.overlay import BACKGROUND_COLOUR, class_colours, draw_overlay
 
 __all__ = ["OverlayWriter", "overlay", "VIDEO_CODECS"]
@@ -25,6 +25,7 @@ __all__ = ["OverlayWriter", "overlay", "VIDEO_CODECS"]
 VIDEO_CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
 STALE_COLOUR = (230, 30, 30)
 MAX_FILL_S = 10.0  # of a gap in the frames, the longest that a video repeats a picture for
+LEAST_FREE = 16 << 20  # bytes of the disk at which a video ends while its index still has room
 
 
 def overlay(result: StreamResult, names: Sequence[str]) -> np.ndarray:
@@ -55,20 +56,27 @@ class OverlayWriter:
         names: the classes, in the order of the labels.
         fps: of the video. Pictures are repeated so that it runs as fast as the frames were taken.
         keep_all: write every result, and let the loop wait; otherwise those that come too fast are left out.
+        inputs: files and folders that are read, and that no picture may replace.
 
     Raises:
-        OVSDinoError: a suffix that is no video's, or a file that cannot be written.
+        OVSDinoError: a suffix that is no video's, a file that cannot be written, or an input.
     """
 
-    def __init__(self, path: Path, names: Sequence[str], *, fps: float, keep_all: bool) -> None:
+    def __init__(
+        self, path: Path, names: Sequence[str], *, fps: float, keep_all: bool, inputs: Iterable[Path] = ()
+    ) -> None:
         self.written = self.left_out = 0
         self._names, self._keep_all = names, keep_all
         self._error: Exception | None = None
-        suffix = path.suffix.lower()
-        if suffix and suffix not in VIDEO_CODECS and not path.is_dir():
-            raise OVSDinoError(f"{path}: expected a folder, or a video file: *{', *'.join(VIDEO_CODECS)}")
+        suffix, is_folder = path.suffix.lower(), os.path.isdir(path)
+        if suffix and suffix not in VIDEO_CODECS and not is_folder:
+            raise OVSDinoError(f"{one_line(path)}: expected a folder, or a video file: *{', *'.join(VIDEO_CODECS)}")
+        known = {identity for one in inputs if (identity := file_identity(one)) is not None}
+        refuse_inputs([path], known)
         self._writer: _Writer = (
-            _VideoWriter(path, fps, keep_all) if suffix in VIDEO_CODECS and not path.is_dir() else _FolderWriter(path)
+            _VideoWriter(path, fps, keep_all)
+            if suffix in VIDEO_CODECS and not is_folder
+            else _FolderWriter(path, known)
         )
         self._queue: queue.Queue[StreamResult | None] = queue.Queue(maxsize=2)
         self._thread = threading.Thread(target=self._run, name="overlays", daemon=True)
@@ -93,11 +101,17 @@ class OverlayWriter:
         self.close()
 
     def close(self) -> None:
-        """Writes what waits and finishes the file."""
+        """Writes what waits and finishes the file.
+
+        Raises:
+            OVSDinoError: a picture could not be written, or the video is incomplete and did not get its name.
+        """
         self._queue.put(None)
         self._thread.join()
-        self._writer.close()
-        self._raise()
+        try:
+            self._writer.close()
+        finally:
+            self._raise()  # the first thing that went wrong
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -122,17 +136,20 @@ class _Writer(Protocol):
 
 
 class _FolderWriter:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, inputs: set[tuple[int, int]]) -> None:
+        self._folder, self._inputs = folder, inputs
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OVSDinoError(
-                f"{folder}: cannot make the folder: {error.strerror}; choose another --output"
+                f"{one_line(folder)}: cannot make the folder: {error.strerror}; choose another --output"
             ) from error
 
     def write(self, picture: np.ndarray, result: StreamResult) -> None:
-        with atomic_write(self._folder / f"{result.frame.sequence:08d}.jpg") as file:
+        path = self._folder / f"{result.frame.sequence:08d}.jpg"
+        if file_identity(path) in self._inputs:  # a frame of a source that links into this folder
+            raise OVSDinoError(f"{one_line(path)}: the result would replace an input; choose another --output")
+        with atomic_write(path) as file:
             Image.fromarray(picture).save(file, "JPEG", quality=90)
 
     def close(self) -> None:
@@ -140,29 +157,30 @@ class _FolderWriter:
 
 
 class _VideoWriter:
-    """A video of constant rate and size, under its name only when it is complete."""
+    """A video of constant rate and size, under its name only when it is complete.
+
+    One that ends early, because the source or the disk does, is complete as far as it goes, and keeps what it has.
+    """
 
     def __init__(self, path: Path, fps: float, every_once: bool) -> None:
         self._path, self._fps, self._every_once = path, fps, every_once
-        self._temporary = path.with_name(f".{path.stem[:100]}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
         self._video: Any = None
         self._size = (0, 0)
         self._start = 0.0
         self._pictures = 0
         import_cv2()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OVSDinoError(f"{path}: cannot make its folder: {error.strerror}; choose another --output") from error
+        self._file = ExitStack()
+        self._temporary = self._file.enter_context(atomic_path(path))
 
     def write(self, picture: np.ndarray, result: StreamResult) -> None:
         cv2 = import_cv2()
+        self._check_room()
         if self._video is None:
             self._size, self._start = (picture.shape[1], picture.shape[0]), result.frame.captured
             codec = cv2.VideoWriter_fourcc(*VIDEO_CODECS[self._path.suffix.lower()])
             self._video = cv2.VideoWriter(str(self._temporary), codec, self._fps, self._size)
             if not self._video.isOpened():
-                raise OVSDinoError(f"{self._path}: this OpenCV cannot write it; choose .avi, or a folder")
+                raise OVSDinoError(f"{one_line(self._path)}: this OpenCV cannot write it; choose .avi, or a folder")
         if (picture.shape[1], picture.shape[0]) != self._size:  # the source changed its size, a video cannot
             picture = cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA)
         times = 1
@@ -175,16 +193,28 @@ class _VideoWriter:
         self._pictures += times
 
     def close(self) -> None:
-        if self._video is None:
-            return
-        self._video.release()
-        try:
-            os.replace(self._temporary, self._path)
-        except OSError as error:
-            raise OVSDinoError(f"{self._path}: cannot write: {error.strerror}; choose another --output") from error
-        finally:
-            with suppress(OSError):
-                self._temporary.unlink()
+        with suppress(_NoPictureError), self._file:
+            if self._video is not None:
+                self._video.release()
+            if not self._pictures:
+                raise _NoPictureError
+            try:
+                check_video(self._temporary, self._pictures)
+            except OVSDinoError as error:
+                raise OVSDinoError(
+                    f"{one_line(self._path)}: cannot write: {error}; make room, or choose another --output"
+                ) from error
+
+    def _check_room(self) -> None:
+        disk = os.statvfs(self._temporary.parent)
+        if disk.f_blocks and disk.f_bavail * disk.f_frsize < LEAST_FREE:  # some network disks say nothing
+            raise OVSDinoError(
+                f"{one_line(self._path)}: the disk is full: the video ends after {self._pictures} pictures"
+            )
+
+
+class _NoPictureError(Exception):
+    """The video would be empty; it gets no name, and that is no fault."""
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:

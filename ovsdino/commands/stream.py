@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ovsdino.commands.common import ModelOptions, print_json, say
-from ovsdino.errors import OVSDinoError
+from ovsdino.errors import OVSDinoError, redact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ class StreamCommand:
 
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
     """Camera number or /dev/videoN, video file, folder of images, rtsp:// address, or a GStreamer pipeline in quotes
-    that ends in "! appsink"."""
+    that ends in "! appsink". A name that is there is that file or folder; /dev/video0 is a camera in any case."""
     engine: Path | None = None
     """TensorRT engine or ONNX file made by deploy/export_trt.py or deploy/export_onnx.py."""
     fallback: tuple[Path, ...] = ()
@@ -81,11 +81,15 @@ class StreamCommand:
 
     def run(self) -> int:
         from ovsdino.deploy.stream import describe, stop_on_signals
+        from ovsdino.io.files import refuse_inputs
 
+        inputs = self._inputs()
+        if self.output is not None:
+            refuse_inputs([self.output], inputs)  # before a model is loaded
         stream, names = self._stream()
-        with self._writer(names) as writer, stop_on_signals(stream.stop):
+        with self._writer(names, inputs) as writer, stop_on_signals(stream.stop):
             summary = stream.run(writer) if writer is not None else stream.run()
-        summary = {"source": self.source, **summary}
+        summary = {"source": redact(self.source), **summary}
         if writer is not None:
             summary["output"] = {"path": str(self.output), "written": writer.written, "left_out": writer.left_out}
         if self.json:
@@ -175,14 +179,24 @@ class StreamCommand:
             engines.append(Engine(name, EdgeSegmenter(path, bank, background=self.background), settings))
         return engines, names
 
-    def _writer(self, names: tuple[str, ...]) -> Any:
+    def _inputs(self) -> list[Path]:
+        from ovsdino.deploy.sources import files_of
+
+        engines = () if self.engine is None else (self.engine, *self.fallback)
+        return [*files_of(self.source), *engines, *self.bank]
+
+    def _writer(self, names: tuple[str, ...], inputs: list[Path]) -> Any:
         if self.output is None:
             return nullcontext()
         from ovsdino.deploy.sources import playing_rate
         from ovsdino.deploy.stream_output import OverlayWriter
 
         return OverlayWriter(
-            self.output, names, fps=playing_rate(self.source, self._source_options()), keep_all=self.every_frame
+            self.output,
+            names,
+            fps=playing_rate(self.source, self._source_options()),
+            keep_all=self.every_frame,
+            inputs=inputs,
         )
 
 
