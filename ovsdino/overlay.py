@@ -1,43 +1,45 @@
-"""Colours for class names, and the picture of a segmentation laid over its image."""
+"""Colors for class names, and the picture of a segmentation laid over its image."""
 
 from __future__ import annotations
 
-import colorsys
 import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-__all__ = ["BACKGROUND_COLOUR", "class_colours", "draw_overlay"]
+from ovsdino.legend import Entry, with_legend
+
+__all__ = ["BACKGROUND_COLOUR", "PALETTE", "class_colours", "draw_overlay"]
 
 BACKGROUND_COLOUR = (0, 0, 0)
-MAX_LEGEND_ENTRIES = 40
 
-# Cityscapes' colours for the names drivers know; brighter where they vanish on the picture (building, car).
-_STREET = {
-    "road": (128, 64, 128),
-    "sidewalk": (244, 35, 232),
-    "building": (176, 104, 70),
-    "wall": (102, 102, 156),
-    "fence": (190, 153, 153),
-    "pole": (153, 153, 153),
-    "traffic light": (250, 170, 30),
-    "sign": (220, 220, 0),
-    "tree": (107, 142, 35),
-    "terrain": (152, 251, 152),
-    "sky": (70, 130, 180),
-    "person": (220, 20, 60),
-    "bicyclist": (255, 70, 20),
-    "car": (20, 40, 220),
-    "truck": (10, 20, 110),
-    "bus": (0, 120, 140),
-    "train": (0, 80, 100),
-    "motorcycle": (60, 60, 255),
-    "bicycle": (150, 20, 40),
-    "water": (40, 180, 200),
+# Twenty-four colors of which any two are at least 21 apart in CIEDE2000 and 37 in CIELAB, and each 21 from black (the
+# background) and white (the borders). Street words have the ones nearest to Cityscapes' colors.
+STREET = {
+    "road": (130, 0, 102),
+    "sidewalk": (255, 0, 251),
+    "building": (139, 93, 30),
+    "wall": (131, 102, 112),
+    "fence": (255, 171, 163),
+    "pole": (181, 188, 153),
+    "traffic light": (255, 179, 6),
+    "sign": (255, 255, 4),
+    "tree": (76, 147, 0),
+    "terrain": (34, 255, 75),
+    "sky": (0, 107, 168),
+    "person": (194, 14, 31),
+    "bicyclist": (255, 105, 0),
+    "car": (25, 0, 255),
+    "truck": (2, 0, 72),
+    "bus": (10, 150, 135),
+    "train": (0, 65, 69),
+    "motorcycle": (129, 117, 255),
+    "bicycle": (76, 0, 4),
+    "water": (50, 205, 255),
 }
-_SAME = {
+MORE = ((10, 64, 0), (228, 190, 255), (134, 255, 236), (255, 48, 121))
+SAME = {
     "automobile": "car",
     "bike": "bicycle",
     "cyclist": "bicyclist",
@@ -57,11 +59,17 @@ _SAME = {
 }
 
 
-def class_colours(names: Sequence[str]) -> np.ndarray:
-    """One colour a class: Cityscapes' for street words, otherwise one that follows from the name alone.
+PALETTE = np.array([*STREET.values(), *MORE], dtype=np.uint8)
+BLACK_AND_WHITE = np.array([BACKGROUND_COLOUR, (255, 255, 255)], dtype=np.uint8)
+STREET_ROWS = {name: row for row, name in enumerate(STREET)}
 
-    Two classes of one list never have like colours while the table lasts (72 entries): the later of the two takes the
-    next free one.
+
+def class_colours(names: Sequence[str]) -> np.ndarray:
+    """Return a color for each class of a list, no two of them alike.
+
+    Up to 24 classes get colors of `PALETTE`, of which any two are at least 21 apart in CIEDE2000; each further class
+    gets what is farthest from all before it. A street word has its own color in every list. Any other word has one that
+    follows from the word alone, unless another class of the list has it already; then it takes its next choice.
 
     Args:
         names: K class names.
@@ -69,28 +77,30 @@ def class_colours(names: Sequence[str]) -> np.ndarray:
     Returns:
         (K, 3) uint8 RGB.
     """
-    table = np.array(_TABLE)
-    used = np.zeros((0, 3), dtype=np.int64)
+    keys = [" ".join(name.casefold().split()) for name in names]
+    chosen: dict[int, int] = {}  # palette entry by row
+    taken: set[int] = set()
+    for row, key in enumerate(keys):
+        place = STREET_ROWS.get(SAME.get(key, key))
+        if place is not None and place not in taken:
+            chosen[row] = place
+            taken.add(place)
+    for row, key in enumerate(keys):
+        if row not in chosen and len(taken) < len(PALETTE):
+            chosen[row] = next(place for place in _order(key) if place not in taken)
+            taken.add(chosen[row])
     colours = np.zeros((len(names), 3), dtype=np.uint8)
-    for row, name in enumerate(names):
-        key = " ".join(name.casefold().split())
-        start = int.from_bytes(hashlib.sha256(key.encode("utf-8", "replace")).digest()[:4], "little") % len(table)
-        candidates = np.roll(table, -start, axis=0)
-        street = _STREET.get(_SAME.get(key, key))
-        if street is not None:
-            candidates = np.vstack([street, candidates])
-        free = np.flatnonzero(_distances(candidates, used).min(1, initial=np.inf) > _DISTINCT)
-        if not free.size:  # the table is used up: begin again
-            used = used[:0]
-        colours[row] = candidates[free[0] if free.size else 0]
-        used = np.vstack([used, colours[row : row + 1]])
+    rows = list(chosen)
+    colours[rows] = PALETTE[[chosen[row] for row in rows]]
+    rest = [row for row in range(len(names)) if row not in chosen]
+    colours[rest] = _far_colors(np.vstack([PALETTE, BLACK_AND_WHITE]), len(rest))
     return colours
 
 
 def draw_overlay(
     image: np.ndarray,
     labels: np.ndarray,
-    entries: Sequence[tuple[str, tuple[int, int, int], float]],
+    entries: Sequence[Entry],
     *,
     alpha: float = 0.5,
     boundaries: bool = True,
@@ -104,7 +114,7 @@ def draw_overlay(
         entries: name, colour and fraction (0..1) of each label value.
         alpha: weight of the colour, 0..1.
         boundaries: draw a light line where two classes meet.
-        legend: add a strip below the image with the classes that have pixels, largest first.
+        legend: add a strip below the image with the classes, those with pixels first, the largest before the others.
 
     Returns:
         An RGB picture of W x H, higher by the legend (and at least 160 wide) if there is one.
@@ -116,33 +126,40 @@ def draw_overlay(
         line = _borders(labels, thickness)
         blended[line] = blended[line] * 0.15 + 255.0 * 0.85
     picture = Image.fromarray(np.rint(blended).clip(0, 255).astype(np.uint8))
-    if not legend:
-        return picture
-    shown = sorted((entry for entry in entries if entry[2] > 0), key=lambda entry: -entry[2])
-    return _with_legend(picture, shown)
+    return with_legend(picture, entries) if legend else picture
 
 
-def _table() -> list[tuple[int, int, int]]:
-    colours = []
-    for saturation, value in ((0.85, 0.95), (0.55, 0.75), (0.95, 0.60)):
-        for step in range(24):
-            hue = (step * 0.618034) % 1.0  # the golden ratio keeps neighbours in the table far apart in hue
-            red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-            colours.append((round(red * 255), round(green * 255), round(blue * 255)))
-    return colours
+def _order(key: str) -> list[int]:
+    """Return the palette's entries in the order in which a word would have them."""
+    seed = int.from_bytes(hashlib.sha256(key.encode("utf-8", "replace")).digest()[:8], "little")
+    return np.random.default_rng(seed).permutation(len(PALETTE)).tolist()
 
 
-_TABLE = _table()
+def _far_colors(used: np.ndarray, count: int) -> np.ndarray:
+    """Return (count, 3) colors of a grid, each the farthest in CIELAB from those before it and from ``used``."""
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 255, 9)] * 3, indexing="ij"), -1).reshape(-1, 3).round()
+    places = _lab(grid)
+    nearest = _squared(places, _lab(used)).min(1)
+    found = np.zeros((count, 3))
+    for index in range(count):
+        best = int(nearest.argmax())
+        found[index] = grid[best]
+        nearest = np.minimum(nearest, _squared(places, places[best : best + 1])[:, 0])
+    return found
 
 
-_DISTINCT = 60.0
+def _squared(places: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return np.asarray(((places[:, None] - others[None]) ** 2).sum(-1))
 
 
-def _distances(colours: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(A, 3), (B, 3) -> (A, B) distances that weigh red, green and blue as the eye does ("redmean"), 0..765."""
-    delta = (colours[:, None].astype(np.float64) - others[None]) ** 2
-    red = (colours[:, None, 0].astype(np.float64) + others[None, :, 0]) / 2 / 256
-    return np.asarray(np.sqrt((2 + red) * delta[..., 0] + 4 * delta[..., 1] + (3 - red) * delta[..., 2]))
+def _lab(colors: np.ndarray) -> np.ndarray:
+    """(N, 3) sRGB 0..255 to CIELAB under D65 (IEC 61966-2-1, CIE 15)."""
+    linear = colors / 255.0
+    linear = np.where(linear > 0.04045, ((linear + 0.055) / 1.055) ** 2.4, linear / 12.92)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], -1)
 
 
 def _borders(labels: np.ndarray, thickness: int) -> np.ndarray:
@@ -155,44 +172,3 @@ def _borders(labels: np.ndarray, thickness: int) -> np.ndarray:
         if height > shift:
             line[:-shift, :] |= labels[:-shift, :] != labels[shift:, :]
     return line
-
-
-def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, int, int], float]]) -> Image.Image:
-    width = max(picture.width, 160)
-    size = int(np.clip(width / 42, 12, 40))
-    font = ImageFont.load_default(size)
-    pad, swatch = round(size * 0.7), size
-    row_height = round(size * 1.75)
-    items = [(_short(name), colour, _percent(fraction)) for name, colour, fraction in entries[:MAX_LEGEND_ENTRIES]]
-    if len(entries) > MAX_LEGEND_ENTRIES:
-        items.append((f"and {len(entries) - MAX_LEGEND_ENTRIES} more", (90, 90, 90), ""))
-    widths = [
-        swatch + size * 0.45 + font.getlength(name) + size * 0.4 + font.getlength(percent) for name, _, percent in items
-    ]
-    # equal columns read as a table; as many as the widest entry allows
-    column = min(width - 2 * pad, int(max(widths, default=0)) + round(size * 1.4))
-    columns = max(1, (width - 2 * pad + round(size * 1.4)) // max(1, column))
-    rows = -(-len(items) // columns)
-    strip = rows * row_height + pad
-    canvas = Image.new("RGB", (width, picture.height + strip), (22, 24, 28))
-    canvas.paste(picture, ((width - picture.width) // 2, 0))
-    draw = ImageDraw.Draw(canvas)
-    for index, (name, colour, percent) in enumerate(items):
-        x = pad + (index % columns) * column
-        y = picture.height + pad // 2 + (index // columns) * row_height + row_height // 2
-        box = (x, y - swatch // 2, x + swatch, y - swatch // 2 + swatch)
-        draw.rounded_rectangle(box, radius=size // 5, fill=colour, outline=(235, 235, 235))
-        text_x = x + swatch + size * 0.45
-        draw.text((text_x, y), name, font=font, fill=(240, 240, 240), anchor="lm")
-        draw.text(
-            (text_x + font.getlength(name) + size * 0.4, y), percent, font=font, fill=(160, 165, 172), anchor="lm"
-        )
-    return canvas
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 28 else name[:27] + "…"
-
-
-def _percent(fraction: float) -> str:
-    return f"{fraction:.0%}" if fraction >= 0.01 else "<1%"
