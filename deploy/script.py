@@ -23,7 +23,7 @@ class ModelSource:
     """Which model, with which weights."""
 
     model: str = "nano"
-    """Model name (`ovsdino models` lists them), folder of a shared model, or hub repository NAME/REPOSITORY."""
+    """Model name (see `ovsdino models`), folder of a shared model, or hub repository NAME/REPOSITORY[@REVISION]."""
     random_weights: int | None = None
     """Seed of random weights in place of the model's own, for timing and tests: no file is fetched."""
     checkpoint: Path | None = None

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights"
 MANIFEST = WEIGHTS / "manifest.json"
 WEIGHTS_FILE = "model.safetensors"
+# Commits to take published weights at, by hub repository; one that is not named is taken at its main branch. Empty, for
+# no hub could be asked for its commits where this was written. `REVISIONS["timm/NAME"] = "COMMIT"` pins one.
+REVISIONS: dict[str, str] = {}
 BOTH_FILES = f"a folder that holds config.json and {WEIGHTS_FILE} (--model FOLDER)"
 
 
@@ -143,6 +146,7 @@ def fetch(repository: str, file: str, option: str, revision: str | None = None) 
 
     Args:
         option: what the user can give instead, for the message.
+        revision: branch, tag or commit. Default: that of `REVISIONS`, else the main branch.
 
     Raises:
         OVSDinoError: not in the cache and out of reach; it says what to fetch by hand.
@@ -150,7 +154,8 @@ def fetch(repository: str, file: str, option: str, revision: str | None = None) 
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repository, file, revision=revision, local_files_only=offline()))
+        chosen = revision or REVISIONS.get(repository)
+        return Path(hf_hub_download(repository, file, revision=chosen, local_files_only=offline()))
     except Exception as error:  # the hub client raises many types; each means the same to the user
         reason = "OVSDINO_OFFLINE is set and it is not in the cache" if offline() else type(error).__name__
         raise OVSDinoError(
@@ -225,8 +230,8 @@ def from_pretrained(
     """A model that `save_pretrained` or `push_to_hub` wrote.
 
     Args:
-        source: a folder, or a hub repository, "name/repository".
-        revision: branch, tag or commit of the repository.
+        source: a folder, or a hub repository, "name/repository" or "name/repository@revision".
+        revision: branch, tag or commit of the repository, in place of what follows the @.
         **files: local files, as `zoo.create_model` takes them (backbone_weights, clip_weights, projection).
 
     Raises:
@@ -236,8 +241,9 @@ def from_pretrained(
 
     if Path(source).is_dir():
         config_path = Path(source) / "config.json"
-    elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
-        config_path = fetch(str(source), "config.json", BOTH_FILES, revision)
+    elif named := re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?", str(source)):
+        source, revision = named[1], revision or named[2]
+        config_path = fetch(source, "config.json", BOTH_FILES, revision)
     else:
         raise OVSDinoError(f"{source}: neither a folder nor the name of a hub repository (name/repository)")
     try:

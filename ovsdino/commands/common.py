@@ -24,7 +24,7 @@ class ModelOptions:
     """Which model runs, where, and how."""
 
     model: str = "nano"
-    """Model name (`ovsdino models` lists them), folder of a shared model, or hub repository NAME/REPOSITORY."""
+    """Model name (see `ovsdino models`), folder of a shared model, or hub repository NAME/REPOSITORY[@REVISION]."""
     device: str | None = None
     """cpu, cuda or cuda:N. Default: CUDA if there is one."""
     dtype: DType = "float32"

@@ -88,12 +88,19 @@ def list_models() -> list[ModelInfo]:
                 embed_dim=backbone.embed_dim,
                 params_million=shipped.parameters / 1e6 if shipped else None,
                 weights="shipped" if shipped else "hub",
-                note="street scenes, 367 training images, works offline"
-                if config.name == "nano"
-                else "the Talk2DINO baseline until a decoder is trained; needs ovsdino[clip]",
+                note=_note(config.name),
             )
         )
     return rows
+
+
+def _note(name: str) -> str:
+    """Return what a user must know of a model before choosing it."""
+    if name == "nano":
+        return "street scenes, 367 training images, works offline"
+    if name in PROJECTIONS:
+        return "the Talk2DINO baseline until a decoder is trained; needs ovsdino[clip]"
+    return "needs your own projection (--projection FILE): none is published for this backbone; needs ovsdino[clip]"
 
 
 def get_config(name: str) -> ModelConfig:

@@ -392,7 +392,10 @@ def test_report_reads_what_eval_prints(tmp_path: Path, capsys: pytest.CaptureFix
 def test_models_lists_the_shipped_one_first(capsys: pytest.CaptureFixture[str]) -> None:
     code, data, _ = run_json(capsys, "models", "--json")
     assert code == 0 and data["models"][0]["name"] == "nano"
-    assert {"s14", "b14", "l14", "s16v3", "b16v3"} <= {model["name"] for model in data["models"]}
+    notes = {model["name"]: model["note"] for model in data["models"]}
+    assert {"s14", "b14", "l14", "s16v3", "b16v3"} <= set(notes)
+    # Talk2DINO publishes projections for ViT-B and ViT-L of DINOv2 and for ViT-B of DINOv3, none for ViT-S
+    assert {name for name, note in notes.items() if "your own projection" in note} == {"s14", "s16v3"}
     assert main(["models"]) == 0
     out = capsys.readouterr().out
     assert "vit_base_patch14_reg4_dinov2.lvd142m" in out and "ovsdino[clip]" in out

@@ -56,6 +56,19 @@ def test_a_cached_repository_loads_offline_by_name(cache: Path) -> None:
     assert segmenter.name == "nano" and segmenter.model.decoder_trained
 
 
+def test_a_revision_chooses_the_commit_that_is_read(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache.rename(cache.with_name(commit))  # now main has no files, and only the commit has
+    assert hub.from_pretrained(f"me/streets@{commit}").decoder_trained
+    assert hub.fetch("me/streets", "config.json", "", commit).parent.name == commit
+    with pytest.raises(OVSDinoError, match=r"config\.json of the hub repository me/streets cannot be had"):
+        hub.from_pretrained("me/streets")
+    monkeypatch.setitem(hub.REVISIONS, "me/streets", commit)
+    assert hub.fetch("me/streets", "config.json", "").parent.name == commit
+    with pytest.raises(OVSDinoError, match="cannot be had"):
+        hub.fetch("me/streets", "config.json", "", "main")
+
+
 def test_what_is_not_in_the_cache_is_named(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(OVSDinoError, match=r"config\.json of the hub repository me/other cannot be had here .*cache"):
         hub.from_pretrained("me/other")
