@@ -17,11 +17,16 @@ CLANG_FORMAT_SOURCES := $(shell find csrc deploy/cpp -name '*.h' -o -name '*.cuh
 .PHONY: setup demo test test-install lint format bench weak-data gpu-check clean
 setup: $(VENV)/.native
 
-# The build tools come first, so that pip builds with them and ninja's second run finds nothing changed.
+# The build tools come first, so that pip builds with them and ninja's second run finds nothing changed. constraints.txt
+# lists all that is needed, so pip resolves nothing and takes only files with the hashes that are written there.
+BUILD_TOOLS := setuptools|wheel|packaging|pybind11|ninja|cmake
+HASHED := $(PY) -m pip install --require-hashes --no-deps --no-build-isolation
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q -c constraints.txt setuptools wheel pybind11 ninja cmake
-	$(PY) -m pip install -c constraints.txt --no-build-isolation -e '.[dev,edge,train]'
+	awk '/^[a-z]/ {kept = /^($(BUILD_TOOLS))==/} kept' constraints.txt > $(VENV)/build-tools.txt
+	$(HASHED) -q -r $(VENV)/build-tools.txt
+	$(HASHED) -r constraints.txt
+	$(PY) -m pip install --no-deps --no-build-isolation -e .
 	touch $@
 
 $(VENV)/.native: $(VENV)/.installed $(NATIVE_SOURCES)
