@@ -369,6 +369,14 @@ def test_data_check_reports_and_exits_by_what_it_finds(tmp_path: Path, capsys: p
     assert out == "folder val: 1 images, labels labels/*.png\ndecoded 1, 1 classes seen\n" and err == ""
 
 
+def test_eval_says_which_labels_it_ignores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees.folder(tmp_path)
+    trees.write(tmp_path / "labels" / "a.png", np.array([[0] * 6, [0] * 6, [255] * 6, [255] * 6], np.uint8))
+    code, data, err = run_json(capsys, "eval", "--dataset", "folder", "--root", tmp_path, "--json", *FAST)
+    assert code == 0 and data["images"] == 1
+    assert "note: folder val: the labels hold only 0 and 255, and the 50.0% of the label pixels that are 255" in err
+
+
 def test_data_convert_writes_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trees.cityscapes(tmp_path, {("a", "a_1"): trees.label(7)}, "labelIds")
     args = ["data", "convert", "cityscapes", "--root", tmp_path, "--output", tmp_path / "out", "--json"]
