@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from machine import machine_facts
 from op_cases import CASES, GPU_SHARE, Case, Setting
 from timing import extra_mb, interleaved
 
+from ovsdino.io.files import atomic_write
 from ovsdino.ops import use_backend
 
 OPS = ("upsample_argmax", "mask_pool", "structure_attention", "guided_upsample", "preprocess", "pipeline")
@@ -126,10 +126,8 @@ def main(argv: list[str] | None = None) -> int:
     budget_s = (0.3 if on_gpu else 0.7) if options.quick else (1.5 if on_gpu else 8.0)
     report = run(Setting(device=options.device, gpu=on_gpu), facts, budget_s, options.quick, options.only)
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        partial = options.output.with_suffix(options.output.suffix + ".partial")
-        partial.write_text(json.dumps(report, indent=1) + "\n")
-        os.replace(partial, options.output)
+        with atomic_write(options.output) as file:
+            file.write(json.dumps(report, indent=1).encode() + b"\n")
     print(json.dumps(report) if options.json else table(report))
     return 0
 

@@ -22,6 +22,7 @@ from machine import machine_facts
 from op_cases import Setting, attention_cases, guided_cases, pool_cases, preprocess_cases
 from timing import interleaved
 
+from ovsdino.io.files import atomic_write
 from ovsdino.ops import dispatch, upsample_argmax, use_backend
 
 DOCUMENT = Path(__file__).resolve().parent / "waterfall.md"
@@ -199,9 +200,11 @@ def main() -> int:
     report = {"machine": machine_facts(), "results": measure(1.0 if options.quick else 10.0)}
     text = table(report, f"benchmarks/results/{options.output.name}")
     if options.write:
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
-        head, rest = DOCUMENT.read_text().split(BEGIN, 1)
-        DOCUMENT.write_text(f"{head}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}")
+        head, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN, 1)
+        page = f"{head}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}"
+        for path, content in ((options.output, json.dumps(report, indent=1) + "\n"), (DOCUMENT, page)):
+            with atomic_write(path) as file:
+                file.write(content.encode())
     print(text)
     return 0
 

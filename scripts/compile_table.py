@@ -22,6 +22,8 @@ from pathlib import Path
 
 import build_native
 
+from ovsdino.io.files import atomic_write
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "kernels.md"
 BEGIN, END = "<!-- compile table: scripts/compile_table.py --write -->", "<!-- end of compile table -->"
@@ -153,11 +155,12 @@ def write(text: str, document: Path = DOCUMENT) -> None:
     Raises:
         ValueError: the document has not both markers.
     """
-    before = document.read_text()
+    before = document.read_text(encoding="utf-8")
     if BEGIN not in before or END not in before:
         raise ValueError(f"{document} must hold the lines {BEGIN} and {END}")
     head, rest = before.split(BEGIN, 1)
-    document.write_text(f"{head}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}")
+    with atomic_write(document) as file:
+        file.write(f"{head}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}".encode())
 
 
 def main() -> int:

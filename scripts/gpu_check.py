@@ -32,6 +32,10 @@ from typing import Any
 import build_native
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # where ovsdino is not installed
+
+from ovsdino.io.files import atomic_write  # noqa: E402
+
 STAGE = ROOT / "build" / "gpu-check"
 OPS = ("structure_attention", "mask_pool", "upsample_argmax", "guided_upsample", "preprocess")
 PARTS = ("build", "tests", "benchmarks", "sanitizer")
@@ -261,9 +265,8 @@ def save(facts: dict[str, Any], steps: list[Step], output: Path) -> str:
         (target, json.dumps(document, indent=2) + "\n"),
         (output / "gpu_check.md", report(facts, listed)),
     ):
-        partial = path.with_suffix(path.suffix + ".partial")
-        partial.write_text(text)
-        os.replace(partial, path)
+        with atomic_write(path) as file:
+            file.write(text.encode())
     return report(facts, listed)
 
 

@@ -29,10 +29,12 @@ class Ablate:
     """Print one JSON object on stdout: seeds and rows, one a variant, scores in 0..1."""
 
     def run(self) -> int:
-        from ovsdino.io.files import atomic_write
+        from ovsdino.io.files import atomic_write, refuse_inputs
         from ovsdino.train.ablation import load_ablation, markdown, run_ablation
         from ovsdino.train.trainer import Stopped
 
+        if self.output is not None:
+            refuse_inputs([self.output, self.output.with_suffix(".md")], [self.config])
         if self.table is not None:
             self._place(self.table)  # a page that cannot take the table must not wait for the runs
         study, base = load_ablation(self.config, self.overrides)

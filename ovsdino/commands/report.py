@@ -24,12 +24,13 @@ class Report:
 
     def run(self) -> int:
         from ovsdino.eval.report import read_results, render
+        from ovsdino.io.files import atomic_write, refuse_inputs
 
+        if self.output is not None:
+            refuse_inputs([self.output], [item.rpartition("=")[2] for item in self.results])
         results = read_results(self.results)
         text = render(results)
         if self.output is not None:
-            from ovsdino.io.files import atomic_write
-
             with atomic_write(self.output) as file:
                 file.write(text.encode())
         if self.json:

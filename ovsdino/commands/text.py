@@ -22,9 +22,12 @@ class Text(ModelOptions):
     def run(self) -> int:
         from ovsdino.deploy.bank import TextBank
         from ovsdino.hub import weights_digest
+        from ovsdino.io.files import refuse_inputs
         from ovsdino.vocabulary import Vocabulary
 
         vocabulary = Vocabulary.of(self.classes)
+        given = (self.checkpoint, self.backbone_weights, self.projection, self.clip_weights)
+        refuse_inputs([self.output], [path for path in given if path is not None])
         segmenter = self.load()
         bank = TextBank(
             names=vocabulary.names,

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import atomic_write, read_text
+from ovsdino.io.files import atomic_write, read_text, refuse_inputs
 from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import NANO
 
@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    words_path = args.output.with_suffix(".words.txt")
+    refuse_inputs([args.output, words_path], [args.extra] if args.extra else [])
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
     encode, vocabulary = load_teacher()
@@ -126,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cosine to the teacher: words {cosine[:frequent].mean():.3f}, phrases {cosine[frequent:].mean():.3f}")
     with atomic_write(args.output) as file:
         file.write(save({k: v.half() for k, v in tower.state_dict().items()}))
-    with atomic_write(args.output.with_suffix(".words.txt")) as file:
+    with atomic_write(words_path) as file:
         file.write(("\n".join(words) + "\n").encode())
     return 0
 
