@@ -209,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mutants", type=int, default=25_000, help="of all formats together")
     parser.add_argument("--formats", nargs="+", help="only these")
     parser.add_argument("--kills", type=int, default=40, help="processes killed")
+    parser.add_argument("--show", action="store_true", help="say of each case how it ended")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -233,14 +234,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"kills", "cases"} & set(args.parts):
         from reliability_faults import try_cases, try_kills
 
-        for part, tried in (("kills", try_kills), ("cases", try_cases)):
-            if part in args.parts:
-                found[part] = tried(args.seed, args.kills) if part == "kills" else tried()
-                for name, outcome in found[part].items():
-                    kept &= not outcome["broken"]
-                    print(f"{part}: {name}: {outcome['tried']} tried, {len(outcome['broken'])} not as promised")
-                    for line in outcome["broken"][:EXAMPLES]:
-                        print(f"    {line}")
+        for part in ("kills", "cases"):
+            if part not in args.parts:
+                continue
+            found[part] = try_kills(args.seed, args.kills) if part == "kills" else try_cases(args.show)
+            for name, outcome in found[part].items():
+                kept &= not outcome["broken"]
+                print(f"{part}: {name}: {outcome['tried']} tried, {len(outcome['broken'])} not as promised")
+                for line in outcome["broken"][:EXAMPLES]:
+                    print(f"    {line}")
     found["seconds"] = round(time.monotonic() - started, 1)
     from ovsdino.io.files import atomic_write
 

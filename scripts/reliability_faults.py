@@ -6,7 +6,9 @@ Every trial runs in a fork of this process, so that it begins at once and may be
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -26,7 +28,13 @@ import reliability_formats as data
 from reliability_models import training_folder
 
 Outcome = dict[str, Any]
-SECONDS = 120  # after which a trial hangs
+SECONDS = 120  # after which a killed work hangs
+HANGS = 40  # seconds after which a case hangs
+WARM = ("torch", "torchvision", "cv2", "ovsdino.pipeline", "ovsdino.models.zoo", "ovsdino.deploy.stream",
+        "ovsdino.train.dense", "ovsdino.train.start", "ovsdino.train.pseudo_masks", "ovsdino.train.sam_targets",
+        "ovsdino.data.corrupt", "ovsdino.eval.evaluate", "ovsdino.eval.report", "skimage.segmentation",
+        "torch.utils.tensorboard", "ovsdino.commands.eval", "ovsdino.commands.segment", "ovsdino.commands.stream",
+        "ovsdino.commands.masks", "ovsdino.commands.report", "ovsdino.commands.text")  # fmt: skip
 REFUSED, DONE, INTERRUPTED = 2, 0, 130
 
 
@@ -277,6 +285,19 @@ def limited(work: Callable[[], int], size: int) -> Callable[[], int]:
     return run
 
 
+def traced(work: Callable[[], int]) -> Callable[[], int]:
+    """Say where it hangs, if it does, and limit its memory as the readers' is."""
+
+    def run() -> int:
+        faulthandler.dump_traceback_later(HANGS, exit=True)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (6 << 30), hard))
+        return work()
+
+    return run
+
+
 def with_environment(work: Callable[[], int], **changes: str) -> Callable[[], int]:
     def run() -> int:
         os.environ.update(changes)
@@ -285,8 +306,10 @@ def with_environment(work: Callable[[], int], **changes: str) -> Callable[[], in
     return run
 
 
-def try_cases() -> dict[str, Outcome]:
-    """Try all cases, by kind."""
+def try_cases(show: bool = False) -> dict[str, Outcome]:
+    """Try all cases, by kind; with `show` say of each how it ended."""
+    for name in WARM:  # once, and not in each fork
+        importlib.import_module(name)
     found: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory(prefix="reliability-") as scratch:
         for kind, make in CASES.items():
@@ -295,13 +318,19 @@ def try_cases() -> dict[str, Outcome]:
             broken, tried = [], 0
             for name, case in make(folder):
                 tried += 1
-                ended = forked(case.run)
+                ended = forked(traced(case.run))
                 said = ended.said.strip()
                 if ended.code != case.code or (case.code == REFUSED and ("\n" in said or not said)):
                     broken.append(
                         f"{name}: exit code {ended.code}, expected {case.code}: {' '.join(said.split())[-200:]}"
                     )
                 broken += [f"{name}: {wrong}" for wrong in case.after()]
+                if show:
+                    print(
+                        f"{ended.seconds:6.1f} s, exit code {ended.code}: {name}: {said[:160]}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
             found[kind] = {"tried": tried, "broken": broken}
     return found
 
