@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ovsdino.data.images import ImageSource
 from ovsdino.data.tar_index import TEXTS, Member, expand_shards, index_tar, read_member
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import FORMATS, MAX_PIXELS, SUFFIXES, load_image
+from ovsdino.imageio import MAX_PIXELS, SUFFIXES, load_image
 from ovsdino.io.files import read_json, read_text, reading
 
 REMEDY = "see data.annotations"
@@ -78,12 +76,7 @@ class TarCaptions(CaptionSet):
 
     def read(self, index: int) -> np.ndarray:
         path, member = self.places[index]
-        data = read_member(path, member)
-        with (
-            reading(f"{path}: {member.name}", "image"),
-            Image.open(io.BytesIO(data), formats=FORMATS) as picture,
-        ):
-            return load_image(picture)
+        return load_image(read_member(path, member), name=f"{path}: {member.name}")
 
 
 def open_captions(kind: str, root: str | Path, annotations: str | Path) -> CaptionSet:

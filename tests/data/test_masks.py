@@ -3,6 +3,10 @@
 import errno
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -336,3 +340,38 @@ def test_two_runs_in_one_folder_are_refused_and_parts_are_not(pictures, tmp_path
         assert main([*command, "--shard", "0/2"]) == 2
         assert main([*command, "--shard", "1/2"]) == 0
     assert main(command) == 0
+
+
+def run_until(command, marker, number):
+    """Starts the command line, sends it a signal once a file is there, and returns what it ended with."""
+    child = subprocess.Popen([sys.executable, "-m", "ovsdino", *command], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not marker.exists() and child.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    child.send_signal(number)
+    _, said = child.communicate(timeout=120)
+    return child.returncode, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_killed_or_interrupted_leaves_whole_shards(tmp_path, number):
+    (tmp_path / "d").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(65):  # three shards
+        blocks = np.kron(rng.integers(0, 256, (2, 2, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+        Image.fromarray(blocks).save(tmp_path / f"d/{i:02d}.png")
+    command = ["masks", "--images", str(tmp_path / "d"), "--generator", "felzenszwalb", "--output"]
+    code, said = run_until([*command, str(tmp_path / "out")], tmp_path / "out/shard-00000.jsonl", number)
+    if number == signal.SIGINT:
+        assert code == 130 and said.strip() == "error: interrupted"
+    else:
+        assert code == -signal.SIGKILL
+    store = MaskStore.open(tmp_path / "out")
+    assert 0 not in store.missing() and 2 in store.missing()
+    kept = (tmp_path / "out/shard-00000.jsonl").stat().st_mtime_ns
+    (tmp_path / "out/.shard-00001.jsonl.1.00000000.tmp.jsonl").write_bytes(b"half a sh")  # as a killed writer leaves it
+    assert main([*command, str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/shard-00000.jsonl").stat().st_mtime_ns == kept  # what was done is not done again
+    rows = [row["image"] for row in MaskStore.open(tmp_path / "out").rows()]
+    assert rows == [f"{i:02d}.png" for i in range(65)]
+    assert not [path for path in (tmp_path / "out").iterdir() if ".tmp" in path.name]
