@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import random
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -21,18 +19,6 @@ import reliability_mutate as mutate  # noqa: E402
 # Imports that not every installation has; the script reads their formats, so it is not run without them.
 for needed in ("cv2", "onnx", "onnxruntime", "pycocotools", "scipy", "skimage"):
     pytest.importorskip(needed)
-
-
-def test_damaged_files_of_every_format_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
-    output = tmp_path / "found.json"
-    command = [sys.executable, str(SCRIPTS / "reliability.py"), "--parts", "mutants", "--mutants", "350"]
-    done = subprocess.run(
-        [*command, "--output", str(output)], check=False, capture_output=True, text=True, timeout=600, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-    counts = json.loads(output.read_text())["mutants"]
-    assert len(counts) >= 30 and sum(count["mutants"] for count in counts.values()) >= 300
-    assert sum(count["refused"] for count in counts.values()) > 150  # most damage is found
 
 
 @pytest.mark.parametrize("damage", ["bytes_damaged", "text_damaged", "json_damaged", "lines_damaged", "yaml_damaged"])
