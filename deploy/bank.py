@@ -1,21 +1,24 @@
 """Text banks: the words of a vocabulary as the rows that a graph takes, in one small file.
 
 `bank.safetensors` holds the tensor "text", (K, D) float32 with rows of length one, and as metadata the names, the
-model, and the digest of the weights that the rows belong to. Reading and writing it needs no torch; `ovsdino text`
-makes one. Changing the vocabulary of a running engine is loading another bank.
+model, the digest of the weights that the rows belong to, and a SHA-256 of all of them; banks of earlier versions have
+no hash and are read without. Reading and writing it needs no torch; `ovsdino text` makes one. Changing the vocabulary
+of a running engine is loading another bank.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.io.files import atomic_write
+from ovsdino.io.files import atomic_write, reading
 from ovsdino.vocabulary import Vocabulary
 
 __all__ = ["FORMAT", "MAX_BYTES", "TextBank"]
@@ -69,7 +72,7 @@ class TextBank:
         Raises:
             OVSDinoError: missing, too large, damaged, or not a text bank of this format.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         path = Path(path)
         try:
@@ -81,17 +84,16 @@ class TextBank:
             ) from error
         if size > MAX_BYTES:
             raise OVSDinoError(f"{path}: {size:,} bytes is too large for a text bank (at most {MAX_BYTES:,}); {REMAKE}")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                found = sorted(file.keys())
-                text = file.get_tensor("text") if found == ["text"] else None
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
-            raise OVSDinoError(f"{path}: not a text bank ({one_line(error, 120)}); {REMAKE}") from error
+        if not path.is_file():  # a pipe would be waited for
+            raise OVSDinoError(f"{path}: not a text bank (no regular file); {REMAKE}")
+        with reading(path, "text bank", REMAKE), safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            found = sorted(file.keys())
+            text = file.get_tensor("text") if found == ["text"] else None
         if metadata.get("format") != FORMAT or text is None or text.dtype != np.float32:
             raise OVSDinoError(
                 f"{path}: not a text bank of format {FORMAT}: format {metadata.get('format')!r}, "
-                f"tensors {', '.join(found)[:60] or 'none'}; {REMAKE}"
+                f"tensors {one_line(', '.join(found), 60) or 'none'}; {REMAKE}"
             )
         try:
             names = json.loads(metadata["names"])
@@ -100,6 +102,8 @@ class TextBank:
             raise OVSDinoError(f"{path}: damaged metadata ({one_line(error, 80)}); {REMAKE}") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise OVSDinoError(f"{path}: damaged metadata (names is no list of text); {REMAKE}")
+        if "sha256" in metadata and metadata["sha256"] != _digest(names, text, model, weights):
+            raise OVSDinoError(f"{path}: changed since it was written (its SHA-256 is another); {REMAKE}")
         try:
             return cls(names=tuple(names), text=text, model=model, weights=weights)
         except OVSDinoError as error:
@@ -118,8 +122,16 @@ class TextBank:
             "names": json.dumps(list(self.names), ensure_ascii=False),
             "model": self.model,
             "weights": self.weights,
+            "sha256": _digest(self.names, self.text, self.model, self.weights),
         }
         data = save({"text": self.text}, metadata=metadata)
         with atomic_write(path) as file:
             file.write(data)
         return Path(path)
+
+
+def _digest(names: Sequence[str], text: np.ndarray, model: str, weights: str) -> str:
+    """SHA-256 of all that a bank says: JSON of its words and shape, then the rows as little-endian float32."""
+    digest = hashlib.sha256(json.dumps([list(names), model, weights, list(text.shape)]).encode())
+    digest.update(np.ascontiguousarray(text, "<f4").tobytes())
+    return digest.hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +13,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnxruntime.quantization.calibrate import HistogramCollector
-from PIL import Image
 
+from ovsdino.data.images import ImageSource
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import SUFFIXES, expand_paths, load_image
+from ovsdino.imageio import load_image
+from ovsdino.io.files import reading
 
 __all__ = ["Method", "calibration_images", "channel_ranges", "open_session", "tensor_ranges"]
 
@@ -30,7 +30,7 @@ def calibration_images(source: str | Path, count: int) -> list[np.ndarray]:
     """Real images, spread evenly over those there are (frames of a video that follow each other are alike).
 
     Args:
-        source: a folder of images, a folder or zip file with `images/` in it, or one image.
+        source: one image, or a folder or zip file as `ovsdino.data.images.ImageSource` reads it.
         count: how many at most.
 
     Returns:
@@ -42,31 +42,11 @@ def calibration_images(source: str | Path, count: int) -> list[np.ndarray]:
     path = Path(source)
     if not path.exists():
         raise OVSDinoError(f"{path}: no such folder or zip file; int8 is calibrated on real images: name some")
-    if path.suffix.lower() == ".zip":
-        return [_from_zip(path, name) for name in _spread(_zip_names(path), count)]
-    inside = path / "images"
-    return [load_image(one) for one in _spread(expand_paths([inside if inside.is_dir() else path]), count)]
-
-
-def _zip_names(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(name for name in archive.namelist() if name.lower().endswith(SUFFIXES))
-    except (OSError, zipfile.BadZipFile) as error:
-        raise OVSDinoError(f"{path}: not a readable zip file: {one_line(error, 100)}") from error
-    images = [name for name in names if "images/" in name] or names
-    if not images:
-        raise OVSDinoError(f"{path}: no images in it; int8 is calibrated on real images")
-    return images
-
-
-def _from_zip(path: Path, name: str) -> np.ndarray:
-    with zipfile.ZipFile(path) as archive:
-        data = archive.read(name)
-    try:
-        return load_image(Image.open(io.BytesIO(data)))
-    except OSError as error:
-        raise OVSDinoError(f"{path}: {name} is not an image: {one_line(error, 100)}") from error
+    if path.is_file() and path.suffix.lower() != ".zip":
+        return [load_image(path)]
+    with reading(path, "folder or zip of images"):
+        images = ImageSource(path)
+        return [images.read(name) for name in _spread(images.names, count)]
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:

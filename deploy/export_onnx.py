@@ -11,23 +11,24 @@ export is compared with PyTorch in float32 on real images before it gets its nam
 from __future__ import annotations
 
 import copy
+import json
 import logging
-import os
-import secrets
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ovsdino.commands.common import print_json, say
+from ovsdino.deploy.publish import proven
 from ovsdino.deploy.script import ModelSource, run_script
-from ovsdino.deploy.sidecar import Sidecar
+from ovsdino.deploy.sidecar import GRAPH_KEY, Sidecar
 from ovsdino.deploy.verify import Verification, VerifyOptions
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.io.files import lock_folder
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from ovsdino.config import ModelConfig
     from ovsdino.models.ovsdino import OVSDINO
 
-__all__ = ["CLASSES", "OPSET", "ExportOnnx", "default_size", "export_onnx", "temporary_path"]
+__all__ = ["CLASSES", "OPSET", "ExportOnnx", "default_size", "export_onnx", "write_facts"]
 
 # LayerNormalization came with 17; torch's exporter writes 18, and TensorRT 10.3 reads it. 20 has Gelu, 21 GroupNorm.
 OPSET = 18
@@ -95,7 +96,6 @@ def export_onnx(
         from ovsdino.deploy.graph import to_float16
 
         to_float16(graph)
-    _write(graph, path)
     scale = 4 if model.decoder is not None else 1
     sidecar = Sidecar(
         kind="onnx",
@@ -116,9 +116,12 @@ def export_onnx(
         short_side=config.short_side,
         patch_size=config.patch_size,
         weights=weights_digest(model),
-    ).of_file(path)
-    sidecar.save(path)
-    return sidecar
+    )
+    write_facts(graph, sidecar)
+    with proven(path) as temporary:
+        _write(graph, temporary)
+        sidecar.of_file(temporary).save(temporary)
+    return Sidecar.load(path)
 
 
 def _range(value: tuple[int, int] | int, name: str, limit: int) -> tuple[int, int]:
@@ -203,6 +206,13 @@ def _traced(model: OVSDINO, height: int, width: int, batch: tuple[int, int], cla
     return exported
 
 
+def write_facts(exported: ModelProto, sidecar: Sidecar) -> None:
+    """Puts what the sidecar says of a graph into the graph itself, in place: see `Sidecar.check_graph`."""
+    import onnx
+
+    onnx.helper.set_model_props(exported, {GRAPH_KEY: json.dumps(sidecar.facts())})
+
+
 def _write(exported: ModelProto, path: Path) -> None:
     import onnx
 
@@ -213,39 +223,15 @@ def _write(exported: ModelProto, path: Path) -> None:
         file.write(exported.SerializeToString())
 
 
-def temporary_path(path: Path) -> Path:
-    """A name beside `path` for an output that is not proven yet; its folder is made if it is missing.
-
-    Raises:
-        OVSDinoError: the folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OVSDinoError(f"{path.parent}: cannot write: {error.strerror}; choose another --output") from error
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise OVSDinoError(f"{path}: cannot write: a folder, or in one without permission; choose another --output")
-    return path.with_name(f".{path.stem[:100]}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
-
-
 def output_file(output: Path, name: str, suffix: str) -> Path:
     """`output` if it names a file of this kind, else `name` in the folder `output`."""
     return output if output.suffix == suffix else output / f"{name}{suffix}"
 
 
-@contextmanager
-def proven(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path`, its sidecar with it, when the block ends well, and vanishes when not."""
-    temporary = temporary_path(path)
-    try:
-        yield temporary
-        sidecar = Sidecar.load(temporary)
-        os.replace(temporary, path)
-        sidecar.of_file(path).save(path)
-    finally:
-        for left in (temporary, temporary.with_name(f"{temporary.name}.json")):
-            with suppress(OSError):  # renamed, or never written; a failure to tidy must not hide the first one
-                left.unlink()
+def reported(verified: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What --json prints of a sidecar's figures: also on how many images, which, and against what."""
+    shown = ("cosine", "label_agreement", "images", "source", "reference")
+    return None if verified is None else {name: verified[name] for name in shown if name in verified}
 
 
 def precision_suffix(precision: str) -> str:
@@ -307,7 +293,7 @@ class ExportOptions(ModelSource):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOnnx(ExportOptions):
-    """Export a model as ONNX: image and text bank in, logits out; verified against PyTorch on real images."""
+    """Export a model as ONNX: image and text bank in, logits out; compared with PyTorch before it gets its name."""
 
     precision: Precision = "float32"
     """Of weights and arithmetic; norms and softmax stay in float32, inputs and outputs too."""
@@ -315,13 +301,13 @@ class ExportOnnx(ExportOptions):
     def run(self) -> int:
         model = self.load()
         path = output_file(self.output, f"{model.config.name}_{precision_suffix(self.precision)}", ".onnx")
-        with proven(path) as temporary:
+        with lock_folder(path.parent, "export"), proven(path) as temporary:
             self.export(model, temporary, self.precision)
         sidecar = Sidecar.load(path)
         say(f"wrote {path} ({sidecar.bytes:,} bytes)")
         if self.json:
-            verified = sidecar.verified and {key: sidecar.verified[key] for key in ("cosine", "label_agreement")}
             found = {"model": sidecar.model, "precision": sidecar.precision, "bytes": sidecar.bytes}
+            verified = reported(sidecar.verified)
             print_json({"onnx": str(path), "sidecar": f"{path}.json", **found, "verified": verified})
         return 0
 

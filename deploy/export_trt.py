@@ -1,16 +1,20 @@
-"""Builds a TensorRT or TensorRT-RTX engine: export, proof against PyTorch, build, sidecar.
+"""Builds a TensorRT or TensorRT-RTX engine: export, comparison with PyTorch, build, sidecar.
 
     python deploy/export_trt.py --model nano --backend tensorrt_rtx --target sm86 --output DIR --json
     python deploy/export_trt.py --model nano --output DIR                   on the device itself, JetPack's TensorRT
     python deploy/export_trt.py --onnx nano_int8.onnx --output DIR          a graph that is there already
 
-tensorrt_rtx builds for GPUs that are not in the machine; tensorrt only for the one that is.
+tensorrt_rtx builds for GPUs that are not in the machine; tensorrt only for the one that is. Where the engine's device
+is there, the engine is run and compared with its graph in ONNX Runtime; elsewhere nobody ran it: `verified` is null.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,13 +26,13 @@ from ovsdino.deploy.export_onnx import (
     Precision,
     output_file,
     precision_suffix,
-    proven,
-    temporary_path,
+    reported,
 )
+from ovsdino.deploy.publish import proven
 from ovsdino.deploy.script import run_script
 from ovsdino.deploy.sidecar import Sidecar, sidecar_path
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import atomic_write
+from ovsdino.io.files import atomic_write, lock_folder, reading, refuse_inputs
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
     from ovsdino.models.ovsdino import OVSDINO
 
 __all__ = ["Attention", "ExportTrt", "attention", "build_engine"]
+
+log = logging.getLogger("ovsdino.deploy")
 
 USUAL_CLASSES = 19  # kernels are chosen for this K, or the nearest in range: a street's vocabulary
 
@@ -81,6 +87,8 @@ def build_engine(
 ) -> tuple[Sidecar, float]:
     """Builds an engine from an exported .onnx file; the sidecar is the graph's, with what the engine adds.
 
+    The graph's figures are not the engine's: `verified` is None until the engine itself was run.
+
     Args:
         onnx_path: the graph; its sidecar lies beside it.
         engine_path: the file to write, atomically.
@@ -111,14 +119,21 @@ def build_engine(
         timing_cache=timing_cache,
         effort=effort,
     )
-    data = onnx_path.read_bytes()
-    graph = onnx.load_model_from_string(data)
+    with reading(onnx_path, "ONNX graph", sidecar.rebuild()):
+        data = onnx_path.read_bytes()
+        graph = onnx.load_model_from_string(data)
+    sidecar.check_graph({entry.key: entry.value for entry in graph.metadata_props})
+    known = tensorrt_api.known_fault(backend, tensorrt_api.version_of(backend), sidecar.model)
+    if known:
+        log.warning("%s", known)
     settings.shapes.update(_shapes(graph, sidecar, least_batch or 1))
     built = tensorrt_api.build(backend, data, settings)
-    with atomic_write(engine_path) as file:
-        file.write(built.data)
-    engine = sidecar.of_file(engine_path, kind="engine", backend=backend, version=built.version, target=settings.target)
-    engine.save(engine_path)
+    facts = {"kind": "engine", "backend": backend, "version": built.version, "target": settings.target}
+    with proven(engine_path) as temporary:
+        with atomic_write(temporary) as file:
+            file.write(built.data)
+        sidecar.of_file(temporary, **facts, verified=None).save(temporary)
+    engine = Sidecar.load(engine_path)
     fused = attention(graph, built.layers)
     if built.layers:
         total = len(fused.fused) + len(fused.apart)
@@ -156,7 +171,7 @@ def _write_layers(path: Path, built: tensorrt_api.Built, fused: Attention) -> No
 
 @dataclass(frozen=True, kw_only=True)
 class ExportTrt(ExportOptions):
-    """Build an engine of a model: exported, proven against PyTorch on real images, built, described by a sidecar."""
+    """Build an engine of a model: exported, compared with PyTorch, built, run where its device is here."""
 
     backend: Literal["tensorrt", "tensorrt_rtx"] = "tensorrt"
     """tensorrt builds for the GPU it runs on; tensorrt_rtx for any of its targets, with no GPU."""
@@ -167,6 +182,8 @@ class ExportTrt(ExportOptions):
     """Of weights and arithmetic; norms and softmax stay in float32, inputs and outputs too."""
     onnx: Path | None = None
     """Build from this exported or quantised graph in place of --model; its own sidecar says whether it was verified."""
+    bank: Path | None = None
+    """Text bank to compare the engine on, with --onnx. Default: seeded random rows, and no labels are asked for."""
     keep_onnx: bool = False
     """Keep the graph beside the engine."""
     workspace: int = 0
@@ -184,37 +201,63 @@ class ExportTrt(ExportOptions):
         tensorrt_api.version_of(self.backend)
         target = tensorrt_api.resolve_target(self.backend, self.target)  # before the minutes of an export
         gpus = target.replace(",", "-")
-        if self.onnx is not None:
-            path = output_file(self.output, f"{self.onnx.stem}_{gpus}", ".engine")
-            with proven(path) as temporary:
-                sidecar, seconds = self._build(self.onnx, temporary, target)
-        else:
+        if self.onnx is None:
             model = self.load()
             stem = f"{model.config.name}_{precision_suffix(self.precision)}"
-            path = output_file(self.output, f"{stem}_{gpus}", ".engine")
-            with proven(path) as temporary:
-                sidecar, seconds = self._from_model(model, path.with_name(f"{stem}.onnx"), temporary, target)
+        else:
+            stem = self.onnx.stem
+        path = output_file(self.output, f"{stem}_{gpus}", ".engine")
+        inputs = [one for one in (self.onnx, self.bank) if one is not None]
+        refuse_inputs([one for one in (path, self.layers, self.timing_cache) if one is not None], inputs)
+        with lock_folder(path.parent, "export"), proven(path) as temporary:
+            if self.onnx is not None:
+                seconds = self._build(self.onnx, temporary, target)
+                self._prove(temporary, self.onnx, None)
+            else:
+                seconds = self._from_model(model, path.with_name(f"{stem}.onnx"), temporary, target)
+        sidecar = Sidecar.load(path)
         say(f"wrote {path} ({sidecar.bytes:,} bytes), built in {seconds:.1f} s for {target}")
         if self.json:
             print_json(self._report(path, sidecar, seconds))
         return 0
 
-    def _from_model(self, model: OVSDINO, onnx_path: Path, engine: Path, target: str) -> tuple[Sidecar, float]:
-        graph = onnx_path if self.keep_onnx else temporary_path(onnx_path)
-        try:
+    def _from_model(self, model: OVSDINO, graph: Path, engine: Path, target: str) -> float:
+        with ExitStack() as stack:
+            if not self.keep_onnx:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ovsdino-export-"))
+                graph = Path(folder) / graph.name
             with proven(graph) as unproven:
                 self.export(model, unproven, self.precision)
-            built = self._build(graph, engine, target)
-        finally:
-            if not self.keep_onnx:
-                graph.unlink(missing_ok=True)
-                sidecar_path(graph).unlink(missing_ok=True)
-        if not self.verify.skip_verify and _runs_here(built[0]):
-            self.verify.prove(model, engine, labels_count=self.random_weights is None)
-        return built
+            seconds = self._build(graph, engine, target)
+            self._prove(engine, graph, model)
+        return seconds
 
-    def _build(self, graph: Path, engine: Path, target: str) -> tuple[Sidecar, float]:
-        return build_engine(
+    def _prove(self, engine: Path, graph: Path, model: OVSDINO | None) -> None:
+        """Runs the engine where its device is here, and writes the figures into its sidecar.
+
+        Raises:
+            OVSDinoError: it departs from its graph; or it cannot be run though the device is here.
+        """
+        sidecar = Sidecar.load(engine)
+        if self.verify.skip_verify:
+            say("the engine was not compared with its graph (--skip-verify): verified is null")
+            return
+        if not _runs_here(sidecar):
+            say(f"nobody ran this engine: there is no {sidecar.target} device here; verified is null")
+            return
+        from ovsdino.deploy.compare import compare_engine, words
+        from ovsdino.deploy.verify import text_bank
+
+        images = self.verify.find()
+        text = text_bank(model, images.names, sidecar.classes) if model else words(sidecar, self.bank)
+        found = compare_engine(engine, graph, images, text)
+        say(found.tell())
+        labels_count = self.bank is not None if model is None else self.random_weights is None
+        found.check(self.verify.cosine, self.verify.agreement if labels_count else None)
+        sidecar.of_file(engine, verified=found.to_dict()).save(engine)
+
+    def _build(self, graph: Path, engine: Path, target: str) -> float:
+        _, seconds = build_engine(
             graph,
             engine,
             backend=self.backend,
@@ -226,9 +269,9 @@ class ExportTrt(ExportOptions):
             effort=self.effort,
             layers=self.layers,
         )
+        return seconds
 
     def _report(self, path: Path, sidecar: Sidecar, seconds: float) -> dict[str, Any]:
-        verified = sidecar.verified and {name: sidecar.verified[name] for name in ("cosine", "label_agreement")}
         return {
             "engine": str(path),
             "sidecar": str(sidecar_path(path)),
@@ -238,7 +281,7 @@ class ExportTrt(ExportOptions):
             "version": sidecar.version,
             "target": sidecar.target,
             "precision": sidecar.precision,
-            "verified": verified,
+            "verified": reported(sidecar.verified),
         }
 
 

@@ -26,13 +26,15 @@ import onnx
 
 from ovsdino.commands.common import print_json, progress_bar, say
 from ovsdino.deploy.calibrate import Method, calibration_images, channel_ranges, open_session, tensor_ranges
+from ovsdino.deploy.export_onnx import write_facts
+from ovsdino.deploy.publish import proven
 from ovsdino.deploy.qdq import insert_qdq
 from ovsdino.deploy.score import feed, score, text_bank
 from ovsdino.deploy.script import run_script
-from ovsdino.deploy.sidecar import Sidecar
+from ovsdino.deploy.sidecar import Sidecar, sidecar_path
 from ovsdino.deploy.smoothquant import Linear, find_linears, smooth
-from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.io.files import atomic_write
+from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import atomic_write, lock_folder, reading, refuse_inputs
 
 __all__ = ["Recipe", "quantise", "read_graph", "sensitivity"]
 
@@ -134,10 +136,9 @@ def read_graph(path: str | Path) -> tuple[onnx.ModelProto, Sidecar]:
     if sidecar.quantised:
         raise OVSDinoError(f"{path}: is quantised already; give the float32 or float16 graph")
     sidecar.check_file(path)
-    try:
+    with reading(path, "ONNX graph", sidecar.rebuild()):
         model = onnx.shape_inference.infer_shapes(onnx.load(path))
-    except Exception as error:  # protobuf and onnx raise their own kinds
-        raise OVSDinoError(f"{path}: not an ONNX graph: {one_line(error, 120)}; export it again") from error
+    sidecar.check_graph({entry.key: entry.value for entry in model.metadata_props})
     return model, sidecar
 
 
@@ -274,13 +275,23 @@ class Quantize(Recipe):
         if self.calibration is None:
             raise OVSDinoError("--calibration is missing: int8 ranges come from real images; name a folder of them")
         self.check()
+        output = self.output or self.input.with_name(f"{self.input.stem.removesuffix('_fp32')}_int8.onnx")
+        inputs = [self.input, sidecar_path(self.input), self.calibration, *self.also]
+        refuse_inputs([output, sidecar_path(output)], [*inputs, *([self.bank] if self.bank else [])])
+        with lock_folder(output.parent, "export"):
+            return self._report(output, self.calibration)
+
+    def _report(self, output: Path, calibration: Path) -> dict[str, Any]:
         model, sidecar = read_graph(self.input)
         names, data = self._data()
         text = text_bank(sidecar, names, self.bank) if data else words_at_random(sidecar)
-        feeds = [feed(image, text, sidecar) for image in calibration_images(self.calibration, self.images)]
+        feeds = [feed(image, text, sidecar) for image in calibration_images(calibration, self.images)]
         found = quantise(model, feeds, self, measure_sensitivity=self.sensitivity, progress=say)
         verified = self._verify(model, found.model, feeds)
-        output = self.output or self.input.with_name(f"{self.input.stem.removesuffix('_fp32')}_int8.onnx")
+        verified |= {
+            "source": f"calibration images of {calibration.name}",
+            "reference": f"the {sidecar.precision} graph",
+        }
         written = self._write(found, sidecar, verified, output)
         rows = self._score(model, feeds, sidecar, data, text, output) if data else None
         return {
@@ -336,11 +347,12 @@ class Quantize(Recipe):
             "base": sidecar.precision,
             "source": sidecar.sha256,
         }
-        with atomic_write(output) as file:
-            file.write(found.model.SerializeToString())
-        written = sidecar.of_file(output, precision="int8", quantised=facts, verified=verified)
-        written.save(output)
-        return written
+        write_facts(found.model, dataclasses.replace(sidecar, precision="int8"))
+        with proven(output) as temporary:
+            with atomic_write(temporary) as file:
+                file.write(found.model.SerializeToString())
+            sidecar.of_file(temporary, precision="int8", quantised=facts, verified=verified).save(temporary)
+        return Sidecar.load(output)
 
     def _score(self, model: onnx.ModelProto, feeds: Any, sidecar: Sidecar, data: Any, text: Any, output: Path) -> Any:
         """The source, others, int8 without SmoothQuant, and the result."""

@@ -8,6 +8,7 @@ from ovsdino.deploy.postprocess import upsample_argmax
 from ovsdino.deploy.preprocess import preprocess
 from ovsdino.deploy.sidecar import Sidecar
 from ovsdino.deploy.stages import Stages
+from ovsdino.deploy.tensors import check_tensors, logits_shape
 from ovsdino.errors import OVSDinoError, one_line
 
 __all__ = ["OnnxGraph"]
@@ -43,12 +44,12 @@ class OnnxGraph:
         try:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exception types derive from Exception alone
-            raise OVSDinoError(f"{sidecar.file}: ONNX Runtime refuses it: {one_line(error, 200)}") from error
-        shapes = {value.name: list(value.shape) for value in self._session.get_inputs()}
-        expected = list(sidecar.input)
-        if set(shapes) != {"image", "text"} or shapes["image"][1:] != expected[1:]:
-            raise OVSDinoError(f"{sidecar.file}: its inputs are {shapes}, its sidecar says image {expected} and text")
-        fixed = isinstance(shapes["image"][0], int)
+            raise OVSDinoError(f"{sidecar.file}: ONNX Runtime refuses it: {one_line(error, 400)}") from error
+        sidecar.check_graph(self._session.get_modelmeta().custom_metadata_map)
+        inputs = {one.name: (list(one.shape), one.type) for one in self._session.get_inputs()}
+        outputs = {one.name: (list(one.shape), one.type) for one in self._session.get_outputs()}
+        check_tensors(sidecar, inputs, outputs, "tensor(float)")
+        fixed = isinstance(inputs["image"][0][0], int)
         self.least_batch = sidecar.input[0] if fixed else 1
         self._sidecar = sidecar
         self._threads = threads
@@ -61,7 +62,14 @@ class OnnxGraph:
 
     def infer(self, image: np.ndarray) -> np.ndarray:
         """(B, 3, H, W) float32, normalised -> logits (B, K, h, w) float32."""
-        return self._session.run(["logits"], {"image": image, "text": self._text})[0]
+        logits: np.ndarray = self._session.run(["logits"], {"image": image, "text": self._text})[0]
+        expected = logits_shape(self._sidecar, len(image), len(self._text))
+        if logits.shape != expected:
+            raise OVSDinoError(
+                f"{self._sidecar.file}: its logits are {logits.shape}, its sidecar says {expected}; "
+                f"{self._sidecar.rebuild()}"
+            )
+        return logits
 
     def run(
         self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, stages: Stages
@@ -72,9 +80,17 @@ class OnnxGraph:
             preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=self._image[0])
         with stages("encode"):
             logits = self.infer(self._image)
+        if not np.isfinite(logits).all():
+            raise OVSDinoError(f"{self._sidecar.file}: gives NaN or infinite logits; {self._sidecar.rebuild()}")
         with stages("postprocess"):
             return upsample_argmax(logits[0], size, threshold, confidence=confidence, threads=self._threads)
 
     def close(self) -> None:
         """Frees the session."""
         del self._session
+
+
+def reason(error: Exception) -> str:
+    """Why ONNX Runtime refuses: the end of its message; the beginning is a path in its sources and a signature."""
+    text = one_line(error, 2000)
+    return text if len(text) <= 200 else f"...{text[-197:]}"

@@ -22,6 +22,7 @@ from ovsdino.deploy.postprocess import label_dtype
 from ovsdino.deploy.preprocess import gain_and_shift
 from ovsdino.deploy.sidecar import Sidecar
 from ovsdino.deploy.stages import Stages
+from ovsdino.deploy.tensors import check_tensors, logits_shape
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.native import native
 
@@ -190,14 +191,12 @@ class TensorRTGraph:
 
     def _check_tensors(self, trt: ModuleType) -> None:
         engine = self._engine
-        names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-        if names != {"image", "text", "logits"}:
-            raise OVSDinoError(
-                f"{self._sidecar.file}: its tensors are {sorted(names)}, expected image, text and logits"
-            )
-        for name in names:
-            if engine.get_tensor_dtype(name) != trt.float32:
-                raise OVSDinoError(f"{self._sidecar.file}: {name} is {engine.get_tensor_dtype(name)}, expected float32")
+        sides: dict[Any, dict[str, Any]] = {trt.TensorIOMode.INPUT: {}, trt.TensorIOMode.OUTPUT: {}}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            shape = [int(side) for side in engine.get_tensor_shape(name)]
+            sides[engine.get_tensor_mode(name)][name] = (shape, engine.get_tensor_dtype(name))
+        check_tensors(self._sidecar, sides[trt.TensorIOMode.INPUT], sides[trt.TensorIOMode.OUTPUT], trt.float32)
 
     def _find_least_batch(self) -> int:
         batch = self._engine.get_tensor_shape("image")[0]
@@ -213,6 +212,11 @@ class TensorRTGraph:
             raise OVSDinoError(f"{sidecar.file}: the engine refuses a batch of {batch} with a bank of shape {text}")
         shape = context.get_tensor_shape("logits")
         self._shape = (int(shape[0]), int(shape[1]), int(shape[2]), int(shape[3]))
+        if self._shape != logits_shape(sidecar, batch, self._classes):
+            raise OVSDinoError(
+                f"{sidecar.file}: its logits are {self._shape}, its sidecar says "
+                f"{logits_shape(sidecar, batch, self._classes)}; {sidecar.rebuild()}"
+            )
         self._logits.fit(4 * int(np.prod(self._shape)))
         for name, buffer in (("image", self._image), ("text", self._text), ("logits", self._logits)):
             if not context.set_tensor_address(name, buffer.device):

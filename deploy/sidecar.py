@@ -8,23 +8,27 @@ to which text banks it belongs. Nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import atomic_write
+from ovsdino.deploy.fields import checked_fields
+from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.io.files import atomic_write, reading, sha256_of
 
-__all__ = ["FORMAT", "Sidecar", "file_sha256", "sidecar_path"]
+__all__ = ["FORMAT", "GRAPH_KEY", "Sidecar", "file_sha256", "pending_path", "sidecar_path"]
 
 FORMAT = 1
-KINDS = ("onnx", "engine")
-BACKENDS = ("onnx", "tensorrt", "tensorrt_rtx")
-REBUILD = "export it again on this machine, or copy file and sidecar together"
+MAX_BYTES = 16 << 20  # a few hundred bytes; quantised ones list their layers
+GRAPH_KEY = "ovsdino"  # of an ONNX file's own metadata
+GRAPH_FACTS = (
+    *("model", "precision", "classes", "embed_dim", "stride", "mean", "std", "short_side", "patch_size", "weights"),
+)
 
 
 def sidecar_path(path: str | Path) -> Path:
@@ -33,20 +37,30 @@ def sidecar_path(path: str | Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
+def pending_path(path: str | Path) -> Path:
+    """Where a new sidecar waits until its file is in place (`ovsdino.deploy.publish`)."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.json.pending")
+
+
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal.
 
     Raises:
         OVSDinoError: the file is missing or cannot be read.
     """
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise OVSDinoError(f"{path}: cannot read: {error.strerror}; give an exported .onnx or .engine file") from error
-    return digest.hexdigest()
+    with reading(path, "file", "give an exported .onnx or .engine file"):
+        return sha256_of(path)
+
+
+def rebuild_command(path: str | Path, model: object = None) -> str:
+    """What to do about an exported file that cannot be trusted, with the command that makes it again."""
+    name = model if isinstance(model, str) and re.fullmatch(r"[\w./-]{1,100}", model) else "MODEL"
+    script = "export_trt.py" if Path(path).suffix == ".engine" else "export_onnx.py"
+    return (
+        f"export it again: python deploy/{script} --model {name} --output DIR; or copy file and sidecar together from "
+        "where they were made"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,46 +123,37 @@ class Sidecar:
         Raises:
             OVSDinoError: no sidecar, not JSON, or not of this format.
         """
+        _finish_replacement(path)
         beside = sidecar_path(path)
+        if not beside.exists():
+            raise OVSDinoError(
+                f"{beside}: the sidecar is missing; an exported file is not opened without it: {rebuild_command(path)}"
+            )
+        if not beside.is_file() or beside.stat().st_size > MAX_BYTES:
+            raise OVSDinoError(f"{beside}: no sidecar (a folder, a pipe, or too large); {rebuild_command(path)}")
         try:
             data = json.loads(beside.read_bytes())
         except OSError as error:
-            what = "the sidecar is missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
-            raise OVSDinoError(f"{beside}: {what}; an exported file is not opened without it: {REBUILD}") from error
+            raise OVSDinoError(f"{beside}: {error.strerror}; {rebuild_command(path)}") from error
         except (ValueError, RecursionError) as error:
-            raise OVSDinoError(f"{beside}: not JSON; {REBUILD}") from error
+            raise OVSDinoError(f"{beside}: not JSON; {rebuild_command(path)}") from error
         found = data.get("format") if isinstance(data, dict) else None
-        if found != FORMAT:
-            raise OVSDinoError(f"{beside}: format is {found!r}, this version reads {FORMAT}; {REBUILD}")
+        if found != FORMAT or isinstance(found, bool):
+            raise OVSDinoError(
+                f"{beside}: format is {one_line(repr(found), 60)}, this version reads {FORMAT}; {rebuild_command(path)}"
+            )
         try:
-            return cls._parsed(data)
+            sidecar = cls(**checked_fields(data, {field.name for field in dataclasses.fields(cls)}))
         except (TypeError, ValueError, KeyError) as error:
-            raise OVSDinoError(f"{beside}: damaged ({error}); {REBUILD}") from error
-
-    @classmethod
-    def _parsed(cls, data: dict[str, Any]) -> Sidecar:
-        fields = {field.name: field.type for field in dataclasses.fields(cls)}
-        odd = sorted(set(data) ^ set(fields))
-        if odd:
-            raise ValueError(f"field {odd[0]!r} is {'unknown' if odd[0] in data else 'missing'}")
-        values = dict(data)
-        for name, kind in fields.items():
-            value = values[name]
-            if kind == "str" and not isinstance(value, str):
-                raise ValueError(f"{name} is {value!r}, expected text")
-            if kind == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-                raise ValueError(f"{name} is {value!r}, expected a whole number")
-        values["input"] = _numbers(data, "input", 4, int)
-        values["classes"] = _numbers(data, "classes", 2, int)
-        values["mean"] = _numbers(data, "mean", 3, float)
-        values["std"] = _numbers(data, "std", 3, float)
-        values["stride"] = float(data["stride"])
-        if data["verified"] is not None and not isinstance(data["verified"], dict):
-            raise ValueError(f"verified is {data['verified']!r}, expected an object or null")
-        for name, allowed in (("kind", KINDS), ("backend", BACKENDS)):
-            if values[name] not in allowed:
-                raise ValueError(f"{name} is {values[name]!r}, expected one of {', '.join(allowed)}")
-        return cls(**values)
+            raise OVSDinoError(
+                f"{beside}: damaged ({one_line(error, 200)}); {rebuild_command(path, data.get('model'))}"
+            ) from error
+        if sidecar.file != Path(path).name:
+            raise OVSDinoError(
+                f"{beside}: damaged (file is {one_line(sidecar.file, 100)}); rename both back, or "
+                f"{rebuild_command(path, sidecar.model)}"
+            )
+        return sidecar
 
     def save(self, path: str | Path) -> Path:
         """Writes the sidecar beside an exported file, atomically; returns its path.
@@ -166,6 +171,35 @@ class Sidecar:
         path = Path(path)
         return dataclasses.replace(self, file=path.name, sha256=file_sha256(path), bytes=path.stat().st_size, **changes)
 
+    def facts(self) -> dict[str, Any]:
+        """What a graph carries in its own metadata, so that its hash covers it."""
+        return {name: getattr(self, name) for name in GRAPH_FACTS}
+
+    def check_graph(self, metadata: Mapping[str, str]) -> None:
+        """Refuses a sidecar that says other things than the graph itself.
+
+        Args:
+            metadata: of the ONNX file; one without our entry was exported by an earlier version and tells nothing.
+
+        Raises:
+            OVSDinoError: a field differs; it names it.
+        """
+        if GRAPH_KEY not in metadata:
+            return
+        with reading(self.file, "graph of deploy/export_onnx.py", self.rebuild()):
+            told = dict(json.loads(metadata[GRAPH_KEY]))
+        mine = json.loads(json.dumps(self.facts()))
+        for name in sorted(set(told) & set(mine)):
+            if told[name] != mine[name]:
+                raise OVSDinoError(
+                    f"{self.file}: its sidecar says {name} is {one_line(mine[name], 60)}, the graph itself "
+                    f"{one_line(told[name], 60)}; {self.rebuild()}"
+                )
+
+    def rebuild(self) -> str:
+        """What to do when the file cannot be trusted: see `rebuild_command`."""
+        return rebuild_command(self.file, self.model)
+
     def check_file(self, path: str | Path) -> None:
         """Refuses a file that is not the one this sidecar was written for; to be called before it is deserialised.
 
@@ -174,12 +208,16 @@ class Sidecar:
         """
         path = Path(path)
         if not path.is_file():
-            raise OVSDinoError(f"{path}: no such file; its sidecar is there: {REBUILD}")
+            raise OVSDinoError(f"{path}: no such file; its sidecar is there: {self.rebuild()}")
         size = path.stat().st_size
         if size != self.bytes:
-            raise OVSDinoError(f"{path}: {size} bytes, its sidecar says {self.bytes}: cut off or changed; {REBUILD}")
+            raise OVSDinoError(
+                f"{path}: {size} bytes, its sidecar says {self.bytes}: cut off or changed; {self.rebuild()}"
+            )
         if file_sha256(path) != self.sha256:
-            raise OVSDinoError(f"{path}: changed since it was exported (its SHA-256 is not the sidecar's); {REBUILD}")
+            raise OVSDinoError(
+                f"{path}: changed since it was exported (its SHA-256 is not the sidecar's); {self.rebuild()}"
+            )
 
     def check_runtime(self, backend: str, version: str = "", sm: str = "") -> None:
         """Refuses an engine that this machine's TensorRT and GPU cannot run.
@@ -212,13 +250,14 @@ class Sidecar:
         target = f"--target {sm}" if sm else "--target current"
         return f"build it here: python deploy/export_trt.py --model {self.model} --backend {backend} {target}"
 
-    def check_bank(self, names: Sequence[str], shape: Sequence[int], weights: str) -> None:
+    def check_bank(self, names: Sequence[str], shape: Sequence[int], weights: str, model: str | None = None) -> None:
         """Refuses a text bank that this graph cannot take.
 
         Args:
             names: names of the classes.
             shape: (K, D) of the bank.
             weights: digest of the weights that the bank was made for.
+            model: name of the model that it was made for; None does not ask.
 
         Raises:
             OVSDinoError: names and rows differ in number, another width, K out of range, or another model's bank.
@@ -235,6 +274,11 @@ class Sidecar:
             raise OVSDinoError(
                 f"text bank: {shape[0]} classes, {self.file} takes {least}..{most}; export it again with --classes"
             )
+        if model is not None and model != self.model:
+            raise OVSDinoError(
+                f"text bank: made for {one_line(model, 60)}, the sidecar of {self.file} says {self.model}; make it "
+                f"with `ovsdino text --model {self.model}`, or {self.rebuild()}"
+            )
         if weights != self.weights:
             raise OVSDinoError(
                 f"text bank: made for other weights ({weights[:12] or 'none'}) than {self.file} "
@@ -242,13 +286,14 @@ class Sidecar:
             )
 
 
-def _numbers(data: dict[str, Any], name: str, count: int, kind: type) -> Any:
-    values = data[name]
-    if not isinstance(values, list) or len(values) != count or any(isinstance(x, bool) for x in values):
-        raise ValueError(f"{name} is {values!r}, expected {count} numbers")
-    if kind is int and not all(isinstance(x, int) and x > 0 for x in values):
-        raise ValueError(f"{name} is {values!r}, expected {count} positive whole numbers")
-    return tuple(kind(x) for x in values)
+def _finish_replacement(path: str | Path) -> None:
+    """Put a waiting sidecar in place if its file is: the writer was killed between the two renames."""
+    pending = pending_path(path)
+    if not pending.is_file():
+        return
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # then it is no sidecar of this file
+        if json.loads(pending.read_bytes())["sha256"] == sha256_of(path):
+            os.replace(pending, sidecar_path(path))
 
 
 def _release(version: str) -> tuple[int, ...]:

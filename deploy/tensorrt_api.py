@@ -24,9 +24,10 @@ from ovsdino.deploy.runtime_tensorrt import device_sm, tensorrt_module
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
 
-__all__ = ["BACKENDS", "Built", "BuildSettings", "Layer", "build", "resolve_target", "version_of"]
+__all__ = ["BACKENDS", "Built", "BuildSettings", "Layer", "build", "known_fault", "resolve_target", "version_of"]
 
 BACKENDS = ("tensorrt", "tensorrt_rtx")
+DINOV3 = ("s16v3", "b16v3")
 CAPABILITY = re.compile(r"sm\d{2,3}")
 SHAPES = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # least, usual, most
 
@@ -91,6 +92,24 @@ def version_of(backend: str) -> str:
     if backend == "tensorrt" and release < (10, 3):
         raise OVSDinoError(f"tensorrt is {version}: expected 10.3 (JetPack 6.1) or newer")
     return version
+
+
+def known_fault(backend: str, version: str, model: str) -> str | None:
+    """Return what others have reported of a release of TensorRT and a model, or None.
+
+    Args:
+        backend: "tensorrt" or "tensorrt_rtx".
+        version: Its version.
+        model: Name of the zoo model.
+    """
+    release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if backend != "tensorrt" or release not in ((10, 3), (10, 4)) or model not in DINOV3:
+        return None
+    return (
+        f"{model} is a DINOv3 model, and for those engines of TensorRT 10.3 and 10.4 that give wrong results have been "
+        "reported, in float32 and float16 (github.com/NVIDIA/TensorRT issues 4723, 4558, 4742): do not use this engine "
+        "unless it was compared with its graph on the device, or try a newer release (JetPack 7.2 has 10.16)"
+    )
 
 
 def resolve_target(backend: str, target: str) -> str:

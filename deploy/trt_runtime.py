@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -76,7 +77,8 @@ class EdgeSegmenter:
     `ovsdino.Segmenter` keeps the ratio instead. For images of the ratio that the model was exported for
     (``export_onnx.py --height --width``) the two see the same pixels.
 
-    One thread at a time may use an instance; it holds device memory until `close`, and is a context manager.
+    Threads may share an instance, which works on one image at a time. It holds device memory until `close`, and is a
+    context manager.
 
     Args:
         engine_or_onnx: an exported file; its sidecar, `<file>.json`, lies beside it.
@@ -110,8 +112,10 @@ class EdgeSegmenter:
         self.sidecar = Sidecar.load(path)
         self._background = background
         bank, self._threshold = self._checked(text_bank)
-        self._graph = open_graph(path, self.sidecar, threads, device)
-        self._graph.set_text(bank.text)
+        self._lock = threading.Lock()  # the graph has one input buffer and one stream
+        graph = open_graph(path, self.sidecar, threads, device)
+        graph.set_text(bank.text)
+        self._graph: Graph | None = graph
         self.bank = bank
 
     @property
@@ -128,11 +132,13 @@ class EdgeSegmenter:
         """Swaps the vocabulary; nothing is exported or built again. A refused bank leaves the old one in use.
 
         Raises:
-            OVSDinoError: the bank is missing or damaged, of another model, or has too few or too many classes.
+            OVSDinoError: the bank is missing or damaged, of another model, or has too few or too many classes; or the
+                segmenter was closed.
         """
         bank, threshold = self._checked(text_bank)
-        self._graph.set_text(bank.text)
-        self.bank, self._threshold = bank, threshold
+        with self._lock:
+            self._open().set_text(bank.text)
+            self.bank, self._threshold = bank, threshold
 
     def segment(self, image: ImageLike, *, nv12: bool = False, confidence: bool = True) -> EdgeResult:
         """Labels every pixel of one image.
@@ -144,24 +150,27 @@ class EdgeSegmenter:
             confidence: also return the probability of each pixel's label.
 
         Raises:
-            OVSDinoError: the image cannot be read, or the file was exported for batches.
+            OVSDinoError: the image cannot be read, the file was exported for batches, or the segmenter was closed.
         """
-        if self._graph.least_batch != 1:
+        least = self._open().least_batch
+        if least != 1:
             raise OVSDinoError(
-                f"{self.sidecar.file}: exported for batches of {self._graph.least_batch}; segment takes one image at a "
-                "time: export it with --batch 1"
+                f"{self.sidecar.file}: exported for batches of {least}; segment takes one image at a time: export it "
+                "with --batch 1"
             )
         stages = Stages()
         with stages("load"):
             pixels = np.asarray(image) if nv12 else load_image(image)
             check_image(pixels, nv12)
             height, width = (pixels.shape[0] * 2 // 3 if nv12 else pixels.shape[0]), pixels.shape[1]
-        labels, certainty = self._graph.run(pixels, (height, width), self._threshold, confidence, stages)
+        with self._lock:
+            names, threshold = self.names, self._threshold
+            labels, certainty = self._open().run(pixels, (height, width), threshold, confidence, stages)
         return EdgeResult(
             labels=labels,
             confidence=certainty,
-            names=self.names,
-            background=self._threshold is not None,
+            names=names,
+            background=threshold is not None,
             stages_ms=stages.ms,
         )
 
@@ -175,19 +184,29 @@ class EdgeSegmenter:
             Logits (B, K, h, w) float32.
 
         Raises:
-            OVSDinoError: another shape or dtype.
+            OVSDinoError: another shape or dtype, or the segmenter was closed.
         """
         batch, *rest = self.sidecar.input
-        fits = image.ndim == 4 and list(image.shape[1:]) == rest and self._graph.least_batch <= len(image) <= batch
+        least = self._open().least_batch
+        fits = image.ndim == 4 and list(image.shape[1:]) == rest and least <= len(image) <= batch
         if not fits or image.dtype != np.float32:
             raise OVSDinoError(
                 f"image is {tuple(image.shape)} {image.dtype}: {self.sidecar.file} takes {self.sidecar.input} float32"
             )
-        return self._graph.infer(np.ascontiguousarray(image))
+        with self._lock:
+            return self._open().infer(np.ascontiguousarray(image))
 
     def close(self) -> None:
-        """Frees the graph and its memory; the instance cannot be used afterwards."""
-        self._graph.close()
+        """Frees the graph and its memory; the instance cannot be used afterwards. A second time does nothing."""
+        with self._lock:
+            graph, self._graph = self._graph, None
+            if graph is not None:
+                graph.close()
+
+    def _open(self) -> Graph:
+        if self._graph is None:
+            raise OVSDinoError(f"{self.sidecar.file}: this EdgeSegmenter was closed; make another one")
+        return self._graph
 
     def __enter__(self) -> EdgeSegmenter:
         return self
@@ -197,7 +216,7 @@ class EdgeSegmenter:
 
     def _checked(self, text_bank: str | os.PathLike[str] | TextBank) -> tuple[TextBank, float | None]:
         bank = text_bank if isinstance(text_bank, TextBank) else TextBank.load(text_bank)
-        self.sidecar.check_bank(bank.names, bank.text.shape, bank.weights)
+        self.sidecar.check_bank(bank.names, bank.text.shape, bank.weights, bank.model)
         return bank, background_threshold(self._background, bank.names)
 
 

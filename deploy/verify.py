@@ -1,4 +1,4 @@
-"""Compares an exported graph with PyTorch in float32 on the same images.
+"""Compares an exported file with PyTorch in float32 on the same images, or an engine with the graph it was built from.
 
     python deploy/verify.py --model nano --file nano_fp16.onnx
     python deploy/verify.py --model nano --file nano_fp16.onnx --per-layer
@@ -25,6 +25,7 @@ from ovsdino.commands.common import print_json, say
 from ovsdino.deploy.script import ModelSource, run_script
 from ovsdino.deploy.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.io.files import reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,7 @@ RANDOM_CLASSES = 19  # rows of the bank of a model that has no words
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """How close a graph is to PyTorch in float32.
+    """How close a graph is to its reference.
 
     Attributes:
         cosine: of the logits, mean over the images.
@@ -52,6 +53,7 @@ class Verification:
         label_agreement: share of pixels with the same label at image size, mean over the images.
         images: how many.
         source: what they are.
+        reference: what it was compared with.
     """
 
     cosine: float
@@ -59,6 +61,7 @@ class Verification:
     label_agreement: float
     images: int
     source: str
+    reference: str = "PyTorch"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -67,6 +70,7 @@ class Verification:
             "images": self.images,
             "worst_cosine": self.worst_cosine,
             "source": self.source,
+            "reference": self.reference,
         }
 
     def check(self, cosine: float = COSINE, agreement: float | None = AGREEMENT) -> None:
@@ -82,10 +86,20 @@ class Verification:
         good = self.worst_cosine >= cosine and (agreement is None or self.label_agreement >= agreement)
         if not good:  # also for NaN
             asked = f"cosine {cosine}" + ("" if agreement is None else f" and label agreement {agreement}")
-            raise OVSDinoError(
-                f"the graph departs from PyTorch: {found}; expected at least {asked}. Export float32, or find the "
-                "first layer that departs with `python deploy/verify.py --per-layer`"
+            what, mend = (
+                "graph",
+                "Export float32, or find the first layer that departs with `python deploy/verify.py --per-layer`",
             )
+            if self.reference != "PyTorch":
+                what, mend = "engine", "Use a newer release of TensorRT, --precision float32, or the .onnx itself"
+            raise OVSDinoError(f"the {what} departs from {self.reference}: {found}; expected at least {asked}. {mend}")
+
+    def tell(self) -> str:
+        """One line for people: on what, against what, and the figures."""
+        return (
+            f"verified on {self.images} {self.source} against {self.reference}: cosine {self.cosine:.6f} (worst "
+            f"{self.worst_cosine:.6f}), label agreement {self.label_agreement:.5f}"
+        )
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,7 @@ class VerifyOptions:
         data = open_dataset(self.dataset, root, self.split)
         count = min(self.limit, len(data))
         names = data.names[1:] if data.has_background else data.names
-        pixels = tuple(data.image(index) for index in range(count))
+        pixels = tuple(data[index].image for index in range(count))
         return Images(pixels, tuple(names), f"images of {self.dataset} {self.split}")
 
     def prove(self, model: OVSDINO, path: Path, *, labels_count: bool) -> Verification:
@@ -164,10 +178,7 @@ class VerifyOptions:
         """
         images = self.find()
         found = verify(model, path, images)
-        say(
-            f"verified on {found.images} {found.source}: cosine {found.cosine:.6f} (worst {found.worst_cosine:.6f}), "
-            f"label agreement {found.label_agreement:.5f}"
-        )
+        say(found.tell())
         found.check(self.cosine, self.agreement if labels_count else None)
         return found
 
@@ -186,12 +197,22 @@ def synthetic(count: int) -> Images:
 
 def text_bank(model: OVSDINO, names: Sequence[str], classes: tuple[int, int]) -> np.ndarray:
     """A bank (K, D) that the graph takes: the names if the model has words for them, filled up or replaced by noise."""
-    rows = np.random.default_rng(0).standard_normal((RANDOM_CLASSES, model.config.embed_dim)).astype(np.float32)
     if names:
         try:
-            rows = model.encode_text(list(names)).float().cpu().numpy()
+            return _fitted(model.encode_text(list(names)).float().cpu().numpy(), classes)
         except OVSDinoError as error:
             log.warning("comparing on random text, there are no words: %s", one_line(error, 200))
+    return random_bank(model.config.embed_dim, classes)
+
+
+def random_bank(columns: int, classes: tuple[int, int]) -> np.ndarray:
+    """A seeded random bank (K, D) float32 that the graph takes, rows of length one."""
+    rows = np.random.default_rng(0).standard_normal((RANDOM_CLASSES, columns)).astype(np.float32)
+    return _fitted(rows, classes)
+
+
+def _fitted(rows: np.ndarray, classes: tuple[int, int]) -> np.ndarray:
+    """As many rows as a graph takes, (least, most), each of length one."""
     least, most = classes
     rows = np.concatenate([rows, np.roll(rows, 1, axis=1)])[: max(least, len(rows))][:most]
     if len(rows) < least:
@@ -216,7 +237,7 @@ def verify(model: OVSDINO, path: str | Path, images: Images) -> Verification:
     sidecar = checked_sidecar(model, path)
     batch, _, height, width = sidecar.input
     text = text_bank(model, images.names, sidecar.classes)
-    runner = _runner(Path(path), sidecar, text)
+    run = runner(Path(path), sidecar, text)
     mean, std = sidecar.mean, sidecar.std
     cosines, agreements = [], []
     for start in range(0, len(images.pixels), batch):
@@ -226,7 +247,7 @@ def verify(model: OVSDINO, path: str | Path, images: Images) -> Verification:
             inputs = torch.cat([preprocess(image, (height, width), mean, std) for image in pixels])
             filled = inputs[torch.arange(batch) % len(part)]
             expected = model(inputs, torch.from_numpy(text))
-            found = torch.from_numpy(runner(filled.numpy()))[: len(part)]
+            found = torch.from_numpy(run(filled.numpy()))[: len(part)]
             if found.shape != expected.shape:
                 shapes = f"{tuple(found.shape)}, PyTorch {tuple(expected.shape)}"
                 raise OVSDinoError(f"{path}: the graph's logits are {shapes}; export it again")
@@ -268,7 +289,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(x @ y) / norms if norms else float(np.array_equal(x, y))
 
 
-def _runner(path: Path, sidecar: Sidecar, text: np.ndarray) -> Any:
+def runner(path: Path, sidecar: Sidecar, text: np.ndarray) -> Any:
     """image (B, 3, H, W) -> logits, by the file's own runtime; a float16 graph with its roundings."""
     if sidecar.kind == "onnx":
         graph = Rounded(path, sidecar.precision != "float32")
@@ -296,7 +317,8 @@ class Rounded:
         import onnx
         import onnxruntime
 
-        model = onnx.load(path)
+        with reading(path, "ONNX graph", "export it again"):
+            model = onnx.load(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if rounded:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ovsdino.errors import OVSDinoError
+from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.imageio import ImageLike, load_image, source_name
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.zoo import create_model
@@ -35,6 +38,8 @@ DType = Literal["float32", "bfloat16", "float16", "auto"]
 
 class Segmenter:
     """A model with what surrounds it: pictures to tensors, words to text banks, logits to labels.
+
+    Several threads may share one. An `torch.autocast` of the caller has no say: `dtype` alone decides.
 
     Args:
         model: an `OVSDINO` in eval mode.
@@ -68,6 +73,13 @@ class Segmenter:
             raise OVSDinoError(f"batch_size is {batch_size}: expected at least 1")
         self.batch_size = batch_size
         self._banks: OrderedDict[tuple[tuple[str, ...], ...], Tensor] = OrderedDict()
+        self._banks_lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_banks_lock"}  # a lock has no copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _banks_lock=threading.Lock())
 
     def encode_text(self, classes: Classes) -> Tensor:
         """The text bank of a class list, computed once and cached.
@@ -82,15 +94,16 @@ class Segmenter:
             OVSDinoError: the class list is not valid.
         """
         texts = Vocabulary.of(classes).texts
-        bank = self._banks.get(texts)
-        if bank is None:
-            with torch.inference_mode():
-                bank = self.model.encode_text(texts).to(self.device, torch.float32)
-            self._banks[texts] = bank
-            if len(self._banks) > TEXT_BANKS:
-                self._banks.popitem(last=False)
-        self._banks.move_to_end(texts)
-        return bank
+        with self._banks_lock:
+            bank = self._banks.get(texts)
+            if bank is None:
+                with torch.inference_mode(), self._no_autocast():
+                    bank = self.model.encode_text(texts).to(self.device, torch.float32)
+                self._banks[texts] = bank
+                if len(self._banks) > TEXT_BANKS:
+                    self._banks.popitem(last=False)
+            self._banks.move_to_end(texts)
+            return bank
 
     def encode_image(self, image: ImageLike) -> ImageFeatures:
         """Everything about one image that does not depend on the words, for `decode`; batch of one.
@@ -99,13 +112,13 @@ class Segmenter:
             OVSDinoError: the image cannot be read.
         """
         pixels = load_image(image)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._autocast(), _said_when_memory_is_out():
             return self.model.encode_image(self._tensor(pixels, self.inference_size(*pixels.shape[:2])))
 
     def decode(self, features: ImageFeatures, classes: Classes | Tensor) -> Tensor:
         """Logits of the classes (or of a text bank (K, D)): (B, K, h, w) float32 at the model's output grid."""
         text = classes if isinstance(classes, Tensor) else self.encode_text(classes)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._autocast(), _said_when_memory_is_out():
             return self.model.decode(features, text.to(self.device)).float()
 
     def segment(
@@ -138,7 +151,7 @@ class Segmenter:
 
     def segment_batch(
         self,
-        images: Sequence[ImageLike],
+        images: Iterable[ImageLike],
         classes: Classes,
         *,
         background: float | bool | None = None,
@@ -149,8 +162,14 @@ class Segmenter:
         """`segment` for several images; those of equal inference size share a forward. Results in the order given.
 
         Stage times are shared equally among the images of a forward.
+
+        Args:
+            images: a list, a generator, or one array (N, H, W, C) or tensor (N, C, H, W) of several.
+
+        Raises:
+            OVSDinoError: one image in place of several, or see `segment`.
         """
-        return self._segment(images, classes, background, window, stride, scores)
+        return self._segment(_several(images), classes, background, window, stride, scores)
 
     def inference_size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) that the network sees: ratio kept, short side `short_side`, sides rounded to `stride_multiple`.
@@ -184,7 +203,7 @@ class Segmenter:
             sources.append(source_name(image))
             groups.setdefault(self.inference_size(*pixels[-1].shape[:2]), []).append(index)
         results: dict[int, Segmentation] = {}
-        with torch.inference_mode():
+        with torch.inference_mode(), self._no_autocast(), _said_when_memory_is_out():
             for size, members in groups.items():
                 batch_size = self.batch_size  # may shrink on the way
                 for start in range(0, len(members), batch_size):
@@ -219,8 +238,11 @@ class Segmenter:
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.dtype == torch.float32:
-            return contextlib.nullcontext()
+            return self._no_autocast()
         return torch.autocast(self.device.type, self.dtype)
+
+    def _no_autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, enabled=False)
 
     def _forward(self, batch: Tensor, text: Tensor, clock: Clock) -> Tensor:
         """(N, 3, H, W) -> (N, K, h, w) float32, `batch_size` at a time."""
@@ -234,12 +256,13 @@ class Segmenter:
                         features = self.model.encode_image(chunk)
                     with clock("decode"):
                         parts.append(self.model.decode(features, text).float())
-            except torch.OutOfMemoryError:
-                if len(chunk) == 1:
+            except (RuntimeError, MemoryError) as error:
+                if len(chunk) == 1 or not out_of_memory(error):
                     raise
                 self.batch_size = len(chunk) // 2
                 log.warning("out of memory: batches of %d from now on", self.batch_size)
-                torch.cuda.empty_cache()
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
                 continue
             start += len(chunk)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -359,10 +382,68 @@ def window_offsets(length: int, window: int, stride: int) -> list[int]:
     return [max(min(step * stride + window, length) - window, 0) for step in range(steps)]
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that memory ran out: CUDA's own, Python's, or the CPU allocator's.
+
+    torch has no exception type for the CPU: it raises RuntimeError, and oneDNN another for its own buffers.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        part in text for part in ("can't allocate memory", "not enough memory", "could not create a memory")
+    )
+
+
+@contextlib.contextmanager
+def _said_when_memory_is_out() -> Iterator[None]:
+    """Give memory that ran out on the CPU one line; CUDA's error has its own type, which passes."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or not out_of_memory(error):
+            raise
+        raise OVSDinoError(
+            f"out of memory ({one_line(error, 100) or type(error).__name__}): take a smaller short_side, fewer "
+            "classes, or a smaller image"
+        ) from error
+
+
+def _several(images: Iterable[ImageLike]) -> list[ImageLike]:
+    """The images of a batch as a list; generators are read to their end.
+
+    Raises:
+        OVSDinoError: one image (a path, a PIL image, an array of one), or nothing that can be gone through.
+    """
+    one = isinstance(images, (str, bytes, os.PathLike, Image.Image))
+    if isinstance(images, (np.ndarray, Tensor)):
+        one = images.ndim != 4
+    if one or not isinstance(images, Iterable):
+        what = f"{type(images).__name__}{f' of shape {tuple(images.shape)}' if hasattr(images, 'shape') else ''}"
+        raise OVSDinoError(f"segment_batch takes a list of images, not {what}; for one image use segment")
+    return list(images)
+
+
+def _own_pixels(image: ImageLike) -> np.ndarray:
+    """Read an image into memory of its own: the caller may write the next frame into the array that was given."""
+    pixels = load_image(image)
+    return pixels.copy() if pixels is image or pixels.base is not None else pixels
+
+
 def _label(
     logits: Tensor, size: tuple[int, int], threshold: float | None, scores: bool
 ) -> tuple[np.ndarray, tuple[float, ...] | None]:
-    """Labels (H, W) of one image's logits (1, K, h, w), and the mean confidence of each class."""
+    """Labels (H, W) of one image's logits (1, K, h, w), and the mean confidence of each class.
+
+    Raises:
+        OVSDinoError: a logit is NaN or infinite, which would give every pixel one label.
+    """
+    low, high = torch.aminmax(logits)  # both are NaN where one logit is
+    if not (torch.isfinite(low) & torch.isfinite(high)):
+        raise OVSDinoError(
+            "the network gives NaN or infinite logits: its weights are damaged, or the dtype overflows; use "
+            "dtype float32 (--dtype float32) or fetch the weights again"
+        )
     if not scores:
         return upsample_argmax(logits, size, threshold)[0].cpu().numpy(), None
     labels, confidence = upsample_argmax(logits, size, threshold, confidence=True)

@@ -20,7 +20,7 @@ from ovsdino.eval.protocol import Protocol
 from ovsdino.eval.resize import fit_size, resize_bilinear
 from ovsdino.models.ovsdino import ImageFeatures
 from ovsdino.ops import upsample_argmax
-from ovsdino.pipeline import Clock, window_offsets
+from ovsdino.pipeline import Clock, out_of_memory, window_offsets
 
 __all__ = ["WindowModel", "check_window", "label_image", "score_map"]
 
@@ -135,8 +135,8 @@ def score_map(
             crops = torch.stack([pixels[:, y : y + crop[0], x : x + crop[1]] for y, x in part])
             try:
                 coarse = _coarse(model, crops, text, protocol, dtype, clock)
-            except torch.OutOfMemoryError:
-                if len(part) == 1:
+            except (RuntimeError, MemoryError) as error:
+                if len(part) == 1 or not out_of_memory(error):
                     raise
                 batch_size = len(part) // 2
                 log.warning("out of memory: batches of %d windows for this image", batch_size)

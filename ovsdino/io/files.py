@@ -195,7 +195,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def lock_folder(folder: str | os.PathLike[str], purpose: str, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Hold a folder for one process; a second one is refused at once.
 
-    The lock is advisory, on a file `.ovsdino.lock` in the folder, and ends with the process however that ends.
+    The lock is advisory, on a file `.ovsdino.lock` in the folder, and ends with the process however that ends. The file
+    goes when the work ends; one that a killed process leaves locks nobody out.
 
     Args:
         folder: The folder, made if it is missing.
@@ -211,24 +212,52 @@ def lock_folder(folder: str | os.PathLike[str], purpose: str, part: tuple[int, i
     names = [LOCK_NAME, f"{LOCK_NAME}.{part[0]}-of-{part[1]}"] if part is not None and shared else [LOCK_NAME]
     with ExitStack() as held:
         for name in names:
+            exclusive = not (shared and name == LOCK_NAME)
             try:
                 place.mkdir(parents=True, exist_ok=True)
-                handle = os.open(place / name, os.O_CREAT | os.O_RDWR, 0o666)
-            except OSError as error:
-                raise OVSDinoError(
-                    f"{one_line(place)}: cannot write: {error.strerror}; choose another folder"
-                ) from error
-            held.callback(os.close, handle)
-            try:
-                fcntl.flock(handle, (fcntl.LOCK_SH if shared and name == LOCK_NAME else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                handle = _locked(place / name, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
             except BlockingIOError:
                 raise OVSDinoError(
                     f"{one_line(place)}: another {purpose} is writing to this folder; wait for it, or choose another "
                     "folder"
                 ) from None
-            except OSError:  # a file system without locks
-                pass
+            except OSError as error:
+                raise OVSDinoError(
+                    f"{one_line(place)}: cannot write: {error.strerror}; choose another folder"
+                ) from error
+            held.callback(os.close, handle)
+            if exclusive:
+                held.callback(_unlink, place / name)  # before the close, which ends the lock
         yield
+
+
+def _locked(path: Path, kind: int) -> int:
+    """Open and lock a file that its last holder may be removing; return the descriptor.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    while True:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:  # a file system without locks
+                return handle
+            found = os.fstat(handle)
+            if file_identity(path) == (found.st_dev, found.st_ino):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # removed between the two: a lock on it holds nothing
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def refuse_inputs(

@@ -182,6 +182,8 @@ def exported(rtx: ModuleType, output: Path, capsys: pytest.CaptureFixture[str], 
     assert (report["backend"], report["version"]) == ("tensorrt_rtx", rtx.__version__)
     assert (report["target"], report["precision"], report["bytes"]) == ("sm86", "float16", sidecar.bytes)
     assert f"{report['engine']}.json" == report["sidecar"]
+    if not torch.cuda.is_available():  # nobody ran the engine: the graph's figures are not its own
+        assert report["verified"] is None and sidecar.verified is None
     return report
 
 
@@ -189,14 +191,16 @@ def test_nano_from_weights_to_engine(
     rtx: ModuleType, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--root", str(data_root), "--limit", "3", "--keep-onnx", "--layers", str(tmp_path / "layers.json")]
-    report = exported(rtx, tmp_path / "out", capsys, *data)
-    assert report["verified"]["cosine"] >= 0.999 and report["verified"]["label_agreement"] >= 0.995  # type: ignore[index]
+    exported(rtx, tmp_path / "out", capsys, *data)
+    graph = tmp_path / "out" / "nano_fp16.onnx"
+    figures = Sidecar.load(graph).verified
+    assert figures is not None and figures["cosine"] >= 0.999 and figures["label_agreement"] >= 0.995
+    assert (figures["images"], figures["source"], figures["reference"]) == (3, "images of camvid val", "PyTorch")
     files = ["nano_fp16.onnx", "nano_fp16.onnx.json", "nano_fp16_sm86.engine", "nano_fp16_sm86.engine.json"]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == files
     told = json.loads((tmp_path / "layers.json").read_text())["attention"]
     assert (len(told["fused"]), told["apart"]) == (6 + 2, [])  # blocks of the ViT and of the structure decoder
     # The vocabulary is free: two banks, one file, the labels of PyTorch.
-    graph = tmp_path / "out" / "nano_fp16.onnx"
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     segmenter = load("nano", "cpu")
     image = torch.randn(1, 3, 352, 464)
@@ -217,7 +221,6 @@ def test_large_models_with_random_weights(
 ) -> None:
     layers = tmp_path / "layers.json"
     arguments = ["--model", name, "--random-weights", "0", "--limit", "2", "--layers", str(layers)]
-    report = exported(rtx, tmp_path / "out", capsys, *arguments)
-    assert report["verified"]["cosine"] >= 0.999  # type: ignore[index]
+    exported(rtx, tmp_path / "out", capsys, *arguments)
     told = json.loads(layers.read_text())["attention"]
     assert (len(told["fused"]), told["apart"]) == (attentions, [])

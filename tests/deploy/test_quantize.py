@@ -390,7 +390,8 @@ def test_bad_input_is_refused_in_one_line(fault: str, tmp_path: Path, capsys: py
         path.write_bytes(b"\xff" * 100)
         Sidecar.load(path).of_file(path).save(path)
     elif fault == "engine":
-        dataclasses.replace(Sidecar.load(path), kind="engine").save(path)
+        built = {"kind": "engine", "backend": "tensorrt", "version": "10.3.0", "target": "sm87"}
+        dataclasses.replace(Sidecar.load(path), **built).save(path)
     elif fault == "bad":
         arguments += ["--least-agreement", "1.01"]
     assert run_script(Quantize, "quantize.py", arguments) == 2
@@ -400,10 +401,10 @@ def test_bad_input_is_refused_in_one_line(fault: str, tmp_path: Path, capsys: py
     assert not list(tmp_path.glob("*int8*"))
     said = {
         "no images": "real images",
-        "empty folder": "no images in this folder",
+        "empty folder": "no image in it",
         "no sidecar": "sidecar",
         "changed": "SHA-256",
-        "not ONNX": "not an ONNX graph",
+        "not ONNX": "not a readable ONNX graph",
         "engine": "quantise the .onnx",
         "bad": "--keep",
     }

@@ -133,6 +133,7 @@ def test_a_second_process_is_refused_a_locked_folder(tmp_path: Path) -> None:
         refused = run([sys.executable, "-c", code], tmp_path)
         assert "another training is writing to this folder" in refused.stderr and refused.stdout == ""
     assert run([sys.executable, "-c", code], tmp_path).stdout == "in\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_parts_of_one_work_share_a_folder_and_nothing_else_does(tmp_path: Path) -> None:

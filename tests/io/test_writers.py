@@ -23,6 +23,8 @@ DIRECT = {  # what opens a file for writing by itself, and why it may
     "benchmarks/latency.py": "files of one measurement in a temporary folder",
     "scripts/build_native.py": "a compiled module, renamed; runs before the package can be imported",
     "scripts/gpu_check.py": "logs of processes that may be killed",
+    "deploy/publish.py": "file and sidecar are renamed as one",
+    "deploy/sidecar.py": "finishes that renaming after a kill",
 }
 
 

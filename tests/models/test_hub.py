@@ -92,7 +92,7 @@ def test_a_damaged_or_foreign_repository_is_refused(folder: Path) -> None:
         hub.from_pretrained(folder)
     for text in ("", "[]", "{}", '"x"', '{"model": "nano"}', '{"model": [], "weights": {"sha256": 1}, "config": 1}'):
         (folder / "config.json").write_text(text)
-        with pytest.raises(OVSDinoError, match=r"config\.json: not the config.json of an ovsdino model"):
+        with pytest.raises(OVSDinoError, match=r"config\.json: not a readable config.json of an ovsdino model"):
             hub.from_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({**good, "model": "b99"}))
     with pytest.raises(OVSDinoError, match="unknown model 'b99'"):
@@ -147,3 +147,37 @@ def test_the_command_line_takes_a_folder_and_refuses_a_second_source_of_weights(
     assert main([*map(str, line), "--model", str(folder), "--checkpoint", str(tmp_path / "c.safetensors")]) == 2
     out, err = capsys.readouterr()
     assert out.count("a_overlay.png") == 1 and "brings its own weights" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(nano: OVSDINO, tmp_path: Path, value: float) -> None:
+    state = {key: tensor.clone() for key, tensor in nano.state_dict().items()}
+    state["decoder.smd.out.weight"].view(-1)[3] = value
+    save_file(state, tmp_path / "c.safetensors")
+    with pytest.raises(
+        OVSDinoError, match=r"c\.safetensors: decoder\.smd\.out\.weight holds NaN or infinite"
+    ) as caught:
+        ovsdino.load("nano", "cpu", checkpoint=tmp_path / "c.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_too_large_for_the_model_is_infinite(tmp_path: Path) -> None:
+    module = torch.nn.Linear(1, 1)
+    state = {"weight": torch.full((1, 1), 1e300, dtype=torch.float64), "bias": torch.zeros(1)}
+    with pytest.raises(OVSDinoError, match="weight holds NaN or infinite"):
+        hub.load_state(module, state, "file")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"nano": 1}', '{"nano": {"file": "../x", "sha256": "", "bytes": 1, "parameters": 1}}']
+)
+def test_a_damaged_manifest_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    monkeypatch.setattr(hub, "MANIFEST", tmp_path / "manifest.json")
+    hub.manifest.cache_clear()
+    try:
+        with pytest.raises(OVSDinoError, match=r"manifest\.json: not a readable manifest.*reinstall") as caught:
+            hub.packaged("nano")
+    finally:
+        hub.manifest.cache_clear()
+    assert "\n" not in str(caught.value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 import ovsdino
@@ -101,6 +104,7 @@ class Brightness(nn.Module):
         self.calls: list[tuple[int, ...]] = []
         self.texts = 0
         self.memory: int | None = None
+        self.allocator: Any = None
 
     def encode_text(self, names: Any) -> Tensor:
         self.texts += 1
@@ -109,6 +113,8 @@ class Brightness(nn.Module):
     def encode_image(self, image: Tensor) -> Tensor:
         self.calls.append(tuple(image.shape))
         if self.memory is not None and len(image) > self.memory:
+            if self.allocator is not None:
+                self.allocator()
             raise torch.OutOfMemoryError("no memory")
         grey = F.avg_pool2d(image.mean(1, keepdim=True), 4)
         return torch.cat([grey, 1 - grey], 1) - image.mean((1, 2, 3), keepdim=True)
@@ -182,6 +188,112 @@ def test_out_of_memory_halves_the_batch_and_the_result_is_the_same(caplog: pytes
     model.memory = 0
     with pytest.raises(torch.OutOfMemoryError):
         fresh.segment(pixels, ["bright", "dark"])
+
+
+@pytest.mark.parametrize(
+    "allocator", [lambda: torch.empty(1 << 62, dtype=torch.uint8), lambda: bytearray(1 << 62)], ids=["torch", "Python"]
+)
+def test_out_of_memory_on_the_cpu_halves_the_batch_too(allocator: Any) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (16, 64, 3), dtype=np.uint8)
+    expected = brightness()[0].segment(pixels, ["bright", "dark"], window=16, stride=4).labels
+    segmenter, model = brightness()
+    model.memory, model.allocator = 3, allocator
+    result = segmenter.segment(pixels, ["bright", "dark"], window=16, stride=4)
+    np.testing.assert_array_equal(result.labels, expected)
+    assert segmenter.batch_size == 2
+    model.memory = 0
+    with pytest.raises(OVSDinoError, match=r"^out of memory .*smaller short_side") as caught:
+        segmenter.segment(pixels, ["bright", "dark"])
+    assert "\n" not in str(caught.value)
+
+
+def test_another_runtime_error_is_not_taken_for_memory() -> None:
+    segmenter, model = brightness()
+    model.memory, model.allocator = 0, lambda: torch.zeros(2) @ torch.zeros(3)
+    with pytest.raises(RuntimeError, match="size"):
+        segmenter.segment_batch([np.zeros((16, 16, 3), np.uint8)] * 2, ["bright", "dark"])
+    assert segmenter.batch_size == 8
+
+
+def test_a_batch_may_be_a_generator_or_one_array_of_several() -> None:
+    segmenter, _ = brightness()
+    images = [np.full((16, 16, 3), value, np.uint8) for value in (250, 5)]
+    expected = [r.labels for r in segmenter.segment_batch(images, ["bright", "dark"])]
+    tensors = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    for several in ((image for image in images), tuple(images), np.stack(images), tensors):
+        found = [r.labels for r in segmenter.segment_batch(several, ["bright", "dark"])]
+        assert len(found) == 2 and all(map(np.array_equal, found, expected))
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((16, 16, 3), np.uint8), torch.zeros(3, 16, 16), "a.png", Image.new("L", (4, 4)), 5, None]
+)
+def test_one_image_is_no_batch(image: Any) -> None:
+    with pytest.raises(OVSDinoError, match=r"segment_batch takes a list of images.*for one image use segment"):
+        brightness()[0].segment_batch(image, ["bright", "dark"])
+
+
+@pytest.mark.parametrize("kind", ["array", "view", "grey", "tensor"])
+def test_a_result_keeps_its_image_when_the_caller_writes_the_next_frame(kind: str) -> None:
+    frame = np.full((16, 16, 3), 7, np.uint8)
+    given: Any = {
+        "array": frame,
+        "view": frame[:8],
+        "grey": frame[:, :, 0],
+        "tensor": torch.from_numpy(frame).permute(2, 0, 1),
+    }[kind]
+    result = brightness()[0].segment(given, ["bright", "dark"])
+    frame[:] = 200
+    assert result.image is not None and (result.image == 7).all()
+
+
+def test_the_callers_autocast_has_no_say(nano: Segmenter, picture: np.ndarray) -> None:
+    names = ["a word nobody asked for", "sky"]
+    with torch.autocast("cpu", torch.bfloat16):
+        bank, features, found = nano.encode_text(names), nano.encode_image(picture), nano.segment(picture, CLASSES)
+        logits = nano.decode(features, CLASSES)
+    fresh = Segmenter(nano.model, short_side=64)
+    assert torch.equal(bank, fresh.encode_text(names))
+    assert torch.equal(logits, fresh.decode(fresh.encode_image(picture), CLASSES))
+    assert found.scores == fresh.segment(picture, CLASSES).scores
+    half = Segmenter(nano.model, dtype="bfloat16", short_side=64)
+    assert torch.equal(half.encode_text(names), bank)
+    with torch.autocast("cpu", enabled=False):
+        assert half.encode_image(picture).tokens.dtype == torch.bfloat16
+
+
+def test_eight_threads_share_the_text_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter, _ = brightness()
+    monkeypatch.setattr("ovsdino.pipeline.TEXT_BANKS", 2)
+    faults: list[BaseException] = []
+    interval = sys.getswitchinterval()
+
+    def encode(first: int) -> None:
+        try:
+            for index in range(300):
+                assert segmenter.encode_text([f"word {(first + index) % 5}", "b"]).shape == (2, 2)
+        except BaseException as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=encode, args=(first,)) for first in range(8)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not faults
+    assert copy.deepcopy(segmenter).encode_text(["a", "b"]).shape == (2, 2)  # a lock has no copy, a segmenter has
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
+    segmenter, model = brightness()
+    model.decode = lambda features, text: torch.full((len(features), 2, 4, 4), 1.0).fill_(value)  # type: ignore[method-assign]
+    with pytest.raises(OVSDinoError, match="NaN or infinite logits"):
+        segmenter.segment(np.zeros((16, 16, 3), np.uint8), ["bright", "dark"])
 
 
 def test_a_batch_of_mixed_sizes_equals_one_by_one(nano: Segmenter, picture: np.ndarray) -> None:

@@ -134,7 +134,7 @@ def test_plain_head_learns_two_colours(folder, tmp_path):
         ("data.dataset=imagenet", "unknown data set"),
         ("data.root=/nowhere", "no such folder"),
         ("model=giant", "unknown model"),
-        ("text_weights=/nowhere.safetensors", "cannot read the weights"),
+        ("text_weights=/nowhere.safetensors", "/nowhere.safetensors: no such file"),
         ("text.names={green: [x]}", "'green' is not a class"),
         ("text.vocabulary=/nowhere.txt", "/nowhere.txt: no such file; see text.vocabulary"),
     ],
