@@ -25,6 +25,10 @@ DIRECT = {  # what opens a file for writing by itself, and why it may
     "scripts/gpu_check.py": "logs of processes that may be killed",
     "deploy/publish.py": "file and sidecar are renamed as one",
     "deploy/sidecar.py": "finishes that renaming after a kill",
+    "scripts/reliability.py": "damaged files and what their readers said, in a temporary folder",
+    "scripts/reliability_faults.py": "inputs of trials, in a temporary folder",
+    "scripts/reliability_formats.py": "samples of formats, in a temporary folder",
+    "scripts/reliability_models.py": "likewise",
 }
 
 
