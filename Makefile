@@ -5,6 +5,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 OUT ?= outputs/gpu-check
 PYTEST_ARGS ?=
+# CamVid, as a folder (README.md) or as camvid_train.zip.
+DATA ?= $(or $(OVSDINO_DATA),$(firstword $(wildcard data ../shared/data)),data)
+CAMVID_TRAIN = $(firstword $(wildcard $(DATA)/camvid_train.zip) $(DATA)/camvid/train)
 
 # Code for this machine's GPU; where there is none, for Jetson Orin and Hopper: half the build time of all ten.
 OVSDINO_CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | grep -x '[0-9]*' | sort -u | paste -s -d ';' -),87;90)
@@ -65,8 +68,8 @@ bench: setup
 # 15 to 20 minutes; the masks go on where they were stopped.
 weak-data: setup
 	mkdir -p runs/weak
-	$(PY) -m ovsdino.train.compose_captions --root ../shared/data --output runs/weak/captions.jsonl
-	$(VENV)/bin/ovsdino masks --generator felzenszwalb --images ../shared/data/camvid_train.zip --output runs/weak/masks
+	$(PY) -m ovsdino.train.compose_captions --root $(DATA) --output runs/weak/captions.jsonl
+	$(VENV)/bin/ovsdino masks --generator felzenszwalb --images $(CAMVID_TRAIN) --output runs/weak/masks
 	$(VENV)/bin/ovsdino masks --from runs/weak/masks --corrupt 0.3 --output runs/weak/masks_corrupt30
 
 # A GPU machine may have torch but no network, so its own Python is taken when that has all the check needs.

@@ -2,7 +2,7 @@
 
     python benchmarks/latency.py --model nano --backends torch,onnxruntime [--json] [--plot latency.png]
     python benchmarks/latency.py --model b14 --random-weights --backends torch --precisions float32,bfloat16
-    python benchmarks/latency.py --engine nano_fp16.engine --bank bank.safetensors --backends tensorrt
+    python benchmarks/latency.py --engine nano_fp16_sm87.engine --bank bank.safetensors --backends tensorrt
 
 All cases are called in turn in one process, so that a drift of the machine meets all alike; each call is preceded by a
 pause in which the threads of the one before go to sleep. A model on ONNX Runtime or TensorRT is one graph: its time is

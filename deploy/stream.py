@@ -1,6 +1,6 @@
 """The newest frame of a camera or video, segmented: masks in time, or marked as late.
 
-    python deploy/stream.py SOURCE --engine nano_fp16.engine --bank bank.safetensors --deadline-ms 50
+    python deploy/stream.py SOURCE --engine nano_fp16_sm87.engine --bank bank.safetensors --deadline-ms 50
 
 is `ovsdino stream`; `Stream` is the loop for programs of your own:
 

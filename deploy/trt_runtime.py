@@ -1,6 +1,6 @@
 """The runtime of exported models: an image in, a label for each pixel out, with no torch in the process.
 
-    segmenter = EdgeSegmenter("nano_fp16.engine", "bank.safetensors")
+    segmenter = EdgeSegmenter("nano_fp16_sm87.engine", "bank.safetensors")
     result = segmenter.segment("street.jpg")
 
 The same class runs `.onnx` files with ONNX Runtime on the CPU and engines with TensorRT or TensorRT-RTX on a GPU. An

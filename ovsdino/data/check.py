@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ovsdino.data.benchmarks import SPECS, dataset_of, find_layout
-from ovsdino.data.segmentation import SegmentationDataset, open_dataset
+from ovsdino.data.segmentation import CAMVID_SOURCE, SegmentationDataset, open_dataset
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
 
@@ -146,7 +146,8 @@ def _read(check: Check, dataset: SegmentationDataset, every: bool, sample: int) 
 
 
 def _obtain(name: str) -> str:
-    return f"; get them from: {SPECS[name].source}" if name in SPECS else ""
+    source = CAMVID_SOURCE if name == "camvid" else SPECS[name].source if name in SPECS else ""
+    return f"; get them from: {source}" if source else ""
 
 
 def convert_dataset(name: str, root: str | Path, split: str = "val", output: str | Path | None = None) -> list[Path]:

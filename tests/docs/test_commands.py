@@ -1,0 +1,200 @@
+"""Every command of README and docs/: run where it can run here, parsed where it cannot, or named with the reason."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovsdino.errors import OVSDinoError
+from tests.docs.commands import ROOT, Command, check_options, commands, pages, run
+
+IMAGES = 4
+
+# What is only parsed, so that its options are right, and why it is not run.
+PARSED = [
+    (r"--dataset cityscapes", "needs Cityscapes and the hub's weights"),
+    (r"ovsdino ablate", "hours"),
+    (r"ovsdino train configs/weak_nano\.yaml", "needs the captions and masks that make weak-data writes"),
+    (r"--generator sam", "needs SAM's weights and COCO"),
+    (r"torchrun", "needs several processes"),
+    (r"deploy/export_trt\.py", "minutes, or a GPU: tests/deploy/test_export_trt.py builds an engine"),
+    (r"sm87|/dev/video0 .*--width|\$CSI", "needs a board with TensorRT and a camera"),
+    (r"docs/jetson\.md: python deploy/", "the same exports as in docs/edge.md"),
+    (r"nano_fp16|--precision float16", "a second export: tests/deploy does it"),
+    (r"benchmarks/latency\.py", "a benchmark: tests/deploy/test_latency.py runs it in small"),
+]
+# What belongs to another machine or another program.
+SKIPPED = [
+    (r"^make (demo|test)$", "the environment that runs this test was made by it"),
+    (r"^make ", "checked by test_every_make_target_is_there"),
+    (r"^(pip|sudo|git clone|scp|ls|head|echo|mkdir|python3|tegrastats) ?", "the system's, or an installation"),
+    (r"^OVSDINO_CUDA=1", "an installation: make test-install"),
+    (r"^python -c .*ovsdino\.native", "needs a build with CUDA for sm_87"),
+    (r"^(CSI|USB|RTSP|weights)=", "a variable of a later command"),
+    (r"^for (name|file) in", "a loop over data sets, or over a robot's pictures: tests/cli runs what is in it"),
+    (r"ovsdino\.train\.package", "writes into the package"),
+    (r"push_to_hub", "needs a login at the hub"),
+]
+# What makes a command quick, added to it.
+QUICK = [
+    (r"ovsdino eval|ovsdino probe", "--limit 1 --short-side 64"),
+    (r"ovsdino segment", "--short-side 64"),
+    (r"export_onnx", "--height 64 --width 64 --limit 1"),
+    (r"ovsdino stream", "--frames 1"),
+    (r"ovsdino train", "optim.steps=1 eval_every=0 checkpoint_every=1 stages=[{height:\t64,width:\t64,batch:\t1}]"),
+    (r"quantize", "--images 2"),
+]
+# Paths that a reader has and a test has not.
+PLACES = [("/dev/video0", "frames"), ("FOLDER", "frames")]
+CODES = [(r"data check cityscapes", 2)]  # it says what is missing
+
+
+def reason(table: list[tuple[str, str]], command: Command) -> str | None:
+    """Return what a table says of a command."""
+    line = command.text.strip()
+    return next(
+        (why for pattern, why in table if re.search(pattern, line) or re.search(pattern, f"{command.page}: {line}")),
+        None,
+    )
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A reader's checkout: the scripts, street.jpg, and data/ laid out as README says."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("configs", "benchmarks", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
+    (folder / "deploy").symlink_to(ROOT / "deploy")
+    try:
+        root = Path(request.getfixturevalue("data_root"))
+    except pytest.skip.Exception:
+        root = folder / "none"
+    for split in ("train", "val"):
+        lay_out(root / f"camvid_{split}.zip", folder / "data" / "camvid" / split)
+        if (root / f"bsds500_{split}.zip").is_file():
+            (folder / "data" / f"bsds500_{split}.zip").symlink_to(root / f"bsds500_{split}.zip")
+    first = min((folder / "data/camvid/val/images").iterdir())
+    (folder / "frames").mkdir()
+    shutil.copy(first, folder / "frames")
+    Image.open(first).save(folder / "street.jpg")
+    return folder
+
+
+def lay_out(archive: Path, folder: Path) -> None:
+    """Unpack the first images of CamVid and their labels, or make noise where the archive is not at hand."""
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    if archive.is_file():
+        with zipfile.ZipFile(archive) as files:
+            names = sorted(name for name in files.namelist() if name.startswith("images/"))[:IMAGES]
+            for name in names:
+                label = name.replace("images/", "labels/").replace(".jpg", ".png")
+                for inside in (name, label):
+                    (folder / inside).write_bytes(files.read(inside))
+        return
+    rng = np.random.default_rng(0)
+    for index in range(IMAGES):
+        Image.fromarray(rng.integers(0, 256, (96, 128, 3), np.uint8)).save(folder / "images" / f"{index}.jpg")
+        Image.fromarray(rng.integers(0, 12, (96, 128), np.uint8)).save(folder / "labels" / f"{index}.png")
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_command_of_a_page_runs_or_is_named_with_the_reason_why_not(
+    page: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("OVSDINO_OFFLINE", "1")
+    monkeypatch.delenv("OVSDINO_DATA", raising=False)
+    failed = [problem for command in commands(page) if (problem := tried(command)) is not None]
+    assert failed == []
+
+
+def tried(command: Command) -> str | None:
+    """Run, parse or skip a command; returns what went wrong."""
+    line = command.text.strip()
+    for place, ours in PLACES:
+        line = line.replace(place, ours)
+    if reason(SKIPPED, command) is not None:
+        return None
+    if command.python:
+        exec(compile(line, command.page, "exec"), {"__name__": "page"})
+        return None
+    if reason(PARSED, command) is not None:
+        try:
+            check_options(command.words)
+        except (OVSDinoError, KeyError) as error:
+            return f"{line}: {error}"
+        return None
+    if "bsds500" in line and not Path("data/bsds500_val.zip").exists():
+        return None
+    extra = [word.replace("\t", " ") for word in (reason(QUICK, command) or "").split(" ") if word]
+    words = [*Command(command.page, line).words, *extra]
+    code, printed = run(words)
+    if "--json" in words and "eval" in words:  # the page's `ovsdino report results/*.json` reads it
+        Path("results").mkdir(exist_ok=True)
+        Path("results/eval.json").write_text(printed)
+    expected = next((number for pattern, number in CODES if re.search(pattern, line)), 0)
+    return None if code == expected else f"{line}: exit code {code}, expected {expected}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_loads_from_any_folder(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovsdino.train.ablation import load_ablation
+    from ovsdino.train.config import build_config, load_config, read_yaml
+    from ovsdino.train.self_distill import SelfDistillConfig
+
+    monkeypatch.chdir(tmp_path)
+    tree = read_yaml(file)
+    if "variants" in tree:
+        study, _ = load_ablation(str(file), [])
+        assert study.seeds and len(study.variants) >= 2
+    elif "images" in tree:
+        assert build_config(SelfDistillConfig, tree, "").steps > 0
+    else:
+        assert load_config(file).optim.steps > 0
+
+
+def test_every_make_target_is_there() -> None:
+    named = {
+        word
+        for page in pages()
+        for word in re.findall(r"`?\bmake ([a-z][a-z-]+)", (ROOT / page).read_text(encoding="utf-8"))
+        if word not in ("it", "sure", "an", "bad", "another", "what")
+    }
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert {"demo", "test", "weak-data"} <= named <= targets | {"setup"}
+    for target in sorted(named):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_link_and_file_that_a_page_names_is_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)", text)
+    files = re.findall(r"`((?:ovsdino|deploy|benchmarks|configs|docs|scripts|tests|csrc)/[\w/.-]+\.\w+)`", text)
+    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
+    missing += [file for file in files if not (ROOT / file).exists()]
+    assert missing == []
+
+
+def test_no_page_names_a_path_that_only_its_authors_have() -> None:
+    for page in pages():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert "../shared" not in text and "/work/" not in text, page
+
+
+def test_loops_and_continued_lines_are_one_command(tmp_path: Path) -> None:
+    from tests.docs import commands as module
+
+    body = "a --x \\\n  --y  # why\n\nfor n in 1 2; do\n  b $n\ndone\nC='one\n two'\n# only a comment\nd\n"
+    lines = list(module._lines(body))
+    assert [line.split()[0] for line in lines] == ["a", "for", "C='one", "d"]
+    assert Command("p", lines[0]).words == ["a", "--x", "--y"]
