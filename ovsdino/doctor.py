@@ -27,7 +27,7 @@ def examine() -> dict[str, Any]:
 
     Returns:
         "ovsdino", "python", "platform", "packages", "native", "ops", "devices", "weights", "extras", "environment", and
-        "problems": one line for each thing that must be mended (a missing GPU or extra is none).
+        "problems": one line for each thing that must be fixed (a missing GPU or extra is none).
     """
     import ovsdino
 
@@ -79,9 +79,9 @@ def print_report(report: dict[str, Any]) -> None:
         },
     )
     for problem in report["problems"]:
-        print(f"mend: {problem}")
+        print(f"to fix: {problem}")
     if not report["problems"]:
-        print("nothing to mend")
+        print("no problems found")
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The one exception type this package raises for faults that the user can mend."""
+"""The one exception type this package raises for what the user can put right."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _SECRET = re.compile(r"(?i)\b((?:user-?)?(?:password|passwd|pwd|pw|pass|token)\s
 
 
 class OVSDinoError(ValueError):
-    """A bad input, name, file or setting; the message says what is wrong and how to mend it.
+    """A bad input, name, file or setting; the message says what is wrong and what to do about it.
 
-    The command line prints it as ``error: <one line>`` and exits with 2. Any other exception is a fault of ovsdino.
+    The command line prints it as ``error: <one line>`` and exits with 2. Any other exception is an internal error.
     """
 
 

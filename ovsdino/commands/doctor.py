@@ -9,7 +9,7 @@ from ovsdino.commands.common import print_json
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Tell what is built, found and missing; the exit code is 2 if something must be mended."""
+    """Tell what is built, found and missing; the exit code is 2 if something must be fixed."""
 
     json: bool = False
     """Print one JSON object on stdout."""
