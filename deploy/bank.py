@@ -82,6 +82,8 @@ class TextBank:
                 f'{path}: cannot read the text bank: {error.strerror}; make one: ovsdino text --classes "road,car" '
                 f"--output {path}"
             ) from error
+        if not path.is_file():  # reading a pipe would wait for its writer
+            raise OVSDinoError(f"{path}: not a text bank (a folder, a pipe or a device); {REMAKE}")
         if size > MAX_BYTES:
             raise OVSDinoError(f"{path}: {size:,} bytes is too large for a text bank (at most {MAX_BYTES:,}); {REMAKE}")
         if not path.is_file():  # a pipe would be waited for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def test_a_bank_is_what_the_contract_says(tmp_path: Path) -> None:
     [
         ("missing", "cannot read the text bank: No such file"),
         ("folder", "not a text bank"),
+        ("pipe", "not a text bank"),
         ("empty", "not a readable text bank"),
         ("text", "not a readable text bank"),
         ("header", "not a readable text bank"),
@@ -72,6 +74,8 @@ def test_what_is_no_bank_is_refused_in_one_line(tmp_path: Path, name: str, messa
     path = tmp_path / "bank.safetensors"
     if name == "folder":
         path.mkdir()
+    elif name == "pipe":
+        os.mkfifo(path)
     elif name != "missing":
         write(path)
     data = path.read_bytes() if path.is_file() else b""

@@ -371,7 +371,9 @@ def test_the_script_writes_graph_and_sidecar(tmp_path: Path, capsys: pytest.Capt
     assert "quantised already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fault", ["no images", "empty folder", "no sidecar", "changed", "not ONNX", "engine", "bad"])
+@pytest.mark.parametrize(
+    "fault", ["no images", "empty folder", "no sidecar", "changed", "not ONNX", "engine", "bad", "itself"]
+)
 def test_bad_input_is_refused_in_one_line(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, images = saved(tmp_path), pictures(tmp_path / "images", 2)
     arguments = ["--input", str(path)]
@@ -394,6 +396,8 @@ def test_bad_input_is_refused_in_one_line(fault: str, tmp_path: Path, capsys: py
         dataclasses.replace(Sidecar.load(path), **built).save(path)
     elif fault == "bad":
         arguments += ["--least-agreement", "1.01"]
+    elif fault == "itself":
+        arguments += ["--output", str(path)]
     assert run_script(Quantize, "quantize.py", arguments) == 2
     out, err = capsys.readouterr()
     line = err.strip().splitlines()[-1]
@@ -407,6 +411,7 @@ def test_bad_input_is_refused_in_one_line(fault: str, tmp_path: Path, capsys: py
         "not ONNX": "not a readable ONNX graph",
         "engine": "quantise the .onnx",
         "bad": "--keep",
+        "itself": "would replace an input",
     }
     assert said[fault] in line
 
