@@ -10,6 +10,7 @@ from ovsdino.deploy.sidecar import Sidecar
 from ovsdino.deploy.stages import Stages
 from ovsdino.deploy.tensors import check_tensors, logits_shape
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.io.files import reading
 
 __all__ = ["OnnxGraph"]
 
@@ -62,7 +63,8 @@ class OnnxGraph:
 
     def infer(self, image: np.ndarray) -> np.ndarray:
         """(B, 3, H, W) float32, normalised -> logits (B, K, h, w) float32."""
-        logits: np.ndarray = self._session.run(["logits"], {"image": image, "text": self._text})[0]
+        with reading(self._sidecar.file, "graph", self._sidecar.rebuild()):  # it loads, and fails while it runs
+            logits: np.ndarray = self._session.run(["logits"], {"image": image, "text": self._text})[0]
         expected = logits_shape(self._sidecar, len(image), len(self._text))
         if logits.shape != expected:
             raise OVSDinoError(
