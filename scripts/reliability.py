@@ -232,7 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{name}: {example}")
         found["mutants"] = {name: asdict(count) for name, count in counts.items()}
     if {"kills", "cases"} & set(args.parts):
-        from reliability_faults import try_cases, try_kills
+        from reliability_cases import try_cases
+        from reliability_faults import try_kills
 
         for part in ("kills", "cases"):
             if part not in args.parts:

@@ -157,14 +157,14 @@ class Masks:
     def _generator(self) -> MaskGenerator:
         from ovsdino.train.pseudo_masks import Felzenszwalb, SegmentAnything
 
+        if not 1 <= self.points_per_side <= MAX_POINTS:
+            raise OVSDinoError(f"--points-per-side {self.points_per_side}: expected 1 to {MAX_POINTS}")
         if self.generator == "felzenszwalb":
             if self.checkpoint is not None:
                 raise OVSDinoError("--checkpoint is given, but felzenszwalb has no weights: use --generator sam")
             if self.embeddings:
                 raise OVSDinoError("--embeddings are SAM's, felzenszwalb has none: use --generator sam")
             return Felzenszwalb()
-        if not 1 <= self.points_per_side <= MAX_POINTS:
-            raise OVSDinoError(f"--points-per-side {self.points_per_side}: expected 1 to {MAX_POINTS}")
         if self.checkpoint is None:
             raise OVSDinoError(
                 "--generator sam needs --checkpoint FILE, SAM's official .pth (for instance sam_vit_h_4b8939.pth from "

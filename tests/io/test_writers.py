@@ -26,7 +26,8 @@ DIRECT = {  # what opens a file for writing by itself, and why it may
     "deploy/publish.py": "file and sidecar are renamed as one",
     "deploy/sidecar.py": "finishes that renaming after a kill",
     "scripts/reliability.py": "damaged files and what their readers said, in a temporary folder",
-    "scripts/reliability_faults.py": "inputs of trials, in a temporary folder",
+    "scripts/reliability_cases.py": "inputs of trials, in a temporary folder",
+    "scripts/reliability_faults.py": "likewise",
     "scripts/reliability_formats.py": "samples of formats, in a temporary folder",
     "scripts/reliability_models.py": "likewise",
 }
