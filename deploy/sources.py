@@ -17,7 +17,16 @@ from ovsdino.deploy.capture import Source, SourceError
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.imageio import SUFFIXES, expand_paths, load_image
 
-__all__ = ["FolderSource", "OpenCVSource", "SourceOptions", "files_of", "import_cv2", "make_source", "playing_rate"]
+__all__ = [
+    "FolderSource",
+    "OpenCVSource",
+    "SourceOptions",
+    "files_of",
+    "import_cv2",
+    "make_source",
+    "opencv_name",
+    "playing_rate",
+]
 
 DEFAULT_FPS = 10.0  # of a folder, and of a video file that does not say
 CAMERA_FPS = 30.0  # of a video made of a camera's results, unless --fps says otherwise
@@ -63,6 +72,7 @@ def make_source(name: str, options: SourceOptions) -> Callable[[], Source]:
     if os.path.isdir(name):  # whatever it is called: 0001, or with a !
         files = expand_paths([name])
         return lambda: FolderSource(files, options)
+    opencv_name(name)
     if os.path.isfile(name):
         if name.lower().endswith(SUFFIXES):
             raise OVSDinoError(f"{shown}: is an image; give its folder, or use `ovsdino segment`")
@@ -98,7 +108,7 @@ def playing_rate(name: str, options: SourceOptions) -> float:
         return DEFAULT_FPS
     if os.path.isfile(name):
         cv2 = import_cv2()
-        video = cv2.VideoCapture(name)
+        video = cv2.VideoCapture(opencv_name(name))
         fps = float(video.get(cv2.CAP_PROP_FPS))
         video.release()
         return fps if MIN_FPS < fps < MAX_FPS else DEFAULT_FPS
@@ -115,6 +125,20 @@ def files_of(name: str) -> list[Path]:
         return [Path(name), *expand_paths([name])]
     inside = re.findall(r"(?:location\s*=\s*|file://)(\"[^\"]+\"|[^\s!\"]+)", name)  # of a pipeline or an address
     return [Path(name), *(Path(part.strip('"')) for part in inside)]
+
+
+def opencv_name(name: str | os.PathLike[str]) -> str:
+    """Return a name that OpenCV can take: one with bytes that are not UTF-8 ends the process (SIGSEGV in 5.0).
+
+    Raises:
+        OVSDinoError: It is not UTF-8.
+    """
+    text = os.fspath(name)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise OVSDinoError(f"{one_line(text)}: OpenCV takes names in UTF-8 only: rename it, or its folder") from error
+    return text
 
 
 def import_cv2() -> Any:

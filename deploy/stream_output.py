@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ovsdino.deploy.sources import import_cv2
+from ovsdino.deploy.sources import import_cv2, opencv_name
 from ovsdino.deploy.stream import StreamResult
 from ovsdino.deploy.video_file import check_video
 from ovsdino.errors import OVSDinoError, one_line
@@ -169,6 +169,7 @@ class _VideoWriter:
         self._start = 0.0
         self._pictures = 0
         import_cv2()
+        opencv_name(os.path.realpath(path))  # links are followed
         self._file = ExitStack()
         self._temporary = self._file.enter_context(atomic_path(path))
 

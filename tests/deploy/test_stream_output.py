@@ -193,6 +193,31 @@ def test_a_folder_is_read_whatever_it_is_called(name: str, tmp_path: Path, monke
     np.testing.assert_array_equal(source.retrieve(), NOISE[0])
 
 
+@pytest.mark.parametrize("name", ["clip_\udce9.avi", "folder_\udce9/clip.avi"])
+def test_a_name_that_opencv_cannot_take_is_one_line(name: str, tmp_path: Path) -> None:
+    """OpenCV's binding reads the null pointer that such a name becomes."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"video")
+    with pytest.raises(OVSDinoError, match=r"_\\udce9.*OpenCV takes names in UTF-8 only"):
+        make_source(str(path), SourceOptions())
+    with pytest.raises(OVSDinoError, match=r"_\\udce9.*OpenCV takes names in UTF-8 only"):
+        OverlayWriter(path, ["road"], fps=10, keep_all=True)
+    assert path.read_bytes() == b"video"
+
+
+def test_a_folder_that_is_not_named_in_utf8_is_read_and_written(tmp_path: Path) -> None:
+    folder = tmp_path / "frames_\udce9"
+    folder.mkdir()
+    Image.fromarray(NOISE[0]).save(folder / "1_\udce9.png", "PNG")
+    source = make_source(str(folder), SourceOptions(keep_all=True))()
+    source.open()
+    source.grab()
+    np.testing.assert_array_equal(source.retrieve(), NOISE[0])
+    write(tmp_path / "out_\udce9", pictures=1)
+    assert os.listdir(tmp_path / "out_\udce9") == ["00000001.jpg"]
+
+
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(OVSDinoError, match=r"pipe\.mp4: is a pipe"):
