@@ -349,6 +349,9 @@ def _explain(options: Sequence[Option], args: Sequence[str], message: str) -> st
     if missing:
         return f"missing: {', '.join(missing)}"
     text = _plain(message).rstrip(".")
+    arguments = [option.value for option in options if option.required and option.positional]
+    if text.startswith("Missing from") and arguments:
+        return f"missing: {', '.join(value for value in arguments if value in text)}"
     for pattern, ours in REWORDED:
         text, count = re.subn(pattern, ours, text)
         if count:

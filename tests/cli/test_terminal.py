@@ -45,6 +45,8 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
             ["segment", "--clases", "a"],
             "error: no such option: --clases (did you mean --classes?); see ovsdino segment",
         ),
+        (["train"], "error: missing: CONFIG.yaml; see ovsdino train --help"),
+        (["data", "check"], "error: missing: NAME; see ovsdino data check --help"),
         (["segmnt"], "error: no such command: segmnt (did you mean segment?); known: segment, eval, "),
         (["data", "chek"], "error: no such command: chek (did you mean check?); known: check, convert; "),
         (["doctor", "foo"], "error: unexpected argument: foo; see ovsdino doctor --help"),
@@ -162,6 +164,13 @@ Options:
     )
     monkeypatch.setenv("COLUMNS", "80")
     assert "  --no-memory     Do not measure peak memory.\n" in command_help(Example, "tool")
+
+
+def test_a_flag_that_is_on_by_default_is_described_by_what_its_option_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = shell(f"$PYTHON {ROOT}/benchmarks/latency.py --help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert "--no-memory         Do not measure peak memory" in done.stdout and "(default: None)" not in done.stdout
 
 
 def test_the_options_of_the_help_are_those_that_are_parsed() -> None:
