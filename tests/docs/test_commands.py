@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import zipfile
@@ -186,6 +187,19 @@ def test_every_make_target_is_there() -> None:
     for target in sorted(named):
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_option_that_a_sentence_names_is_there(page: str) -> None:
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+    wrong = []
+    for line in re.findall(r"`(ovsdino [a-z]+ [^`]*)`", text):
+        try:
+            check_options(shlex.split(line))
+        except OVSDinoError as error:
+            if str(error).startswith(("no such", "unexpected")):  # an argument may be left out in a sentence
+                wrong.append(f"{line}: {error}")
+    assert wrong == []
 
 
 @pytest.mark.parametrize("page", pages())
