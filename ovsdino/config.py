@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
 
 from ovsdino.errors import OVSDinoError
+from ovsdino.settings import Size, Within, build_config
 
+Width = Annotated[int, Within(1, 65536)]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -25,11 +27,11 @@ class BackboneConfig:
     """
 
     timm_name: str
-    patch_size: int
-    embed_dim: int
-    taps: tuple[int, ...] = (2, 5, 8, 11)
-    depth: int = 12
-    num_heads: int = 12
+    patch_size: Annotated[int, Within(1, 256)]
+    embed_dim: Width
+    taps: Annotated[tuple[int, ...], Within(0, 1000), Size(1, 64)] = (2, 5, 8, 11)
+    depth: Annotated[int, Within(1, 1000)] = 12
+    num_heads: Annotated[int, Within(1, 1000)] = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +47,12 @@ class SAEConfig:
         source: "distilled" (SAM is needed in training only) or "sam" (SAM's embedding is also an input).
     """
 
-    guide_dim: int = 64
-    mid_dim: int = 96
-    structure_dim: int = 256
-    blocks: tuple[int, int, int] = (0, 1, 1)
+    guide_dim: Width = 64
+    mid_dim: Width = 96
+    structure_dim: Width = 256
+    blocks: Annotated[tuple[int, int, int], Within(0, 100), Size(3, 3)] = (0, 1, 1)
     depthwise: bool = True
-    source: str = "distilled"
+    source: Literal["distilled", "sam"] = "distilled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +66,13 @@ class SMDConfig:
         structure: the structural term; False is plain attention (lambda = 0).
     """
 
-    width: int = 256
-    blocks: int = 2
-    heads: int = 4
-    head_dim: int = 48
-    structure_rank: int = 15
-    value_dim: int = 64
-    mlp_ratio: float = 2.0
+    width: Width = 256
+    blocks: Annotated[int, Within(0, 100)] = 2
+    heads: Annotated[int, Within(1, 1000)] = 4
+    head_dim: Width = 48
+    structure_rank: Width = 15
+    value_dim: Width = 64
+    mlp_ratio: Annotated[float, Within(0, 100, above=True)] = 2.0
     gate: bool = True
     structure: bool = True
 
@@ -79,9 +81,9 @@ class SMDConfig:
 class TextConfig:
     """Text tower: "clip" (open_clip ViT-B-16, Talk2DINO's projection) or "hashed" (the tiny shipped tower)."""
 
-    kind: str = "clip"
-    width: int = 512
-    buckets: int = 0
+    kind: Literal["clip", "hashed"] = "clip"
+    width: Width = 512
+    buckets: Annotated[int, Within(0, 100_000_000)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +106,10 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     guided: bool = True
     detail: bool = True
-    short_side: int = 448
-    logit_scale: float = 20.0
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    short_side: Annotated[int, Within(16, 16384)] = 448
+    logit_scale: Annotated[float, Within(0, 100, above=True)] = 20.0
+    mean: Annotated[tuple[float, float, float], Within(-10, 10), Size(3, 3)] = IMAGENET_MEAN
+    std: Annotated[tuple[float, float, float], Within(0, 10, above=True), Size(3, 3)] = IMAGENET_STD
 
     @property
     def patch_size(self) -> int:
@@ -121,25 +123,35 @@ class ModelConfig:
         return dataclasses.replace(self, **changes)
 
     def changed(self, changes: Mapping[str, Any]) -> ModelConfig:
-        """With some fields replaced, e.g. ``{"smd": {"gate": False}, "backbone": {"taps": [5]}, "detail": False}``.
+        """Return it with some fields replaced, e.g. ``{"smd": {"gate": False}, "backbone": {"taps": [5]}}``.
 
         Raises:
-            OVSDinoError: no such field, or one inside a part that is not there.
+            OVSDinoError: No such field, one inside a part that is not there, a value of another type or out of range.
         """
-        return _changed(self, changes, self.name)
+        result: ModelConfig = _changed(self, changes, self.name)
+        backbone = result.backbone
+        if max(backbone.taps) >= backbone.depth:
+            raise OVSDinoError(
+                f"{self.name}.backbone.taps: expected blocks from 0 to {backbone.depth - 1}, got {list(backbone.taps)}"
+            )
+        return result
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
 def _changed(part: Any, changes: Mapping[str, Any], where: str) -> Any:
-    known = {f.name for f in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else set()
+    hints = get_type_hints(type(part), include_extras=True) if dataclasses.is_dataclass(part) else {}
     values: dict[str, Any] = {}
+    if not hints and not changes:
+        raise OVSDinoError(f"{where}: expected a value like {part!r}, got an empty mapping")
     for name, value in changes.items():
-        if name not in known:
-            listed = ", ".join(sorted(known)) or f"none, it is {part!r}"
+        if name not in hints:
+            listed = ", ".join(sorted(hints)) or f"none, it is {part!r}"
             raise OVSDinoError(f"{where}: no field {name!r}; fields: {listed}")
+        place = f"{where}.{name}"
         if isinstance(value, Mapping):
-            value = _changed(getattr(part, name), value, f"{where}.{name}")
-        values[name] = tuple(value) if isinstance(value, list) else value
+            values[name] = _changed(getattr(part, name), value, place)
+        else:
+            values[name] = build_config(hints[name], value, place)
     return dataclasses.replace(part, **values)

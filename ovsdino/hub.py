@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write, reading, sha256_of
+from ovsdino.io.sealed import check_safetensors
 
 if TYPE_CHECKING:
     from ovsdino.models.ovsdino import OVSDINO
@@ -328,5 +329,6 @@ def _read(path: Path) -> bytes:
 
 
 def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
+    check_safetensors(data, path)
     with reading(path, "safetensors file"):
         return load_bytes(data)

@@ -16,8 +16,11 @@ class Train:
     """Configuration file, for instance configs/nano.yaml."""
     overrides: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE...]")]] = ()
     """Changes to the configuration, for instance optim.steps=2000 output=runs/try."""
+    steps: int | None = None
+    """The same as optim.steps=N. Default: what the configuration says."""
 
     def run(self) -> int:
         from ovsdino.train.__main__ import main
 
-        return main([self.config, *self.overrides])
+        steps = [] if self.steps is None else [f"optim.steps={self.steps}"]
+        return main([self.config, *self.overrides, *steps])

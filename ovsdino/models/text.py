@@ -192,7 +192,7 @@ class ClipTextTower(TextTower):
             tokens = tokenizer(part)
             for prompt, last in zip(part, tokens[:, -1].tolist(), strict=True):
                 if last and len(tokenizer.encode(prompt)) + 2 > tokens.shape[1]:
-                    log.warning("longer than the %d tokens that CLIP reads, cut: %r", tokens.shape[1], prompt)
+                    _warn_of_cut(prompt, tokens.shape[1])
             rows.append(model.encode_text(tokens.to(device)).float())
         return torch.cat(rows).unflatten(0, (len(names), len(templates))).mean(1)
 
@@ -201,6 +201,12 @@ class ClipTextTower(TextTower):
         for layer in self.hidden_layers:
             x = layer(torch.tanh(x))
         return x
+
+
+@functools.lru_cache(maxsize=65536)
+def _warn_of_cut(prompt: str, most: int) -> None:
+    """Say once that a text is cut: training reads its captions again and again."""
+    log.warning("longer than the %d tokens that CLIP reads, cut: %r", most, prompt)
 
 
 def talk_projection(clip_dim: int, embed_dim: int) -> tuple[nn.Linear, nn.ModuleList]:

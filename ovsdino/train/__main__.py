@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -11,10 +12,12 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ovsdino.errors import OVSDinoError
-from ovsdino.train.config import load_config
+from ovsdino.commands.running import run_command
+from ovsdino.io.files import lock_folder
+from ovsdino.train.config import RunConfig, load_config
 
 USAGE = """usage: ovsdino train CONFIG.yaml [--steps N] [key=value ...]   e.g. optim.steps=2000 output=runs/try
+       python -m ovsdino.train CONFIG.yaml ...                        the same
        torchrun --nproc-per-node N -m ovsdino.train CONFIG.yaml ...   several processes, on one machine or many"""
 
 
@@ -31,22 +34,26 @@ def _overrides(args: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains, or resumes when the output folder holds a checkpoint.
+    """Train, or go on when the output folder holds a checkpoint.
 
     Returns:
         0 at the last step, 2 for bad input, 128 + n when signal n stopped the run after a checkpoint.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, file=sys.stdout if args else sys.stderr)
+        return 0 if args else 2
+    return run_command(args, lambda: train(load_config(args[0], _overrides(args[1:]))))
+
+
+def train(config: RunConfig) -> int:
+    """Train in the configuration's folder, which no other training may hold meanwhile; return the exit code."""
     first = os.environ.get("RANK", "0") == "0"
     console = Console(stderr=True, quiet=not first)
-    if not args or args[0] in ("-h", "--help"):
-        console.print(USAGE, markup=False, highlight=False, soft_wrap=True)
-        return 0 if args else 2
-    try:
-        config = load_config(args[0], _overrides(args[1:]))
+    with lock_folder(config.output, "training") if first else contextlib.nullcontext():
         from ovsdino.train.distributed import leave
         from ovsdino.train.start import make_trainer
-        from ovsdino.train.trainer import Stopped
+        from ovsdino.train.stopping import Stopped
 
         trainer = make_trainer(config, log=console.print)
         if trainer.resume():
@@ -61,11 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 console.print(f"{stopped} at step {trainer.step}, all saved; the same command goes on from here")
                 return 128 + stopped.signal
         leave()
-    except OVSDinoError as error:
-        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    if first:
-        print(json.dumps({"output": config.output, "step": trainer.step, "best_miou": trainer.best, "last": result}))
+        if first:
+            print(
+                json.dumps({"output": config.output, "step": trainer.step, "best_miou": trainer.best, "last": result})
+            )
     return 0
 
 

@@ -13,23 +13,24 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm.layers
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovsdino.errors import OVSDinoError
+from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.eval import evaluate
-from ovsdino.io.files import atomic_write
+from ovsdino.io.files import atomic_write, lock_folder, read_json, reading
 from ovsdino.models.backbone import freeze
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.zoo import build_model
 from ovsdino.ops import use_backend
 from ovsdino.pipeline import Segmenter
-from ovsdino.train.config import RunConfig, merged, overridden, read_yaml, train_config
+from ovsdino.settings import Size, Within, anchored, build_config, merged, overridden, read_yaml
+from ovsdino.train.config import RunConfig, read_config, supervision, train_config
 from ovsdino.train.start import make_trainer
-from ovsdino.train.trainer import Trainer
+from ovsdino.train.trainer import Trainer, changed_model
 
 Log = Callable[[str], None]
 SCORES = ("miou", "boundary_f1", "boundary_iou", "pixel_accuracy")
@@ -48,44 +49,64 @@ class Ablation:
     """
 
     base: str
-    output: str = "runs/ablation"
-    seeds: tuple[int, ...] = (0, 1, 2)
+    output: Annotated[str, Size(1, 4096)] = "runs/ablation"
+    seeds: tuple[Annotated[int, Within(0, 2**31 - 1)], ...] = (0, 1, 2)
     pretrain: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def load_ablation(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[Ablation, dict[str, Any]]:
-    """A study's file with `key.sub=value` overrides, and the base training configuration as a mapping.
+    """Return a study's file with `key.sub=value` overrides, and the base training configuration as a mapping.
 
     Raises:
-        OVSDinoError: a file is missing or not YAML, a key is unknown, nothing to compare.
+        OVSDinoError: A file is missing or not YAML, a key is unknown, a setting is wrong, nothing to compare.
     """
-    tree = overridden(read_yaml(path), overrides)
-    unknown = sorted(set(tree) - set(Ablation.__dataclass_fields__))
-    if unknown:
-        raise OVSDinoError(f"{path}: unknown key {unknown[0]!r}; known: {', '.join(Ablation.__dataclass_fields__)}")
-    if not isinstance(tree.get("base"), str):
-        raise OVSDinoError(f"{path}: base is missing: name the training configuration, e.g. base: nano.yaml")
-    seeds, variants = tree.get("seeds", [0, 1, 2]), tree.get("variants", {})
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
-        raise OVSDinoError(f"{path}: seeds must be a list of whole numbers, got {seeds!r}")
-    if not isinstance(variants, dict) or len(variants) < 2 or not all(isinstance(v, dict) for v in variants.values()):
-        raise OVSDinoError(f"{path}: variants must be a mapping of two or more names to what they change")
-    base = read_yaml(Path(path).parent / tree["base"])
-    study = Ablation(**{**tree, "seeds": tuple(seeds)})
+    tree = read_yaml(path)
+    folder = Path(path).parent
+    if isinstance(tree.get("base"), str):
+        tree["base"] = str(folder / tree["base"])
+    first = _checked(overridden(tree, overrides), path)
+    base = read_config(first["base"])
+    kind = supervision(base)
+    for key in ("pretrain", "train"):
+        tree[key] = anchored(kind, tree.get(key, {}), folder)
+    if isinstance(tree.get("variants"), dict):
+        tree["variants"] = {name: anchored(kind, changes, folder) for name, changes in tree["variants"].items()}
+    study: Ablation = build_config(Ablation, _checked(overridden(tree, overrides), path), "")
     for name in study.variants:  # a mistake in the last variant must not wait for the runs of the first
-        config = _config(study, base, name, study.seeds[0])
-        build_model(config.model, decoder=config.decoder, changes=config.architecture)
+        if name != Path(name).name or name.startswith("."):
+            raise OVSDinoError(f"{path}: variants: {name!r} cannot be the name of a folder")
+        changed_model(_config(study, base, name, study.seeds[0]))
     return study, base
 
 
+def _checked(tree: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Return a study's mapping, once it has a base and something to compare."""
+    unknown = next((key for key in tree if key not in Ablation.__dataclass_fields__), None)
+    if unknown is not None:
+        raise OVSDinoError(f"{path}: unknown key {unknown!r:.60}; known: {', '.join(Ablation.__dataclass_fields__)}")
+    if not isinstance(tree.get("base"), str):
+        raise OVSDinoError(f"{path}: base is missing: name the training configuration, e.g. base: nano.yaml")
+    seeds, variants = tree.get("seeds", [0]), tree.get("variants", {})
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+        raise OVSDinoError(f"{path}: seeds must be a list of whole numbers, got {one_line(seeds, 60)}")
+    if not isinstance(variants, dict) or len(variants) < 2 or not all(isinstance(v, dict) for v in variants.values()):
+        raise OVSDinoError(f"{path}: variants must be a mapping of two or more names to what they change")
+    return tree
+
+
 def run_ablation(study: Ablation, base: dict[str, Any], log: Log) -> dict[str, Any]:
-    """Trains what is missing, measures the variants, and returns the table as `summary` describes it.
+    """Train what is missing, measure the variants, and return the table as `summary` describes it.
 
     Raises:
-        OVSDinoError: the output folder holds runs made with other settings.
+        OVSDinoError: The output folder holds runs made with other settings, or another study writes to it.
     """
+    with lock_folder(study.output, "study"):
+        return _run_ablation(study, base, log)
+
+
+def _run_ablation(study: Ablation, base: dict[str, Any], log: Log) -> dict[str, Any]:
     folder = Path(study.output)
     for seed in study.seeds:  # another study's leftovers must not wait for the runs before them
         configs = [_config(study, base, name, seed) for name in study.variants]
@@ -104,11 +125,16 @@ def run_ablation(study: Ablation, base: dict[str, Any], log: Log) -> dict[str, A
                 with atomic_write(result) as file:
                     file.write((json.dumps(scores) + "\n").encode())
     costs = measure_costs({name: _config(study, base, name, study.seeds[0]) for name in study.variants})
-    runs = {
-        name: [json.loads((folder / f"{name}_{seed}.json").read_text()) for seed in study.seeds]
-        for name in study.variants
-    }
+    runs = {name: [_scores(folder / f"{name}_{seed}.json") for seed in study.seeds] for name in study.variants}
     return summary(study, runs, costs)
+
+
+def _scores(path: Path) -> dict[str, float]:
+    """Return what was measured of a run."""
+    remedy = "remove it to measure the run again"
+    tree = read_json(path, "result of a run", remedy)
+    with reading(path, "result of a run", remedy):
+        return {score: float(tree[score]) for score in SCORES}
 
 
 def summary(
@@ -205,17 +231,19 @@ def _check_settings(config: RunConfig) -> None:
     path = folder / "settings.json"
     mend = f"choose another output, or remove {folder} and {folder}.json"
     try:
-        began, now = json.loads(path.read_text()), _settings(config)
-    except (OSError, ValueError) as error:
-        raise OVSDinoError(f"{folder}: no record of the settings it was made with ({error}); {mend}") from error
+        began, now = dict(json.loads(path.read_text(encoding="utf-8"))), _settings(config)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise OVSDinoError(
+            f"{folder}: no record of the settings it was made with ({one_line(error)}); {mend}"
+        ) from error
     for key in sorted({*began, *now}):
         if began.get(key) != now.get(key):
             raise OVSDinoError(f"{folder}: made with {key} {began.get(key)}, the study says {now.get(key)}; {mend}")
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """The configuration as JSON has it, without the places of files."""
-    tree: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    """Return the configuration as JSON has it, paths from the root, without what a study itself names."""
+    tree = anchored(type(config), json.loads(json.dumps(asdict(config))), Path.cwd())
     return {key: value for key, value in tree.items() if key not in ("output", "backbone_weights")}
 
 
@@ -223,16 +251,17 @@ def _train(config: RunConfig, log: Log) -> Trainer:
     """A finished trainer, with the averaged weights in its model."""
     with atomic_write(Path(config.output) / "settings.json") as file:
         file.write((json.dumps(_settings(config), indent=1) + "\n").encode())
-    trainer = make_trainer(config, log)
-    trainer.resume()
-    trainer.record("config", output=config.output)
-    trainer.run()
+    with lock_folder(config.output, "training"):
+        trainer = make_trainer(config, log)
+        trainer.resume()
+        trainer.record("config", output=config.output)
+        trainer.run()
     trainer.use_average()
     return trainer
 
 
 def _score(trainer: Trainer) -> dict[str, float]:
-    found = trainer.validation()
+    found = trainer.measured().get("val")
     if found is None:
         raise OVSDinoError("the study's configuration names no validation images (val.root)")
     freeze(trainer.model)

@@ -12,26 +12,44 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovsdino.data.segmentation import SegmentationDataset
+from ovsdino.errors import OVSDinoError
 from ovsdino.train.config import DataConfig, StageConfig
+from ovsdino.train.image_cache import ImageCache, share_of_machine
 
 GREY = (0.299, 0.587, 0.114)
 
 
 class BatchSource:
-    """All images of a small data set in memory, and batches cut from them."""
+    """Batches cut from the images of a data set, the decoded ones kept in memory up to `config.cache_mb`.
+
+    Raises:
+        OVSDinoError: A class of `mix_classes` is none of the data set's.
+    """
 
     def __init__(self, dataset: SegmentationDataset, config: DataConfig, stages: tuple[StageConfig, ...], seed: int):
-        samples = list(dataset)
-        self.images = [torch.from_numpy(s.image.copy()).permute(2, 0, 1) for s in samples]
-        self.labels = [torch.from_numpy(s.label) for s in samples]
-        self.config, self.stages, self.seed = config, stages, seed
+        self.dataset, self.config, self.stages, self.seed = dataset, config, stages, seed
+        unknown = next((name for name in config.mix_classes if name not in dataset.names), None)
+        if unknown is not None:
+            raise OVSDinoError(f"data.mix_classes: {unknown!r} is not a class of the data: {', '.join(dataset.names)}")
         self.mix_ids = torch.tensor([dataset.names.index(n) for n in config.mix_classes], dtype=torch.uint8)
+        self._cache: ImageCache[tuple[Tensor, Tensor]] = ImageCache(
+            share_of_machine(config.cache_mb, 0), lambda pair: sum(part.nbytes for part in pair)
+        )
+
+    def pair(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return an image (3, H, W) uint8 and its label (H, W) uint8."""
+
+        def read() -> tuple[Tensor, Tensor]:
+            sample = self.dataset[index]
+            return torch.from_numpy(sample.image.copy()).permute(2, 0, 1), torch.from_numpy(sample.label)
+
+        return self._cache.get(index, read)
 
     def class_counts(self, num_classes: int) -> Tensor:
         """Labelled pixels of each class, (K,) int64."""
         counts = torch.zeros(num_classes, dtype=torch.int64)
-        for label in self.labels:
-            counts += torch.bincount(label.flatten(), minlength=256)[:num_classes]
+        for index in range(len(self.dataset)):
+            counts += torch.bincount(self.pair(index)[1].flatten(), minlength=256)[:num_classes]
         return counts
 
     def stage(self, step: int, steps: int) -> StageConfig:
@@ -39,7 +57,7 @@ class BatchSource:
 
     def sample(self, index: int, stage: StageConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """One augmented crop: image (3, h, w) float in [0, 1], label (h, w) uint8."""
-        image, label = self.images[index], self.labels[index]
+        image, label = self.pair(index)
         height, width = label.shape
         size = (stage.height, stage.width)
         aspect = size[1] / size[0] * np.exp(rng.uniform(-1, 1) * np.log(self.config.aspect))
@@ -74,7 +92,8 @@ class BatchSource:
         rng = np.random.default_rng((self.seed, step))
         stage = self.stage(step, steps)
         # Twice as many crops as needed would be wasted: the mixed-in pixels come from the next image of the batch.
-        picks = rng.choice(len(self.images), stage.batch, replace=len(self.images) < stage.batch)
+        count = len(self.dataset)
+        picks = rng.choice(count, stage.batch, replace=count < stage.batch)
         crops = [self.sample(int(i), stage, rng) for i in picks]
         images, labels = [], []
         for i, (image, label) in enumerate(crops):

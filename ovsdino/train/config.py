@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Annotated, Any, Literal
 
 from ovsdino.errors import OVSDinoError
+from ovsdino.settings import (
+    Count,
+    InputPath,
+    Positive,
+    Probability,
+    Share,
+    Size,
+    Weight,
+    Within,
+    anchored,
+    build_config,
+    overridden,
+    read_yaml,
+)
 from ovsdino.train.robust import RobustConfig
 from ovsdino.train.weak_batches import WeakDataConfig
+
+Side = Annotated[int, Within(1, 16384)]
+Phrase = Annotated[str, Size(1, 1000)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +41,12 @@ class StageConfig:
         neighbours: probability that a class is called by a vocabulary word near its phrases (`TextSupervision`).
     """
 
-    until: float = 1.0
-    height: int = 256
-    width: int = 320
-    batch: int = 8
-    area: float = 0.3
-    neighbours: float = 0.0
+    until: Share = 1.0
+    height: Side = 256
+    width: Side = 320
+    batch: Positive = 8
+    area: Share = 0.3
+    neighbours: Probability = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +54,26 @@ class DataConfig:
     """Which images, and how they are varied.
 
     Attributes:
+        root: folder of the data sets.
+        selection: share of the training images that are kept out of training to choose `best.safetensors` by, the last
+            ones by name, so that a video's frames lie on one side but for one cut. 0 chooses nothing: the weights of
+            the last step are the result. `val_split` is measured along the way and chooses nothing in either case.
+        aspect: a crop's aspect differs from width / height by up to this factor.
         mix: probability that an image receives the pixels of `mix_classes` of another one, at the same place.
+        cache_mb: megabytes of decoded images and labels that are kept; what has not been used longest makes room.
     """
 
     dataset: str = "camvid"
-    root: str = "../shared/data"
+    root: Annotated[str, InputPath()] = "data"
     train_split: str = "train"
     val_split: str = "val"
+    selection: Annotated[float, Within(0, 0.9)] = 0.0
     flip: bool = True
-    aspect: float = 1.2
-    colour: float = 0.35
-    mix: float = 0.5
+    aspect: Annotated[float, Within(1, 16)] = 1.2
+    colour: Annotated[float, Within(0, 4)] = 0.35
+    mix: Probability = 0.5
     mix_classes: tuple[str, ...] = ()
+    cache_mb: Annotated[int, Within(1, 1_000_000)] = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,25 +90,25 @@ class TextSupervision:
         exclude: words held out of training altogether, with all words that begin with them.
     """
 
-    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    vocabulary: str = ""
-    num_distractors: int = 8
-    distractor_max_cosine: float = 0.3
-    neighbour_min_cosine: float = 0.55
-    neighbour_margin: float = 0.1
-    exclude: tuple[str, ...] = ()
+    names: dict[str, Annotated[tuple[Phrase, ...], Size(1, 1000)]] = field(default_factory=dict)
+    vocabulary: Annotated[str, InputPath()] = ""
+    num_distractors: Annotated[int, Within(0, 100_000)] = 8
+    distractor_max_cosine: Annotated[float, Within(-1, 1)] = 0.3
+    neighbour_min_cosine: Annotated[float, Within(-1, 1)] = 0.55
+    neighbour_margin: Annotated[float, Within(0, 2)] = 0.1
+    exclude: tuple[Phrase, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Weights of the dense losses; `class_power` p weighs a class by frequency^-p."""
 
-    cross_entropy: float = 1.0
-    dice: float = 0.5
-    coarse: float = 0.4
-    boundary: float = 0.3
-    class_power: float = 0.4
-    class_weight_max: float = 5.0
+    cross_entropy: Weight = 1.0
+    dice: Weight = 0.5
+    coarse: Weight = 0.4
+    boundary: Weight = 0.3
+    class_power: Annotated[float, Within(0, 4)] = 0.4
+    class_weight_max: Annotated[float, Within(0, 1e6, above=True)] = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,24 +119,28 @@ class OptimConfig:
     is the usual cosine.
 
     Attributes:
+        clip: the largest norm of a step's gradient.
         accumulate: a step's images are taken in this many parts; a loss that compares images sees one part at a time.
         ema: the running mean of the weights is what is validated and kept.
     """
 
-    steps: int = 1000
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: int = 200
-    decay: float = 0.4
-    clip: float = 1.0
-    ema: float = 0.998
-    accumulate: int = 1
+    steps: Positive = 1000
+    lr: Annotated[float, Within(0, 10, above=True)] = 1e-3
+    weight_decay: Annotated[float, Within(0, 10)] = 0.05
+    warmup: Count = 200
+    decay: Probability = 0.4
+    clip: Annotated[float, Within(0, 1e6, above=True)] = 1.0
+    ema: Probability = 0.998
+    accumulate: Annotated[int, Within(1, 10_000)] = 1
     bf16: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What every training run has.
+
+    Files and folders that are read are relative to the YAML file that names them; in an override on the command line,
+    to the working folder.
 
     Attributes:
         model: name in the zoo.
@@ -128,7 +152,8 @@ class RunConfig:
         projection: file of Talk2DINO's text projection, for the models that have one; "" asks the hub where one is
             published, and begins with a random one where none is.
         clip_weights: file of CLIP ViT-B-16's openai weights; "" asks the hub.
-        output: folder for checkpoints, logs and the best weights.
+        output: folder for checkpoints, logs and weights. Unlike what is read, it is relative to the working folder.
+        threads: of this process; 0 leaves it to torch.
         device: "auto" takes CUDA if there is one.
         compile: `torch.compile` the loss, from the image to the terms.
         eval_every: steps between validations, the last step validated too; 0 for none at all.
@@ -137,18 +162,18 @@ class RunConfig:
     model: str = "nano"
     decoder: bool = True
     architecture: dict[str, Any] = field(default_factory=dict)
-    backbone_weights: str = ""
-    text_weights: str = ""
-    projection: str = ""
-    clip_weights: str = ""
-    output: str = "runs/nano"
-    seed: int = 0
-    threads: int = 0
+    backbone_weights: Annotated[str, InputPath()] = ""
+    text_weights: Annotated[str, InputPath()] = ""
+    projection: Annotated[str, InputPath()] = ""
+    clip_weights: Annotated[str, InputPath()] = ""
+    output: Annotated[str, Size(1, 4096)] = "runs/nano"
+    seed: Annotated[int, Within(0, 2**31 - 1)] = 0
+    threads: Annotated[int, Within(0, 4096)] = 0
     device: str = "auto"
     compile: bool = False
-    checkpoint_every: int = 200
-    eval_every: int = 500
-    log_every: int = 20
+    checkpoint_every: Positive = 200
+    eval_every: Count = 500
+    log_every: Positive = 20
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
@@ -160,12 +185,12 @@ class TrainConfig(RunConfig):
         train_backbone: True trains the ViT too (nano, from scratch); False keeps it frozen in eval mode.
     """
 
-    supervision: str = "labels"
+    supervision: Literal["labels", "captions"] = "labels"
     train_backbone: bool = True
     data: DataConfig = field(default_factory=DataConfig)
     text: TextSupervision = field(default_factory=TextSupervision)
     loss: LossConfig = field(default_factory=LossConfig)
-    stages: tuple[StageConfig, ...] = (StageConfig(),)
+    stages: Annotated[tuple[StageConfig, ...], Size(1, 100)] = (StageConfig(),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,27 +207,28 @@ class WeakLossConfig:
         sam: the structure tokens towards SAM's embedding; needs `data.sam_targets` or `sam_checkpoint`.
         boundary: BCE + Dice of the boundary logits against the pseudo-masks' edges.
         preserve: F' stays near F, pooled in the pseudo-masks.
-        pool: how an image becomes one embedding a text: "heads" is the class token's attention, head by head, the best
-            head counts (Talk2DINO); "text" lets each text look for itself, for a ViT without class token.
+        pool: how an image becomes one embedding: "heads" is the class token's attention, head by head, of which the
+            one that its own caption agrees with most counts for all captions (Talk2DINO); "text" lets each text look
+            for itself, for a ViT without class token.
         sharpness: of the attention of "text".
         adjust: how far the scores of `pull`, `words` and `present` are learnt beyond how common a text is, from 0, not
             at all, to 1.
         rarest: the least common that `adjust` takes a text to be, in shares of all cells.
     """
 
-    contrast: float = 1.0
-    mask: float = 1.0
-    pull: float = 0.5
-    words: float = 1.0
-    present: float = 1.0
-    least: float = 0.05
-    sam: float = 0.0
-    boundary: float = 0.3
-    preserve: float = 0.2
-    pool: str = "text"
-    sharpness: float = 10.0
-    adjust: float = 1.0
-    rarest: float = 0.02
+    contrast: Weight = 1.0
+    mask: Weight = 1.0
+    pull: Weight = 0.5
+    words: Weight = 1.0
+    present: Weight = 1.0
+    least: Share = 0.05
+    sam: Weight = 0.0
+    boundary: Weight = 0.3
+    preserve: Weight = 0.2
+    pool: Literal["text", "heads"] = "text"
+    sharpness: Annotated[float, Within(0, 10_000)] = 10.0
+    adjust: Probability = 1.0
+    rarest: Share = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +236,7 @@ class ValConfig:
     """Labelled images to measure on during training; they teach nothing. An empty `root` measures nothing."""
 
     dataset: str = "camvid"
-    root: str = ""
+    root: Annotated[str, InputPath()] = ""
     split: str = "val"
 
 
@@ -222,126 +248,63 @@ class WeakConfig(RunConfig):
         batch: images a step, over all processes.
         train_alignment: train the map between image and text space: nano's linear head, or the projection of the CLIP
             tower. False keeps it as it was loaded.
+        projection_rate: learning rate of a projection that was loaded, in shares of `optim.lr`: it is trained already.
+            One that begins at random, and nano's head, are trained at the full rate.
         sam_checkpoint: official SAM weights, for alignment targets made as they are needed.
-        sam_variant: "vit_b", "vit_l" or "vit_h".
+        sam_variant: of `sam_checkpoint`.
     """
 
-    supervision: str = "captions"
-    batch: int = 16
+    supervision: Literal["labels", "captions"] = "captions"
+    batch: Positive = 16
     train_alignment: bool = True
-    sam_checkpoint: str = ""
-    sam_variant: str = "vit_b"
+    projection_rate: Probability = 0.1
+    sam_checkpoint: Annotated[str, InputPath()] = ""
+    sam_variant: Literal["vit_b", "vit_l", "vit_h"] = "vit_b"
     data: WeakDataConfig = field(default_factory=WeakDataConfig)
     loss: WeakLossConfig = field(default_factory=WeakLossConfig)
     robust: RobustConfig = field(default_factory=RobustConfig)
     val: ValConfig = field(default_factory=ValConfig)
 
 
-def build_config(kind: Any, value: Any, where: str) -> Any:
-    """A value of the annotated type `kind` from what YAML gives; `where` is its place, for messages.
+def supervision(tree: dict[str, Any]) -> type[RunConfig]:
+    """Return the class of the configuration that a tree is of: `TrainConfig`, or `WeakConfig` for captions.
 
     Raises:
-        OVSDinoError: a key is unknown, a value has the wrong type.
+        OVSDinoError: The key `supervision` has another value.
     """
-    if kind is Any:
-        return value
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, dict):
-            raise OVSDinoError(f"{where}: expected a mapping, got {value!r}")
-        hints = typing.get_type_hints(kind)
-        unknown = sorted(set(value) - set(hints))
-        if unknown:
-            raise OVSDinoError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(hints)}")
-        return kind(**{k: build_config(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()})
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise OVSDinoError(f"{where}: expected a list, got {value!r}")
-        return tuple(build_config(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise OVSDinoError(f"{where}: expected a mapping, got {value!r}")
-        return {str(k): build_config(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    if origin in (typing.Union, types.UnionType):
-        return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise OVSDinoError(f"{where}: expected {kind.__name__}, got {value!r}")
-    return value
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping at the top of a YAML file.
-
-    Raises:
-        OVSDinoError: the file is missing, not YAML, or no mapping.
-    """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise OVSDinoError(f"{path}: cannot read the configuration ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise OVSDinoError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise OVSDinoError(f"{path}: expected a mapping at the top")
-    return tree
-
-
-def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`tree` with `changes` laid over it, mappings key by key, everything else replaced."""
-    result = dict(tree)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = merged(result[key], value) if both else value
-    return result
-
-
-def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`tree` with `key.sub=value` overrides.
-
-    Raises:
-        OVSDinoError: an override is not of that form, or goes through something that is no mapping.
-    """
-    tree = merged(tree, {})
-    for override in overrides:
-        key, sep, text = override.partition("=")
-        if not sep:
-            raise OVSDinoError(f"override {override!r} is not key=value, e.g. optim.steps=100")
-        node = tree
-        *parents, leaf = key.lstrip("-").split(".")
-        for part in parents:
-            node[part] = dict(node[part]) if isinstance(node.get(part), dict) else node.get(part, {})
-            node = node[part]
-            if not isinstance(node, dict):
-                raise OVSDinoError(f"override {override!r}: {part!r} is not a mapping")
-        node[leaf] = yaml.safe_load(text) if text else ""
-    return tree
+    kind = tree.get("supervision", "labels")
+    if kind == "labels":
+        return TrainConfig
+    if kind == "captions":
+        return WeakConfig
+    raise OVSDinoError(f"supervision: expected labels or captions, got {kind!r:.60}")
 
 
 def train_config(tree: dict[str, Any]) -> RunConfig:
-    """A run from nested mappings: a `TrainConfig`, or with ``supervision: captions`` a `WeakConfig`.
+    """Return a run from nested mappings: a `TrainConfig`, or with ``supervision: captions`` a `WeakConfig`.
 
     Raises:
-        OVSDinoError: a key is unknown, a value has the wrong type.
+        OVSDinoError: A key is unknown, a value has the wrong type or is out of range.
     """
-    kinds = {"labels": TrainConfig, "captions": WeakConfig}
-    kind = tree.get("supervision", "labels")
-    if kind not in kinds:
-        raise OVSDinoError(f"supervision: expected {' or '.join(kinds)}, got {kind!r}")
-    config: RunConfig = build_config(kinds[kind], tree, "")
+    config: RunConfig = build_config(supervision(tree), tree, "")
     return config
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a YAML file and applies `key.sub=value` overrides.
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Return the tree of a training configuration, the relative paths that it reads taken from its own folder.
 
     Raises:
-        OVSDinoError: the file is missing or not YAML, a key is unknown, a value has the wrong type.
+        OVSDinoError: See `read_yaml`; an unknown kind of supervision.
     """
-    return train_config(overridden(read_yaml(path), overrides))
+    tree = read_yaml(path)
+    result: dict[str, Any] = anchored(supervision(tree), tree, Path(path).parent)
+    return result
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and apply `key.sub=value` overrides.
+
+    Raises:
+        OVSDinoError: The file is missing or not YAML, a key is unknown, a value has the wrong type or is out of range.
+    """
+    return train_config(overridden(read_config(path), overrides))

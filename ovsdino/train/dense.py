@@ -14,7 +14,7 @@ from ovsdino.io.files import read_text
 from ovsdino.models.backbone import freeze
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.train.batches import BatchSource, prefetch
-from ovsdino.train.config import TrainConfig
+from ovsdino.train.config import DataConfig, TrainConfig
 from ovsdino.train.losses import boundary_loss, class_weights, coarse_labels, dice_loss, soft_cross_entropy
 from ovsdino.train.trainer import Log, Trainer, encode
 
@@ -121,7 +121,8 @@ class DenseTrainer(Trainer):
 
     def __init__(self, config: TrainConfig, log: Log) -> None:
         super().__init__(config, log)
-        self.train_set = open_dataset(config.data.dataset, config.data.root, config.data.train_split, byte_labels=True)
+        _check(config, self.model.stride_multiple)
+        self.train_set, self.selection_set = open_training(config.data)
         self.val_set = open_dataset(config.data.dataset, config.data.root, config.data.val_split, byte_labels=True)
         freeze(self.model.text_tower)
         if not config.train_backbone:
@@ -146,5 +147,49 @@ class DenseTrainer(Trainer):
         images, labels = (x.chunk(parts)[index] for x in batch)
         return images, labels
 
-    def validation(self) -> tuple[SegmentationDataset, Tensor]:
-        return self.val_set, self.text.classes
+    def measured(self) -> dict[str, tuple[SegmentationDataset, Tensor]]:
+        found = {"val": (self.val_set, self.text.classes)}
+        if self.selection_set is not None:
+            found["selection"] = (self.selection_set, self.text.classes)
+        return found
+
+
+def open_training(config: DataConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """Return the images to train on, and those kept out of training to choose by: the last ones by name.
+
+    Raises:
+        OVSDinoError: See `open_dataset`; too few images for `config.selection`.
+    """
+
+    def part(rows: slice) -> SegmentationDataset:
+        dataset = open_dataset(config.dataset, config.root, config.train_split, byte_labels=True)
+        dataset.entries = tuple(sorted(dataset.entries, key=lambda entry: entry.image))[rows]
+        dataset.stems = tuple(entry.stem for entry in dataset.entries)
+        return dataset
+
+    if not config.selection:
+        return open_dataset(config.dataset, config.root, config.train_split, byte_labels=True), None
+    total = len(part(slice(None)))
+    count = round(config.selection * total)
+    if not 0 < count < total:
+        raise OVSDinoError(
+            f"data.selection {config.selection}: is {count} of {total} training images; take a share "
+            "that leaves some on either side"
+        )
+    return part(slice(total - count)), part(slice(total - count, None))
+
+
+def _check(config: TrainConfig, multiple: int) -> None:
+    """Refuse stages whose crops or batches do not divide."""
+    for index, stage in enumerate(config.stages):
+        for side in ("height", "width"):
+            if getattr(stage, side) % multiple:
+                raise OVSDinoError(
+                    f"stages[{index}].{side}: expected a multiple of {multiple}, the patch size, got "
+                    f"{getattr(stage, side)}"
+                )
+        if stage.batch % config.optim.accumulate:
+            raise OVSDinoError(
+                f"stages[{index}].batch: {stage.batch} does not divide into the {config.optim.accumulate} parts of "
+                "optim.accumulate"
+            )

@@ -21,8 +21,10 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
+from ovsdino.commands.running import run_command
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, read_text, refuse_inputs
+from ovsdino.io.sealed import seal_safetensors
 from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import NANO
 
@@ -127,11 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         cosine = (fitted * targets).sum(-1)
         print(f"cosine to the teacher: words {cosine[:frequent].mean():.3f}, phrases {cosine[frequent:].mean():.3f}")
     with atomic_write(args.output) as file:
-        file.write(save({k: v.half() for k, v in tower.state_dict().items()}))
+        file.write(seal_safetensors(save({k: v.half() for k, v in tower.state_dict().items()})))
     with atomic_write(words_path) as file:
         file.write(("\n".join(words) + "\n").encode())
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(sys.argv[1:], main))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
+
+# nccl's own is 10 minutes: less than reading a large data set's labels for the first time can take on a slow disk.
+TIMEOUT = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def join() -> Ranks:
         return Ranks()
     if not dist.is_initialized():
         try:
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise OVSDinoError(f"cannot join the group that torchrun announces: {error}") from error
     return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
@@ -82,6 +86,15 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * size
     dist.all_gather_object(values, value)
     return values
+
+
+def total_of(x: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes, on its own device; no gradient."""
+    if _world()[1] == 1:
+        return x
+    total = x.to("cuda" if dist.get_backend() == "nccl" else "cpu", copy=True)
+    dist.all_reduce(total)
+    return total.to(x.device)
 
 
 def any_of(flag: bool) -> bool:

@@ -1,14 +1,16 @@
-"""Puts trained weights into the package: `python -m ovsdino.train.package RUN/best.safetensors --name nano`."""
+"""Puts trained weights into the package: `python -m ovsdino.train.package RUN/last.safetensors --name nano`."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ovsdino import hub
+from ovsdino.commands.running import run_command
 from ovsdino.io.files import atomic_write
 from ovsdino.models.backbone import num_parameters
 from ovsdino.models.zoo import build_model
@@ -38,4 +40,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(sys.argv[1:], main))

@@ -4,6 +4,7 @@ masks' extent; each a switch."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
+from ovsdino.settings import Count, Probability, Within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +31,16 @@ class RobustConfig:
 
     quality_weights: bool = False
     agreement: bool = False
-    trim: float = 0.0
-    trim_after: int = 0
-    merge: float = 0.0
-    split: float = 0.0
+    trim: Annotated[float, Within(0, 0.99)] = 0.0
+    trim_after: Count = 0
+    merge: Probability = 0.0
+    split: Probability = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.trim < 1:
-            raise OVSDinoError(f"robust.trim {self.trim}: the share of masks to drop is expected in [0, 1)")
-        if self.trim_after < 0:
-            raise OVSDinoError(f"robust.trim_after {self.trim_after}: expected 0 steps or more")
-        if self.merge < 0 or self.split < 0 or self.merge + self.split > 1:
+        if self.merge + self.split > 1:
             raise OVSDinoError(
-                f"robust.merge {self.merge}, split {self.split}: probabilities are expected in [0, 1], "
-                "together no more than 1 (a mask is merged or split, never both)"
+                f"robust.merge {self.merge}, split {self.split}: expected no more than 1 together (a mask is merged or "
+                "split, never both)"
             )
 
 

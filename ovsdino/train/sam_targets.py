@@ -117,17 +117,20 @@ class SamOnTheFly(SamSource):
     Args:
         encoder: on its device already.
         read: an image's name -> (H, W, 3) uint8.
+        bf16: the encoder computes in bfloat16: on the fly it is most of a step's work, and its float16 shards on
+            disk have 11 bits as well.
     """
 
-    def __init__(self, encoder: SAMEncoder, read: Callable[[str], np.ndarray]) -> None:
-        self.encoder, self.read = encoder, read
+    def __init__(self, encoder: SAMEncoder, read: Callable[[str], np.ndarray], *, bf16: bool) -> None:
+        self.encoder, self.read, self.bf16 = encoder, read, bf16
 
     @torch.no_grad()
     def embedding(self, name: str) -> tuple[Tensor, tuple[float, float]]:
         image = self.read(name)
         x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
         padded, _ = self.encoder.preprocess(x.to(self.encoder.mean.device))
-        found: Tensor = self.encoder.encoder.forward_features(padded)[0]
+        with torch.autocast(padded.device.type, torch.bfloat16, enabled=self.bf16):
+            found: Tensor = self.encoder.encoder.forward_features(padded)[0].float()
         return found, filled_cells(image.shape[0], image.shape[1], found.shape[-1], self.encoder.img_size)
 
 

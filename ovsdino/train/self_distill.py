@@ -18,30 +18,45 @@ is kept is the teacher, as the backbone of an `OVSDINO`.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm.layers
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 from torchvision.transforms import v2
 
+from ovsdino.commands.running import run_command
 from ovsdino.config import IMAGENET_MEAN, IMAGENET_STD
-from ovsdino.data.images import open_images
+from ovsdino.data.images import ImageSource
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import atomic_write
+from ovsdino.io.files import lock_folder, reading
 from ovsdino.models.backbone import freeze
 from ovsdino.models.zoo import build_model
-from ovsdino.train.config import build_config, overridden, read_yaml
+from ovsdino.settings import (
+    InputPath,
+    Positive,
+    Probability,
+    Share,
+    Size,
+    Weight,
+    Within,
+    anchored,
+    build_config,
+    overridden,
+    read_yaml,
+)
+from ovsdino.train.image_cache import ImageCache, share_of_machine
+from ovsdino.train.run_folder import RunFolder
+from ovsdino.train.stopping import Stopped, caught_signals
+from ovsdino.train.trainer import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +68,10 @@ class CropStage:
         batch: images a step; each gives two large crops, and each of those `SelfDistillConfig.small_crops` small ones.
     """
 
-    until: float = 1.0
-    large: int = 128
-    small: int = 64
-    batch: int = 32
+    until: Share = 1.0
+    large: Annotated[int, Within(1, 16384)] = 128
+    small: Annotated[int, Within(1, 16384)] = 64
+    batch: Annotated[int, Within(2, 1_000_000)] = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +79,9 @@ class SelfDistillConfig:
     """One run.
 
     Attributes:
-        images: folders or zips; every image in them is used, nothing else of them is read.
+        images: folders or zips; every image in them is used, nothing else of them is read. Relative to the YAML file.
+        device: "auto" takes CUDA if there is one.
+        cache_mb: megabytes of decoded images that are kept; what has not been used longest makes room.
         large_area, small_area: of a large crop in its image, of a small crop in its large one.
         mask_ratio: a masked crop loses a fraction of its patches drawn from here; half of the large crops are masked.
         prototypes: width of the head's output.
@@ -73,28 +90,36 @@ class SelfDistillConfig:
     """
 
     model: str = "nano"
-    images: tuple[str, ...] = ("../shared/data/camvid_train.zip", "../shared/data/bsds500_train.zip")
-    output: str = "runs/self_distill"
-    seed: int = 0
-    threads: int = 0
-    steps: int = 2400
-    small_crops: int = 2
-    large_area: tuple[float, ...] = (0.3, 1.0)
-    small_area: tuple[float, ...] = (0.1, 0.4)
-    mask_ratio: tuple[float, ...] = (0.1, 0.5)
-    prototypes: int = 512
-    image: float = 0.3
-    koleo: float = 0.1
-    lr: float = 1.5e-3
-    weight_decay: float = 0.05
-    warmup: int = 60
-    clip: float = 3.0
-    teacher_momentum: float = 0.99
-    temperature: float = 0.05
+    images: Annotated[tuple[str, ...], Size(1, 1000), InputPath()] = ()
+    output: Annotated[str, Size(1, 4096)] = "runs/self_distill"
+    seed: Annotated[int, Within(0, 2**31 - 1)] = 0
+    threads: Annotated[int, Within(0, 4096)] = 0
+    device: str = "auto"
+    steps: Positive = 2400
+    small_crops: Annotated[int, Within(1, 100)] = 2
+    large_area: Annotated[tuple[float, ...], Within(0, 1, above=True), Size(2, 2)] = (0.3, 1.0)
+    small_area: Annotated[tuple[float, ...], Within(0, 1, above=True), Size(2, 2)] = (0.1, 0.4)
+    mask_ratio: Annotated[tuple[float, ...], Within(0, 1), Size(2, 2)] = (0.1, 0.5)
+    prototypes: Annotated[int, Within(2, 1_000_000)] = 512
+    image: Weight = 0.3
+    koleo: Weight = 0.1
+    lr: Annotated[float, Within(0, 10, above=True)] = 1.5e-3
+    weight_decay: Annotated[float, Within(0, 10)] = 0.05
+    warmup: Positive = 60
+    clip: Annotated[float, Within(0, 1e6, above=True)] = 3.0
+    teacher_momentum: Probability = 0.99
+    temperature: Annotated[float, Within(0, 10, above=True)] = 0.05
     bf16: bool = True
-    checkpoint_every: int = 100
-    log_every: int = 20
-    stages: tuple[CropStage, ...] = (CropStage(),)
+    cache_mb: Annotated[int, Within(1, 1_000_000)] = 2048
+    checkpoint_every: Positive = 100
+    log_every: Positive = 20
+    stages: Annotated[tuple[CropStage, ...], Size(1, 100)] = (CropStage(),)
+
+    def __post_init__(self) -> None:
+        for name in ("large_area", "small_area", "mask_ratio"):
+            least, most = getattr(self, name)
+            if least > most:
+                raise OVSDinoError(f"{name}: expected the least first, got [{least}, {most}]")
 
 
 class Student(nn.Module):
@@ -102,10 +127,8 @@ class Student(nn.Module):
 
     def __init__(self, vit: nn.Module, width: int, prototypes: int) -> None:
         super().__init__()
-        try:
-            from lightly.models.modules import DINOProjectionHead
-        except ImportError as error:
-            raise OVSDinoError("self-distillation needs lightly: pip install 'ovsdino[train]'") from error
+        from lightly.models.modules import DINOProjectionHead
+
         self.vit: Any = vit
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.head = DINOProjectionHead(width, 512, 128, prototypes)
@@ -137,22 +160,35 @@ class CropBatch:
     places: Tensor
     mirrored: Tensor
 
+    def to(self, device: torch.device) -> CropBatch:
+        """Return it on a device."""
+        return CropBatch(*(part.to(device) for part in (self.large, self.small, self.places, self.mirrored)))
+
 
 class Crops:
     """Large and small crops of images in memory, a function of torch's generator."""
 
     def __init__(self, config: SelfDistillConfig) -> None:
-        self.images = [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in open_images(config.images)]
+        sources = [ImageSource(source) for source in config.images]
+        self.places = [(source, name) for source in sources for name in source.names]
+        if len(self.places) < 2:
+            raise OVSDinoError(f"images: {len(self.places)} image in {', '.join(config.images)}; expected two or more")
         self.config = config
+        self._cache: ImageCache[Tensor] = ImageCache(share_of_machine(config.cache_mb, 0), lambda image: image.nbytes)
         self.colours = {blur: self._colours(blur) for blur in (0.3, 0.1)}
 
+    def image(self, index: int) -> Tensor:
+        """Return an image, (3, H, W) uint8."""
+        source, name = self.places[index]
+        return self._cache.get(index, lambda: torch.from_numpy(source.read(name).copy()).permute(2, 0, 1))
+
     def draw(self, stage: CropStage) -> CropBatch:
-        """The crops of a step."""
-        c, count = self.config, min(stage.batch, len(self.images))
-        picks = torch.randperm(len(self.images))[:count].tolist() * 2
-        large, boxes = zip(*(self._large(self.images[i], stage.large) for i in picks), strict=True)
+        """Return the crops of a step."""
+        c, count = self.config, min(stage.batch, len(self.places))
+        picks = torch.randperm(len(self.places))[:count].tolist() * 2
+        large, boxes = zip(*(self._large(self.image(i), stage.large) for i in picks), strict=True)
         small = [
-            self._small(self.images[i], box, stage.small)
+            self._small(self.image(i), box, stage.small)
             for _ in range(c.small_crops)
             for i, box in zip(picks, boxes, strict=True)
         ]
@@ -208,8 +244,8 @@ def tokens_at(tokens: Tensor, places: Tensor, mirrored: Tensor, side: int) -> Te
         (n L, side, side, D), bilinear, in the order of the small crops' own tokens.
     """
     count, height, width, _ = tokens.shape
-    scale = torch.tensor([width, height, width, height])
-    index = torch.arange(len(places)) % count
+    scale = torch.tensor([width, height, width, height], device=tokens.device)
+    index = torch.arange(len(places), device=tokens.device) % count
     boxes = torch.cat([index[:, None].float(), places * scale], 1)
     found = roi_align(tokens.permute(0, 3, 1, 2).float(), boxes, side, sampling_ratio=2, aligned=True)
     return torch.where(mirrored[:, None, None, None], found.flip(-1), found).permute(0, 2, 3, 1)
@@ -232,20 +268,25 @@ class SelfDistiller:
     """Runs a `SelfDistillConfig`; the state of a step depends on (config, step) and the checkpoint alone."""
 
     def __init__(self, config: SelfDistillConfig) -> None:
-        from lightly.loss import DINOLoss, KoLeoLoss, SwaVLoss
-
+        try:
+            from lightly.loss import DINOLoss, KoLeoLoss, SwaVLoss
+        except ImportError as error:
+            raise OVSDinoError("self-distillation needs lightly: pip install 'ovsdino[train]'") from error
         self.config, self.step, self.seconds = config, 0, 0.0
+        self.device = choose_device(config.device)
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        timm.layers.set_fused_attn(torch.cuda.is_available())  # see Trainer
+        timm.layers.set_fused_attn(self.device.type == "cuda")  # see Trainer
         self.model = build_model(config.model, decoder=False)  # holds the teacher
         width = self.model.config.embed_dim
         self.student = Student(build_model(config.model, decoder=False).backbone.vit, width, config.prototypes)
         self.teacher = Student(self.model.backbone.vit, width, config.prototypes)
         self.teacher.load_state_dict(self.student.state_dict())
         freeze(self.teacher)
-        self.dino = DINOLoss(config.prototypes)
+        for part in (self.student, self.teacher):
+            part.to(self.device)
+        self.dino = DINOLoss(config.prototypes).to(self.device)
         self.swav = SwaVLoss()
         self.koleo = KoLeoLoss()
         matrices = [p for p in self.student.parameters() if p.ndim > 1]
@@ -253,14 +294,23 @@ class SelfDistiller:
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=config.lr)
         self.crops = Crops(config)
-        self.output = Path(config.output)
+        self.folder = RunFolder(config.output)
+        multiple = self.model.stride_multiple
+        for index, stage in enumerate(config.stages):
+            for name in ("large", "small"):
+                if getattr(stage, name) % multiple:
+                    raise OVSDinoError(
+                        f"stages[{index}].{name}: expected a multiple of {multiple}, the patch size, got "
+                        f"{getattr(stage, name)}"
+                    )
 
     def losses(self, crops: CropBatch) -> dict[str, Tensor]:
         """The weighted terms of crops."""
         c, p = self.config, self.model.stride_multiple
         side, small_side = crops.large.shape[-1] // p, crops.small.shape[-1] // p
-        masks = random_masks(len(crops.large), side, c.mask_ratio)
-        with torch.autocast("cpu", torch.bfloat16, enabled=c.bf16):
+        masks = random_masks(len(crops.large), side, c.mask_ratio).to(self.device)
+        crops = crops.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=c.bf16):
             with torch.no_grad():
                 target = self.teacher.tokens(crops.large)
                 places = tokens_at(target.unflatten(1, (side, side)), crops.places, crops.mirrored, small_side)
@@ -302,7 +352,7 @@ class SelfDistiller:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), c.clip)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"step {self.step}: the gradient is not finite; lower lr or set bf16=false")
+            raise OVSDinoError(f"step {self.step}: the gradient is not finite; lower lr or set bf16=false")
         if self.step < c.warmup:  # DINO holds the prototypes still at first
             self.student.head.cancel_last_layer_gradients(0)
         self.optimiser.step()
@@ -321,61 +371,80 @@ class SelfDistiller:
         }
 
     def save(self) -> None:
-        """The checkpoint to go on from, and the teacher as `last.safetensors`, in float16."""
+        """Write the checkpoint to go on from, and the teacher as `last.safetensors`, in float16."""
         parts = {name: part.state_dict() for name, part in self.state().items()}
-        with atomic_write(self.output / "checkpoint.pt") as file:
-            torch.save({"step": self.step, "seconds": self.seconds, "config": asdict(self.config), **parts}, file)
+        self.folder.save({"step": self.step, "seconds": self.seconds, "config": asdict(self.config), **parts})
         assert self.model.backbone.head is not None
         nn.init.eye_(self.model.backbone.head.weight)  # no text has been seen: the map into its space comes later
         nn.init.zeros_(self.model.backbone.head.bias)
         kept = {k: v for k, v in self.model.state_dict().items() if k.startswith(("backbone.", "log_scale"))}
-        with atomic_write(self.output / "last.safetensors") as file:
-            file.write(save({k: v.half().contiguous() for k, v in kept.items()}))
+        self.folder.save_weights("last.safetensors", kept)
 
     def resume(self) -> bool:
-        """Takes up `output/checkpoint.pt` when there is one; True when it did."""
-        path = self.output / "checkpoint.pt"
-        if not path.is_file():
-            return False
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        for name, part in self.state().items():
-            part.load_state_dict(state[name])
-        self.step, self.seconds = state["step"], state["seconds"]
-        return True
+        """Take up the folder's checkpoint; return whether there is one. What the log has beyond it is taken out.
+
+        Raises:
+            OVSDinoError: It is damaged, or of a run of another shape.
+        """
+        state = self.folder.load()
+        if state is not None:
+            with reading(self.folder.checkpoint, "checkpoint of this run", self.folder.remedy):
+                for name, part in self.state().items():
+                    part.load_state_dict(state[name])
+                self.step, self.seconds = state["step"], float(state["seconds"])
+        self.folder.forget_after(self.step)
+        return state is not None
 
     def run(self) -> None:
-        """Trains to the last step, with a line in `log.jsonl` every `log_every`."""
+        """Train to the last step, with a line in `log.jsonl` every `log_every`.
+
+        Raises:
+            Stopped: After SIGTERM or SIGINT, once the step is finished and the checkpoint saved.
+        """
         c = self.config
-        self.output.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        while self.step < c.steps:
-            values = self.train_step()
-            self.step += 1
-            now = time.monotonic()
-            self.seconds, started = self.seconds + now - started, now
-            if self.step % c.log_every == 0:
-                line = {"step": self.step, "seconds": round(self.seconds, 1), **values}
-                with (self.output / "log.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-            if self.step % c.checkpoint_every == 0 or self.step == c.steps:
-                self.save()
+        with caught_signals() as received:
+            while self.step < c.steps:
+                values = self.train_step()
+                self.step += 1
+                now = time.monotonic()
+                self.seconds, started = self.seconds + now - started, now
+                if self.step % c.log_every == 0:
+                    self.folder.append({"step": self.step, "seconds": round(self.seconds, 1), **values})
+                if received or self.step % c.checkpoint_every == 0 or self.step == c.steps:
+                    self.save()
+                if received:
+                    raise Stopped(received[0])
+
+
+def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> SelfDistillConfig:
+    """Read a YAML file and apply `key=value` overrides; see `ovsdino.train.config.load_config`."""
+    tree = anchored(SelfDistillConfig, read_yaml(path), Path(path).parent)
+    config: SelfDistillConfig = build_config(SelfDistillConfig, overridden(tree, overrides), "")
+    if not config.images:
+        raise OVSDinoError("images: expected a list of folders or zips of images, got none")
+    return config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0].startswith("-"):
         print("usage: python -m ovsdino.train.self_distill CONFIG.yaml [key=value ...]", file=sys.stderr)
         return 2
-    try:
-        config = build_config(SelfDistillConfig, overridden(read_yaml(arguments[0]), arguments[1:]), "")
+    return run_command(arguments, lambda: _distil(load_settings(arguments[0], arguments[1:])))
+
+
+def _distil(config: SelfDistillConfig) -> int:
+    with lock_folder(config.output, "training"):
         trainer = SelfDistiller(config)
-    except OVSDinoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if trainer.resume():
-        print(f"going on from step {trainer.step}", file=sys.stderr)
-    trainer.run()
+        if trainer.resume():
+            print(f"going on from step {trainer.step}", file=sys.stderr)
+        try:
+            trainer.run()
+        except Stopped as stopped:
+            print(f"{stopped} at step {trainer.step}, all saved; the same command goes on from here", file=sys.stderr)
+            return 128 + stopped.signal
     return 0
 
 

@@ -11,48 +11,51 @@ and its optimiser's state: sharding them (FSDP) would save some 40 MB a device a
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import timm.layers
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovsdino import hub
 from ovsdino.data.segmentation import IGNORE_INDEX, SegmentationDataset
-from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import atomic_write
+from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.io.files import reading
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import PROJECTIONS, build_model, load_official
 from ovsdino.train.config import RunConfig
-from ovsdino.train.distributed import any_of, barrier, join
+from ovsdino.train.distributed import any_of, barrier, join, total_of
+from ovsdino.train.run_folder import Board, RunFolder
+from ovsdino.train.stopping import Stopped, caught_signals
 
 Log = Callable[[str], None]
+TEMPERATURES = ("log_scale", "mask_scale")  # logarithms of what cosines are multiplied by
+MAX_LOG_SCALE = math.log(100.0)  # CLIP's bound (Radford et al. 2021, section 2.5): beyond it training is unstable
 
 
-class Stopped(Exception):
-    """A signal asked for the end; the state is saved.
+def changed_model(config: RunConfig) -> OVSDINO:
+    """Return the model of a configuration, with random weights.
 
-    Attributes:
-        signal: its number.
+    Raises:
+        OVSDinoError: No such model, or the changes to it do not make one.
     """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.signal: int = number
+    try:
+        return build_model(config.model, decoder=config.decoder, changes=config.architecture)
+    except OVSDinoError:
+        raise
+    except Exception as error:  # modules raise whatever sizes that do not fit lead to
+        if not config.architecture:
+            raise
+        raise OVSDinoError(f"architecture: {config.architecture} makes no model: {one_line(error, 160)}") from error
 
 
 def load_weights(model: OVSDINO, config: RunConfig) -> None:
@@ -92,14 +95,26 @@ def load_backbone(model: OVSDINO, path: str) -> None:
     hub.load_state(model, kept, path, partial=("decoder.", "text_tower."))
 
 
-def split_decay(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices only: not for biases, norms, scalars, position embeddings."""
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+def parameter_groups(module: nn.Module, weight_decay: float, slow: Iterable[nn.Parameter] = ()) -> list[dict[str, Any]]:
+    """Return the trained parameters in groups for an optimiser.
+
+    Weight decay is for matrices only: not for biases, norms, scalars, position embeddings.
+
+    Args:
+        slow: Parameters that get groups of their own, behind the others.
+
+    Returns:
+        Two groups, with and without decay; four where there are slow parameters.
+    """
+    apart = {id(parameter) for parameter in slow}
+    groups: list[list[nn.Parameter]] = [[], [], [], []]
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (decay if parameter.ndim > 1 and "pos_embed" not in name else plain).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+            plain = parameter.ndim <= 1 or "pos_embed" in name
+            groups[2 * (id(parameter) in apart) + plain].append(parameter)
+    decays = (weight_decay, 0.0, weight_decay, 0.0)
+    count = 4 if apart else 2
+    return [{"params": p, "weight_decay": d} for p, d in zip(groups[:count], decays[:count], strict=True)]
 
 
 def normalised(model: OVSDINO, images: Tensor) -> Tensor:
@@ -123,21 +138,22 @@ class Trainer(ABC):
     attribute `model`, and what the losses alone need.
     """
 
+    slow_rate = 1.0  # of the parameters of `slow`, in shares of the learning rate
     objective: Any  # a module, wrapped for many processes and compiled as the configuration says
 
     def __init__(self, config: RunConfig, log: Log) -> None:
         self.config, self.log = config, log
         self.ranks = join()
-        self.device = _device(config.device, self.ranks.local)
+        self.device = choose_device(config.device, self.ranks.local)
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         # The explicit form trains twice as fast as fused SDPA on a CPU: 31 against 61 ms at (8, 3, 432, 64), bf16.
         timm.layers.set_fused_attn(self.device.type == "cuda")
-        self.model = build_model(config.model, decoder=config.decoder, changes=config.architecture)
+        self.model = changed_model(config)
         load_weights(self.model, config)
         self.step, self.best, self.seconds = 0, -1.0, 0.0
-        self.output = Path(config.output)
+        self.folder = RunFolder(config.output)
 
     # -- what a subclass gives -----------------------------------------------------------------------------------
 
@@ -154,8 +170,17 @@ class Trainer(ABC):
         """The weighted terms of a batch, whose sum is minimised."""
 
     @abstractmethod
-    def validation(self) -> tuple[SegmentationDataset, Tensor] | None:
-        """Images with labels and the text of their classes (K, D); None for no validation."""
+    def measured(self) -> dict[str, tuple[SegmentationDataset, Tensor]]:
+        """What is measured along the way: images with labels and the text of their classes (K, D).
+
+        Returns:
+            "val", which chooses nothing, and "selection", whose best result is kept as `best.safetensors`; either may
+            be missing.
+        """
+
+    def slow(self) -> Iterable[nn.Parameter]:
+        """Parameters that are trained at `slow_rate` of the learning rate."""
+        return ()
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -163,7 +188,8 @@ class Trainer(ABC):
         """Puts the module in place and makes the optimiser of its trainable parameters."""
         self.module = module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = {k: p for k, p in self.module.named_parameters() if p.requires_grad}
-        self.optimiser = torch.optim.AdamW(split_decay(self.module, self.config.optim.weight_decay))
+        self.optimiser = torch.optim.AdamW(parameter_groups(self.module, self.config.optim.weight_decay, self.slow()))
+        self.temperatures = [p for k, p in self.trained.items() if k.rpartition(".")[2] in TEMPERATURES]
         self.ema = {k: p.detach().clone() for k, p in self.trained.items()}
         self.objective = torch.compile(self.module) if self.config.compile else self.module
         if self.ranks.size > 1:
@@ -182,8 +208,8 @@ class Trainer(ABC):
         """One step of the optimiser; returns the loss, its terms and the gradient's norm."""
         c = self.config.optim
         torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 1_009 + self.ranks.rank)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.learning_rate(self.step)
+        for index, group in enumerate(self.optimiser.param_groups):
+            group["lr"] = self.learning_rate(self.step) * (self.slow_rate if index >= 2 else 1.0)
         self.optimiser.zero_grad(set_to_none=True)
         values: dict[str, float] = {}
         for index in range(c.accumulate):
@@ -197,10 +223,10 @@ class Trainer(ABC):
                 values[name] = values.get(name, 0.0) + value.item() / c.accumulate
         norm = nn.utils.clip_grad_norm_(self.trained.values(), c.clip).item()
         if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"step {self.step}: the gradient is not finite; lower optim.lr or set optim.bf16=false"
-            )
+            raise OVSDinoError(f"step {self.step}: the gradient is not finite; lower optim.lr or set optim.bf16=false")
         self.optimiser.step()
+        for parameter in self.temperatures:
+            parameter.data.clamp_(max=MAX_LOG_SCALE)
         decay = min(c.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.trained.values()], 1.0 - decay)
         return {**values, "grad_norm": norm}
@@ -208,16 +234,20 @@ class Trainer(ABC):
     # -- evaluation and state ------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, Any]:
-        """mIoU of the EMA weights on the validation split, whole images at the model's default size."""
-        found = self.validation()
-        if found is None:
-            return {}
-        dataset, text = found
+    def evaluate(self, dataset: SegmentationDataset, text: Tensor) -> dict[str, Any]:
+        """Return the mIoU of the EMA weights, whole images at the model's default size.
+
+        Each process takes every n-th image, so none waits for another longer than for an image.
+
+        Args:
+            dataset: Images with labels.
+            text: (K, D), of its classes.
+        """
         live = {k: p.detach().clone() for k, p in self.trained.items()}
         self.use_average()
         try:
-            confusion = confusion_on(self.model, dataset, text.to(self.device))
+            indices = range(self.ranks.rank, len(dataset), self.ranks.size)
+            confusion = total_of(confusion_on(self.model, dataset, text.to(self.device), indices))
         finally:
             self._load_parameters(live)
         union = confusion.sum(0) + confusion.sum(1) - confusion.diag()
@@ -244,7 +274,7 @@ class Trainer(ABC):
         self._load_parameters(self.ema)
 
     def save(self) -> None:
-        """The checkpoint to go on from: what is trained, not what is frozen. The first process writes."""
+        """Write the checkpoint to go on from: what is trained, not what is frozen. The first process writes."""
         if not self.ranks.first:
             return
         state = {
@@ -256,89 +286,86 @@ class Trainer(ABC):
             "optimiser": self.optimiser.state_dict(),
             "config": asdict(self.config),
         }
-        buffer = io.BytesIO()  # into memory first: on a full disk torch.save ends in an error of its own
-        torch.save(state, buffer)
-        with atomic_write(self.output / "checkpoint.pt") as file:
-            file.write(buffer.getbuffer())
+        self.folder.save(state)
 
     def resume(self) -> bool:
-        """Takes up `output/checkpoint.pt` when there is one; True when it did.
+        """Take up the folder's checkpoint; return whether there is one. What the log has beyond it is taken out.
 
         Raises:
-            OVSDinoError: it is damaged, or of a run that trained other things.
+            OVSDinoError: It is damaged, or of a run that trained other things.
         """
-        path = self.output / "checkpoint.pt"
         barrier()
-        if not path.is_file():
-            return False
-        mend = f"remove it to begin anew, or choose another output than {self.output}"
-        try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-            trained = state["trained"]
-        except Exception as error:  # torch.load raises whatever a broken byte leads to
-            raise OVSDinoError(f"{path}: not a checkpoint ({type(error).__name__}); {mend}") from error
-        shapes = {k: tuple(v.shape) for k, v in trained.items()}
-        if shapes != {k: tuple(p.shape) for k, p in self.trained.items()}:
-            raise OVSDinoError(f"{path}: its run trained other parameters than this one; {mend}")
-        self._load_parameters(trained)
+        state = self.folder.load()
+        if state is not None:
+            with reading(self.folder.checkpoint, "checkpoint", self.folder.remedy):
+                self._take_up(state)
+        if self.ranks.first:
+            self.folder.forget_after(self.step)
+        return state is not None
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """Load a checkpoint's state.
+
+        Raises:
+            OVSDinoError: Its run trained other parameters, or in other groups.
+        """
+        own = {k: tuple(p.shape) for k, p in self.trained.items()}
+        groups = [len(group["params"]) for group in self.optimiser.param_groups]
+        same = all({k: tuple(v.shape) for k, v in state[part].items()} == own for part in ("trained", "ema"))
+        if not same or [len(group["params"]) for group in state["optimiser"]["param_groups"]] != groups:
+            raise OVSDinoError(
+                f"{self.folder.checkpoint}: its run trained other parameters than this one; {self.folder.remedy}"
+            )
+        self._load_parameters(state["trained"])
         for name, value in state["ema"].items():
             self.ema[name].copy_(value)
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
-        self._forget_later_lines()
-        return True
+        self.step, self.best, self.seconds = state["step"], float(state["best"]), float(state["seconds"])
 
     def save_weights(self, name: str) -> None:
-        """EMA weights in float16: the file that a model loads. An official backbone stays where it came from."""
+        """Write the EMA weights in float16: the file that a model loads. An official backbone stays where it came from.
+
+        The first process writes.
+        """
         if not self.ranks.first:
             return
         weights = self.model.state_dict()
         weights.update({k.removeprefix("model."): v for k, v in self.ema.items() if k.startswith("model.")})
         if not isinstance(self.model.text_tower, HashedTextTower):
             weights = {k: v for k, v in weights.items() if not k.startswith("backbone.")}
-        half = {k: v.detach().half().cpu().contiguous() for k, v in weights.items()}
-        with atomic_write(self.output / name) as file:
-            file.write(save(half))
+        self.folder.save_weights(name, weights)
 
     def record(self, kind: str, **values: Any) -> None:
-        """One line in `log.jsonl`."""
-        if not self.ranks.first:
-            return
-        line = json.dumps({"kind": kind, "step": self.step, "seconds": round(self.seconds, 1), **values}) + "\n"
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            with (self.output / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line)
-        except OSError as error:
-            raise OVSDinoError(f"{self.output / 'log.jsonl'}: cannot write: {error.strerror}") from error
-
-    def _forget_later_lines(self) -> None:
-        """Takes out of the log what came after the checkpoint, and a line that a full disk cut: it is done again."""
-        path = self.output / "log.jsonl"
-        if not self.ranks.first or not path.is_file():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                if json.loads(line)["step"] <= self.step:
-                    kept.append(line + "\n")
-        with atomic_write(path) as file:
-            file.write("".join(kept).encode())
+        """Write one line in `log.jsonl`; the first process does."""
+        if self.ranks.first:
+            self.folder.append({"kind": kind, "step": self.step, "seconds": round(self.seconds, 1), **values})
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def run(self, on_step: Callable[[int, int, dict[str, float]], None] | None = None) -> dict[str, Any]:
-        """Trains from the current step to the last; returns the last validation result.
+        """Train from the current step to the last; return the last validation result.
 
         Raises:
-            Stopped: after SIGTERM or SIGINT, once the step is finished and the checkpoint saved.
+            Stopped: After SIGTERM or SIGINT, once the step is finished and the checkpoint saved.
         """
+        board = Board(self.folder.path, self.step) if self.ranks.first else None
+        try:
+            result = self._loop(board, on_step)
+        finally:
+            if board is not None:
+                board.close()
+        self.save_weights("last.safetensors")
+        barrier()
+        return result
+
+    def _loop(
+        self, board: Board | None, on_step: Callable[[int, int, dict[str, float]], None] | None
+    ) -> dict[str, Any]:
         c, steps = self.config, self.config.optim.steps
-        board = tensorboard_writer(self.output) if self.ranks.first else None
         self._train_mode()
         result: dict[str, Any] = {}
         started = time.monotonic()
-        with _signals() as received:
+        with caught_signals() as received:
             for batch in self.batches(self.step, steps):
                 values = self.train_step(batch)
                 self.step += 1
@@ -348,91 +375,73 @@ class Trainer(ABC):
                     on_step(self.step, steps, values)
                 if self.step % c.log_every == 0:
                     self.record("train", lr=self.learning_rate(self.step), **values)
-                    if board:
-                        for key, value in values.items():
-                            board.add_scalar(f"train/{key}", value, self.step)
+                    if board is not None:
+                        board.add("train", values, self.step)
                 if c.eval_every and (self.step % c.eval_every == 0 or self.step == steps):
                     result = self._validate(board)
                     started = time.monotonic()  # evaluation is not training time
-                stop = any_of(bool(received)) and self.step < steps
+                stop = any_of(bool(received))
                 if stop or self.step % c.checkpoint_every == 0 or self.step == steps:
                     self.save()
                 if stop:
                     raise Stopped(received[0] if received else int(signal.SIGTERM))
-        self.save_weights("last.safetensors")
-        barrier()
         return result
 
-    def _validate(self, board: Any | None) -> dict[str, Any]:
-        """The first process validates; the others wait for it at their next collective."""
-        if not self.ranks.first:
-            return {}
+    def _validate(self, board: Board | None) -> dict[str, Any]:
+        """Measure the averaged weights, each process its part of the images; choose the best by the selection images.
+
+        Returns:
+            The result on the validation images.
+        """
         self.module.eval()
-        result = self.evaluate()
+        found = {kind: self.evaluate(*images) for kind, images in self.measured().items()}
         self._train_mode()
-        if not result:
-            return result
-        self.record("val", **result)
-        self.log(f"step {self.step}: val mIoU {result['miou']:.4f}")
-        if board:
-            board.add_scalar("val/miou", result["miou"], self.step)
-        if result["miou"] > self.best:
-            self.best = result["miou"]
+        for kind, result in found.items():
+            self.record(kind, **result)
+            if self.ranks.first:
+                self.log(f"step {self.step}: {kind} mIoU {result['miou']:.4f}")
+            if board is not None:
+                board.add(kind, {"miou": result["miou"]}, self.step)
+        chosen = found.get("selection")
+        if chosen and chosen["miou"] > self.best:
+            self.best = chosen["miou"]
             self.save_weights("best.safetensors")
-        return result
+        return found.get("val", {})
 
 
-def _device(name: str, local: int) -> torch.device:
+def choose_device(name: str, local: int = 0) -> torch.device:
+    """Return the device that a setting names, and make it the current one.
+
+    Args:
+        name: "auto", "cpu", "cuda" or "cuda:N".
+        local: Number of the CUDA device where the name has none.
+
+    Raises:
+        OVSDinoError: No such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise OVSDinoError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise OVSDinoError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise OVSDinoError(f"device: {name!r} was asked for, and torch sees no CUDA device; take cpu")
+        if max(local, device.index or 0) >= torch.cuda.device_count():
+            raise OVSDinoError(
+                f"device: {name!r} was asked for, and torch sees {torch.cuda.device_count()} CUDA devices; take cpu"
+            )
         device = torch.device("cuda", local if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The numbers of SIGTERM and SIGINT received meanwhile; a second one acts as usual."""
-    received: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: signals are its business
-        pass
-    try:
-        yield received
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
-def tensorboard_writer(folder: Path) -> Any | None:
-    """A TensorBoard writer, or None when tensorboard (extra "train") is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder / "tensorboard"))
-
-
-def confusion_on(model: OVSDINO, dataset: SegmentationDataset, text: Tensor) -> Tensor:
-    """Confusion matrix (K, K), rows truth, columns prediction; whole images at the model's default size."""
+def confusion_on(model: OVSDINO, dataset: SegmentationDataset, text: Tensor, indices: Iterable[int]) -> Tensor:
+    """Return the confusion matrix (K, K) float64, rows truth, columns prediction, of some of a data set's images."""
     count, p = len(dataset.names), model.stride_multiple
     confusion = torch.zeros(count, count, dtype=torch.float64)
-    for sample in dataset:
+    for sample in (dataset[index] for index in indices):
         height, width = sample.label.shape
         scale = model.config.short_side / min(height, width)
         size = (round(height * scale / p) * p, round(width * scale / p) * p)

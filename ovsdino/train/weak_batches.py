@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from ovsdino.data.captions import CaptionRecord, CaptionSet
 from ovsdino.data.masks import MaskStore, decode_one
 from ovsdino.data.phrases import phrases, read_phrases
 from ovsdino.errors import OVSDinoError
+from ovsdino.settings import InputPath, Probability, Size, Within
+from ovsdino.train.image_cache import ImageCache, share_of_machine
 from ovsdino.train.robust import RobustConfig, agreement_weight, edge_agreement, perturb_masks, quality_weight
 
 
@@ -45,27 +47,27 @@ class WeakDataConfig:
         masks_per_image: pseudo-masks drawn for a crop, without replacement, by the root of their area.
         min_mask_area: a mask that covers less of the crop than this share is not drawn.
         workers: processes that make batches; 0 makes them in between. The batches are the same.
-        cache_mb: megabytes of decoded images that each process keeps.
+        cache_mb: megabytes of decoded images that all processes of the run on a machine keep together, each its share.
     """
 
-    kind: str = "jsonl"
-    root: str = ""
-    annotations: str = ""
-    masks: str = ""
-    sam_targets: str = ""
-    caption: str = "phrases"
-    vocabulary: str = ""
-    height: int = 160
-    width: int = 160
-    area: tuple[float, ...] = (0.5, 1.0)
-    regions: int = 0
-    aspect: float = 1.33
-    flip: float = 0.5
-    colour: float = 0.3
-    masks_per_image: int = 16
-    min_mask_area: float = 0.002
-    workers: int = 0
-    cache_mb: int = 512
+    kind: Literal["jsonl", "coco", "webdataset"] = "jsonl"
+    root: Annotated[str, InputPath()] = ""
+    annotations: Annotated[str, InputPath(when=("kind", "jsonl"))] = ""
+    masks: Annotated[str, InputPath()] = ""
+    sam_targets: Annotated[str, InputPath()] = ""
+    caption: Literal["phrases", "whole"] = "phrases"
+    vocabulary: Annotated[str, InputPath()] = ""
+    height: Annotated[int, Within(1, 16384)] = 160
+    width: Annotated[int, Within(1, 16384)] = 160
+    area: Annotated[tuple[float, ...], Within(0, 1, above=True), Size(2, 2)] = (0.5, 1.0)
+    regions: Annotated[int, Within(0, 10_000)] = 0
+    aspect: Annotated[float, Within(1, 16)] = 1.33
+    flip: Probability = 0.5
+    colour: Annotated[float, Within(0, 1)] = 0.3
+    masks_per_image: Annotated[int, Within(0, 10_000)] = 16
+    min_mask_area: Probability = 0.002
+    workers: Annotated[int, Within(0, 1024)] = 0
+    cache_mb: Annotated[int, Within(1, 1_000_000)] = 2048
 
 
 @dataclass
@@ -165,9 +167,7 @@ class WeakDataset(Dataset[WeakBatch]):
             raise OVSDinoError(
                 f"data.height {config.height}, data.width {config.width}: expected multiples of {patch}, the patch size"
             )
-        if config.caption not in ("phrases", "whole"):
-            raise OVSDinoError(f"data.caption: expected phrases or whole, got {config.caption!r}")
-        if len(config.area) != 2 or not 0 < config.area[0] <= config.area[1] <= 1:
+        if config.area[0] > config.area[1]:
             raise OVSDinoError(f"data.area: expected two shares in (0, 1], the least first, got {list(config.area)}")
         self.captions, self.masks, self.config, self.robust = captions, masks, config, robust
         self.fine = (4 * config.height // patch, 4 * config.width // patch)
@@ -183,8 +183,8 @@ class WeakDataset(Dataset[WeakBatch]):
         self.vocabulary = read_phrases(config.vocabulary) if config.vocabulary else None
         self.colour = v2.ColorJitter(config.colour, config.colour, 0.7 * config.colour)
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
-        self._images: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._bytes = 0
+        limit = share_of_machine(config.cache_mb, config.workers)
+        self._images: ImageCache[np.ndarray] = ImageCache(limit, _bytes_of)
 
     def index(self, position: int) -> int:
         """Which of `groups` a position of the run takes."""
@@ -198,7 +198,7 @@ class WeakDataset(Dataset[WeakBatch]):
         group = self.groups[self.index(position)]
         records = [self.captions.record(i) for i in group]
         record = records[0]
-        image = self._image(group[0], record.image)
+        image = self._images.get(record.image, lambda: self.captions.read(group[0]))
         height, width = image.shape[:2]
         for left, top, across, down in (r.box for r in records if r.box):
             if left + across > width or top + down > height:
@@ -251,18 +251,6 @@ class WeakDataset(Dataset[WeakBatch]):
         if self.config.caption == "whole":
             return (caption,)
         return phrases(caption, self.vocabulary) or (caption,)
-
-    def _image(self, index: int, name: str) -> np.ndarray:
-        """The decoded image, from memory when it is there; the longest unused ones make room."""
-        if name in self._images:
-            self._images.move_to_end(name)
-            return self._images[name]
-        image = self.captions.read(index)
-        self._images[name] = image
-        self._bytes += image.nbytes
-        while self._bytes > self.config.cache_mb * 1_000_000 and len(self._images) > 1:
-            self._bytes -= self._images.popitem(last=False)[1].nbytes
-        return image
 
     def _crop(self, box: tuple[int, int, int, int], rng: np.random.Generator) -> Crop:
         c, (left, top, width, height) = self.config, box
@@ -323,16 +311,45 @@ class WeakDataset(Dataset[WeakBatch]):
 
 
 def batches(data: WeakDataset, positions: Iterable[Sequence[int]]) -> Iterator[WeakBatch]:
-    """A batch for each list of positions, made by `config.workers` processes ahead of their use."""
+    """Yield a batch for each list of positions, made by `config.workers` processes ahead of their use.
+
+    Raises:
+        OVSDinoError: An image or its masks cannot be read.
+    """
     loader = DataLoader(
-        data,
+        _Guarded(data),
         batch_sampler=_Given(positions),
-        collate_fn=WeakBatch.collate,
+        collate_fn=_collate,
         num_workers=data.config.workers,
         persistent_workers=False,
         multiprocessing_context="forkserver" if data.config.workers else None,
     )
-    yield from loader
+    for batch in loader:
+        if isinstance(batch, OVSDinoError):
+            raise batch
+        yield batch
+
+
+class _Guarded(Dataset[Any]):
+    """A data set whose user errors are samples: a worker process would put its traceback into their message."""
+
+    def __init__(self, data: WeakDataset) -> None:
+        self.data = data
+
+    def __getitem__(self, position: int) -> WeakBatch | OVSDinoError:
+        try:
+            return self.data[position]
+        except OVSDinoError as error:
+            return error
+
+
+def _collate(samples: Sequence[WeakBatch | OVSDinoError]) -> WeakBatch | OVSDinoError:
+    error = next((sample for sample in samples if isinstance(sample, OVSDinoError)), None)
+    return error or WeakBatch.collate([sample for sample in samples if isinstance(sample, WeakBatch)])
+
+
+def _bytes_of(image: np.ndarray) -> int:
+    return image.nbytes
 
 
 class _Given(torch.utils.data.Sampler[list[int]]):

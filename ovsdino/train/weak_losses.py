@@ -85,17 +85,29 @@ def head_pool(tokens: Tensor, attention: Tensor, cover: Tensor) -> Tensor:
     return logits.softmax(-1) @ tokens.float()[:, None]
 
 
-def head_scores(pooled: Tensor, text: Tensor) -> Tensor:
-    """Similarity of image and text: max over heads m of cos(v_m, t) (Talk2DINO, the sim(I, T) of its training).
+def head_scores(pooled: Tensor, text: Tensor, positives: Tensor) -> Tensor:
+    """Return the similarity of regions and texts, each region seen through one head (Talk2DINO's training).
+
+        v_r = pooled_rm of the head m that agrees most with what is said of the region:
+              argmax_m mean_{u in caption} cos(pooled_rm, t_u)
+        score_ru = cos(v_r, t_u)
+
+    The head is the region's own for all texts. The best head for each pair would let a negative choose the head
+    that suits it, so that every text finds something of itself in every image.
 
     Args:
-        pooled: (..., heads, D).
+        pooled: (B, R, heads, D).
         text: (U, D).
+        positives: (B, R, U) bool, what is said of each region.
 
     Returns:
-        (..., U) cosines.
+        (B, R, U) cosines.
     """
-    return (F.normalize(pooled.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T).amax(-2)
+    cosine = F.normalize(pooled.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T  # (B, R, heads, U)
+    own = positives.float() / positives.sum(-1, keepdim=True).clamp_min(1)
+    head = (cosine.detach() * own[:, :, None]).sum(-1).argmax(-1)  # (B, R)
+    chosen = head[..., None, None].expand(-1, -1, 1, cosine.shape[-1])
+    return cosine.gather(2, chosen).squeeze(2)
 
 
 def text_pool_scores(tokens: Tensor, text: Tensor, sharpness: float | Tensor, cover: Tensor) -> Tensor:

@@ -449,7 +449,8 @@ def test_train_hands_its_arguments_over(capsys: pytest.CaptureFixture[str], monk
     seen: list[list[str]] = []
     monkeypatch.setattr("ovsdino.train.__main__.main", lambda argv: seen.append(argv) or 0)
     assert main(["train", "c.yaml", "optim.steps=3", "output=runs/x"]) == 0
-    assert seen == [["c.yaml", "optim.steps=3", "output=runs/x"]]
+    assert main(["train", "c.yaml", "output=runs/x", "--steps", "3"]) == 0
+    assert seen == [["c.yaml", "optim.steps=3", "output=runs/x"], ["c.yaml", "output=runs/x", "optim.steps=3"]]
 
 
 def test_help_needs_no_torch_and_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DIRECT = {  # what opens a file for writing by itself, and why it may
     "ovsdino/io/files.py": "the one home",
     "ovsdino/commands/running.py": "/dev/null in place of a closed stream",
-    "ovsdino/train/trainer.py": "a log, appended line by line; a cut line is taken out at the next start",
-    "ovsdino/train/self_distill.py": "a log, appended line by line",
+    "ovsdino/train/run_folder.py": "a log and events, appended; a cut line is taken out at the next start",
     "deploy/export_onnx.py": "renames a file and its sidecar when both are proven",
     "benchmarks/eval_cityscapes.py": "/proc",
     "benchmarks/timing.py": "/proc",

@@ -118,7 +118,7 @@ def test_a_variant_has_no_such_part_runs_and_starts_as_the_baseline(changes, gon
         ("seeds=[]", "seeds must be a list"),
         ("variants={baseline: {}}", "two or more"),
         ("base=3", "base is missing"),
-        ("base=none.yaml", "none.yaml: cannot read"),
+        ("base=none.yaml", "none.yaml: no such file"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_trained(study_file, tmp_path, change, shown):

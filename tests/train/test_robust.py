@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ovsdino.errors import OVSDinoError
+from ovsdino.settings import build_config
 from ovsdino.train.robust import (
     RobustConfig,
     agreement_weight,
@@ -140,12 +141,12 @@ def test_noise_comes_as_often_as_asked_and_is_the_same_for_the_same_seed():
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
-        ({"trim": 1.0}, r"robust.trim 1.0: .*\[0, 1\)"),
-        ({"trim_after": -1}, "trim_after -1"),
+        ({"trim": 1.0}, r"robust.trim: expected a number in \[0, 0.99\], got 1.0"),
+        ({"trim_after": -1}, r"robust.trim_after: expected a whole number in \[0, 1e\+09\], got -1"),
         ({"merge": 0.6, "split": 0.5}, "merge 0.6, split 0.5: .*no more than 1"),
-        ({"split": -0.1}, "split -0.1"),
+        ({"split": -0.1}, r"robust.split: expected a number in \[0, 1\], got -0.1"),
     ],
 )
 def test_settings_out_of_range_are_one_line(changes, shown):
     with pytest.raises(OVSDinoError, match=shown):
-        RobustConfig(**changes)
+        build_config(RobustConfig, changes, "robust")

@@ -76,7 +76,8 @@ def test_faults_of_a_folder_are_one_line(folder, tmp_path):
         SamTargets(folder / "masks")
 
 
-def test_on_the_fly_is_the_encoder_on_the_whole_image():
+@pytest.mark.parametrize("bf16", [False, True])
+def test_on_the_fly_is_the_encoder_on_the_whole_image(bf16):
     class Encoder(SAMEncoder):
         """SAM's preprocessing; the embedding is each cell's mean of the prepared image."""
 
@@ -88,15 +89,19 @@ def test_on_the_fly_is_the_encoder_on_the_whole_image():
             self.encoder = self
 
         def forward_features(self, x):
-            return torch.nn.functional.avg_pool2d(x, 16)
+            mean = torch.nn.functional.avg_pool2d(x, 16)
+            kinds.append(torch.nn.functional.conv2d(mean, torch.ones(1, 3, 1, 1)).dtype)
+            return mean
 
+    kinds = []
     image = np.zeros((32, 64, 3), np.uint8)
     image[:, 32:] = 200
-    source = SamOnTheFly(Encoder(), {"a": image}.__getitem__)
+    source = SamOnTheFly(Encoder(), {"a": image}.__getitem__, bf16=bf16)
     embedding, filled = source.embedding("a")
     assert embedding.shape == (3, 64, 64) and filled == (32, 64) and not embedding[:, 32:].any()
     found = source.crops(["a"], torch.tensor([[0.5, 0.0, 1.0, 1.0, 0.0]]), (1, 2))
     torch.testing.assert_close(found[0, 0], torch.full((1, 2), 200.0), atol=5, rtol=0)  # the edge is scaled up softly
+    assert set(kinds) == {torch.bfloat16 if bf16 else torch.float32} and found.dtype == torch.float32
 
 
 def test_a_step_learns_towards_sam(folder, tmp_path):

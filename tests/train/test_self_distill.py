@@ -1,6 +1,8 @@
 """Self-distillation: masks, teacher, a run that goes on as if it had not stopped, a backbone that others load."""
 
 import json
+import os
+import signal
 import zipfile
 
 import numpy as np
@@ -85,7 +87,7 @@ def test_small_crops_are_where_they_say(archive):
     config = SelfDistillConfig(images=(str(archive),), small_crops=2)
     crops = Crops(config)
     gradient = torch.arange(56, dtype=torch.uint8).expand(3, 40, 56)
-    crops.images = [gradient] * 4  # a picture whose colour is its column
+    crops.image = lambda index: gradient  # a picture whose colour is its column
     crops.colours = {key: v2.ToDtype(torch.float32) for key in crops.colours}
     torch.manual_seed(0)
     batch = crops.draw(CropStage(large=48, small=32, batch=3))
@@ -114,7 +116,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(archive, tmp_path):
                 raise Stopped
             return super().train_step()
 
-    from ovsdino.train.config import build_config, read_yaml
+    from ovsdino.settings import build_config, read_yaml
 
     with pytest.raises(Stopped):
         Stopping(build_config(SelfDistillConfig, read_yaml(first), "")).run()
@@ -127,7 +129,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(archive, tmp_path):
 
 
 def test_the_teacher_is_the_mean_of_the_students(archive, tmp_path):
-    from ovsdino.train.config import build_config, read_yaml
+    from ovsdino.settings import build_config, read_yaml
 
     path = config(archive, tmp_path / "run", teacher_momentum=0.75, bf16=False)
     trainer = SelfDistiller(build_config(SelfDistillConfig, read_yaml(path), ""))
@@ -165,3 +167,41 @@ def test_mistakes_are_one_line(archive, tmp_path, capsys, change, shown):
 def test_a_folder_without_images_is_named(tmp_path):
     with pytest.raises(OVSDinoError, match="no image in it"):
         list(open_images([tmp_path]))
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(archive, tmp_path, capsys, monkeypatch):
+    assert main([config(archive, tmp_path / "whole", checkpoint_every=100)]) == 0
+    path, step = config(archive, tmp_path / "parts", checkpoint_every=100), SelfDistiller.train_step
+
+    def interrupted(it):
+        if it.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(it)
+
+    monkeypatch.setattr(SelfDistiller, "train_step", interrupted)
+    assert main([path]) == 130
+    assert "stopped by SIGINT at step 2, all saved" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main([path]) == 0
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_a_full_disk_is_one_line_and_a_restart_logs_each_step_once(archive, tmp_path, capsys, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    path = config(archive, tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        assert main([path]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "checkpoint.pt: cannot write: No space left on device" in error and "\n" not in error
+    assert main([path]) == 0
+    lines = [json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4]
+
+
+def test_the_precision_is_that_of_the_device_asked_for(archive, tmp_path):
+    with pytest.raises(OVSDinoError, match="device: expected auto, cpu, cuda or cuda:N, got 'tpu9x'"):
+        SelfDistiller(SelfDistillConfig(images=(str(archive),), device="tpu9x"))

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ovsdino.data.segmentation import open_dataset
+from ovsdino.errors import OVSDinoError
 from ovsdino.models.zoo import build_model
 from ovsdino.train.__main__ import main
 from ovsdino.train.batches import BatchSource
@@ -120,8 +121,30 @@ def test_plain_head_learns_two_colours(folder, tmp_path):
     )
     trainer = DenseTrainer(load_config(path), log=print)
     assert trainer.run()["miou"] > 0.8
-    assert (tmp_path / "run" / "best.safetensors").is_file()
+    assert (tmp_path / "run" / "last.safetensors").is_file()
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_val_chooses_nothing_and_the_selection_images_are_not_trained_on(folder, tmp_path, capsys):
+    path = config_file(folder, tmp_path, eval_every=1)
+    assert main([str(path)]) == 0
+    assert not (tmp_path / "run/best.safetensors").exists()
+    assert json.loads(capsys.readouterr().out)["best_miou"] == -1
+    assert main([str(path), "data.selection=0.25", f"output={tmp_path}/chosen"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "chosen/log.jsonl").read_text().splitlines()]
+    measured = {kind: [r["miou"] for r in rows if r["kind"] == kind] for kind in ("selection", "val")}
+    assert len(measured["selection"]) == len(measured["val"]) == 4
+    assert json.loads(capsys.readouterr().out)["best_miou"] == max(measured["selection"])
+    assert (tmp_path / "chosen/best.safetensors").is_file()
+    trainer = DenseTrainer(load_config(path, ["data.selection=0.25"]), log=print)
+    assert trainer.train_set.stems == ("0", "1", "2") and trainer.selection_set.stems == ("3",)
+    assert np.array_equal(trainer.selection_set[0].label, open_dataset("folder", folder, "train")[3].label)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_a_selection_that_leaves_no_image_on_one_side_is_refused(folder, tmp_path, share):
+    with pytest.raises(OVSDinoError, match=rf"data.selection {share}: is [04] of 4 training images"):
+        DenseTrainer(load_config(config_file(folder, tmp_path), [f"data.selection={share}"]), log=print)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +153,12 @@ def test_plain_head_learns_two_colours(folder, tmp_path):
         ("optim.stepz=3", "unknown key 'stepz'"),
         ("optim.steps=many", "optim.steps: expected int"),
         ("data.root", "key=value"),
+        ("data.mix_classes=[green]", "data.mix_classes: 'green' is not a class of the data: red, blue"),
+        ("optim.accumulate=3", "stages[0].batch: 2 does not divide into the 3 parts of optim.accumulate"),
+        ("stages=[{height: 30}]", "stages[0].height: expected a multiple of 16, the patch size, got 30"),
+        ("stages=[]", "stages: expected 1 to 100 entries, got 0"),
+        ("architecture={smd: {width: -1}}", "smd.width"),
+        ("architecture={backbone: {taps: [99]}}", "taps: expected blocks from 0 to 5, got [99]"),
         ("stages=3", "stages: expected a list"),
         ("data.dataset=imagenet", "unknown data set"),
         ("data.root=/nowhere", "no such folder"),
@@ -147,7 +176,7 @@ def test_bad_configuration_is_one_line_and_exit_two(folder, tmp_path, capsys, ov
 
 def test_missing_configuration_is_exit_two(tmp_path, capsys):
     assert main([str(tmp_path / "none.yaml")]) == 2
-    assert "cannot read" in capsys.readouterr().err
+    assert "none.yaml: no such file" in capsys.readouterr().err
 
 
 def test_held_out_word_among_the_phrases_is_refused(folder, tmp_path, capsys):

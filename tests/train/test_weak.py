@@ -1,5 +1,6 @@
 """Training on captions and masks: it learns, two processes equal one, no fault costs more than an interval."""
 
+import dataclasses
 import json
 import os
 import random
@@ -16,7 +17,18 @@ from safetensors.torch import load_file, save_file
 from ovsdino.models.zoo import create_model
 from ovsdino.train.__main__ import main
 from ovsdino.train.trainer import encode
-from tests.train.weak_folder import FORKS, curve, go, gradients, limited, make_folder, ranked, trainer, write_config
+from tests.train.weak_folder import (
+    FORKS,
+    curve,
+    go,
+    gradients,
+    limited,
+    make_folder,
+    make_labelled,
+    ranked,
+    trainer,
+    write_config,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +46,11 @@ def free_port():
 def test_two_processes_have_the_gradient_of_one(folder, tmp_path, regions):
     data = {"regions": regions, "annotations": str(folder / ("boxes.jsonl" if regions else "captions.jsonl"))}
     path = write_config(folder, tmp_path / "run", data=data, robust={"trim": 0.25, "trim_after": 0})
-    overrides = ["data.masks_per_image=2"]
-    one, terms = gradients(trainer(path, *overrides))
+    labelled = make_labelled(tmp_path / "labelled")  # three images, so one process has two of them and one has one
+    overrides = ["data.masks_per_image=2", "val.dataset=folder", f"val.root={labelled}"]
+    it = trainer(path, *overrides)
+    alone = it._validate(None)
+    one, terms = gradients(it)
     port = free_port()
     children = [
         FORKS.Process(target=ranked, args=(rank, 2, port, path, overrides, str(tmp_path / "grad"))) for rank in (0, 1)
@@ -47,7 +62,8 @@ def test_two_processes_have_the_gradient_of_one(folder, tmp_path, regions):
     assert [child.exitcode for child in children] == [0, 0]
     halves = [torch.load(tmp_path / f"grad.{rank}") for rank in (0, 1)]
     assert {"contrast", "mask", "pull", "words", "present", "boundary", "preserve"} == terms.keys()
-    for found, values in halves:
+    for found, values, measured in halves:
+        assert measured == alone and 0 < alone["miou"] < 1
         assert values == pytest.approx(terms, rel=1e-5)
         for name, expected in one.items():
             torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
@@ -177,10 +193,10 @@ def test_a_full_disk_is_one_line(folder, tmp_path, capsys, monkeypatch):
     [
         ("batch=3", "batch: 3 does not divide into 1 processes times optim.accumulate 2; take a multiple of 2"),
         ("loss.pool=cls", "loss.pool: expected text or heads, got 'cls'"),
-        ("loss.least=0", "loss.least: expected a share in (0, 1], got 0.0"),
+        ("loss.least=0", "loss.least: expected a number in (0, 1], got 0.0"),
         ("data.regions=2", "data.regions 2 needs a box with every caption; or set it to 0"),
         ("loss.pool=heads", "the ViT of nano has no class token to pool by; take text"),
-        ("data.masks=/nowhere", "no masks here"),
+        ("data.masks=/nowhere", "/nowhere/manifest.json: no such file"),
         ("data.annotations=/nowhere.jsonl", "/nowhere.jsonl"),
         ("supervision=words", "supervision: expected labels or captions, got 'words'"),
         ("device=tpu9x", "device: expected auto, cpu, cuda or cuda:N"),
@@ -208,6 +224,7 @@ def test_a_dino_backbone_is_pooled_by_its_class_token(folder, tmp_path):
     overrides = ["model=s14", f"backbone_weights={tmp_path}/model.safetensors", "text_weights=", "optim.steps=2"]
     it = trainer(path, *overrides, "data.caption=whole")
     it.model.text_tower.weights = None  # CLIP at random: its file is in no folder of the tests
+    assert it.slow() == [] and len(it.optimiser.param_groups) == 2  # nobody has trained this projection yet
     before = {k: p.detach().clone() for k, p in it.module.named_parameters()}
     it.run()
     moved = {k for k, p in it.module.named_parameters() if not torch.equal(p, before[k])}
@@ -218,3 +235,5 @@ def test_a_dino_backbone_is_pooled_by_its_class_token(folder, tmp_path):
     files = {"checkpoint": tmp_path / "run/last.safetensors", "backbone_weights": tmp_path / "model.safetensors"}
     model = create_model("s14", **files)
     assert model.decoder_trained
+    it.config = dataclasses.replace(it.config, projection="published.pth")
+    assert it.slow() == list(it.model.text_tower.parameters())

@@ -84,7 +84,7 @@ def test_region_cover_by_hand():
     assert region_cover(regions[:, :0], 3, 4).shape == (1, 0, 3, 4)
 
 
-def test_heads_pool_by_softmax_and_the_best_head_counts():
+def test_heads_pool_by_softmax():
     tokens = torch.tensor([[[4.0, 0.0], [0.0, 8.0]]])
     attention = torch.tensor([[[3.0, 1.0], [1.0, 1.0]]]).log()  # 3/4, 1/4 and 1/2, 1/2
     cover = torch.tensor([[[1.0, 1.0], [0.0, 1.0], [0.5, 1.0]]])
@@ -92,8 +92,20 @@ def test_heads_pool_by_softmax_and_the_best_head_counts():
     torch.testing.assert_close(pooled[0, 0], torch.tensor([[3.0, 2.0], [2.0, 4.0]]))
     torch.testing.assert_close(pooled[0, 1], torch.tensor([[0.0, 8.0], [0.0, 8.0]]))  # the second token alone
     torch.testing.assert_close(pooled[0, 2, 0], torch.tensor([4 * 0.6, 8 * 0.4]))  # 3/2 to 1
-    scores = head_scores(pooled[:, :1], torch.tensor([[5.0, 0.0], [0.0, 0.1]]))
-    torch.testing.assert_close(scores, torch.tensor([[[3 / math.sqrt(13), 4 / math.sqrt(20)]]]))
+
+
+@pytest.mark.parametrize(
+    ("said", "head"),
+    [
+        ([True, False], (3.0, 2.0)),  # cosines of the heads with the first text: 0.83, 0.45
+        ([False, True], (2.0, 4.0)),  # with the second: 0.55, 0.89
+        ([True, True], (3.0, 2.0)),  # means 0.69, 0.67
+    ],
+)
+def test_the_head_of_a_regions_own_texts_counts_for_all_texts(said, head):
+    pooled = torch.tensor([[[[3.0, 2.0], [2.0, 4.0]]]])
+    scores = head_scores(pooled, torch.tensor([[5.0, 0.0], [0.0, 0.1]]), torch.tensor([[said]]))
+    torch.testing.assert_close(scores, torch.tensor([[[head[0], head[1]]]]) / math.hypot(*head))
 
 
 def test_a_text_gathers_the_tokens_that_look_like_it():

@@ -48,6 +48,21 @@ def make_folder(root):
     return root
 
 
+def make_labelled(root):
+    """Three pictures with labels: the left half is one class, the right half the other."""
+    rng = np.random.default_rng(1)
+    for kind in ("images", "labels"):
+        (root / "val" / kind).mkdir(parents=True)
+    for i in range(3):
+        label = np.zeros((32, 48), np.uint8)
+        label[:, 20 + 4 * i :] = 1
+        image = np.where(label[..., None] == 1, (120, 120, 120), (200, 30, 30)) + rng.integers(-20, 20, (32, 48, 3))
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / "val/images" / f"{i}.png")
+        Image.fromarray(label).save(root / "val/labels" / f"{i}.png")
+    (root / "classes.json").write_text('["red paint", "grey wall"]')
+    return root
+
+
 def write_config(root, output, **changes):
     """The file of a run on `make_folder`'s data; `changes` are laid over it key by key."""
     tree = {
@@ -108,7 +123,9 @@ def ranked(rank, size, port, path, overrides, output):
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    torch.save(gradients(trainer(path, *overrides)), f"{output}.{rank}")
+    it = trainer(path, *overrides)
+    measured = it._validate(None)
+    torch.save((*gradients(it), measured), f"{output}.{rank}")
 
 
 def go(path, overrides=()):
