@@ -199,7 +199,7 @@ def test_damaged_yaml_loads_or_is_one_error(tmp_path):
 
 def test_every_shipped_configuration_loads_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data = ROOT.parent / "shared" / "data"
+    data = ROOT / "data"
     for path in CONFIGS:
         tree = read_yaml(path)
         if "base" in tree:

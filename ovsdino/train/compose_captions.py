@@ -3,7 +3,7 @@
 A stand-in for the web's captions at a scale where there are no others. It writes one line a crop, the image's name, the
 crop's box and the caption, and nothing else of the labels: training reads that file and the images.
 
-    python -m ovsdino.train.compose_captions --root ../shared/data --output runs/weak/captions.jsonl
+    python -m ovsdino.train.compose_captions --root data --output runs/weak/captions.jsonl
 """
 
 from __future__ import annotations
