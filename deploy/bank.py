@@ -25,6 +25,7 @@ __all__ = ["FORMAT", "MAX_BYTES", "TextBank"]
 
 FORMAT = "1"
 MAX_BYTES = 256 << 20  # 32 767 classes of 1 024 columns are 134 MB; what is larger is no bank
+FIELDS = {"format", "names", "model", "weights", "sha256"}
 REMAKE = "make it again with `ovsdino text`"
 
 
@@ -104,6 +105,9 @@ class TextBank:
             raise OVSDinoError(f"{path}: damaged metadata ({one_line(error, 80)}); {REMAKE}") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise OVSDinoError(f"{path}: damaged metadata (names is no list of text); {REMAKE}")
+        odd = set(metadata) - FIELDS
+        if odd:
+            raise OVSDinoError(f"{path}: damaged metadata ({one_line(odd.pop(), 40)!r} is unknown); {REMAKE}")
         if "sha256" in metadata and metadata["sha256"] != _digest(names, text, model, weights):
             raise OVSDinoError(f"{path}: changed since it was written (its SHA-256 is another); {REMAKE}")
         try:

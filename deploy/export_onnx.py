@@ -10,10 +10,16 @@ export is compared with PyTorch in float32 on real images before it gets its nam
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from ovsdino.deploy.start import start
+
+    sys.exit(start("export_onnx", "ExportOnnx"))
+
 import copy
 import json
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ovsdino.commands.common import print_json, say
 from ovsdino.deploy.publish import proven
-from ovsdino.deploy.script import ModelSource, run_script
+from ovsdino.deploy.script import ModelSource
 from ovsdino.deploy.sidecar import GRAPH_KEY, Sidecar
 from ovsdino.deploy.verify import Verification, VerifyOptions
 from ovsdino.errors import OVSDinoError, one_line
@@ -310,7 +316,3 @@ class ExportOnnx(ExportOptions):
             verified = reported(sidecar.verified)
             print_json({"onnx": str(path), "sidecar": f"{path}.json", **found, "verified": verified})
         return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_script(ExportOnnx, "export_onnx.py"))

@@ -10,8 +10,14 @@ is there, the engine is run and compared with its graph in ONNX Runtime; elsewhe
 
 from __future__ import annotations
 
-import logging
 import sys
+
+if __name__ == "__main__":
+    from ovsdino.deploy.start import start
+
+    sys.exit(start("export_trt", "ExportTrt"))
+
+import logging
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -29,7 +35,6 @@ from ovsdino.deploy.export_onnx import (
     reported,
 )
 from ovsdino.deploy.publish import proven
-from ovsdino.deploy.script import run_script
 from ovsdino.deploy.sidecar import Sidecar, sidecar_path
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, lock_folder, reading, refuse_inputs
@@ -293,7 +298,3 @@ def _runs_here(sidecar: Sidecar) -> bool:
         return device_sm(0) in sidecar.target.split(",")
     except OVSDinoError:
         return False
-
-
-if __name__ == "__main__":
-    sys.exit(run_script(ExportTrt, "export_trt.py"))

@@ -108,7 +108,7 @@ def _stride(value: Any, patch: int) -> float:
     """A cell of the logits is a patch, or with a decoder a quarter of one."""
     stride = _real("stride", value, 0.25, 256)
     if not any(math.isclose(stride, patch / scale) for scale in (1, 4)):
-        raise ValueError(f"stride is {_shown(value)}, expected {patch / 4:g} or {patch} for a patch of {patch}")
+        raise ValueError(f"stride is {_shown(value)}, expected {patch / 4:g} or {patch} for a patch_size of {patch}")
     return stride
 
 

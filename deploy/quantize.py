@@ -11,10 +11,16 @@ TensorRT as a strongly typed network; from a float16 graph it is int8 with float
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from ovsdino.deploy.start import start
+
+    sys.exit(start("quantize", "Quantize"))
+
 import dataclasses
 import fnmatch
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,7 +36,6 @@ from ovsdino.deploy.export_onnx import write_facts
 from ovsdino.deploy.publish import proven
 from ovsdino.deploy.qdq import insert_qdq
 from ovsdino.deploy.score import feed, score, text_bank
-from ovsdino.deploy.script import run_script
 from ovsdino.deploy.sidecar import Sidecar, sidecar_path
 from ovsdino.deploy.smoothquant import Linear, find_linears, smooth
 from ovsdino.errors import OVSDinoError
@@ -411,7 +416,3 @@ def score_table(rows: Sequence[dict[str, Any]]) -> list[str]:
             f"{row['label_agreement']:.4f} | {row['ms']:.1f} |"
         )
     return lines
-
-
-if __name__ == "__main__":
-    sys.exit(run_script(Quantize, "quantize.py"))

@@ -148,12 +148,7 @@ class Sidecar:
             raise OVSDinoError(
                 f"{beside}: damaged ({one_line(error, 200)}); {rebuild_command(path, data.get('model'))}"
             ) from error
-        if sidecar.file != Path(path).name:
-            raise OVSDinoError(
-                f"{beside}: damaged (file is {one_line(sidecar.file, 100)}); rename both back, or "
-                f"{rebuild_command(path, sidecar.model)}"
-            )
-        return sidecar
+        return dataclasses.replace(sidecar, file=Path(path).name)  # file and sidecar may have been renamed together
 
     def save(self, path: str | Path) -> Path:
         """Writes the sidecar beside an exported file, atomically; returns its path.

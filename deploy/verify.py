@@ -10,10 +10,16 @@ here every tensor of such a graph is really rounded to float16, overflow include
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from ovsdino.deploy.start import start
+
+    sys.exit(start("verify", "Verify"))
+
 import logging
 import math
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ovsdino.commands.common import print_json, say
-from ovsdino.deploy.script import ModelSource, run_script
+from ovsdino.deploy.script import ModelSource
 from ovsdino.deploy.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import reading
@@ -473,7 +479,3 @@ class Verify(ModelSource, VerifyOptions):
             say(f"error: {error}")
             return 2
         return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_script(Verify, "verify.py"))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from ovsdino import pipeline
@@ -114,6 +117,34 @@ def test_what_is_no_bank_is_refused_in_one_line(tmp_path: Path, name: str, messa
     with pytest.raises(OVSDinoError) as caught:
         TextBank.load(path)
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_flipped_bit_of_a_bank_is_seen(tmp_path: Path) -> None:
+    path = TextBank(names=("road", "car"), text=ROWS, model="nano", weights="cd" * 32).save(tmp_path / "bank")
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(OVSDinoError) as caught:
+            found = TextBank.load(path)
+            raise AssertionError(f"byte {place}, {whole[place - 9 : place + 9]!r}: {found}")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_bank_of_an_earlier_version_has_no_hash_and_loads(tmp_path: Path) -> None:
+    path = write(tmp_path / "bank.safetensors")
+    assert "sha256" not in metadata() and TextBank.load(path).names == ("road", "car")
+    with pytest.raises(OVSDinoError, match="its SHA-256 is another"):
+        TextBank.load(write(path, sha256="0" * 64))
+
+
+def test_the_hash_is_that_of_the_words_and_the_rows(tmp_path: Path) -> None:
+    path = TextBank(names=("road", "car"), text=ROWS, model="nano", weights="ab").save(tmp_path / "bank")
+    with safe_open(path, framework="numpy") as file:
+        found = file.metadata()["sha256"]
+    words = b'[["road", "car"], "nano", "ab", [2, 3]]'
+    assert found == hashlib.sha256(words + struct.pack("<6f", 1, 0, 0, 0, 0.6, 0.8)).hexdigest()
 
 
 def test_the_command_writes_the_rows_the_model_uses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -435,3 +435,40 @@ def test_tensorrt_rtx_builds_the_quantised_graph(tmp_path: Path) -> None:
     sidecar, _ = build_engine(int8, engine, backend="tensorrt_rtx", target="sm86")
     assert sidecar.kind == "engine" and sidecar.precision == "int8" and sidecar.quantised
     assert sidecar.bytes == engine.stat().st_size > 1000
+
+
+def test_calibration_reads_images_and_nothing_that_starts_a_program(tmp_path: Path) -> None:
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    (tmp_path / "a.png").write_bytes(program)
+    large = BytesIO()
+    Image.new("1", (20_000, 20_000)).save(large, "PNG")  # 50 KB, 1.2 GB as RGB
+    for name, data in (("eps.zip", program), ("large.zip", large.getvalue())):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("images/a.png", data)
+    for source, message in (
+        ("", "not a JPEG, PNG, WEBP, BMP or TIFF image"),
+        ("a.png", "not a JPEG, PNG, WEBP, BMP or TIFF image"),
+        ("eps.zip", "not a JPEG, PNG, WEBP, BMP or TIFF image"),
+        ("large.zip", "more than 100,000,000 pixels"),
+    ):
+        with pytest.raises(OVSDinoError, match=message):
+            calibration_images(tmp_path / source, 1)
+
+
+def test_damaged_calibration_zips_are_one_line(tmp_path: Path) -> None:
+    folder, path, random = pictures(tmp_path / "images", 2), tmp_path / "m.zip", np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for image in sorted(folder.iterdir()):
+            archive.write(image, f"images/{image.name}")
+    whole, refused = path.read_bytes(), 0
+    for _ in range(100):
+        data = bytearray(whole)
+        for _ in range(random.integers(1, 5)):
+            data[-random.integers(1, 400)] = random.integers(256)  # the directory, and the end of the last image
+        path.write_bytes(data)
+        try:
+            calibration_images(path, 2)
+        except OVSDinoError as error:
+            refused += 1
+            assert "m.zip" in str(error) and "\n" not in str(error)
+    assert refused > 50

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
 
 from ovsdino.deploy import runtime_onnx, runtime_tensorrt, trt_runtime
+from ovsdino.deploy.export_onnx import write_facts
 from ovsdino.deploy.sidecar import sidecar_path
 from ovsdino.deploy.trt_runtime import EdgeSegmenter
 from ovsdino.errors import OVSDinoError
@@ -252,6 +257,129 @@ def test_a_graph_of_another_form_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OVSDinoError, match="ONNX Runtime refuses it") as caught:
         EdgeSegmenter(broken, tiny.bank("a"), threads=1)
     assert "\n" not in str(caught.value)
+
+
+def changed(model: Path, edit: Callable[[onnx.ModelProto], object]) -> Path:
+    """The graph after an edit, with a sidecar of the new file."""
+    graph = onnx.load(model)
+    edit(graph)
+    model.write_bytes(graph.SerializeToString())
+    tiny.sidecar(model).save(model)
+    return model
+
+
+def rank_three(graph: onnx.ModelProto) -> None:
+    graph.graph.node.append(onnx.helper.make_node("Squeeze", ["logits", "first"], ["rows3"]))
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "first"))
+    graph.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("rows3", onnx.TensorProto.FLOAT, ["K", 6, 8]))
+    rename(graph, "logits", "four")
+    rename(graph, "rows3", "logits")
+
+
+def rename(graph: onnx.ModelProto, old: str, new: str) -> None:
+    for node in graph.graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
+    for value in graph.graph.output:
+        value.name = new if value.name == old else value.name
+
+
+def half(graph: onnx.ModelProto) -> None:
+    rename(graph, "logits", "wide")
+    graph.graph.node.append(onnx.helper.make_node("Cast", ["wide"], ["logits"], to=onnx.TensorProto.FLOAT16))
+    del graph.graph.output[:]
+    value = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT16, [1, "K", 6, 8])
+    graph.graph.output.append(value)
+
+
+def second(graph: onnx.ModelProto) -> None:
+    graph.graph.output.append(onnx.helper.make_tensor_value_info("rows", onnx.TensorProto.FLOAT, None))
+
+
+def fixed_classes(graph: onnx.ModelProto) -> None:
+    graph.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 3
+    graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
+
+
+@pytest.mark.parametrize(
+    ("edit", "changes", "message"),
+    [
+        (lambda g: rename(g, "logits", "scores"), {}, "its outputs are"),
+        (rank_three, {}, "its outputs are"),
+        (half, {}, "logits is tensor.float16., expected float32"),
+        (second, {}, "its outputs are"),
+        (fixed_classes, {"classes": (2, 2)}, "its inputs are"),
+        (lambda g: None, {"input": (2, 3, 24, 32)}, "its inputs are"),
+        (lambda g: None, {"patch_size": 16, "stride": 16.0}, "its outputs are"),
+    ],
+    ids=["name", "rank", "dtype", "two", "classes", "batch", "stride"],
+)
+def test_the_tensors_of_a_graph_are_checked_when_it_is_loaded(
+    model: Path, edit: Callable[[onnx.ModelProto], object], changes: dict[str, Any], message: str
+) -> None:
+    changed(model, edit)
+    tiny.sidecar(model, **changes).save(model)
+    with pytest.raises(OVSDinoError, match=message) as caught:
+        EdgeSegmenter(model, tiny.bank("a", "b"), threads=1)
+    assert "export it again" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_graph_that_gives_no_numbers_is_refused(model: Path) -> None:
+    changed(model, lambda g: g.graph.initializer[2].CopyFrom(onnx.numpy_helper.from_array(np.float32("nan"), "scale")))
+    with pytest.raises(OVSDinoError, match="NaN or infinite logits"):
+        EdgeSegmenter(model, tiny.bank("a", "b"), threads=1).segment(picture())
+
+
+def test_facts_inside_the_graph_are_held_against_the_sidecar(model: Path) -> None:
+    changed(model, lambda g: write_facts(g, tiny.sidecar(model)))
+    EdgeSegmenter(model, tiny.bank("a", "b"), threads=1)
+    change_sidecar(model, mean=[0.6, 0.5, 0.4])
+    with pytest.raises(OVSDinoError, match=r"its sidecar says mean is \[0.6, 0.5, 0.4\], the graph itself \[0.4"):
+        EdgeSegmenter(model, tiny.bank("a", "b"), threads=1)
+
+
+def test_a_closed_segmenter_says_so(model: Path) -> None:
+    segmenter = EdgeSegmenter(model, tiny.bank("a", "b"), threads=1)
+    segmenter.close()
+    segmenter.close()
+    tensor = np.zeros((1, 3, tiny.HEIGHT, tiny.WIDTH), np.float32)
+    for use in (
+        lambda: segmenter.segment(picture()),
+        lambda: segmenter.infer(tensor),
+        lambda: segmenter.set_bank(tiny.bank("c", "d")),
+    ):
+        with pytest.raises(OVSDinoError, match=r"tiny\.onnx: this EdgeSegmenter was closed"):
+            use()
+    with segmenter:  # leaving closes again, and does nothing
+        pass
+
+
+def test_four_threads_get_their_own_results(model: Path) -> None:
+    banks = tiny.bank("a", "b", "c"), tiny.bank("d", "e", "f", seed=1)
+    segmenter = EdgeSegmenter(model, banks[0], threads=1)
+    images = [picture(seed=seed) for seed in range(4)]
+    right = {(bank.names, index): expected(image, bank.text)[0] for bank in banks for index, image in enumerate(images)}
+    faults: list[str] = []
+    interval = sys.getswitchinterval()
+
+    def work(index: int) -> None:
+        for turn in range(40):
+            if index == 3 and turn % 4 == 0:
+                segmenter.set_bank(banks[turn // 4 % 2])
+            found = segmenter.segment(images[index])
+            if (found.labels == right[found.names, index]).mean() < 0.999:
+                faults.append(f"{index} {found.names}")
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not faults
 
 
 def test_no_device_is_said_in_one_line(model: Path) -> None:

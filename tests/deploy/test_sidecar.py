@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from ovsdino.deploy.sidecar import Sidecar, sidecar_path
+from ovsdino.deploy.sidecar import GRAPH_KEY, Sidecar, sidecar_path
 from ovsdino.errors import OVSDinoError
 from ovsdino.hub import weights_digest
 from ovsdino.models.zoo import build_model
@@ -109,6 +111,81 @@ def test_refuses_a_damaged_field(engine: Path, field: str, value: Any) -> None:
     sidecar_path(engine).write_text(json.dumps(data))
     with pytest.raises(OVSDinoError, match="damaged"):
         Sidecar.load(engine)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    {
+        "kind": ["onnx", 1],
+        "file": ["", "../x", "a/b", 5],
+        "sha256": ["", "0" * 63, "A" * 64],
+        "bytes": [0, 1 << 50, True],
+        "model": ["", " ", "a\nb", 5],
+        "precision": ["x", "int8", ""],
+        "backend": ["onnx", "x"],
+        "version": ["", "x", "10"],
+        "target": ["", "any", "sm", "sm87,"],
+        "input": [[0, 3, 352, 464], [1, 1, 352, 464], [10**9, 3, 352, 464], [1, 3, 352, 10**9], [1, 3, True, 464]],
+        "classes": [[0, 5], [5, 1], [1, 10**9]],
+        "embed_dim": [0, 10**9, 1.5],
+        "stride": [0, -1, 8.0, "x", 1e308, math.nan, math.inf, 10**400, None],
+        "mean": [[1e9, 0, 0], [math.nan] * 3, [-0.1, 0, 0], [10**400, 0, 0], [0, 0]],
+        "std": [[0, 1, 1], [-1, -1, -1], [1e-30] * 3, [math.inf] * 3, [math.nan] * 3],
+        "short_side": [0, 10**9],
+        "patch_size": [0, 16, 10**9],
+        "weights": ["", "x" * 64],
+        "verified": [{}, {"cosine": -1}, {"cosine": 2, "label_agreement": 1, "images": 1}, 5, []],
+        "quantised": [True, {}, "x", [1]],
+        "format": [2, "1", None, True],
+    }.items(),
+)
+def test_no_field_is_believed_outside_its_range(engine: Path, field: str, values: list[Any]) -> None:
+    data = json.loads(sidecar_path(engine).read_text())
+    for value in values:
+        sidecar_path(engine).write_text(json.dumps({**data, field: value}))
+        with pytest.raises(OVSDinoError, match=field) as caught:
+            Sidecar.load(engine)
+        assert "python deploy/export_trt.py --model" in str(caught.value) and "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600
+
+
+def test_damaged_sidecars_are_one_line(engine: Path) -> None:
+    whole, random = sidecar_path(engine).read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(random.integers(1, 4)):
+            data[random.integers(len(data))] = random.integers(256)
+        sidecar_path(engine).write_bytes(data[: random.integers(1, len(data) + 1)] if random.random() < 0.3 else data)
+        try:
+            Sidecar.load(engine)
+        except OVSDinoError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_file_and_its_sidecar_may_be_renamed_together(engine: Path) -> None:
+    other = engine.rename(engine.with_name("other.engine"))
+    sidecar_path(engine).rename(sidecar_path(other))
+    assert Sidecar.load(other).file == "other.engine"
+    Sidecar.load(other).check_file(other)
+
+
+def test_a_graph_tells_what_it_is_and_the_sidecar_must_agree() -> None:
+    told = {GRAPH_KEY: json.dumps(ENGINE.facts())}
+    ENGINE.check_graph(told)
+    ENGINE.check_graph({})  # exported by an earlier version
+    for field, value in {"mean": (0.25, 0.5, 0.125), "model": "b14", "classes": (1, 3), "short_side": 350}.items():
+        with pytest.raises(OVSDinoError, match=f"its sidecar says {field} is .*; export it again"):
+            dataclasses.replace(ENGINE, **{field: value}).check_graph(told)
+    for damaged in ("", "[]", "{", "5"):
+        if damaged != "[]":
+            with pytest.raises(OVSDinoError, match="not a readable graph"):
+                ENGINE.check_graph({GRAPH_KEY: damaged})
+
+
+def test_refuses_a_bank_of_another_model() -> None:
+    ENGINE.check_bank(["a"], (1, 192), "ab" * 32, "nano")
+    with pytest.raises(OVSDinoError, match=r"made for b14, the sidecar of nano.engine says nano"):
+        ENGINE.check_bank(["a"], (1, 192), "ab" * 32, "b14")
 
 
 def test_refuses_a_file_that_was_changed(engine: Path) -> None:

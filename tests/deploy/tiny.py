@@ -80,6 +80,12 @@ def sidecar(path: Path, **changes: Any) -> Sidecar:
     return Sidecar(**{**facts, **changes}).of_file(path)
 
 
+def another(path: Path) -> None:
+    """Something else in the file's place, 13 bytes, with its sidecar."""
+    path.write_bytes(b"another graph")
+    sidecar(path).save(path)
+
+
 def bank(*names: str, seed: int = 0, weights: str = WEIGHTS, columns: int = DIM) -> TextBank:
     """Random rows of length one for the given names."""
     rows = np.random.default_rng(seed).standard_normal((len(names), columns))

@@ -16,7 +16,6 @@ DIRECT = {  # what opens a file for writing by itself, and why it may
     "ovsdino/io/files.py": "the one home",
     "ovsdino/commands/running.py": "/dev/null in place of a closed stream",
     "ovsdino/train/run_folder.py": "a log and events, appended; a cut line is taken out at the next start",
-    "deploy/export_onnx.py": "renames a file and its sidecar when both are proven",
     "benchmarks/eval_cityscapes.py": "/proc",
     "benchmarks/timing.py": "/proc",
     "benchmarks/latency.py": "files of one measurement in a temporary folder",
