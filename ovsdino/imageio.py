@@ -228,14 +228,14 @@ def _from_pil(image: Image.Image, name: str) -> np.ndarray:
         elif isinstance(key, int) and mode != "F":
             values = np.where(values == key, np.uint16(65535), values)
         return _from_array(values, name, channels_first=False)
-    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or key is not None:
-        if key != upright.info.get("transparency"):
-            upright = upright.copy()
-            upright.info["transparency"] = key
-        rgba = upright.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        upright = Image.alpha_composite(white, rgba)
     try:
+        if mode in ("LA", "La", "PA", "RGBA", "RGBa") or key is not None:
+            if key != upright.info.get("transparency"):
+                upright = upright.copy()
+                upright.info["transparency"] = key
+            rgba = upright.convert("RGBA")
+            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+            upright = Image.alpha_composite(white, rgba)
         return np.array(upright.convert("RGB"), dtype=np.uint8, order="C")
     except ValueError as error:
         raise OVSDinoError(f"{name}: color mode {mode} is not supported; convert it to RGB first") from error

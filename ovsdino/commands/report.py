@@ -32,7 +32,7 @@ class Report:
         text = render(results)
         if self.output is not None:
             with atomic_write(self.output) as file:
-                file.write(text.encode())
+                file.write(text.encode("utf-8", "backslashreplace"))  # a label may be a name that is not UTF-8
         if self.json:
             output = None if self.output is None else str(self.output)
             print_json({"results": len(results), "output": output, "markdown": text})

@@ -198,6 +198,11 @@ def test_a_pil_image_of_a_cut_off_file_is_refused_as_its_path_is(tmp_path: Path)
             load_image(source)
 
 
+def test_a_color_mode_that_has_no_way_to_rgb_is_named() -> None:
+    with pytest.raises(OVSDinoError, match="the PIL image: color mode La is not supported; convert it to RGB first"):
+        load_image(Image.new("La", (4, 4)))
+
+
 def test_bytes_and_open_files_are_read_as_their_path_is(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
