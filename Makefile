@@ -65,9 +65,9 @@ bench: setup
 	@echo "wrote outputs/bench/ops.json"
 
 # What configs/weak_nano.yaml and weak_study.yaml read: captions of CamVid's crops and pseudo-masks, whole and corrupted.
-# 15 to 20 minutes; the masks go on where they were stopped.
+# 15 to 20 minutes; the masks go on where they were stopped. The configurations look for images in `data`.
 weak-data: setup
-	mkdir -p runs/weak
+	mkdir -p runs/weak && { [ -e data ] || ln -s $(abspath $(DATA)) data; }
 	$(PY) -m ovsdino.train.compose_captions --root $(DATA) --output runs/weak/captions.jsonl
 	$(VENV)/bin/ovsdino masks --generator felzenszwalb --images $(CAMVID_TRAIN) --output runs/weak/masks
 	$(VENV)/bin/ovsdino masks --from runs/weak/masks --corrupt 0.3 --output runs/weak/masks_corrupt30

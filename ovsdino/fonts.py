@@ -185,23 +185,28 @@ def _font_file(char: str) -> str | None:
 
 
 def _asked(char: str) -> list[str]:
-    """Return what fontconfig names for a character; nothing where it is not installed."""
-    program = shutil.which("fc-match")
+    """Return the font files that have a character, by fontconfig; nothing where it is not installed."""
+    program = shutil.which("fc-list")
     if program is None or 0xD800 <= ord(char) <= 0xDFFF:
         return []
-    command = [program, "-s", "-f", "%{file}\n", f"sans:charset={ord(char):x}"]
+    command = [program, "-f", "%{file}\n", f":charset={ord(char):x}"]
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, timeout=10, check=False)
-        return [line for line in os.fsdecode(done.stdout).splitlines() if line][:20]
+        return _plain_first([line for line in os.fsdecode(done.stdout).splitlines() if line])[:20]
     return []
 
 
 @functools.lru_cache(maxsize=1)
 def _found() -> tuple[str, ...]:
-    """Return the font files in the known folders, plain faces before bold and slanted ones."""
+    """Return the font files in the known folders."""
     files: list[Path] = []
     for folder in FONT_FOLDERS:
         for suffix in ("ttf", "ttc", "otf"):
             files += sorted(Path(folder).expanduser().glob(f"**/*.{suffix}"))
-    plain = sorted(files, key=lambda path: any(word in path.stem.lower() for word in ("bold", "italic", "oblique")))
-    return tuple(map(str, plain[:MOST_FILES]))
+    return tuple(_plain_first([str(file) for file in files])[:MOST_FILES])
+
+
+def _plain_first(files: list[str]) -> list[str]:
+    """Return font files by name, upright sans faces before the others."""
+    others = ("bold", "italic", "oblique", "serif", "mono", "condensed")
+    return sorted(files, key=lambda file: (sum(word in Path(file).stem.lower() for word in others), file))

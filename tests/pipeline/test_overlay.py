@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,15 @@ def dejavu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_each_character_is_set_in_a_font_that_has_it(text: str, runs: list[tuple[str, str]]) -> None:
     found = [(run.text, run.font.getname()[0].split()[0]) for run in fonts.Text(text, 16).runs]
     assert found == runs
+
+
+@pytest.mark.skipif(shutil.which("fc-list") is None, reason="needs fontconfig")
+def test_the_fonts_that_fontconfig_names_have_the_character() -> None:
+    for char in "éж":
+        paths = fonts._asked(char)
+        assert all(Path(path).is_file() for path in paths)
+        assert not paths or fonts._font_file(char) is not None
+    assert fonts._asked("\udcff") == []
 
 
 @pytest.mark.usefixtures("dejavu")
