@@ -26,7 +26,17 @@ if not torch.cuda.is_available():
 # For tests that name no number themselves. The same examples at every run; --hypothesis-profile=long draws new ones.
 settings.register_profile("quick", max_examples=20, deadline=None, derandomize=True)
 settings.register_profile("long", max_examples=2000, deadline=None)
+# With --hypothesis-seed: other examples for each seed, and none kept from another run.
+settings.register_profile("seeded", max_examples=20, deadline=None, database=None)
 settings.load_profile("quick")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--seed`` and ``--native-isa``, with which scripts/numerics_matrix.py repeats the numeric tests."""
+    parser.addoption("--seed", type=int, default=0, help="seed of every test's random numbers (default: 0)")
+    parser.addoption(
+        "--native-isa", default="best", help="instruction set of ovsdino._C: baseline, avx2, avx512 or best (default)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,6 +46,10 @@ def pytest_configure(config: pytest.Config) -> None:
     20 minutes with two threads and 20 seconds with one.
     """
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+    if config.getoption("--native-isa") != "best":
+        from ovsdino import _C
+
+        _C.set_isa(config.getoption("--native-isa"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,10 +63,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
-    random.seed(0)
-    np.random.seed(0)  # noqa: NPY002  (libraries under test draw from the global generator)
-    torch.manual_seed(0)
+def _seed(request: pytest.FixtureRequest) -> None:
+    seed = request.config.getoption("--seed")
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (libraries under test draw from the global generator)
+    torch.manual_seed(seed)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ void backward(const GuidedUpsampleBackward& op) {
 }  // namespace
 
 void guided_upsample_host(const GuidedUpsample& op) {
+  check_guided(op);
   check_guided_layout(op);
   if (op.logits.dtype == DType::kFloat32) forward<float>(op);
   if (op.logits.dtype == DType::kFloat16) forward<Half>(op);
@@ -30,6 +31,7 @@ void guided_upsample_host(const GuidedUpsample& op) {
 }
 
 void guided_upsample_backward_host(const GuidedUpsampleBackward& op) {
+  check_guided_backward(op);
   check_guided_layout(op.forward);
   if (op.forward.logits.dtype == DType::kFloat32) backward<float>(op);
   if (op.forward.logits.dtype == DType::kFloat16) backward<Half>(op);

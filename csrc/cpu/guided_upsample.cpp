@@ -360,21 +360,10 @@ class Backward {
   std::vector<double> grad_beta_;
 };
 
-void check(const GuidedUpsample& op) {
-  constexpr int64_t kMost = int64_t{1} << 30;  // a size or channel count; offsets are 64 bit
-  if (op.batch < 0 || op.classes < 0 || op.channels < 0 || op.h < 1 || op.w < 1 || op.scale < 1) {
-    throw std::invalid_argument("guided_upsample: sizes and the scale must be at least 1");
-  }
-  if (op.classes > kMost || op.channels > kMost || op.h > kMost / op.scale || op.w > kMost / op.scale) {
-    throw std::invalid_argument("guided_upsample: a size is beyond 2^30");
-  }
-  if (op.guide_lo.dtype != op.guide_hi.dtype) throw std::invalid_argument("guided_upsample: guides differ in dtype");
-}
-
 }  // namespace
 
 void guided_upsample_cpu(const GuidedUpsample& op, int threads) {
-  check(op);
+  check_guided(op);
   if (op.batch == 0 || op.classes == 0) return;
   const Plan plan = make_plan(op, threads);
   for_each_band(op, plan, 0, op.batch, [&](int64_t batch, int64_t tile, int64_t begin, int64_t end) {
@@ -383,7 +372,7 @@ void guided_upsample_cpu(const GuidedUpsample& op, int threads) {
 }
 
 void guided_upsample_backward_cpu(const GuidedUpsampleBackward& op, int threads) {
-  check(op.forward);
+  check_guided_backward(op);
   *op.grad_beta = 0.0f;
   if (op.forward.batch == 0) return;
   Backward backward(op, threads);

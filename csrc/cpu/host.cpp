@@ -35,18 +35,21 @@ void all_slices(const MaskPool& op) {
 }  // namespace
 
 void upsample_argmax_host(const UpsampleArgmax& op) {
+  check_upsample_argmax(op);
   if (op.logits_dtype == DType::kFloat32) all_cells<float>(op);
   if (op.logits_dtype == DType::kFloat16) all_cells<Half>(op);
   if (op.logits_dtype == DType::kBFloat16) all_cells<BFloat16>(op);
 }
 
 void mask_pool_host(const MaskPool& op) {
+  check_mask_pool(op, false);
   if (op.features_dtype == DType::kFloat32) all_slices<float>(op);
   if (op.features_dtype == DType::kFloat16) all_slices<Half>(op);
   if (op.features_dtype == DType::kBFloat16) all_slices<BFloat16>(op);
 }
 
 void mask_pool_backward_host(const MaskPool& op) {
+  check_mask_pool(op, true);
   for (int64_t b = 0; b < op.batch; ++b) {
     for (int64_t group = 0; group * kTokensPerLane < op.tokens; ++group) {
       for (int64_t slice = 0; slice * kChannelsPerLane < op.channels; ++slice) {

@@ -165,18 +165,10 @@ void gather_channels(const Gather& all, int threads) {
   });
 }
 
-void check(const MaskPool& op) {
-  constexpr int64_t kMost = int64_t{1} << 31;  // tokens and masks are listed as int32
-  if (op.mask_count < 0 || op.tokens < 0 || op.channels < 0 || op.batch < 0) {
-    throw std::invalid_argument("mask_pool: a size is negative");
-  }
-  if (op.tokens >= kMost || op.mask_count >= kMost) throw std::invalid_argument("mask_pool: a size is beyond 2^31");
-}
-
 }  // namespace
 
 bool mask_pool_cpu(const MaskPool& op, double max_density, int threads) {
-  check(op);
+  check_mask_pool(op, false);
   const TokenLists lists = read_masks(op, max_density, threads);
   if (lists.begin.empty()) return false;
   std::vector<float> divisor(static_cast<size_t>(op.mask_count));
@@ -201,7 +193,8 @@ bool mask_pool_cpu(const MaskPool& op, double max_density, int threads) {
 }
 
 bool mask_pool_backward_cpu(const MaskPool& op, double max_density, int threads) {
-  check(op);
+  check_mask_pool(op, true);
+  if (op.batch > 0 && op.mask_count > 0 && !op.areas) throw std::invalid_argument("mask_pool: areas has no memory");
   const TokenLists lists = read_masks(op, max_density, threads);
   if (lists.begin.empty()) return false;
   for (int64_t b = 0; b < op.batch; ++b) {

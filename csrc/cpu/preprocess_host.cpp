@@ -35,6 +35,8 @@ void resize(const Preprocess& op, int32_t multiprocessors) {
 }  // namespace
 
 void preprocess_host(const Preprocess& op, int32_t multiprocessors) {
+  check_preprocess(op);
+  if (multiprocessors < 1) throw std::invalid_argument("preprocess: multiprocessors must be at least 1");
   if (op.out_dtype == DType::kFloat32) resize<float>(op, multiprocessors);
   if (op.out_dtype == DType::kFloat16) resize<Half>(op, multiprocessors);
   if (op.out_dtype == DType::kBFloat16) resize<BFloat16>(op, multiprocessors);

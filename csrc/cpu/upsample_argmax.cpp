@@ -163,20 +163,10 @@ class StripRunner {
   int64_t held_[2] = {-1, -1};
 };
 
-void check(const UpsampleArgmax& op) {
-  constexpr int64_t kMost = int64_t{1} << 30;  // a size; offsets are 64 bit
-  if (op.classes < 1 || op.in_h < 1 || op.in_w < 1 || op.out_h < 1 || op.out_w < 1) {
-    throw std::invalid_argument("upsample_argmax: classes and sizes must be at least 1");
-  }
-  if (op.classes > kMost / kPad || op.in_h > kMost || op.in_w > kMost || op.out_h > kMost || op.out_w > kMost) {
-    throw std::invalid_argument("upsample_argmax: a size is beyond 2^30");
-  }
-}
-
 }  // namespace
 
 void upsample_argmax_cpu(const UpsampleArgmax& op, int threads) {
-  check(op);
+  check_upsample_argmax(op);
   if (op.batch == 0) return;
   const Plan plan = make_plan(op);
   const auto strips = static_cast<int64_t>(plan.strips.size());

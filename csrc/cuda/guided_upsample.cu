@@ -63,6 +63,7 @@ void backward(const GuidedUpsampleBackward& op, cudaStream_t stream) {
 }  // namespace
 
 void guided_upsample_cuda(const GuidedUpsample& op, void* stream) {
+  check_guided(op);
   check_guided_layout(op);
   if (op.logits.dtype == DType::kFloat32) forward<float>(op, static_cast<cudaStream_t>(stream));
   if (op.logits.dtype == DType::kFloat16) forward<Half>(op, static_cast<cudaStream_t>(stream));
@@ -70,6 +71,7 @@ void guided_upsample_cuda(const GuidedUpsample& op, void* stream) {
 }
 
 void guided_upsample_backward_cuda(const GuidedUpsampleBackward& op, void* stream) {
+  check_guided_backward(op);
   check_guided_layout(op.forward);
   if (op.forward.logits.dtype == DType::kFloat32) backward<float>(op, static_cast<cudaStream_t>(stream));
   if (op.forward.logits.dtype == DType::kFloat16) backward<Half>(op, static_cast<cudaStream_t>(stream));

@@ -41,12 +41,14 @@ void launch(const MaskPool& op, cudaStream_t stream) {
 }  // namespace
 
 void mask_pool_cuda(const MaskPool& op, void* stream) {
+  check_mask_pool(op, false);
   if (op.features_dtype == DType::kFloat32) launch<float>(op, static_cast<cudaStream_t>(stream));
   if (op.features_dtype == DType::kFloat16) launch<Half>(op, static_cast<cudaStream_t>(stream));
   if (op.features_dtype == DType::kBFloat16) launch<BFloat16>(op, static_cast<cudaStream_t>(stream));
 }
 
 void mask_pool_backward_cuda(const MaskPool& op, void* stream) {
+  check_mask_pool(op, true);
   constexpr int64_t kSlice = Warp::kSize * kChannelsPerLane;
   const int64_t groups = (op.tokens + kTokensPerLane - 1) / kTokensPerLane;
   const int64_t slices = (op.channels + kSlice - 1) / kSlice;

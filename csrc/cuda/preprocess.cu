@@ -73,6 +73,7 @@ void launch(const Preprocess& op, cudaStream_t stream) {
 }  // namespace
 
 void preprocess_cuda(const Preprocess& op, void* stream) {
+  check_preprocess(op);
   if (op.batch == 0) return;
   if (op.out_dtype == DType::kFloat32) launch<float>(op, static_cast<cudaStream_t>(stream));
   if (op.out_dtype == DType::kFloat16) launch<Half>(op, static_cast<cudaStream_t>(stream));

@@ -35,6 +35,7 @@ void launch(const UpsampleArgmax& op, cudaStream_t stream) {
 }  // namespace
 
 void upsample_argmax_cuda(const UpsampleArgmax& op, void* stream) {
+  check_upsample_argmax(op);
   if (op.logits_dtype == DType::kFloat32) launch<float>(op, static_cast<cudaStream_t>(stream));
   if (op.logits_dtype == DType::kFloat16) launch<Half>(op, static_cast<cudaStream_t>(stream));
   if (op.logits_dtype == DType::kBFloat16) launch<BFloat16>(op, static_cast<cudaStream_t>(stream));

@@ -123,18 +123,19 @@ def available(op: str, device: str) -> list[str]:
     return [name for name in OP_BACKENDS[op] if not why_not(op, name, device)]
 
 
-def resolve(op: str, device: str, dtype: torch.dtype | None = None) -> str:
+def resolve(op: str, device: str, dtype: torch.dtype | None = None, name: str = "") -> str:
     """The backend that `op` runs with on a device type.
 
     Args:
         op: a key of `OP_BACKENDS`.
         device: ``tensor.device.type``.
         dtype: dtype of the op's main input; None where every backend takes all.
+        name: the backend asked for; "" for `requested`.
 
     Raises:
         OVSDinoError: the requested name is unknown, or no op of this build has it, or it cannot run here; says why.
     """
-    name = _State.requested
+    name = name or _State.requested
     table = OP_BACKENDS[op]
     if name in table:
         reason = why_not(op, name, device, dtype)

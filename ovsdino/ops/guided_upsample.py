@@ -8,6 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovsdino.ops.checks import (
+    check_dense,
+    check_device,
+    check_floating,
+    check_memory,
+    check_no_tangent,
+    check_number,
+    no_second_derivative,
+)
 from ovsdino.ops.dispatch import native, resolve
 from ovsdino.ops.schema import LIBRARY, qualified
 
@@ -31,19 +40,21 @@ def guided_upsample(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Te
         logits: (B, K, h, w), floating.
         guide_lo: (B, C, h, w) guide at the coarse grid.
         guide_hi: (B, C, s*h, s*w) guide at the fine grid; the integer s is read off the shapes.
-        beta: sharpness >= 0, a float or a 0-d tensor.
+        beta: sharpness, a finite float >= 0 or a 0-d tensor, whose value is not looked at (NaN gives NaN).
 
     Returns:
-        (B, K, s*h, s*w) in the dtype of `logits`; differentiable in all inputs (twice by the reference only).
+        (B, K, s*h, s*w) in the dtype of `logits`; differentiable in all inputs, twice by the reference only.
 
     Raises:
         ValueError: a shape does not fit; the message names it.
+        NotImplementedError: a second or a forward-mode derivative is asked of a kernel.
     """
     _check(logits, guide_lo, guide_hi, beta)
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return guided_upsample_tiled(logits, guide_lo, guide_hi, beta)
     if _backend(logits, guide_lo, guide_hi) == "reference":
         return guided_upsample_reference(logits, guide_lo, guide_hi, beta)
+    check_no_tangent("guided_upsample", logits, guide_lo, guide_hi, beta)
     if not isinstance(beta, Tensor):
         beta = torch.full((), beta, dtype=torch.float32, device=logits.device)
     return torch.ops.ovsdino.guided_upsample(logits, guide_lo, guide_hi, beta)
@@ -69,12 +80,16 @@ def neighbour_bias(h: int, w: int, scale: int, device: torch.device, dtype: torc
 def neighbours(x: Tensor) -> Tensor:
     """(B, C, h, w) -> (B*h*w, C, 25): the neighbourhood of each cell, zeros outside the grid."""
     batch, channels, h, w = x.shape
+    if channels == 0:  # which unfold refuses
+        return x.reshape(batch * h * w, 0, NEAR)
     patches = F.unfold(x, 2 * RADIUS + 1, padding=RADIUS).view(batch, channels, NEAR, h * w)
     return patches.permute(0, 3, 1, 2).reshape(batch * h * w, channels, NEAR)
 
 
 def neighbours_adjoint(x: Tensor, batch: int, h: int, w: int) -> Tensor:
     """(B*h*w, C, 25) -> (B, C, h, w): each cell's sum of its own values in the neighbourhoods that hold it."""
+    if x.shape[1] == 0:
+        return x.reshape(batch, 0, h, w)
     patches = x.view(batch, h * w, x.shape[1], NEAR).permute(0, 2, 3, 1).reshape(batch, -1, h * w)
     return F.fold(patches, (h, w), 2 * RADIUS + 1, padding=RADIUS)
 
@@ -196,8 +211,11 @@ def guided_upsample_backward_reference(
 
 
 def _check(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor | float) -> None:
-    if logits.dim() != 4 or not logits.is_floating_point():
-        raise ValueError(f"logits must be floating (B, K, h, w), got {tuple(logits.shape)} {logits.dtype}")
+    check_dense(logits=logits, guide_lo=guide_lo, guide_hi=guide_hi)
+    check_floating(logits=logits, guide_lo=guide_lo, guide_hi=guide_hi)
+    check_device(logits, guide_lo=guide_lo, guide_hi=guide_hi)
+    if logits.dim() != 4:
+        raise ValueError(f"logits must be (B, K, h, w), got {tuple(logits.shape)}")
     batch, _, h, w = logits.shape
     if guide_lo.dim() != 4 or (guide_lo.shape[0], *guide_lo.shape[2:]) != (batch, h, w):
         raise ValueError(f"guide_lo must be ({batch}, C, {h}, {w}) like logits, got {tuple(guide_lo.shape)}")
@@ -211,11 +229,12 @@ def _check(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor | fl
         raise ValueError(
             f"guide_hi must be an integer multiple of ({h}, {w}), one for both sides, got {(height, width)}"
         )
-    for name, x in (("guide_lo", guide_lo), ("guide_hi", guide_hi)):
-        if x.device != logits.device or not x.is_floating_point():
-            raise ValueError(f"{name} must be floating on {logits.device} like logits, got {x.dtype} on {x.device}")
-    if isinstance(beta, Tensor) and beta.dim() != 0:
-        raise ValueError(f"beta must be a float or a 0-d tensor, got {tuple(beta.shape)}")
+    if not isinstance(beta, Tensor):
+        check_number("beta", beta, 0.0)
+        return
+    check_dense(beta=beta)
+    if beta.dim() != 0 or beta.is_complex():
+        raise ValueError(f"beta must be a float or a real 0-d tensor, got {tuple(beta.shape)} {beta.dtype}")
 
 
 def _backend(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor) -> str:
@@ -287,6 +306,7 @@ def _run_backward(
 
 def _forward(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor) -> Tensor:
     _check(logits, guide_lo, guide_hi, beta)
+    check_memory(logits=logits, guide_lo=guide_lo, guide_hi=guide_hi, beta=beta)
     backend = _backend(logits, guide_lo, guide_hi)
     if backend == "reference":
         return guided_upsample_reference(logits, guide_lo, guide_hi, beta).contiguous()
@@ -298,13 +318,21 @@ def _fake(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor) -> T
     return logits.new_empty((*logits.shape[:2], *guide_hi.shape[2:]))
 
 
+def _check_backward(grad: Tensor, logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor) -> None:
+    _check(logits, guide_lo, guide_hi, beta)
+    check_dense(grad=grad)
+    check_floating(grad=grad)
+    check_device(logits, grad=grad)
+    expected = (*logits.shape[:2], *guide_hi.shape[2:])
+    if grad.shape != expected:
+        raise ValueError(f"grad must be {expected} like the result, got {tuple(grad.shape)}")
+
+
 def _backward(
     grad: Tensor, logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check(logits, guide_lo, guide_hi, beta)
-    expected = (*logits.shape[:2], *guide_hi.shape[2:])
-    if grad.shape != expected or grad.device != logits.device:
-        raise ValueError(f"grad must be {expected} on {logits.device}, got {tuple(grad.shape)} on {grad.device}")
+    _check_backward(grad, logits, guide_lo, guide_hi, beta)
+    check_memory(grad=grad, logits=logits, guide_lo=guide_lo, guide_hi=guide_hi, beta=beta)
     backend = _backend(logits, guide_lo, guide_hi)
     if backend == "reference":
         found = guided_upsample_backward_reference(grad, logits, guide_lo, guide_hi, beta)
@@ -315,6 +343,7 @@ def _backward(
 def _backward_fake(
     grad: Tensor, logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_backward(grad, logits, guide_lo, guide_hi, beta)
     dlogits, dlow, dhigh, dbeta = (x.new_empty(x.shape) for x in (logits, guide_lo, guide_hi, beta))
     return dlogits, dlow, dhigh, dbeta
 
@@ -328,8 +357,17 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
     return torch.ops.ovsdino.guided_upsample_backward(grad, *ctx.saved_tensors)
 
 
+def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keeps nothing: there is no second derivative."""
+
+
+def _second(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    no_second_derivative("guided_upsample")
+
+
 LIBRARY.impl("guided_upsample", _forward, "CompositeExplicitAutograd")
 torch.library.register_fake(qualified("guided_upsample"), _fake, lib=LIBRARY)
 torch.library.register_autograd(qualified("guided_upsample"), _gradients, setup_context=_setup_context, lib=LIBRARY)
 LIBRARY.impl("guided_upsample_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake(qualified("guided_upsample_backward"), _backward_fake, lib=LIBRARY)
+torch.library.register_autograd(qualified("guided_upsample_backward"), _second, setup_context=_no_context, lib=LIBRARY)

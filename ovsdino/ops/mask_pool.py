@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ovsdino.ops.checks import FLOATING, check_dense, check_device, check_floating, check_memory, check_no_tangent
 from ovsdino.ops.dispatch import native, resolve
 from ovsdino.ops.schema import LIBRARY, qualified
 
-FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 BITS = torch.uint8
 
 # Above this share of set mask elements a matrix product takes over (measured on AVX-512, one thread, 256 masks of 64x64
@@ -43,6 +43,7 @@ def mask_pool(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: a shape or dtype does not fit; the message names it.
     """
     _check(features, masks)
+    check_no_tangent("mask_pool", features, masks)
     return torch.ops.ovsdino.mask_pool(features, masks)
 
 
@@ -68,24 +69,37 @@ def mask_weights(masks: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:
 
 
 def _check(features: Tensor, masks: Tensor) -> None:
-    if features.dim() != 3 or features.dtype not in FEATURE_DTYPES:
-        raise ValueError(
-            f"features must be (B, N, C) float16, bfloat16, float32 or float64, "
-            f"got {tuple(features.shape)} {features.dtype}"
-        )
-    batch, tokens, _ = features.shape
+    check_dense(features=features, masks=masks)
+    check_floating(features=features)
+    if features.dim() != 3:
+        raise ValueError(f"features must be (B, N, C), got {tuple(features.shape)}")
+    _check_masks(masks, features.shape[0], features.shape[1])
+    check_device(features, masks=masks)
+
+
+def _check_masks(masks: Tensor, batch: int, tokens: int) -> None:
     if masks.dim() != 3 or masks.shape[0] != batch:
         raise ValueError(f"masks must be (B, M, N) with B={batch}, got {tuple(masks.shape)}")
-    if masks.dtype not in (torch.bool, BITS) and not masks.is_floating_point():
+    if masks.dtype not in (torch.bool, BITS, *FLOATING):
         raise ValueError(f"masks must be bool, uint8 or floating, got {masks.dtype}")
     packed = masks.dtype == BITS and masks.shape[2] == -(-tokens // 8)
     if masks.shape[2] != tokens and not packed:
         raise ValueError(
-            f"masks must have N={tokens} tokens like features {tuple(features.shape)} "
-            f"(or {-(-tokens // 8)} bytes of packed bits), got {tuple(masks.shape)} {masks.dtype}"
+            f"masks must have N={tokens} tokens (or {-(-tokens // 8)} bytes of packed bits), "
+            f"got {tuple(masks.shape)} {masks.dtype}"
         )
-    if features.device != masks.device:
-        raise ValueError(f"features and masks must be on one device, got {features.device} and {masks.device}")
+
+
+def _check_transposed(grad: Tensor, masks: Tensor, tokens: int) -> None:
+    check_dense(grad=grad, masks=masks)
+    if grad.dim() != 3 or grad.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"grad must be (B, M, C) float32 or float64, got {tuple(grad.shape)} {grad.dtype}")
+    if tokens < 0:
+        raise ValueError(f"tokens must be at least 0, got {tokens}")
+    _check_masks(masks, grad.shape[0], tokens)
+    if masks.shape[1] != grad.shape[1]:
+        raise ValueError(f"masks must have M={grad.shape[1]} masks like grad, got {tuple(masks.shape)}")
+    check_device(grad, masks=masks)
 
 
 def _packed(masks: Tensor, tokens: int) -> bool:
@@ -117,6 +131,7 @@ def _readable(masks: Tensor, tokens: int) -> Tensor:
 
 def _forward(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     _check(features, masks)
+    check_memory(features=features, masks=masks)
     backend = resolve("mask_pool", features.device.type, features.dtype)
     if backend == "reference" or native is None:
         return mask_pool_reference(features, masks)
@@ -143,6 +158,8 @@ def _fake(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 def _transposed(grad: Tensor, masks: Tensor, tokens: int) -> Tensor:
     """sum_m w_mn grad_mc: (B, M, C) to (B, N, C), float32 or float64 like `grad`."""
+    _check_transposed(grad, masks, tokens)
+    check_memory(grad=grad, masks=masks)
     backend = resolve("mask_pool", grad.device.type, grad.dtype)
     if backend != "reference" and native is not None:
         readable = _readable(masks, tokens)
@@ -160,6 +177,7 @@ def _transposed(grad: Tensor, masks: Tensor, tokens: int) -> Tensor:
 
 
 def _transposed_fake(grad: Tensor, masks: Tensor, tokens: int) -> Tensor:
+    _check_transposed(grad, masks, tokens)
     return grad.new_empty((grad.shape[0], tokens, grad.shape[2]))
 
 
@@ -184,8 +202,27 @@ def _backward(ctx: Any, grad_means: Tensor, grad_areas: Tensor) -> tuple[Tensor 
     return grad_features, grad_masks
 
 
+def _transposed_setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    grad, masks, ctx.tokens = inputs
+    ctx.save_for_backward(grad if ctx.needs_input_grad[1] else None, masks)
+
+
+def _transposed_backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    """The sum is linear in both: dgrad_mc = sum_n w_mn outer_nc and dw_mn = grad_m . outer_n."""
+    grad, masks = ctx.saved_tensors
+    of_grad = of_masks = None
+    if ctx.needs_input_grad[0]:
+        of_grad = mask_weights(masks, ctx.tokens, outer.dtype) @ outer
+    if ctx.needs_input_grad[1]:
+        of_masks = (grad @ outer.transpose(1, 2)).to(masks.dtype)
+    return of_grad, of_masks, None
+
+
 LIBRARY.impl("mask_pool", _forward, "CompositeExplicitAutograd")
 torch.library.register_fake(qualified("mask_pool"), _fake, lib=LIBRARY)
 torch.library.register_autograd(qualified("mask_pool"), _backward, setup_context=_setup_context, lib=LIBRARY)
 LIBRARY.impl("mask_pool_backward", _transposed, "CompositeExplicitAutograd")
 torch.library.register_fake(qualified("mask_pool_backward"), _transposed_fake, lib=LIBRARY)
+torch.library.register_autograd(
+    qualified("mask_pool_backward"), _transposed_backward, setup_context=_transposed_setup_context, lib=LIBRARY
+)

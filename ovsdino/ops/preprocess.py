@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovsdino.ops.checks import FLOATING, check_dense, check_memory, check_number, check_size
 from ovsdino.ops.dispatch import native, resolve
 from ovsdino.ops.schema import LIBRARY, qualified
 
@@ -28,9 +29,9 @@ def preprocess(
     Args:
         image: (H, W, 3) or (B, H, W, 3) uint8 RGB, or NV12, (H * 3 // 2, W) uint8 with even H and W: H rows of luma,
             then H / 2 rows of interleaved chroma (Cb, Cr), ITU-R BT.601, limited range, chroma taken nearest.
-        size: (h, w) of the result.
+        size: (h, w) of the result, each from 1 to 2^30.
         mean: three values in 0..1.
-        std: three values, > 0.
+        std: three values, > 0 and finite.
         antialias: low-pass before shrinking, as PIL does.
         dtype: float32, float16, bfloat16 or float64.
 
@@ -135,6 +136,7 @@ def _normalise(image: Tensor, mean: Sequence[float], std: Sequence[float], dtype
 def _check(
     image: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
 ) -> tuple[int, int]:
+    check_dense(image=image)
     if image.dtype != torch.uint8:
         raise ValueError(f"image must be uint8, got {tuple(image.shape)} {image.dtype}")
     if image.dim() == 2:
@@ -143,19 +145,21 @@ def _check(
             raise ValueError(f"an NV12 image must be (H * 3 // 2, W) with even H and W, got {tuple(image.shape)}")
     elif image.dim() not in (3, 4) or image.shape[-1] != 3 or 0 in image.shape[-3:]:
         raise ValueError(f"image must be (H, W, 3), (B, H, W, 3) or NV12 (H * 3 // 2, W), got {tuple(image.shape)}")
-    if len(size) != 2 or size[0] < 1 or size[1] < 1:
-        raise ValueError(f"size must be (h, w) of at least (1, 1), got {tuple(size)}")
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+    if len(mean) != 3 or len(std) != 3 or any(s <= 0 for s in std):
         raise ValueError(f"mean and std must be three values each, std > 0, got {tuple(mean)} and {tuple(std)}")
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype must be floating, got {dtype}")
-    return size[0], size[1]
+    for m, s in zip(mean, std, strict=True):
+        check_number("mean", m)
+        check_number("std", s)
+    if dtype not in FLOATING:
+        raise ValueError(f"dtype must be floating (16, 32 or 64 bits), got {dtype}")
+    return check_size(size)
 
 
 def _forward(
     image: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float], antialias: bool, dtype: torch.dtype
 ) -> Tensor:
     _check(image, size, mean, std, dtype)
+    check_memory(image=image)
     batch = image.shape[0] if image.dim() == 4 else 1
     if batch == 0:
         return image.new_empty((0, 3, *size), dtype=dtype)

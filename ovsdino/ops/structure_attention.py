@@ -9,6 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovsdino.ops import dispatch
+from ovsdino.ops.checks import (
+    check_dense,
+    check_device,
+    check_floating,
+    check_memory,
+    check_no_tangent,
+    check_number,
+    no_second_derivative,
+)
 from ovsdino.ops.dispatch import resolve
 from ovsdino.ops.schema import LIBRARY, qualified
 
@@ -40,16 +49,16 @@ def structure_attention(
         e: (B, M, N, r) structure embedding; only differences count, any shift common to all tokens is the same op.
         lam: (M,) strength of the structure term, one a head, >= 0.
         gate: (B, M, N) preservation gate, or None for 1.
-        scale: factor of q.k; None: 1/sqrt(d).
+        scale: factor of q.k, finite; None: 1/sqrt(d).
 
     Returns:
         (B, M, N, dv), the dtype of `v` (of the autocast region inside one).
 
     Raises:
         ValueError: a shape does not fit, or the backend asked for by name cannot take it; the message says what.
+        NotImplementedError: a second or a forward-mode derivative is asked of an opaque op.
     """
-    _check(q, k, v, e, lam, gate)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = _check(q, k, v, e, lam, gate, scale)
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return structure_attention_explicit(q, k, v, e, lam, gate, scale)
     return _run(_resolved(q), False, q, k, v, e, lam, gate, scale)
@@ -133,7 +142,11 @@ def structure_attention_explicit(
     return out if gate is None else out * gate.unsqueeze(-1).to(out.dtype)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float | None) -> float:
+    """The scale, once all inputs fit."""
+    check_dense(q=q, k=k, v=v, e=e, lam=lam, **({} if gate is None else {"gate": gate}))
+    check_floating(q=q, k=k, v=v, e=e, lam=lam, gate=gate)
+    check_device(q, k=k, v=v, e=e, lam=lam, gate=gate)
     if q.dim() != 4 or k.shape != q.shape:
         raise ValueError(f"q and k must be of one shape (B, M, N, d), got {tuple(q.shape)} and {tuple(k.shape)}")
     for name, x in (("v", v), ("e", e)):
@@ -143,15 +156,19 @@ def _check(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor
         raise ValueError(f"lam must be ({q.shape[1]},), one a head of q, got {tuple(lam.shape)}")
     if gate is not None and gate.shape != q.shape[:3]:
         raise ValueError(f"gate must be {tuple(q.shape[:3])}, one a token and head, got {tuple(gate.shape)}")
-    if not q.is_floating_point():
-        raise ValueError(f"q must be floating, got {q.dtype}")
+    if q.shape[-1] == 0:
+        raise ValueError(f"q and k must have at least one feature, got {tuple(q.shape)}")
+    if scale is None:
+        return q.shape[-1] ** -0.5
+    check_number("scale", scale)
+    return scale
 
 
-def _resolved(q: Tensor) -> str:
+def _resolved(q: Tensor, name: str = "") -> str:
     kind = q.device.type
     autocast = kind != "meta" and torch.is_autocast_enabled(kind)  # which raises for meta tensors
     dtype = torch.get_autocast_dtype(kind) if autocast else q.dtype
-    return resolve("structure_attention", kind, dtype)
+    return resolve("structure_attention", kind, dtype, name)
 
 
 def _run(
@@ -170,6 +187,7 @@ def _run(
         return structure_attention_reference(q, k, v, e, lam, gate, scale)
     if backend == "sdpa":
         return structure_attention_folded(q, k, v, e, lam, gate, scale)
+    check_no_tangent("structure_attention", q, k, v, e, lam, gate)
     kind = q.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -239,13 +257,28 @@ def _aligned(x: Tensor) -> Tensor:
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float, backend: str = ""
 ) -> Tensor:
-    return _run(backend or _resolved(q), True, q, k, v, e, lam, gate, scale).contiguous()
+    _check(q, k, v, e, lam, gate, scale)
+    check_memory(q=q, k=k, v=v, e=e, lam=lam, gate=gate)
+    return _run(_resolved(q, backend), True, q, k, v, e, lam, gate, scale).contiguous()
 
 
 def _fake(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float, backend: str = ""
 ) -> Tensor:
+    _check(q, k, v, e, lam, gate, scale)
     return v.new_empty(v.shape)
+
+
+class _Once(torch.autograd.Function):
+    """Gradients as they are, and an error where they are differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        no_second_derivative("structure_attention")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -266,13 +299,25 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             backend = "triton" if dispatch.has_triton else "sdpa"
         out = _run(backend, False, q, k, v, e, lam, gate, ctx.scale)
     wanted = [x for x in inputs if x is not None and x.requires_grad]
-    found = iter(torch.autograd.grad(out, wanted, grad))
+    grads = torch.autograd.grad(out, wanted, grad)
+    if torch.is_grad_enabled():  # create_graph=True: the graph that made them is not kept
+        grads = _Once.apply(len(grads), *grads, *(x for x in ctx.saved_tensors if x is not None), grad)
+    found = iter(grads)
     return *(next(found) if x is not None and x.requires_grad else None for x in inputs), None, None
+
+
+def _check_triton(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float) -> None:
+    _check(q, k, v, e, lam, gate, scale)
+    check_memory(q=q, k=k, v=v, e=e, lam=lam, gate=gate)
+    reason = dispatch.why_not("structure_attention", "triton", q.device.type, q.dtype)
+    if reason:
+        raise ValueError(f"backend 'triton' of structure_attention cannot run: {reason}")
 
 
 def _triton(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_triton(q, k, v, e, lam, gate, scale)
     from ovsdino.kernels import structure_attention as kernels
 
     return kernels.forward(kernels.Inputs(q, k, v, e, lam, gate, scale), keep)
@@ -281,6 +326,7 @@ def _triton(
 def _triton_fake(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check(q, k, v, e, lam, gate, scale)
     batch, heads, tokens, dv = v.shape
     out = v.new_empty(batch, tokens, heads, dv).transpose(1, 2)
     plain = torch.empty_like(out, dtype=torch.float32) if keep else v.new_empty(0, dtype=torch.float32)
@@ -306,6 +352,15 @@ def _triton_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | N
     return *(x if needed else None for x, needed in zip(grads, ctx.needs_input_grad, strict=False)), None, None
 
 
+def _check_kept(grad: Tensor, q: Tensor, v: Tensor, plain: Tensor, level: Tensor) -> None:
+    check_dense(grad=grad, plain=plain, level=level)
+    check_floating(grad=grad, plain=plain, level=level)
+    check_device(q, grad=grad, plain=plain, level=level)
+    for name, x, shape in (("grad", grad, v.shape), ("plain", plain, v.shape), ("level", level, q.shape[:3])):
+        if x.shape != shape or (x is not grad and x.dtype != torch.float32):
+            raise ValueError(f"{name} must be {tuple(shape)} as forward gives it, got {tuple(x.shape)} {x.dtype}")
+
+
 def _triton_gradients(
     grad: Tensor,
     q: Tensor,
@@ -318,8 +373,13 @@ def _triton_gradients(
     plain: Tensor,
     level: Tensor,
 ) -> tuple[Tensor, ...]:
+    _check_triton(q, k, v, e, lam, gate, scale)
+    _check_kept(grad, q, v, plain, level)
+    check_memory(grad=grad, plain=plain, level=level)
     from ovsdino.kernels import structure_attention as kernels
 
+    # The kernels read these two by the strides that forward gives them.
+    plain, level = plain.transpose(1, 2).contiguous().transpose(1, 2), level.contiguous()
     return kernels.backward(grad, kernels.Inputs(q, k, v, e, lam, gate, scale), plain, level)
 
 
@@ -335,8 +395,18 @@ def _triton_gradients_fake(
     plain: Tensor,
     level: Tensor,
 ) -> tuple[Tensor, ...]:
+    _check(q, k, v, e, lam, gate, scale)
+    _check_kept(grad, q, v, plain, level)
     given = q.new_empty(0) if gate is None else torch.empty_like(gate)
     return *(torch.empty_like(x) for x in (q, k, v, e)), torch.empty_like(lam), given
+
+
+def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keeps nothing: there is no second derivative."""
+
+
+def _second(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    no_second_derivative("structure_attention")
 
 
 def _register(name: str, kernel: Any, fake: Any) -> None:
@@ -350,4 +420,7 @@ _register("structure_attention_triton_backward", _triton_gradients, _triton_grad
 torch.library.register_autograd(qualified("structure_attention"), _backward, setup_context=_setup_context, lib=LIBRARY)
 torch.library.register_autograd(
     qualified("structure_attention_triton"), _triton_backward, setup_context=_triton_setup_context, lib=LIBRARY
+)
+torch.library.register_autograd(
+    qualified("structure_attention_triton_backward"), _second, setup_context=_no_context, lib=LIBRARY
 )

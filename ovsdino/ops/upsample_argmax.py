@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovsdino.ops.checks import check_dense, check_floating, check_memory, check_number, check_size
 from ovsdino.ops.dispatch import native, resolve
 from ovsdino.ops.schema import LIBRARY, qualified
 
@@ -31,8 +32,8 @@ def upsample_argmax(
 
     Args:
         logits: (B, K, h, w) float32, float16, bfloat16 or float64, K >= 1.
-        size: (H, W) of the result, each >= 1; larger or smaller than (h, w).
-        threshold: with it, pixels whose largest softmax probability is below it get the background index K.
+        size: (H, W) of the result, each from 1 to 2^30; larger or smaller than (h, w).
+        threshold: finite; with it, pixels whose largest softmax probability is below it get the background index K.
         confidence: also return the largest softmax probability of each pixel.
 
     Returns:
@@ -42,7 +43,7 @@ def upsample_argmax(
     Raises:
         ValueError: a shape or dtype does not fit; the message names it.
     """
-    height, width = _check(logits, size)
+    height, width = _check(logits, size, threshold)
     if confidence:
         return torch.ops.ovsdino.upsample_argmax_confidence(logits, (height, width), threshold)
     return torch.ops.ovsdino.upsample_argmax(logits, (height, width), threshold)
@@ -82,16 +83,18 @@ def upsample_argmax_confidence_reference(
     return labels.to(label_dtype(classes)), probability.to(torch.float32)
 
 
-def _check(logits: Tensor, size: Sequence[int]) -> tuple[int, int]:
-    if logits.dim() != 4 or not logits.is_floating_point():
-        raise ValueError(f"logits must be floating (B, K, h, w), got {tuple(logits.shape)} {logits.dtype}")
+def _check(logits: Tensor, size: Sequence[int], threshold: float | None) -> tuple[int, int]:
+    check_dense(logits=logits)
+    check_floating(logits=logits)
+    if logits.dim() != 4:
+        raise ValueError(f"logits must be (B, K, h, w), got {tuple(logits.shape)}")
     if logits.shape[1] == 0:
         raise ValueError(f"logits must have at least one class, got {tuple(logits.shape)}")
     if logits.shape[2] == 0 or logits.shape[3] == 0:
         raise ValueError(f"logits must have at least one row and column, got {tuple(logits.shape)}")
-    if len(size) != 2 or size[0] < 1 or size[1] < 1:
-        raise ValueError(f"size must be (H, W) of at least (1, 1), got {tuple(size)}")
-    return size[0], size[1]
+    if threshold is not None:
+        check_number("threshold", threshold)
+    return check_size(size)
 
 
 def _run(
@@ -118,7 +121,8 @@ def _run(
 
 
 def _forward(logits: Tensor, size: Sequence[int], threshold: float | None) -> Tensor:
-    checked = _check(logits, size)
+    checked = _check(logits, size, threshold)
+    check_memory(logits=logits)
     if resolve("upsample_argmax", logits.device.type, logits.dtype) == "reference":
         return upsample_argmax_reference(logits, checked, threshold)
     labels = _fake(logits, checked, threshold)
@@ -127,7 +131,8 @@ def _forward(logits: Tensor, size: Sequence[int], threshold: float | None) -> Te
 
 
 def _forward_confidence(logits: Tensor, size: Sequence[int], threshold: float | None) -> tuple[Tensor, Tensor]:
-    checked = _check(logits, size)
+    checked = _check(logits, size, threshold)
+    check_memory(logits=logits)
     if resolve("upsample_argmax", logits.device.type, logits.dtype) == "reference":
         return upsample_argmax_confidence_reference(logits, checked, threshold)
     labels, confidence = _fake_confidence(logits, checked, threshold)
@@ -136,7 +141,7 @@ def _forward_confidence(logits: Tensor, size: Sequence[int], threshold: float | 
 
 
 def _fake(logits: Tensor, size: Sequence[int], threshold: float | None) -> Tensor:
-    height, width = _check(logits, size)
+    height, width = _check(logits, size, threshold)
     return logits.new_empty((logits.shape[0], height, width), dtype=label_dtype(logits.shape[1]))
 
 

@@ -24,7 +24,8 @@ from ovsdino.ops.mask_pool import _arguments, mask_pool_reference
 from ovsdino.ops.preprocess import native_arguments, preprocess_reference
 from ovsdino.ops.structure_attention import structure_attention_reference
 from ovsdino.ops.upsample_argmax import label_dtype
-from tests.ops.harness import DTYPES, assert_twice_as_good
+from tests.ops import bounds
+from tests.ops.harness import DTYPES, assert_within
 
 Outputs = tuple[Tensor, ...]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -39,9 +40,9 @@ class Op:
     shapes: tuple[tuple[int, ...], ...]  # odd sizes; the first is the smallest
     any_shape: st.SearchStrategy
     oracle: Callable[..., Any]  # the reference, on arguments in float64
-    compare: Callable[[Outputs, Outputs, Outputs], None] | None = None  # got, naive, exact; None: twice as good
-    combined: int = 0  # the argument that results are means of: their rounding is relative to its largest value
-    units: Callable[..., float] = lambda *arguments: 1.0  # in the last place, allowed on top of twice the naive error
+    # (arguments in float64, dtype, backend, gradients of the outputs or None) -> bounds of outputs (and of gradients)
+    bound: Callable[..., list[Tensor]] | None = None
+    compare: Callable[[Outputs, Outputs, tuple, Any], None] | None = None  # got, exact, arguments in float64, row
     batched: tuple[int, ...] = (0,)  # arguments whose first size is the batch
     differentiable: tuple[int, ...] = ()
     nan: Callable[[tuple], tuple[Tensor, Tensor]] | None = None  # poisons arguments: (outputs NaN, outputs unchanged)
@@ -74,16 +75,18 @@ def attention_oracle(q, k, v, e, lam, gate) -> Tensor:
     return structure_attention_reference(q, k, v, e, lam, gate, q.shape[-1] ** -0.5)
 
 
-def attention_units(q, k, v, e, lam, gate) -> float:
-    """Folded logits are sums of terms as large as lambda |e|^2, each rounded; differences have no such terms."""
-    e = e.double() - e.double().mean(2, keepdim=True) if e.numel() else e.double()
-    terms = lam.double()[:, None] * e.square().sum(-1)
-    return 2 + (terms.max().item() if terms.numel() else 0)
+def attention_bound(arguments: tuple, dtype: torch.dtype, backend: str, grads: Outputs | None = None) -> list[Tensor]:
+    scale = arguments[0].shape[-1] ** -0.5
+    return bounds.attention(arguments, scale, dtype, backend, grads[0] if grads else None)
 
 
-def guided_units(logits, low, high, beta) -> float:
-    """Scores are sums of terms as large as beta |G_lo|^2, each rounded, in an order of their own."""
-    return 1 + float(beta) * (low.double().square().sum(1).max().item() if low.numel() else 0)
+def guided_bound(arguments: tuple, dtype: torch.dtype, backend: str, grads: Outputs | None = None) -> list[Tensor]:
+    return bounds.guided(arguments, dtype, backend, grads[0] if grads else None)
+
+
+def pool_bound(arguments: tuple, dtype: torch.dtype, backend: str, grads: Outputs | None = None) -> list[Tensor]:
+    features, masks = arguments
+    return bounds.pool(features, masks.double(), dtype, grads)
 
 
 def attention_nan(arguments: tuple) -> tuple[Tensor, Tensor]:
@@ -137,21 +140,18 @@ def interpolated(logits: Tensor, size: tuple[int, int]) -> Outputs:
     return (F.interpolate(logits, size, mode="bilinear"),)
 
 
-def compare_labels(got: Outputs, naive: Outputs, exact: Outputs) -> None:
+def compare_labels(got: Outputs, exact: Outputs, arguments: tuple, row: Row) -> None:
+    """Labels whose value is the largest, and probabilities of those values, up to what the values are off by."""
     labels, sure = got
     full = exact[0]
     if full.numel() == 0:
         return
-    # Positions are float32 in torch and here: 1e-6 of the width in source pixels, times the slope of the logits.
-    unit = 2e-5 * full.abs().max()
-    plain = naive[0].double()
-
-    def lost(labels: Tensor) -> Tensor:
-        return (full.amax(1) - full.gather(1, labels.long().unsqueeze(1)).squeeze(1)).max()
-
-    assert lost(labels) <= 2 * lost(plain.argmax(1)) + unit
+    wrong = bounds.interpolation(*arguments, row.dtype, row.backend).squeeze(1)
+    lost = full.amax(1) - full.gather(1, labels.long().unsqueeze(1)).squeeze(1)
+    assert (lost <= 2 * wrong).all()
     true = full.softmax(1).amax(1)
-    assert (sure - true).abs().max() <= 2 * (plain.softmax(1).amax(1) - true).abs().max() + 1e-4
+    shift = 2 * wrong + (bounds.EXP + full.shape[1]) * bounds.EPS  # every term off by its exponential and each sum
+    assert_within(sure, true, true * torch.expm1(shift), "confidence")
 
 
 def logits_nan(arguments: tuple) -> tuple[Tensor, Tensor]:
@@ -187,7 +187,7 @@ def draw_image(shape: tuple[int, ...], dtype: torch.dtype) -> tuple:
     return image, tuple(size), MEAN, STD, bool(antialias), dtype
 
 
-def compare_images(got: Outputs, naive: Outputs, exact: Outputs) -> None:
+def compare_images(got: Outputs, exact: Outputs, arguments: tuple, row: Row) -> None:
     """Within a level of 255, and the rounding of the result (it reaches 2.7)."""
     level = 1.001 / (255 * min(STD))
     assert got[0].shape == exact[0].shape
@@ -216,8 +216,7 @@ OPS: dict[str, Op] = {
             st.integers(1, 16),
         ),
         oracle=attention_oracle,
-        combined=2,
-        units=attention_units,
+        bound=attention_bound,
         batched=(0, 1, 2, 3, 5),
         differentiable=(0, 1, 2, 3, 4, 5),
         nan=attention_nan,
@@ -228,7 +227,7 @@ OPS: dict[str, Op] = {
         shapes=((1, 3, 2, 5), (2, 5, 97, 40), (1, 7, 1025, 129), (1, 4, 64, 1)),
         any_shape=st.tuples(small, st.integers(1, 8), st.integers(2, 300), st.integers(1, 150)),
         oracle=mask_pool_reference,
-        units=lambda *arguments: 4.0,  # a body with one lane adds a mask's tokens one by one
+        bound=pool_bound,
         batched=(0, 1),
         differentiable=(0, 1),
         nan=pool_nan,
@@ -247,8 +246,8 @@ OPS: dict[str, Op] = {
         draw=draw_guided,
         shapes=((1, 2, 1, 3, 3, 2), (2, 3, 4, 3, 7, 4), (1, 9, 3, 1, 1, 5), (1, 33, 5, 9, 21, 4)),
         any_shape=st.tuples(small, st.integers(1, 40), st.integers(1, 9), *[st.integers(1, 12)] * 2, st.integers(1, 5)),
-        units=guided_units,
         oracle=guided_upsample_reference,
+        bound=guided_bound,
         batched=(0, 1, 2),
         differentiable=(0, 1, 2, 3),
         nan=guided_nan,
@@ -340,14 +339,18 @@ class Row:
 
     def compare(self, arguments: tuple) -> None:
         """Runs the row on arguments; fails where the outputs are further from the exact ones than the op allows."""
-        got = tuple(x.cpu() for x in self.run(*arguments))
-        naive, exact = outputs(self.op.oracle(*to(arguments, "cpu"))), self.exact(arguments)
+        got, exact = self.run(*arguments), self.exact(arguments)
+        wide = to(arguments, "cpu", torch.float64)
         if self.op.compare is not None:
-            return self.op.compare(got, naive, exact)
-        if exact[0].numel():
-            largest = arguments[self.op.combined].abs().max().item()
-            for one, plain, true in zip(got, naive, exact, strict=True):
-                assert_twice_as_good(one, plain.to(one.dtype), true, self.op.units(*to(arguments, "cpu")), largest)
+            return self.op.compare(tuple(x.cpu() for x in got), exact, wide, self)
+        for i, (one, true, most) in enumerate(zip(got, exact, self.bound(arguments), strict=True)):
+            assert_within(one, true, most, f"output {i}")
+
+    def bound(self, arguments: tuple, grads: Outputs | None = None) -> list[Tensor]:
+        """The bounds of outputs (and, with the outputs' gradients, of the gradients) for arguments of this row."""
+        assert self.op.bound is not None
+        wide = to(arguments, "cpu", torch.float64)
+        return self.op.bound(wide, self.dtype, self.backend, grads and to(grads, "cpu", torch.float64))
 
 
 def rows(bodies: bool = True, dtypes: list[torch.dtype] = DTYPES) -> list[Any]:

@@ -44,6 +44,38 @@ void guided_upsample_backward_host(const GuidedUpsampleBackward& op);
 void guided_upsample_cuda(const GuidedUpsample& op, void* stream);
 void guided_upsample_backward_cuda(const GuidedUpsampleBackward& op, void* stream);
 
+// Throws std::invalid_argument for sizes below 1 or beyond what the kernels index, and for a null address.
+inline void check_guided_sizes(const GuidedUpsample& op) {
+  constexpr int64_t kMost = int64_t{1} << 30;  // a size or channel count; offsets are 64 bit
+  if (op.batch < 0 || op.classes < 0 || op.channels < 0 || op.h < 1 || op.w < 1 || op.scale < 1) {
+    throw std::invalid_argument("guided_upsample: sizes and the scale must be at least 1");
+  }
+  if (op.classes > kMost || op.channels > kMost || op.h > kMost / op.scale || op.w > kMost / op.scale) {
+    throw std::invalid_argument("guided_upsample: a size is beyond 2^30");
+  }
+  if (op.guide_lo.dtype != op.guide_hi.dtype) throw std::invalid_argument("guided_upsample: guides differ in dtype");
+  if (op.batch == 0) return;
+  if ((op.classes > 0 && !op.logits.data) || (op.channels > 0 && (!op.guide_lo.data || !op.guide_hi.data)) ||
+      !op.beta) {
+    throw std::invalid_argument("guided_upsample: a tensor has no memory");
+  }
+}
+
+inline void check_guided(const GuidedUpsample& op) {
+  check_guided_sizes(op);
+  if (op.batch > 0 && op.classes > 0 && !op.out) throw std::invalid_argument("guided_upsample: out has no memory");
+}
+
+inline void check_guided_backward(const GuidedUpsampleBackward& op) {
+  check_guided_sizes(op.forward);
+  if (!op.grad_beta) throw std::invalid_argument("guided_upsample: grad_beta has no memory");
+  if (op.forward.batch == 0) return;
+  if ((op.forward.classes > 0 && (!op.grad.data || !op.grad_logits)) ||
+      (op.forward.channels > 0 && (!op.grad_guide_lo || !op.grad_guide_hi))) {
+    throw std::invalid_argument("guided_upsample: a gradient has no memory");
+  }
+}
+
 // Throws std::invalid_argument where a CUDA kernel cannot read the tensors.
 inline void check_guided_layout(const GuidedUpsample& op) {
   if (op.logits.dtype != op.guide_lo.dtype || op.logits.dtype != op.guide_hi.dtype) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
 #include "ovsdino/types.h"
 
@@ -20,6 +21,29 @@ struct MaskPool {
   void* means;   // (batch, mask_count, channels) contiguous, the dtype of features
   float* areas;  // (batch, mask_count) contiguous
 };
+
+// Throws std::invalid_argument for sizes that are negative or beyond the kernels' 32-bit token indices, for dtypes that
+// no kernel reads, and for a null address where there is something to read or write.
+inline void check_mask_pool(const MaskPool& op, bool backward) {
+  constexpr int64_t kMost = int64_t{1} << 31;
+  if (op.mask_count < 0 || op.tokens < 0 || op.channels < 0 || op.batch < 0) {
+    throw std::invalid_argument("mask_pool: a size is negative");
+  }
+  if (op.tokens >= kMost || op.mask_count >= kMost) throw std::invalid_argument("mask_pool: a size is beyond 2^31");
+  const bool floating = op.features_dtype == DType::kFloat32 || op.features_dtype == DType::kFloat16 ||
+                        op.features_dtype == DType::kBFloat16;
+  if (!floating || (backward && op.features_dtype != DType::kFloat32)) {
+    throw std::invalid_argument("mask_pool: features must be floating, in the backward direction float32");
+  }
+  if (op.masks_dtype != DType::kFloat32 && op.masks_dtype != DType::kUint8 && op.masks_dtype != DType::kBits) {
+    throw std::invalid_argument("mask_pool: masks must be float32, uint8 or bits");
+  }
+  const bool rows = op.batch > 0 && op.tokens > 0, lists = op.batch > 0 && op.mask_count > 0;
+  if ((rows && op.channels > 0 && !op.features) || (rows && lists && !op.masks) ||
+      (lists && op.channels > 0 && !op.means) || (lists && !backward && !op.areas)) {
+    throw std::invalid_argument("mask_pool: a tensor has no memory");
+  }
+}
 
 // Returns false, with nothing but `areas` written, if more than max_density of all mask elements are set: a dense
 // matrix product is faster there.

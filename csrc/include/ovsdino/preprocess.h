@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
 #include "ovsdino/types.h"
 
@@ -23,6 +24,18 @@ struct Preprocess {
   float gain[3], shift[3];
   bool antialias;  // a triangle as wide as the scale where the image shrinks, as PIL and torch have it
 };
+
+// Throws std::invalid_argument for sizes below 1 or beyond what the kernels index, and for a null address.
+inline void check_preprocess(const Preprocess& op) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  if (op.batch < 0 || op.in_h < 1 || op.in_w < 1 || op.out_h < 1 || op.out_w < 1) {
+    throw std::invalid_argument("preprocess: sizes must be at least 1");
+  }
+  if (op.in_h > kMost || op.in_w > kMost || op.out_h > kMost || op.out_w > kMost) {
+    throw std::invalid_argument("preprocess: a size is beyond 2^30");
+  }
+  if (op.batch > 0 && (!op.image || !op.out)) throw std::invalid_argument("preprocess: a tensor has no memory");
+}
 
 // The bodies of the CUDA kernels, run tile by tile on the CPU: what tests compare without a GPU. `multiprocessors`
 // stands for a GPU's, which the height of a tile depends on.

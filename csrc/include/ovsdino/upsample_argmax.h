@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
 #include "ovsdino/types.h"
 
@@ -20,6 +21,23 @@ struct UpsampleArgmax {
   bool has_threshold;
   float threshold;  // with has_threshold, pixels less sure than this get the label `classes`
 };
+
+// Throws std::invalid_argument for sizes below 1 or beyond what the kernels index, for labels too narrow for the
+// classes, and for a null address.
+inline void check_upsample_argmax(const UpsampleArgmax& op) {
+  constexpr int64_t kMost = int64_t{1} << 30;  // a size; offsets are 64 bit
+  constexpr int64_t kMostClasses = kMost / 16;
+  if (op.batch < 0 || op.classes < 1 || op.in_h < 1 || op.in_w < 1 || op.out_h < 1 || op.out_w < 1) {
+    throw std::invalid_argument("upsample_argmax: classes and sizes must be at least 1");
+  }
+  if (op.classes > kMostClasses || op.in_h > kMost || op.in_w > kMost || op.out_h > kMost || op.out_w > kMost) {
+    throw std::invalid_argument("upsample_argmax: a size is beyond 2^30");
+  }
+  const int64_t widest = op.labels_dtype == DType::kUint8 ? 255 : op.labels_dtype == DType::kInt16 ? 32767 : kMost;
+  if (op.classes > widest) throw std::invalid_argument("upsample_argmax: the labels' dtype is too narrow");
+  if (op.batch > 0 && (!op.logits || !op.labels))
+    throw std::invalid_argument("upsample_argmax: a tensor has no memory");
+}
 
 void upsample_argmax_cpu(const UpsampleArgmax& op, int threads);
 
