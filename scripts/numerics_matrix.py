@@ -1,0 +1,136 @@
+"""Repeats the numeric tests under instruction sets, numbers of threads and seeds, and tables what failed.
+
+    python scripts/numerics_matrix.py                                         # 3 x 2 x 5 runs
+    python scripts/numerics_matrix.py --settings avx2 --threads 1 --seeds 0 7
+    python scripts/numerics_matrix.py --output other.json -- tests/ops/test_bounds.py -x
+
+What follows ``--`` are pytest's arguments in place of the selection below. Each run is a process of its own, since
+oneDNN, MKL and PyTorch read their switches once. Exit code 1 where a run failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "benchmarks" / "results" / "numerics_matrix.json"
+
+# The environment of each setting, and the instruction set of the kernels of ovsdino._C.
+SETTINGS: dict[str, tuple[dict[str, str], str]] = {
+    "default": ({}, "best"),
+    "avx2": (
+        {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+        "avx2",
+    ),
+    "baseline": (
+        {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+        "baseline",
+    ),
+}
+
+# Outputs and gradients of every op on every backend of the CPU against float64, layouts, the bounds themselves, and
+# what the models, the losses and the protocol compute from them.
+SELECTION = [
+    "tests/ops/test_contract.py",
+    "tests/ops/test_bounds.py",
+    "tests/ops/test_structure_attention.py",
+    "tests/ops/test_guided_upsample.py",
+    "tests/ops/test_mask_pool.py",
+    "tests/ops/test_upsample_argmax.py",
+    "tests/ops/test_preprocess.py",
+    "-k",
+    "rounding or bound or strided or of_the_kernels or native_kernels or float64_argmax or confidence or torchs "
+    "or levels or order or exact_results",
+]
+
+
+def run(setting: str, threads: int, seed: int, selection: list[str]) -> dict[str, Any]:
+    """Run the selection once.
+
+    Returns:
+        The row of the table: setting, threads, seed, passed, failed, skipped, seconds, and the names of what failed.
+    """
+    switches, isa = SETTINGS[setting]
+    environment = {name: x for name, x in os.environ.items() if not any(name in s for s, _ in SETTINGS.values())}
+    environment |= switches | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command += [f"--seed={seed}", f"--native-isa={isa}"]
+        command += ["--hypothesis-profile=seeded", f"--hypothesis-seed={seed}", *selection]
+        start = time.monotonic()
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        wall = time.monotonic() - start
+        if done.returncode not in (0, 1) or not report.exists():
+            raise SystemExit(f"pytest stopped with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    return {
+        "setting": setting,
+        "threads": threads,
+        "seed": seed,
+        "passed": len(cases) - len(failed) - skipped,
+        "failed": len(failed),
+        "skipped": skipped,
+        "seconds": round(wall, 1),
+        "failures": [f"{case.get('classname')}::{case.get('name')}" for case in failed],
+    }
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options, and pytest's arguments."""
+    given = sys.argv[1:] if arguments is None else arguments
+    cut = given.index("--") if "--" in given else len(given)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file (default: %(default)s)")
+    return parser.parse_args(given[:cut]), given[cut + 1 :] or SELECTION
+
+
+def main() -> int:
+    """Run the matrix, print its table and write the JSON file."""
+    options, selection = parse()
+    rows: list[dict[str, Any]] = []
+    print("| setting | threads | seed | passed | failed | seconds |\n|---|---|---|---|---|---|")
+    for setting in options.settings:
+        for threads in options.threads:
+            for seed in options.seeds:
+                row = run(setting, threads, seed, selection)
+                rows.append(row)
+                cells = (row[name] for name in ("setting", "threads", "seed", "passed", "failed", "seconds"))
+                print(f"| {' | '.join(map(str, cells))} |", flush=True)
+                for name in row["failures"]:
+                    print(f"  FAILED {name}", flush=True)
+                found = {"cpu": cpu_name(), "torch": version("torch"), "selection": selection, "runs": rows}
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                options.output.write_text(json.dumps(found, indent=1) + "\n")
+    failed = sum(row["failed"] for row in rows)
+    print(f"{len(rows)} runs, {sum(row['passed'] for row in rows)} passed, {failed} failed; wrote {options.output}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
