@@ -37,7 +37,7 @@ __all__ = [
 
 LOCK_NAME = ".ovsdino.lock"
 ORPHAN_AGE_S = 60
-LITTER = (".ds_store", "thumbs.db", "desktop.ini")
+LITTER = ("thumbs.db", "desktop.ini")
 TEMPORARY = re.compile(r"\..*\.\d+\.[0-9a-f]{8}\.tmp(\..*)?", re.DOTALL)  # the names that `atomic_path` makes
 
 
@@ -123,13 +123,16 @@ def read_json(path: str | os.PathLike[str], kind: str, remedy: str = "") -> Any:
 
 
 def is_litter(name: str) -> bool:
-    """Return whether a path is what an operating system leaves beside files: .DS_Store, Thumbs.db, ._x, __MACOSX.
+    """Return whether a path is what systems and tools leave beside files: hidden ones, Thumbs.db, __MACOSX.
 
-    >>> [is_litter(name) for name in ("images/._a.jpg", "__MACOSX/images/a.jpg", "images/a.jpg")]
+    Hidden files and folders are .DS_Store, ._x, .ipynb_checkpoints, and the temporary files of a killed writer.
+
+    >>> [is_litter(name) for name in ("images/._a.jpg", "__MACOSX/images/a.jpg", "./images/a.jpg")]
     [True, True, False]
     """
     parts = name.replace("\\", "/").split("/")
-    return "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1].lower() in LITTER
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
+    return hidden or "__MACOSX" in parts or parts[-1].lower() in LITTER
 
 
 @contextmanager

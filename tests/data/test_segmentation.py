@@ -205,7 +205,7 @@ def test_a_zip_of_two_splits_is_refused(archive):
 
 
 def test_what_operating_systems_leave_is_no_file_of_the_set(tmp_path):
-    litter = {".DS_Store": b"x", "Thumbs.db": b"x", "._a.png": b"x", "__MACOSX/a.png": b"x"}
+    litter = {".DS_Store": b"x", "Thumbs.db": b"x", "._a.png": b"x", "__MACOSX/a.png": b"x", ".check/a.png": b"x"}
     root = folder(tmp_path / "set", {"a.png": png(PICTURE), **litter}, {"a.png": png(LABEL), **litter})
     for home in (root, zipped(root)):
         assert open_dataset("folder", home).stems == ("a",)
