@@ -175,10 +175,12 @@ def match_strongest(points: np.ndarray, strengths: np.ndarray, drawn: np.ndarray
 def thin(strength: Tensor) -> Tensor:
     """Non-maximum suppression: (H, W) -> the same, -inf where a pixel is not a crest.
 
-    A pixel stays when it is at least as strong as the map one pixel to either side, across the crest, and stronger than
-    one of the two. Across is the direction in which the smoothed map bends down most.
+    A pixel stays when it is stronger than the map one pixel to one side, across the crest, and at least as strong as
+    one pixel to the other: of two equal pixels side by side one stays. Across is the direction in which the smoothed
+    map bends down most.
     """
-    smooth = _smooth(strength[None, None])
+    # in float32 grid_sample's own coordinates are off by 1e-5 pixels, which a slope turns into crests
+    smooth = _smooth(strength.double()[None, None])
     wide = F.pad(smooth, [1] * 4, mode="replicate")[0, 0]
     height, width = strength.shape
 
@@ -190,19 +192,19 @@ def thin(strength: Tensor) -> Tensor:
     xy = (moved(1, 1) + moved(-1, -1) - moved(1, -1) - moved(-1, 1)) / 4
     # 0.5 atan2 is the axis of the larger eigenvalue of the Hessian; the crest bends down most at right angles to it.
     angle = 0.5 * torch.atan2(2 * xy, xx - yy) + math.pi / 2
+    # which side is the first must not hang on rounding: not for level, upright or diagonal crests, so 0.4 is between
+    angle = torch.where((angle - 0.4).cos() < 0, angle + math.pi, angle)
     step = torch.stack([angle.cos() * 2 / max(1, width - 1), angle.sin() * 2 / max(1, height - 1)], -1)
-    y, x = (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in (height, width))
+    y, x = (torch.linspace(-1, 1, n, dtype=smooth.dtype) if n > 1 else smooth.new_zeros(1) for n in (height, width))
     here = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     one, other = (
         F.grid_sample(smooth, (here + sign * step)[None], padding_mode="border", align_corners=True)[0, 0]
         for sign in (1, -1)
     )
-    # the margin is float32's rounding in grid_sample: a plateau has no crest
+    # the margin is the rounding of float32 strengths: a plateau has no crest
     margin = 1e-6 * (smooth.amax() - smooth.amin())
     smooth = smooth[0, 0]
-    crest = (
-        (smooth >= one - margin) & (smooth >= other - margin) & (torch.maximum(smooth - one, smooth - other) > margin)
-    )
+    crest = (smooth > one + margin) & (smooth >= other - margin)
     return strength.masked_fill(~crest, float("-inf"))
 
 
@@ -223,7 +225,7 @@ def spread(values: Tensor, radius: float) -> Tensor:
 
 def _smooth(maps: Tensor) -> Tensor:
     """Gaussian of one pixel, (B, 1, H, W)."""
-    kernel = torch.exp(-0.5 * torch.arange(-3.0, 4.0) ** 2)
+    kernel = torch.exp(-0.5 * torch.arange(-3.0, 4.0, dtype=maps.dtype) ** 2)
     kernel = kernel / kernel.sum()
     maps = F.conv2d(F.pad(maps, [3, 3, 0, 0], mode="replicate"), kernel.view(1, 1, 1, 7))
     return F.conv2d(F.pad(maps, [0, 0, 3, 3], mode="replicate"), kernel.view(1, 1, 7, 1))

@@ -28,6 +28,14 @@ def test_thinning_keeps_a_diagonal_one_pixel_wide() -> None:
     assert torch.equal(kept, torch.eye(16, dtype=torch.bool))
 
 
+def test_of_two_equal_pixels_across_a_crest_one_stays() -> None:
+    x = torch.arange(20.0)
+    ridge = torch.exp(-0.5 * ((x - 9.5) / 2) ** 2).expand(16, 20)  # columns 9 and 10 are equally strong
+    for turned in (ridge, ridge.T):
+        kept = thin(turned) > float("-inf")
+        assert kept.sum() == 16 and len(torch.unique(kept.nonzero()[:, 1 if turned is ridge else 0])) == 1
+
+
 def test_a_flat_map_has_no_crest() -> None:
     assert not (thin(torch.full((9, 9), 0.3)) > float("-inf")).any()
 
