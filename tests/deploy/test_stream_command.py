@@ -157,8 +157,8 @@ def test_an_overlay_has_a_colour_for_each_class_and_a_red_frame_when_it_is_stale
     pixels = np.full((60, 80, 3), 128, np.uint8)
     fresh, stale = overlay(result(pixels), ["road", "sky"]), overlay(result(pixels, stale=True), ["road", "sky"])
     assert fresh.shape == stale.shape == (60, 80, 3)
-    assert fresh[30, 10].tolist() == [128, 96, 128]  # half of grey and of road's (128, 64, 128)
-    assert fresh[30, 70].tolist() == [99, 129, 154]  # and of sky's (70, 130, 180)
+    assert fresh[30, 10].tolist() == [129, 64, 115]  # half of grey and of road's (130, 0, 102)
+    assert fresh[30, 70].tolist() == [64, 118, 148]  # and of sky's (0, 107, 168)
     assert tuple(stale[0, 0]) == tuple(stale[-1, -1]) == STALE_COLOUR != tuple(fresh[0, 0])
 
 
