@@ -31,6 +31,7 @@ __all__ = ["DEFAULT_BACKGROUND", "Clock", "Segmenter", "load", "segment"]
 log = logging.getLogger("ovsdino")
 
 LONGEST_SIDE = 2048 / 448  # of the short side: the protocol's keep-ratio resize into (2048, 448)
+CPU_MEMORY = ("can't allocate memory", "not enough memory", "could not create a memory", "could not create a primitive")
 TEXT_BANKS = 64  # text banks kept, least recently used dropped first
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
@@ -385,14 +386,12 @@ def window_offsets(length: int, window: int, stride: int) -> list[int]:
 def out_of_memory(error: BaseException) -> bool:
     """Tell whether an exception says that memory ran out: CUDA's own, Python's, or the CPU allocator's.
 
-    torch has no exception type for the CPU: it raises RuntimeError, and oneDNN another for its own buffers.
+    torch has no exception type for the CPU: it raises RuntimeError, and oneDNN says of its own buffers only that
+    it could not create a memory object or a primitive (measured under RLIMIT_AS).
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        part in text for part in ("can't allocate memory", "not enough memory", "could not create a memory")
-    )
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in CPU_MEMORY)
 
 
 @contextlib.contextmanager

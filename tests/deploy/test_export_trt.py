@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
-from ovsdino.deploy import tensorrt_api
+from ovsdino.deploy import export_trt, tensorrt_api, trt_runtime
 from ovsdino.deploy.export_onnx import export_onnx
 from ovsdino.deploy.export_trt import ExportTrt, build_engine
 from ovsdino.deploy.script import run_script
@@ -212,6 +214,52 @@ def test_nano_from_weights_to_engine(
         assert found.shape == (1, len(names), 88, 116)
         assert (torch.from_numpy(found).argmax(1) == expected.argmax(1)).double().mean() >= 0.995
     assert onnx.load(graph, load_external_data=False).graph.input[1].type.tensor_type.shape.dim[0].dim_param
+
+
+class StandIn:
+    """What an engine's device would run, by ONNX Runtime: no engine runs on this machine."""
+
+    def __init__(self, graph: Path, sign: float) -> None:
+        self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        self.sign = sign
+
+    def set_text(self, text: np.ndarray) -> None:
+        self.text = text
+
+    def infer(self, image: np.ndarray) -> np.ndarray:
+        return self.sign * self.session.run(["logits"], {"image": image, "text": self.text})[0]
+
+
+@pytest.mark.parametrize(("sign", "code"), [(1.0, 0), (-1.0, 2)])
+def test_an_engine_that_runs_here_has_figures_of_its_own_or_is_refused(
+    rtx: ModuleType,
+    small: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    sign: float,
+    code: int,
+) -> None:
+    monkeypatch.setattr(export_trt, "_runs_here", lambda sidecar: True)
+    monkeypatch.setattr(trt_runtime, "open_graph", lambda *_, **__: StandIn(small, sign))
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{index}.png")
+    start = ["--backend", "tensorrt_rtx", "--target", "sm86", "--effort", "1", "--onnx", str(small), "--json"]
+    arguments = [*start, "--output", str(tmp_path / "out"), "--images", str(images)]
+    assert run_script(ExportTrt, "export_trt.py", arguments) == code
+    out, err = capsys.readouterr()
+    if code:
+        assert "the engine departs from ONNX Runtime: cosine -0.99" in json.loads(out)["error"]
+        assert not list((tmp_path / "out").iterdir())
+        return
+    figures = json.loads(out)["verified"]
+    assert figures["cosine"] > 0.999 and figures["images"] == 3
+    assert (figures["source"], figures["reference"]) == (f"images of {images}", "ONNX Runtime")
+    assert Sidecar.load(tmp_path / "out" / "small_sm86.engine").verified["cosine"] == figures["cosine"]  # type: ignore[index]
+    assert f"verified on 3 images of {images} against ONNX Runtime" in err
 
 
 @pytest.mark.slow

@@ -76,6 +76,23 @@ def test_runs_where_torch_cannot_be_imported(files: list[str]) -> None:
     assert np.array_equal(np.load(files[3]), labels_here(files))
 
 
+def test_an_engine_is_compared_with_its_graph_without_torch(files: list[str]) -> None:
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from ovsdino.deploy.compare import compare_engine, words
+from ovsdino.deploy.export_trt import ExportTrt
+from ovsdino.deploy.sidecar import Sidecar
+from ovsdino.deploy.verify import Images
+path, images = Path(sys.argv[1]), Images((np.load(sys.argv[3]),), (), "one image")
+found = compare_engine(path, path, images, words(Sidecar.load(path), Path(sys.argv[2])))
+print(round(found.cosine, 6), found.label_agreement, found.source, *sorted({"torch", "timm"} & set(sys.modules)))
+"""
+    block = BLOCK.format(blocked={"torch", "timm", "open_clip", "torchvision", "scipy"})
+    assert run(sys.executable, block + code, *files, PYTHONPATH=str(ROOT)) == "1.0 1.0 one image"
+
+
 def test_without_native_code_the_labels_are_the_same(files: list[str]) -> None:
     block = BLOCK.format(blocked={"torch", "timm", "open_clip", "ovsdino._C"})
     assert run(sys.executable, block + SEGMENT, *files, PYTHONPATH=str(ROOT)) == "numpy"
