@@ -104,8 +104,11 @@ Sidecar parse_sidecar(std::string_view text) {
     if (side < 1 || side > 65536) fail("a side of the input is " + std::to_string(side));
   }
   if (sidecar.input[1] != 3) fail("the input has " + std::to_string(sidecar.input[1]) + " channels, expected 3");
+  for (const double value : sidecar.mean) {  // ranges as deploy/fields.py
+    if (!(value >= 0.0 && value <= 1.0)) fail("mean is not within 0 to 1");
+  }
   for (const double deviation : sidecar.std) {
-    if (!(deviation > 0.0)) fail("std is not above 0");
+    if (!(deviation >= 1e-3 && deviation <= 10.0)) fail("std is not within 0.001 to 10");
   }
   return sidecar;
 }

@@ -219,6 +219,10 @@ def test_the_program_says_in_one_line_what_is_wrong(programs: Path, tmp_path: Pa
     assert "4 columns" in line(bank=tmp_path / "other")
     tiny.bank(*map(str, range(301))).save(tmp_path / "other")
     assert "takes 1..300" in line(bank=tmp_path / "other")
+    sidecar = sidecar_path(model).read_text()
+    for field, value in (("mean", [1e9, 0, 0]), ("std", [1e-30] * 3)):
+        sidecar_path(model).write_text(json.dumps({**json.loads(sidecar), field: value}))
+        assert f"not a sidecar: {field} is not within" in line()
     sidecar_path(model).write_text("{}")
     assert "not a sidecar" in line()
 
