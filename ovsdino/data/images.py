@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -48,14 +47,3 @@ class ImageSource:
             OVSDinoError: the image cannot be read.
         """
         return self._tree.image(name)
-
-
-def open_images(sources: Sequence[str | Path]) -> Iterator[np.ndarray]:
-    """Every image of several sources, (H, W, 3) uint8, one after the other.
-
-    Raises:
-        OVSDinoError: see `ImageSource`.
-    """
-    for source in map(ImageSource, sources):
-        for name in source.names:
-            yield source.read(name)

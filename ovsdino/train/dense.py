@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -167,6 +168,10 @@ def open_training(config: DataConfig) -> tuple[SegmentationDataset, Segmentation
         dataset.stems = tuple(entry.stem for entry in dataset.entries)
         return dataset
 
+    if not Path(config.root).is_dir():
+        raise OVSDinoError(
+            f"data.root: {config.root}: no such folder; it holds the data set (README says how to get one)"
+        )
     if not config.selection:
         return open_dataset(config.dataset, config.root, config.train_split, byte_labels=True), None
     total = len(part(slice(None)))

@@ -8,8 +8,9 @@ import yaml
 
 from ovsdino.commands.ablate import Ablate
 from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import lock_folder
 from ovsdino.models.zoo import build_model
-from ovsdino.train.ablation import Ablation, load_ablation, markdown, run_ablation, summary
+from ovsdino.train.ablation import Ablation, _scores, load_ablation, markdown, run_ablation, summary
 from tests.train.test_trainer import config_file, folder  # noqa: F401  (a fixture)
 
 IMAGE = (1, 3, 32, 48)
@@ -68,6 +69,22 @@ def test_runs_of_other_settings_are_not_taken_for_this_studys(study_file, tmp_pa
         run_ablation(study, base, str)
 
 
+def test_two_studies_in_one_folder_are_refused(study_file, tmp_path):
+    study, base = load_ablation(study_file)
+    with lock_folder(tmp_path / "study", "study"), pytest.raises(OVSDinoError, match="another study is writing"):
+        run_ablation(study, base, str)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"miou": 0.5}', '{"miou": "x"}', "[" * 5000])
+def test_a_damaged_result_of_a_run_is_named(tmp_path, content):
+    path = tmp_path / "baseline_0.json"
+    path.write_text(content)
+    with pytest.raises(
+        OVSDinoError, match=r"baseline_0\.json: not a readable result of a run: .*; remove it to measure"
+    ):
+        _scores(path)
+
+
 def test_the_gain_is_taken_seed_by_seed():
     study = Ablation(base="", seeds=(0, 1), variants={"a": {}, "b": {}})
     scores = {"boundary_f1": 0.5, "boundary_iou": 0.5, "pixel_accuracy": 0.5}
@@ -118,6 +135,9 @@ def test_a_variant_has_no_such_part_runs_and_starts_as_the_baseline(changes, gon
         ("seeds=[]", "seeds must be a list"),
         ("variants={baseline: {}}", "two or more"),
         ("base=3", "base is missing"),
+        ("variants={a: {}, ../x: {}}", "cannot be the name of a folder"),
+        ("seeds=[-1]", "seeds\\[0\\]: expected a whole number in \\[0, 2.14748e\\+09\\], got -1"),
+        ("variants.wrong={optim: {lr: -1}}", "optim.lr: expected a number in"),
         ("base=none.yaml", "none.yaml: no such file"),
     ],
 )

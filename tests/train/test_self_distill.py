@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import v2
 
-from ovsdino.data.images import open_images
+from ovsdino.data.images import ImageSource
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.zoo import build_model
 from ovsdino.train.self_distill import Crops, CropStage, SelfDistillConfig, SelfDistiller, main, random_masks, tokens_at
@@ -57,9 +57,12 @@ def weights(folder):
 
 
 def test_only_the_images_of_a_zip_are_read(archive, tmp_path):
-    assert [image.shape for image in open_images([archive])] == [(40 + i, 56, 3) for i in range(4)]
+    archive_images = ImageSource(archive)
+    inside = [*map(archive_images.read, archive_images.names)]
+    assert [image.shape for image in inside] == [(40 + i, 56, 3) for i in range(4)]
     zipfile.ZipFile(archive).extractall(tmp_path / "folder")
-    both = zip(open_images([archive]), open_images([tmp_path / "folder"]), strict=True)
+    unpacked = ImageSource(tmp_path / "folder")
+    both = zip(inside, map(unpacked.read, unpacked.names), strict=True)
     assert all(np.array_equal(a, b) for a, b in both)
 
 
@@ -166,7 +169,7 @@ def test_mistakes_are_one_line(archive, tmp_path, capsys, change, shown):
 
 def test_a_folder_without_images_is_named(tmp_path):
     with pytest.raises(OVSDinoError, match="no image in it"):
-        list(open_images([tmp_path]))
+        ImageSource(tmp_path)
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(archive, tmp_path, capsys, monkeypatch):
