@@ -149,10 +149,10 @@ def _built(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise _wrong(where or "the configuration", "a mapping", value)
     hints = typing.get_type_hints(kind, include_extras=True)
-    unknown = next((key for key in value if key not in hints), None)
-    if unknown is not None:
+    unknown = [key for key in value if key not in hints]
+    if unknown:
         place = f"{where}: " if where else ""
-        raise OVSDinoError(f"{place}unknown key {REPR.repr(unknown)}; known: {', '.join(hints)}")
+        raise OVSDinoError(f"{place}unknown key {REPR.repr(unknown[0])}; known: {', '.join(hints)}")
     return kind(**{k: build_config(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()})
 
 

@@ -111,6 +111,8 @@ def test_no_number_takes_what_is_none_or_not_finite(kind):
         ("optim.lr=*a", "override 'optim.lr=*a': not a readable YAML value"),
         (f"seed={'9' * 5000}", "not a readable YAML value"),
         ("3=4", "unknown key '3'"),
+        ("loss={null: 1}", "loss: unknown key None"),
+        ("loss={3: 1}", "loss: unknown key 3"),
     ],
 )
 def test_a_setting_that_is_wrong_is_named_with_its_value_and_range(override, message):

@@ -75,7 +75,7 @@ def load_ablation(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[Ab
         tree["variants"] = {name: anchored(kind, changes, folder) for name, changes in tree["variants"].items()}
     study: Ablation = build_config(Ablation, _checked(overridden(tree, overrides), path), "")
     for name in study.variants:  # a mistake in the last variant must not wait for the runs of the first
-        if name != Path(name).name or name.startswith("."):
+        if not isinstance(name, str) or name != Path(name).name or name.startswith("."):
             raise OVSDinoError(f"{path}: variants: {name!r} cannot be the name of a folder")
         changed_model(_config(study, base, name, study.seeds[0]))
     return study, base
@@ -83,9 +83,9 @@ def load_ablation(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[Ab
 
 def _checked(tree: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """Return a study's mapping, once it has a base and something to compare."""
-    unknown = next((key for key in tree if key not in Ablation.__dataclass_fields__), None)
-    if unknown is not None:
-        raise OVSDinoError(f"{path}: unknown key {unknown!r:.60}; known: {', '.join(Ablation.__dataclass_fields__)}")
+    unknown = [key for key in tree if key not in Ablation.__dataclass_fields__]
+    if unknown:
+        raise OVSDinoError(f"{path}: unknown key {unknown[0]!r:.60}; known: {', '.join(Ablation.__dataclass_fields__)}")
     if not isinstance(tree.get("base"), str):
         raise OVSDinoError(f"{path}: base is missing: name the training configuration, e.g. base: nano.yaml")
     seeds, variants = tree.get("seeds", [0]), tree.get("variants", {})
