@@ -188,6 +188,26 @@ def ending(code: int, said: str) -> dict[str, Any]:
     return {"kind": "crashes", "said": f"{name}: {' '.join(said.split())[-200:]}"}
 
 
+def tried_table(outcomes: dict[str, Any], what: str) -> str:
+    """Return the outcomes of kills or cases as a Markdown table."""
+    rows = [f"| {what} | tried | not as promised |", "|---|---:|---:|"]
+    rows += [f"| {name} | {one['tried']} | {len(one['broken'])} |" for name, one in outcomes.items()]
+    return "\n".join(rows)
+
+
+def page(text: str, found: dict[str, Any]) -> str:
+    """Return a page with its tables between `<!-- PART -->` and `<!-- end -->` made anew from the results."""
+    counts = {name: Count(**count) for name, count in found["mutants"].items()}
+    for part, rows in (
+        ("mutants", table(counts)),
+        ("kills", tried_table(found["kills"], "killed at random times")),
+        ("cases", tried_table(found["cases"], "kind")),
+    ):
+        head, _, rest = text.partition(f"<!-- {part} -->\n")
+        text = f"{head}<!-- {part} -->\n{rows}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    return text
+
+
 def table(counts: dict[str, Count]) -> str:
     """Return the counts as a Markdown table."""
     heads = ("mutants", "refused", "read", "foreign", "crashes", "hangs", "slowest_s")
@@ -206,17 +226,25 @@ def table(counts: dict[str, Count]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--mutants", type=int, default=25_000, help="of all formats together")
+    parser.add_argument("--mutants", type=int, default=50_000, help="of all formats together")
     parser.add_argument("--formats", nargs="+", help="only these")
     parser.add_argument("--kills", type=int, default=40, help="processes killed")
     parser.add_argument("--show", action="store_true", help="say of each case how it ended")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--page", type=Path, help="only write the tables of --output into this page")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
         read_mutants([tuple(job) for job in json.loads(args.worker)], args.seed, args.report)
+        return 0
+    from ovsdino.io.files import atomic_write
+
+    if args.page:
+        text = page(args.page.read_text(encoding="utf-8"), json.loads(args.output.read_text(encoding="utf-8")))
+        with atomic_write(args.page) as file:
+            file.write(text.encode())
         return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     started, kept = time.monotonic(), True
@@ -245,8 +273,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for line in outcome["broken"][:EXAMPLES]:
                     print(f"    {line}")
     found["seconds"] = round(time.monotonic() - started, 1)
-    from ovsdino.io.files import atomic_write
-
     with contextlib.suppress(FileNotFoundError):
         before = json.loads(args.output.read_text()) if args.output.suffix == ".json" else {}
         found = {**before, **found}

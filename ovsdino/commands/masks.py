@@ -115,7 +115,7 @@ class Masks:
             )
 
     def _writer(self, source: ImageSource | None, part: tuple[int, int]) -> Callable[[Progress], MaskStore]:
-        """What writes the store, once all options are known to fit together."""
+        """Return what writes the store, once all options are known to fit together."""
         from ovsdino.data.corrupt import check_corruption, corrupt_store
         from ovsdino.data.masks import MaskStore, names_digest
         from ovsdino.train.pseudo_masks import SegmentAnything, make_masks

@@ -1,4 +1,4 @@
-"""Images with captions; nothing but a box says where anything is."""
+"""Read images with captions; nothing but a box says where anything is."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CaptionRecord:
 
 
 class CaptionSet(ABC):
-    """Captioned images by number, their records in memory."""
+    """Give captioned images by number, their records in memory."""
 
     def __init__(self, records: list[CaptionRecord]) -> None:
         self.records = records
@@ -44,12 +44,12 @@ class CaptionSet(ABC):
         return len(self.records)
 
     def record(self, index: int) -> CaptionRecord:
-        """The names and captions, without the image."""
+        """Return the names and captions, without the image."""
         return self.records[index]
 
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
-        """The whole image, (H, W, 3) uint8.
+        """Return the whole image, (H, W, 3) uint8.
 
         Raises:
             OVSDinoError: it cannot be read.
@@ -57,7 +57,7 @@ class CaptionSet(ABC):
 
 
 class ListedCaptions(CaptionSet):
-    """Images in a folder or zip."""
+    """Read images in a folder or zip."""
 
     def __init__(self, source: ImageSource, records: list[CaptionRecord]) -> None:
         super().__init__(records)
@@ -68,7 +68,7 @@ class ListedCaptions(CaptionSet):
 
 
 class TarCaptions(CaptionSet):
-    """Images in tars."""
+    """Read images in tars."""
 
     def __init__(self, records: list[CaptionRecord], places: list[tuple[Path, Member]]) -> None:
         super().__init__(records)
@@ -80,7 +80,7 @@ class TarCaptions(CaptionSet):
 
 
 def open_captions(kind: str, root: str | Path, annotations: str | Path) -> CaptionSet:
-    """Captioned images of one of the kinds below.
+    """Open captioned images of one of the kinds below.
 
     Args:
         kind: "jsonl" is a folder or zip of images and a file of lines {"image", "caption" or "captions", "box"}, the
@@ -103,7 +103,7 @@ def open_captions(kind: str, root: str | Path, annotations: str | Path) -> Capti
 
 
 def read_jsonl(root: str | Path, path: str | Path) -> ListedCaptions:
-    """A file of captions and its images; see `open_captions`."""
+    """Read a file of captions and its images; see `open_captions`."""
     source = ImageSource(root)
     known = set(source.names)
     records = []
@@ -122,7 +122,7 @@ def read_jsonl(root: str | Path, path: str | Path) -> ListedCaptions:
 
 
 def read_coco(root: str | Path, split: str) -> ListedCaptions:
-    """A split of COCO with its captions, images in the order of the file; see `open_captions`."""
+    """Read a split of COCO with its captions, images in the order of the file; see `open_captions`."""
     path = Path(root, "annotations", f"captions_{split}.json")
     tree = read_json(path, "file of COCO's captions", REMEDY)
     source = ImageSource(Path(root, split))
@@ -147,7 +147,7 @@ def read_coco(root: str | Path, split: str) -> ListedCaptions:
 
 
 def read_tars(root: str | Path, pattern: str) -> TarCaptions:
-    """Tars of images with their captions, in the order of the names and of the files in them; see `open_captions`."""
+    """Read tars of images with captions, in the order of the names and of the files in them; see `open_captions`."""
     records: list[CaptionRecord] = []
     places: list[tuple[Path, Member]] = []
     homes: dict[str, Path] = {}
@@ -180,7 +180,7 @@ def read_tars(root: str | Path, pattern: str) -> TarCaptions:
 
 
 def _tar_record(path: Path, key: str, image: str, texts: dict[str, Member]) -> CaptionRecord:
-    """The record of a key: what its .json says, or else its .txt."""
+    """Return the record of a key: what its .json says, or else its .txt."""
     row: dict[str, Any] = {}
     with reading(f"{path}: {key}", "captioned image (.txt or .json)"):
         if ".json" in texts:

@@ -1,4 +1,4 @@
-"""Spoils pseudo-masks on purpose, to measure how much of that training bears."""
+"""Spoil pseudo-masks on purpose, to measure how much of that training bears."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ def check_corruption(source: MaskStore, share: float) -> None:
 
 
 def corrupt_rows(row: Mapping[str, Any], share: float, seed: int) -> dict[str, Any]:
-    """An image's row of a store with each mask spoilt with probability `share`; the scores stay, as the generator does
-    not know. What happens depends on the row and the seed alone.
+    """Return an image's row of a store with each mask spoilt with probability `share`.
+
+    The scores stay, as the generator does not know. What happens depends on the row and the seed alone.
 
     Raises:
         OVSDinoError: pycocotools is not installed.
@@ -89,7 +90,7 @@ def corrupt_rows(row: Mapping[str, Any], share: float, seed: int) -> dict[str, A
 def corrupt_masks(
     masks: np.ndarray, share: float, generator: np.random.Generator
 ) -> list[tuple[Kind | None, np.ndarray | None]]:
-    """What becomes of each mask of an image: the kind of damage, or None, and the mask, or None if it is gone.
+    """Return what becomes of each mask of an image: the kind of damage, or None, and the mask, or None if it is gone.
 
     Each kind is as likely as another:
     merge: union with a neighbour that touches it, has at least a quarter of its area outside of it and less than half
@@ -126,13 +127,13 @@ def corrupt_masks(
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right of a mask that is not empty; bottom and right exclusive."""
+    """Return top, bottom, left, right of a mask that is not empty; bottom and right exclusive."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
 def _neighbour(masks: np.ndarray, areas: np.ndarray, index: int, pick: float) -> int | None:
-    """A mask whose union with this one is neither of the two; `pick` in [0, 1) draws among those that touch."""
+    """Return a mask whose union with this one is neither of the two; `pick` in [0, 1) draws among those that touch."""
     mask = masks[index]
     top, bottom, left, right = _box(mask)
     around = (slice(max(0, top - 1), bottom + 1), slice(max(0, left - 1), right + 1))
@@ -150,7 +151,7 @@ def _neighbour(masks: np.ndarray, areas: np.ndarray, index: int, pick: float) ->
 
 
 def _dilated(mask: np.ndarray, radius: float) -> np.ndarray:
-    """All pixels within `radius` of the mask."""
+    """Return all pixels within `radius` of the mask."""
     top, bottom, left, right = _box(mask)
     margin = math.ceil(radius)
     window = (slice(max(0, top - margin), bottom + margin), slice(max(0, left - margin), right + margin))
@@ -160,7 +161,7 @@ def _dilated(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _shifted(mask: np.ndarray, fraction: float, least: float, angle: float) -> np.ndarray:
-    """The mask moved by a fraction of its box's sides, at least by `least` pixels; what leaves the image is lost."""
+    """Return the mask moved by a fraction of its box's sides, at least `least` pixels; what leaves the image is lost."""
     top, bottom, left, right = _box(mask)
     dy, dx = fraction * (bottom - top) * math.sin(angle), fraction * (right - left) * math.cos(angle)
     stretch = max(1.0, least / math.hypot(dy, dx))

@@ -99,7 +99,7 @@ class ImageRow(dict[str, Any]):
 
 
 class MaskStore:
-    """A folder of pseudo-masks."""
+    """Read and write a folder of pseudo-masks."""
 
     def __init__(self, folder: str | Path, manifest: Manifest) -> None:
         self.folder, self.manifest = Path(folder), manifest
@@ -152,7 +152,7 @@ class MaskStore:
         return self.folder / f"shard-{shard:05d}.jsonl"
 
     def images_of(self, shard: int) -> range:
-        """Indices of the images in a shard."""
+        """Return the indices of the images in a shard."""
         size = self.manifest.shard_size
         return range(shard * size, min((shard + 1) * size, self.manifest.images))
 
@@ -162,7 +162,7 @@ class MaskStore:
         return [shard for shard in range(self.shards) if self.path(shard).name not in there]
 
     def write(self, shard: int, rows: Sequence[dict[str, Any]]) -> None:
-        """One shard, rows as `encode_image` makes them; appears whole or not at all."""
+        """Write one shard, rows as `encode_image` makes them; it appears whole or not at all."""
         with atomic_write(self.path(shard)) as file:
             for row in rows:
                 file.write((json.dumps(row, separators=(",", ":")) + "\n").encode())

@@ -1,4 +1,4 @@
-"""What a caption names."""
+"""Find what a caption names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random access to uncompressed tars: where each file lies, found once and kept beside the tar.
+"""Read files of uncompressed tars at random: where each lies is found once and kept next to the tar.
 
 `name.tar.index.json` is a cache: it is believed while the tar has the size and the time of change it was made for, and
 made again otherwise. Where it cannot be written the index lives in memory.
@@ -55,7 +55,7 @@ class _Stamp:
 
 
 def expand_shards(root: str | Path, pattern: str) -> list[Path]:
-    """The tars of a pattern below `root`: `*` and `?` match, `{a,b}` and `{000..123}` list.
+    """Return the tars of a pattern below `root`: `*` and `?` match, `{a,b}` and `{000..123}` list.
 
     Raises:
         OVSDinoError: nothing matches, or a name that the pattern lists is not there.
@@ -92,7 +92,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def index_tar(path: Path) -> list[Member]:
-    """The files of a tar in its order.
+    """Return the files of a tar in its order.
 
     Raises:
         OVSDinoError: not an uncompressed tar, damaged, a link, or a name that leads out of it.
@@ -116,7 +116,7 @@ def index_tar(path: Path) -> list[Member]:
 
 
 def read_member(path: Path, member: Member) -> bytes:
-    """A file's bytes. The tar is opened here and nowhere else, so processes share no position in it.
+    """Return a file's bytes. The tar is opened here and nowhere else, so processes share no position in it.
 
     Raises:
         OVSDinoError: the tar is gone or shorter than it was.

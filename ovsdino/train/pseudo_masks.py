@@ -1,4 +1,4 @@
-"""Makes pseudo-masks: segment-anything's automatic mask generator, or a named stand-in that needs no weights."""
+"""Make pseudo-masks: segment-anything's automatic mask generator, or a named stand-in that needs no weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class MaskGenerator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Felzenszwalb:
-    """Graph-based segmentation (Felzenszwalb & Huttenlocher 2004, scikit-image) at several scales.
+    """Segment by graphs (Felzenszwalb & Huttenlocher 2004, scikit-image) at several scales.
 
     The stand-in where no SAM weights are at hand: regions of even colour, not objects. A region's `predicted_iou` is
     its best overlap with the regions of a more blurred image, its `stability_score` that with the regions of a scale a
@@ -96,7 +96,7 @@ class Felzenszwalb:
 
 
 class SegmentAnything:
-    """SAM's automatic masks: a grid of points, filtered by predicted quality and stability (Kirillov et al. 2023).
+    """Make SAM's automatic masks: a grid of points, filtered by predicted quality and stability (Kirillov et al. 2023).
 
     Args:
         checkpoint: official sam_vit_{b,l,h}_*.pth; the size is read off the weights.
@@ -158,7 +158,7 @@ class SegmentAnything:
         ]
 
     def embed(self, image: np.ndarray) -> Tensor:
-        """SAM's image embedding of the padded square, (256, 64, 64)."""
+        """Return SAM's image embedding of the padded square, (256, 64, 64)."""
         self.generator.predictor.set_image(image)
         embedding: Tensor = self.generator.predictor.get_image_embedding()[0]
         return embedding
@@ -173,7 +173,7 @@ def make_masks(
     log: Callable[[str], None] = lambda line: None,
     shard_size: int = SHARD_SIZE,
 ) -> MaskStore:
-    """Writes the shards that are missing; those of part i of n are every n-th, from i.
+    """Write the shards that are missing; those of part i of n are every n-th, from i.
 
     An image that cannot be read gets no mask and one line in the log: a bad file does not stop the others.
 
@@ -223,7 +223,7 @@ def parse_part(text: str | None) -> tuple[int, int]:
 
 
 def without_duplicates(masks: Sequence[PseudoMask], limit: float) -> list[PseudoMask]:
-    """The masks of which no better one overlaps more than `limit`; better by predicted_iou * stability_score."""
+    """Return the masks of which no better one overlaps more than `limit`; better by predicted_iou * stability_score."""
     order = sorted(masks, key=lambda m: -m.predicted_iou * m.stability_score)
     kept: list[PseudoMask] = []
     areas: list[int] = []
@@ -242,7 +242,7 @@ def without_duplicates(masks: Sequence[PseudoMask], limit: float) -> list[Pseudo
 
 
 def statistics(store: MaskStore) -> dict[str, Any]:
-    """Counts and means over a finished store: masks an image, share of the image covered, sizes, scores."""
+    """Return counts and means over a finished store: masks per image, share of the image covered, sizes, scores."""
     masks = empty = 0
     sizes: list[float] = []
     scores: list[float] = []
@@ -267,7 +267,7 @@ def statistics(store: MaskStore) -> dict[str, Any]:
 
 
 def _best_overlap(regions: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """For each region of one labelling its largest IoU with a region of another: (number of regions,)."""
+    """Return for each region of one labelling its largest IoU with a region of another: (number of regions,)."""
     count = int(others.max()) + 1
     shared = np.bincount(regions.ravel().astype(np.int64) * count + others.ravel()).astype(np.float64)
     shared = np.pad(shared, (0, (int(regions.max()) + 1) * count - len(shared))).reshape(-1, count)
