@@ -161,7 +161,7 @@ def _dilated(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _shifted(mask: np.ndarray, fraction: float, least: float, angle: float) -> np.ndarray:
-    """Return the mask moved by a fraction of its box's sides, at least `least` pixels; what leaves the image is lost."""
+    """Return the mask moved by a share of its box's sides, at least `least` pixels; what leaves the image is lost."""
     top, bottom, left, right = _box(mask)
     dy, dx = fraction * (bottom - top) * math.sin(angle), fraction * (right - left) * math.cos(angle)
     stretch = max(1.0, least / math.hypot(dy, dx))
