@@ -87,11 +87,12 @@ def read_mutants(jobs: list[tuple[str, int, int]], seed: int, report: Path) -> N
     with report.open("a", buffering=1) as lines, open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)  # decoders in C talk
         for name, first, last in jobs:
+            limit_memory(None)
             with tempfile.TemporaryDirectory(prefix="reliability-") as folder:
                 path, read = FORMATS[name].make(Path(folder))
                 whole = path.read_bytes()
                 read()  # what is not damaged is read
-                limit_memory()
+                limit_memory(MEMORY)
                 for index in range(first, last):
                     rng = random.Random(f"{seed}:{name}:{index}")
                     mutant = FORMATS[name].damage(whole, rng)
@@ -128,11 +129,12 @@ def attempt(read: Any) -> dict[str, Any]:
     return outcome | {"seconds": round(time.process_time() - started, 3)}
 
 
-def limit_memory() -> None:
-    """Limit the address space to what is used now and `MEMORY` more."""
+def limit_memory(more: int | None) -> None:
+    """Limit the address space to what is used now and some bytes more, or lift the limit."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
+    soft = hard if more is None else pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 # -- the parent ----------------------------------------------------------------------------------------------------

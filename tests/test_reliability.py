@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import random
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -19,6 +21,18 @@ import reliability_mutate as mutate  # noqa: E402
 # Imports that not every installation has; the script reads their formats, so it is not run without them.
 for needed in ("cv2", "onnx", "onnxruntime", "pycocotools", "scipy", "skimage"):
     pytest.importorskip(needed)
+
+
+def test_damaged_files_of_every_format_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    output = tmp_path / "found.json"
+    command = [sys.executable, str(SCRIPTS / "reliability.py"), "--parts", "mutants", "--mutants", "350"]
+    done = subprocess.run(
+        [*command, "--output", str(output)], check=False, capture_output=True, text=True, timeout=600, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    counts = json.loads(output.read_text())["mutants"]
+    assert len(counts) >= 30 and sum(count["mutants"] for count in counts.values()) >= 300
+    assert sum(count["refused"] for count in counts.values()) > 150  # most damage is found
 
 
 @pytest.mark.parametrize("damage", ["bytes_damaged", "text_damaged", "json_damaged", "lines_damaged", "yaml_damaged"])
@@ -62,3 +76,13 @@ def test_a_reader_that_crashes_hangs_or_raises_what_it_must_not_is_counted() -> 
     read = reliability.Count()
     read.add({"kind": "read", "index": 0}, True)
     assert read.kept(False) and not read.kept(True)  # where a hash is kept, every change must be refused
+
+
+def test_the_page_shows_the_recorded_run_and_every_promise_was_kept_in_it() -> None:
+    root = SCRIPTS.parent
+    found = json.loads((root / "benchmarks/results/reliability.json").read_text())
+    text = (root / "docs/reliability.md").read_text()
+    assert reliability.page(text, found) == text
+    assert sum(count["mutants"] for count in found["mutants"].values()) >= 20_000
+    assert not [one for count in found["mutants"].values() for one in count["examples"]]
+    assert not [line for part in ("kills", "cases") for one in found[part].values() for line in one["broken"]]
