@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file.write(text.encode())
         return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    started, kept = time.monotonic(), True
+    kept = True
     found: dict[str, Any] = {"seed": args.seed, "machine": platform.machine(), "python": platform.python_version()}
     if "mutants" in args.parts:
         from reliability_models import FORMATS
@@ -274,7 +274,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{part}: {name}: {outcome['tried']} tried, {len(outcome['broken'])} not as promised")
                 for line in outcome["broken"][:EXAMPLES]:
                     print(f"    {line}")
-    found["seconds"] = round(time.monotonic() - started, 1)
     with contextlib.suppress(FileNotFoundError):
         before = json.loads(args.output.read_text()) if args.output.suffix == ".json" else {}
         found = {**before, **found}

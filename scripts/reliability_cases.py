@@ -20,7 +20,7 @@ import reliability_formats as data
 from reliability_faults import Outcome, forked, line, sha256
 from reliability_models import training_folder
 
-HANGS = 40  # seconds after which a case hangs
+HANGS = 180  # seconds after which a case hangs
 REFUSED, DONE, INTERRUPTED = 2, 0, 130
 WARM = ("torch", "torchvision", "cv2", "ovsdino.pipeline", "ovsdino.models.zoo", "ovsdino.deploy.stream",
         "ovsdino.train.dense", "ovsdino.train.start", "ovsdino.train.pseudo_masks", "ovsdino.train.sam_targets",

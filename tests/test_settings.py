@@ -265,3 +265,9 @@ def test_defaults_pass_their_own_checks():
         tree = dataclasses.asdict(kind())
         assert train_config(tree) == kind()
     assert SelfDistillConfig().images == ()
+
+
+def test_a_null_key_is_unknown_like_any_other():
+    for tree, message in (({None: 1}, "unknown key None"), ({"optim": {None: 1}}, "optim: unknown key None")):
+        with pytest.raises(OVSDinoError, match=message):
+            train_config(tree)
