@@ -133,7 +133,7 @@ def read_member(path: Path, member: Member) -> bytes:
 
 def _scan(path: Path, size: int) -> list[Member]:
     members = []
-    # The limit: a damaged header must not send the reader round in circles (a size below zero did).
+    # The limit: tarfile follows a size below zero back to a file it has read, and never ends.
     with reading(path, "uncompressed tar", REMEDY), tarfile.open(path, "r:") as archive:
         for info in itertools.islice(archive, size // tarfile.BLOCKSIZE + 1):
             if info.isdir() or (info.isreg() and is_litter(info.name)):
