@@ -234,7 +234,7 @@ def test_a_tar_that_is_cut_or_compressed_is_refused(root):
 def test_a_header_that_points_back_does_not_go_round_in_circles(root):
     path = write_tar(root / "bad/a.tar", {"a.png": b"x", "b.txt": b"x", "c.txt": b"x"})
     whole, third = bytearray(path.read_bytes()), 2048  # each file is a block of header and one of data
-    # The next header is looked for 1536 bytes before the data at 2560: that of b.txt. tarfile of Python 3.11.7 never ends.
+    # The next header is looked for 1536 bytes before the data at 2560: at b.txt. tarfile (Python 3.11.7) never ends.
     whole[third + 124 : third + 136] = (-1536).to_bytes(12, "big", signed=True)
     whole[third + 148 : third + 156] = b" " * 8
     whole[third + 148 : third + 156] = b"%06o\0 " % sum(whole[third : third + 512])
