@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import stat
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 LOCK_NAME = ".ovsdino.lock"
-ORPHAN_AGE_S = 60
 LITTER = ("thumbs.db", "desktop.ini")
 TEMPORARY = re.compile(r"\..*\.\d+\.[0-9a-f]{8}\.tmp(\..*)?", re.DOTALL)  # the names that `atomic_path` makes
 
@@ -173,12 +171,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         real = Path(os.path.realpath(target))
         real.parent.mkdir(parents=True, exist_ok=True)
         _remove_orphans_once(real.parent)
-        temporary = real.with_name(_temporary_name(real))
-        # The lock says that the writer lives; the kernel drops it when the process dies.
-        guard = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        temporary, guard = _begun(real)
         try:
-            with suppress(OSError):  # a file system without locks: its orphans stay
-                fcntl.flock(guard, fcntl.LOCK_EX)
             yield temporary
             os.fsync(guard)  # some disks say only here that they are full
             os.replace(temporary, real)
@@ -192,6 +186,22 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):  # gone after the rename; and a failure to tidy must not hide the first one
                 temporary.unlink()
+
+
+def _begun(real: Path) -> tuple[Path, int]:
+    """Return a new temporary file next to ``real`` and its descriptor, locked.
+
+    The lock says that the writer lives; the kernel drops it when the process dies. A file that another process took for
+    an orphan before it was locked has no name any more: another one is made.
+    """
+    while True:
+        temporary = real.with_name(_temporary_name(real))
+        guard = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        with suppress(OSError):  # a file system without locks: its orphans stay
+            fcntl.flock(guard, fcntl.LOCK_EX)
+        if os.fstat(guard).st_nlink:
+            return temporary, guard
+        os.close(guard)
 
 
 @contextmanager
@@ -321,9 +331,7 @@ def remove_orphans(folder: Path, stem: str = ".") -> None:
         if not TEMPORARY.fullmatch(orphan.name):
             continue
         with suppress(OSError):
-            state = orphan.stat()
-            # Empty and young: perhaps just made and not locked yet. A writer that lives locks before it writes.
-            if not stat.S_ISREG(state.st_mode) or (not state.st_size and time.time() - state.st_mtime < ORPHAN_AGE_S):
+            if not stat.S_ISREG(orphan.stat().st_mode):
                 continue
             handle = os.open(orphan, os.O_RDWR)
             try:

@@ -163,6 +163,35 @@ def test_what_a_killed_writer_left_is_swept_and_nothing_of_anyone_else(tmp_path:
     assert sorted(p.name for p in tmp_path.iterdir()) == [".a.1.tmp", ".a.tmp.txt", ".bashrc.tmp", "b.bin"]
 
 
+def test_an_empty_file_of_a_writer_that_was_just_killed_is_swept_too(tmp_path: Path) -> None:
+    code = "import os\nfrom ovsdino.io.files import atomic_path\nwith atomic_path('a.bin'): os.kill(os.getpid(), 9)"
+    run([sys.executable, "-c", code], tmp_path)
+    (left,) = tmp_path.iterdir()
+    assert left.stat().st_size == 0
+    remove_orphans(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_file_that_was_swept_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    lock, swept = fcntl.flock, []
+
+    def sweep_first(handle: int, how: int) -> None:
+        if not swept:
+            (found,) = tmp_path.iterdir()
+            found.unlink()
+            swept.append(found)
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", sweep_first)
+    with atomic_write(tmp_path / "a.bin") as file:
+        file.write(b"whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"] and (tmp_path / "a.bin").read_bytes() == b"whole"
+
+
 def test_text_is_read_with_or_without_a_byte_order_mark_and_from_files_only(tmp_path: Path) -> None:
     (tmp_path / "mark.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_text(tmp_path / "mark.json", "text") == '{"a": 1}'

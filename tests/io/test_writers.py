@@ -20,6 +20,7 @@ DIRECT = {  # what opens a file for writing by itself, and why it may
     "benchmarks/timing.py": "/proc",
     "benchmarks/latency.py": "files of one measurement in a temporary folder",
     "scripts/build_native.py": "a compiled module, renamed; runs before the package can be imported",
+    "scripts/numerics_matrix.py": "a table, written again after each run",
     "scripts/gpu_check.py": "logs of processes that may be killed",
     "deploy/publish.py": "file and sidecar are renamed as one",
     "deploy/sidecar.py": "finishes that renaming after a kill",
