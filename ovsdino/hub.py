@@ -162,7 +162,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str, *, part
 
 
 def _finite(value: Tensor) -> bool:
-    """Tell whether all values are finite: one pass without a temporary (86 M float32: 20 ms of one core)."""
+    """Return whether all values are finite, in one pass without a temporary."""
     if not value.is_floating_point() or not value.numel():
         return True
     low, high = torch.aminmax(value)  # both are NaN where one value is
