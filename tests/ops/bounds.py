@@ -186,17 +186,27 @@ def attention(
 def guided(inputs: tuple, dtype: torch.dtype, backend: str, grad: Tensor | None = None) -> list[Tensor]:
     """Bounds for guided_upsample: of the output, and with `grad` of the gradients of logits, guides and beta.
 
-    The scores are beta (2 G_hi.G_lo - |G_lo|^2) minus the squared distance in the grid: large terms that cancel.
+    The scores are beta (2 G_hi.G_lo - |G_lo|^2) minus the squared distance in the grid: large terms that cancel. The
+    CUDA kernels and their bodies take -beta |G_hi - G_lo|^2 instead, and the gradients from the same differences: what
+    rounding leaves of sum_j ds_ij, which is 0, meets G_hi there. "native" is any kernel: the larger of both bounds.
     """
+    if backend == "native":
+        both = (guided(inputs, dtype, name, grad) for name in ("cpu", "cuda"))
+        return [torch.maximum(a, b) for a, b in zip(*both, strict=True)]
+    offsets = backend.startswith("cuda")
     logits, guide_lo, guide_hi, beta = inputs
     batch, _, h, w = logits.shape
     scale = guide_hi.shape[2] // h
     bias = neighbour_bias(h, w, scale, logits.device, torch.float64).clamp(min=-1e4).repeat(batch, 1, 1)
     high, low, values = to_blocks(guide_hi, scale), neighbours(guide_lo), neighbours(logits).mT
+    square_hi = high.square().sum(-1, keepdim=True)
 
     def compute(at: Rounding) -> list[Tensor]:
         square = at.total(low.square(), 1).unsqueeze(1)
         similarity = at.wide(2 * at.stored(at.product(high, low)) - square)
+        if offsets:
+            apart = square_hi + low.square().sum(1, keepdim=True) - 2 * high @ low
+            similarity = -at._added(apart, apart.square(), low.shape[1])
         p = at.stored(at.weights(at.wide(beta * similarity) + at.wide(bias)))
         found = [from_blocks(at.product(p, values), batch, h, w, scale)]
         if grad is None:
@@ -205,6 +215,9 @@ def guided(inputs: tuple, dtype: torch.dtype, backend: str, grad: Tensor | None 
         slope = at.stored(at.product(outer, values.mT))
         ds = at.stored(p * (slope - at.total(p * slope, -1).unsqueeze(-1)))
         columns = at.total(ds, 1).unsqueeze(1)
+        pulled = at.product(ds, low.mT)
+        if offsets:
+            pulled = pulled - at.total(ds, -1).unsqueeze(-1) * high
 
         def gathered(x: Tensor) -> Tensor:
             x = at.stored(x).contiguous()
@@ -215,7 +228,7 @@ def guided(inputs: tuple, dtype: torch.dtype, backend: str, grad: Tensor | None 
             *found,
             gathered(at.product(outer.mT, p)),
             gathered(2 * beta * (at.product(high.mT, ds) - low * columns)),
-            from_blocks(at.stored(2 * beta * at.product(ds, low.mT)), batch, h, w, scale),
+            from_blocks(at.stored(2 * beta * pulled), batch, h, w, scale),
             at.total(at.wide(ds * similarity), (0, 1, 2)),
         ]
 

@@ -70,7 +70,9 @@ def limits(kernel: str, inputs: list, outer: Tensor | None = None) -> list[Tenso
     """The bounds of the result and, with a gradient of it, of the four gradients."""
     wide = tuple(x.detach().cpu().double() for x in inputs)
     dtype = inputs[0].dtype
-    backend = "reference" if kernel == "reference" or (kernel == "auto" and dispatch.native is None) else "cpu"
+    backend = kernel if kernel in ("reference", "cuda body", "native") else "cpu"
+    if kernel == "auto":
+        backend = "native" if dispatch.native is not None else "reference"
     return bounds.guided(wide, dtype, backend, None if outer is None else outer.cpu().double())
 
 
