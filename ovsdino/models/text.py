@@ -83,6 +83,18 @@ def word_pieces(word: str) -> tuple[int, ...]:
     return tuple(fnv1a(piece) for piece in (f"0{marked}", f"1{marked}", *grams))[:PIECES_MAX]
 
 
+def words_of(name: str) -> list[str]:
+    """Return the words of a name in lower case; signs and emoji alone are read by their Unicode names.
+
+    Without the latter all emoji had one and the same embedding.
+    """
+    words = re.findall(r"\w+", unicodedata.normalize("NFC", name).lower().replace("_", " "))
+    if words:
+        return words
+    signs = (unicodedata.name(c, "") for c in name if unicodedata.category(c) not in ("Cf", "Mn"))
+    return [word for sign in signs for word in re.findall(r"\w+", sign.lower())]
+
+
 class HashedTextTower(TextTower):
     """Hashed subwords -> word vectors -> one attention layer over the words -> D.
 
@@ -109,8 +121,7 @@ class HashedTextTower(TextTower):
 
     def tokenize(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Returns bucket ids (n, words, pieces), -1 where there is none, and word mask (n, words)."""
-        composed = (unicodedata.normalize("NFC", name).lower().replace("_", " ") for name in names)
-        split = [re.findall(r"\w+", name)[:WORDS_MAX] or [""] for name in composed]
+        split = [words_of(name)[:WORDS_MAX] or [""] for name in names]
         words = max(len(s) for s in split)
         ids = torch.full((len(split), words, PIECES_MAX), -1)
         for row, parts in enumerate(split):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.models.text import ClipTextTower, HashedTextTower, fnv1a
+from ovsdino.models.text import ClipTextTower, HashedTextTower, fnv1a, words_of
 
 
 def test_fnv1a_matches_the_published_vectors():
@@ -45,3 +45,13 @@ def test_clip_offline_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(OVSDinoError, match=r"open_clip_model\.safetensors .* by hand .*--clip-weights FILE"):
         ClipTextTower(384).encode(["cat"])
+
+
+def test_signs_alone_are_read_by_their_unicode_names() -> None:
+    assert words_of("Traffic_light 2") == ["traffic", "light", "2"]
+    assert words_of("\N{AUTOMOBILE}") == ["automobile"]
+    assert words_of("\N{CAT FACE}\N{VARIATION SELECTOR-16}\N{ZERO WIDTH JOINER}\N{BLACK LARGE SQUARE}") == [
+        *("cat", "face", "black", "large", "square")
+    ]
+    assert words_of("\N{AUTOMOBILE} car") == ["car"]
+    assert words_of("\N{ZERO WIDTH JOINER}") == []
