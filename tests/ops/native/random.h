@@ -64,6 +64,7 @@ class Array {
     start_ = gaps ? random->between(0, 3) : 0;
     memory_.resize(static_cast<size_t>(start_ + length - planted_short_read()) * bytes_of(dtype_));
     memory_.shrink_to_fit();
+    if (memory_.empty()) memory_.reserve(1);  // an array cut to nothing still has an address
   }
 
   template <typename Make>
