@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,16 @@ def say(message: object) -> None:
     """Print one line on stderr; where that cannot be written, the exit code must do."""
     with suppress(OSError):
         print(one_line(message, 2000), file=sys.stderr, flush=True)
+
+
+def note_escapes(texts: Iterable[object], encoding: str, where: str) -> None:
+    """Say once that a name is more than an encoding can hold, and so is written with escapes."""
+    for text in map(str, texts):
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            say(f"note: {ascii(text)[1:-1]}: written with escapes {where}")
+            return
 
 
 def progress_bar(shown: bool = True) -> Progress:

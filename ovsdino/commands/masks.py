@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ovsdino.commands.common import print_json, progress_bar, say
+from ovsdino.commands.common import note_escapes, print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class Masks:
                     "masks are made of --images FOLDER, or corrupted from --from MASKS: give one of them"
                 )
             generator = self._generator()
+            note_escapes(source.names, "utf-8", "in the shards: it is not UTF-8")
 
             def make(progress: Progress) -> MaskStore:
                 store = make_masks(source, self.output, generator, part, progress, say)

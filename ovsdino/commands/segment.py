@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ovsdino.commands.common import ModelOptions, print_json, progress_bar, say
+from ovsdino.commands.common import ModelOptions, note_escapes, print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError, one_line
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class Segment(ModelOptions):
         for path, stem in zip(paths, stems, strict=True):
             if stem != path.stem:
                 say(f"note: {path}: another image is called {path.stem}, so this one is written as {stem}")
+        if not self.json:
+            encoding = sys.stdout.encoding or "utf-8"
+            note_escapes([*paths, *vocabulary.names], encoding, f"in this output, which is {encoding}")
         worker = _Worker(self, vocabulary, {file_identity(path) for path in paths} - {None})
         with progress_bar(len(paths) > 1) as progress:
             task = progress.add_task("segment", total=len(paths))

@@ -83,7 +83,7 @@ def test_an_image_in_a_closed_folder_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
 @pytest.mark.parametrize("as_json", [False, True])
 def test_names_that_are_not_utf8_and_words_that_the_terminal_lacks_are_done(
-    encoding: str, as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoding: str, as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
     picture(tmp_path / "in" / "a_\udce9.png")
@@ -99,4 +99,6 @@ def test_names_that_are_not_utf8_and_words_that_the_terminal_lacks_are_done(
         assert [one["name"] for one in images[0]["classes"]] == ["空", "🚗", "café"]
     else:
         assert text.count(" -> ") == 2 and "a_\\udce9.png -> " in text
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == (0 if as_json else 1) and all("a_\\udce9.png: written with escapes" in note for note in notes)
     assert len(os.listdir(tmp_path / "out")) == 4
