@@ -81,11 +81,4 @@ def compare(found: Run, expected: Run, sidecar: Sidecar, images: Images, *, refe
             cosines.append(cosine(a, b))
             labels = [upsample_argmax(np.ascontiguousarray(one), image.shape[:2])[0] for one in (a, b)]
             agreements.append(float((labels[0] == labels[1]).mean()))
-    return Verification(
-        cosine=float(np.mean(cosines)),
-        worst_cosine=float(np.min(cosines)),
-        label_agreement=float(np.mean(agreements)),
-        images=len(cosines),
-        source=images.source,
-        reference=reference,
-    )
+    return Verification.of(cosines, agreements, images.source, reference)

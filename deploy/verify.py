@@ -69,6 +69,18 @@ class Verification:
     source: str
     reference: str = "PyTorch"
 
+    @classmethod
+    def of(cls, cosines: Sequence[float], agreements: Sequence[float], source: str, reference: str) -> Verification:
+        """Return the means and the worst of figures image by image."""
+        return cls(
+            cosine=float(np.mean(cosines)),
+            worst_cosine=float(np.min(cosines)),
+            label_agreement=float(np.mean(agreements)),
+            images=len(cosines),
+            source=source,
+            reference=reference,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "cosine": self.cosine,
@@ -262,13 +274,7 @@ def verify(model: OVSDINO, path: str | Path, images: Images) -> Verification:
                 size = image.shape[:2]
                 labels = [upsample_argmax(logits[None], size)[0] for logits in (ours, theirs)]
                 agreements.append(float((labels[0] == labels[1]).double().mean()))
-    return Verification(
-        cosine=float(np.mean(cosines)),
-        worst_cosine=float(np.min(cosines)),
-        label_agreement=float(np.mean(agreements)),
-        images=len(cosines),
-        source=images.source,
-    )
+    return Verification.of(cosines, agreements, images.source, "PyTorch")
 
 
 def checked_sidecar(model: OVSDINO, path: str | Path) -> Sidecar:
