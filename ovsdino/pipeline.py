@@ -31,7 +31,8 @@ __all__ = ["DEFAULT_BACKGROUND", "Clock", "Segmenter", "load", "segment"]
 log = logging.getLogger("ovsdino")
 
 LONGEST_SIDE = 2048 / 448  # of the short side: the protocol's keep-ratio resize into (2048, 448)
-CPU_MEMORY = ("can't allocate memory", "not enough memory", "could not create a memory", "could not create a primitive")
+ONEDNN_PRIMITIVE = "could not create a primitive"
+CPU_MEMORY = ("can't allocate memory", "not enough memory", "could not create a memory", ONEDNN_PRIMITIVE)
 TEXT_BANKS = 64  # text banks kept, least recently used dropped first
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
@@ -73,6 +74,7 @@ class Segmenter:
         if batch_size < 1:
             raise OVSDinoError(f"batch_size is {batch_size}: expected at least 1")
         self.batch_size = batch_size
+        self._said_onednn = False
         self._banks: OrderedDict[tuple[tuple[str, ...], ...], Tensor] = OrderedDict()
         self._banks_lock = threading.Lock()
 
@@ -249,15 +251,23 @@ class Segmenter:
         """(N, 3, H, W) -> (N, K, h, w) float32, `batch_size` at a time."""
         parts: list[Tensor] = []
         start = 0
+        onednn = True
         while start < len(batch):
             chunk = batch[start : start + self.batch_size]
             try:
-                with self._autocast():
+                with self._autocast(), _onednn(onednn):
                     with clock("encode"):
                         features = self.model.encode_image(chunk)
                     with clock("decode"):
                         parts.append(self.model.decode(features, text).float())
             except (RuntimeError, MemoryError) as error:
+                if onednn and ONEDNN_PRIMITIVE in str(error):
+                    # oneDNN keeps a primitive that failed for good: the same shape fails on when memory is back.
+                    onednn = False
+                    if not self._said_onednn:
+                        log.warning("out of memory in oneDNN: batches that fail there run without it")
+                    self._said_onednn = True
+                    continue
                 if len(chunk) == 1 or not out_of_memory(error):
                     raise
                 self.batch_size = len(chunk) // 2
@@ -392,6 +402,17 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(part in str(error) for part in CPU_MEMORY)
+
+
+@contextlib.contextmanager
+def _onednn(wanted: bool) -> Iterator[None]:
+    """Run the body without oneDNN where it is not wanted."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = before and wanted
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 @contextlib.contextmanager

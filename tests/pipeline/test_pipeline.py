@@ -207,6 +207,23 @@ def test_out_of_memory_on_the_cpu_halves_the_batch_too(allocator: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_primitive_that_onednn_cannot_make_is_done_without_it(caplog: pytest.LogCaptureFixture) -> None:
+    # What oneDNN does under RLIMIT_AS; it keeps the failure, so that halving alone would never end it.
+    def onednn() -> None:
+        if torch.backends.mkldnn.enabled:
+            raise RuntimeError("could not create a primitive")
+
+    pixels = np.random.default_rng(2).integers(0, 256, (16, 64, 3), dtype=np.uint8)
+    expected = brightness()[0].segment(pixels, ["bright", "dark"], window=16, stride=4).labels
+    segmenter, model = brightness(batch_size=4)
+    encode = model.encode_image
+    model.encode_image = lambda image: (onednn(), encode(image))[1]  # type: ignore[method-assign]
+    result = segmenter.segment(pixels, ["bright", "dark"], window=16, stride=4)
+    np.testing.assert_array_equal(result.labels, expected)
+    assert segmenter.batch_size == 4 and torch.backends.mkldnn.enabled
+    assert caplog.text.count("batches that fail there run without it") == 1
+
+
 def test_another_runtime_error_is_not_taken_for_memory() -> None:
     segmenter, model = brightness()
     model.memory, model.allocator = 0, lambda: torch.zeros(2) @ torch.zeros(3)
