@@ -407,12 +407,13 @@ def out_of_memory(error: BaseException) -> bool:
 @contextlib.contextmanager
 def _onednn(wanted: bool) -> Iterator[None]:
     """Run the body without oneDNN where it is not wanted."""
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = before and wanted
+    switch: Any = torch.backends.mkldnn  # torch annotates the property itself, not its bool
+    before = switch.enabled
+    switch.enabled = before and wanted
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = before
+        switch.enabled = before
 
 
 @contextlib.contextmanager
