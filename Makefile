@@ -68,7 +68,7 @@ bench: setup
 # 15 to 20 minutes; the masks go on where they were stopped. The configurations look for images in `data`.
 weak-data: setup
 	mkdir -p runs/weak && { [ -e data ] || ln -s $(abspath $(DATA)) data; }
-	$(PY) -m ovsdino.train.compose_captions --root $(DATA) --output runs/weak/captions.jsonl
+	$(PY) -m ovsdino.train.weak.compose_captions --root $(DATA) --output runs/weak/captions.jsonl
 	$(VENV)/bin/ovsdino masks --generator felzenszwalb --images $(CAMVID_TRAIN) --output runs/weak/masks
 	$(VENV)/bin/ovsdino masks --from runs/weak/masks --corrupt 0.3 --output runs/weak/masks_corrupt30
 

@@ -15,13 +15,18 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import build_native  # noqa: E402  (lives in scripts/, which no build frontend puts on the path)
 
-PACKAGE_DIR = {"ovsdino": "ovsdino", "ovsdino.kernels": "kernels/triton", "ovsdino.deploy": "deploy"}
+PACKAGE_DIR = {
+    "ovsdino": "ovsdino",
+    "ovsdino.kernels": "kernels/triton",
+    "ovsdino.deploy": "deploy",
+    "ovsdino.benchmarks": "benchmarks",
+}
 
 
 def packages() -> list[str]:
     """The packages below ovsdino/ and those of the two folders that are mapped into it."""
     names = find_packages(str(ROOT), include=["ovsdino", "ovsdino.*"])
-    for package in ("ovsdino.kernels", "ovsdino.deploy"):
+    for package in ("ovsdino.kernels", "ovsdino.deploy", "ovsdino.benchmarks"):
         below = find_packages(str(ROOT / PACKAGE_DIR[package]))
         names += [package, *(f"{package}.{name}" for name in below)]
     return names

@@ -24,18 +24,15 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from latency_cases import EDGE, PRECISIONS, TORCH, Case, Once, case_json, prepared, shares
-from latency_report import markdown, plot
-
-from ovsdino.commands.common import print_json, say
+from ovsdino.benchmarks.lib.latency_cases import EDGE, PRECISIONS, TORCH, Case, Once, case_json, prepared, shares
+from ovsdino.benchmarks.lib.latency_report import markdown, plot
 from ovsdino.data.names import CAMVID
-from ovsdino.deploy.script import run_script
-from ovsdino.deploy.trt_runtime import available_threads
+from ovsdino.deploy.export.script import run_script
+from ovsdino.edge.segmenter import available_threads
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import load_image
 from ovsdino.io.files import atomic_write
+from ovsdino.io.images import load_image
+from ovsdino.options import print_json, say
 
 PAUSE_S = 0.02  # torch's and ONNX Runtime's threads spin for a few milliseconds after a call
 MEMORY_RUNS = 3
@@ -140,7 +137,7 @@ class Latency:
 
     def _cases(self, image: np.ndarray, device: str, threads: int | None, folder: Path) -> list[Case]:
         """Every combination that exists, exported where need be."""
-        from latency_exports import engine_case, exported
+        from ovsdino.benchmarks.lib.latency_exports import engine_case, exported
 
         found, left_out = [], []
         words = tuple(listed(self.classes))
@@ -178,7 +175,7 @@ def measure(cases: Sequence[Case], image: np.ndarray, *, runs: int, warmup: int)
         ``results``, a row a case and stage; ``throughput``, images a second one after the other; ``machine`` with the
         power drawn meanwhile, where it can be measured.
     """
-    from board import power
+    from ovsdino.benchmarks.lib.board import power
 
     calls: list[tuple[Case, Once]] = []
     for case in cases:
@@ -222,7 +219,7 @@ def add_memory(report: dict[str, Any], cases: Sequence[Case], image: np.ndarray,
         RuntimeError: the process failed, though the case ran here.
     """
     np.save(folder / "image.npy", image)
-    script = Path(__file__).resolve().parent / "latency_cases.py"
+    script = Path(__file__).resolve().parent / "lib" / "latency_cases.py"
     for case in cases:
         say(f"memory of {case}")
         (folder / "case.json").write_text(case_json(case))
@@ -238,10 +235,10 @@ def add_memory(report: dict[str, Any], cases: Sequence[Case], image: np.ndarray,
 
 def facts(device: str, threads: int, measured: dict[str, Any]) -> dict[str, Any]:
     """The machine and its load; its limits too where torch, which measures them, was needed anyway."""
-    import board
+    from ovsdino.benchmarks.lib import board
 
     if "torch" in sys.modules:
-        from machine import machine_facts
+        from ovsdino.benchmarks.lib.machine import machine_facts
 
         found = machine_facts(device)
     else:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine_facts
-from op_cases import CASES, GPU_SHARE, Case, Setting
-from timing import extra_mb, interleaved
 
+from ovsdino.benchmarks.lib.machine import machine_facts
+from ovsdino.benchmarks.lib.op_cases import CASES, GPU_SHARE, Case, Setting
+from ovsdino.benchmarks.lib.timing import extra_mb, interleaved
 from ovsdino.io.files import atomic_write
 from ovsdino.ops import use_backend
 

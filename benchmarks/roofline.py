@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ovsdino.commands.parsing import parse
-from ovsdino.commands.running import run_command
+from ovsdino.console import run_command
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write
 from ovsdino.models.ovsdino import AFFINITY_DIM, OVSDINO
 from ovsdino.models.zoo import CONFIGS, build_model
+from ovsdino.parsing import parse
 
 HERE = Path(__file__).resolve().parent
 DOCUMENT, RESULTS = HERE / "roofline.md", HERE / "results" / "roofline.json"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    from ovsdino.deploy.start import start
+    from ovsdino.deploy.export.start import start
 
     sys.exit(start("export_onnx", "ExportOnnx"))
 
@@ -28,19 +28,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ovsdino.commands.common import print_json, say
-from ovsdino.deploy.publish import proven
-from ovsdino.deploy.script import ModelSource
-from ovsdino.deploy.sidecar import GRAPH_KEY, Sidecar
+from ovsdino.deploy.export.publish import proven
+from ovsdino.deploy.export.script import ModelSource
 from ovsdino.deploy.verify import Verification, VerifyOptions
+from ovsdino.edge.sidecar import GRAPH_KEY, Sidecar
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import lock_folder
+from ovsdino.options import print_json, say
 
 if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import nn
 
-    from ovsdino.config import ModelConfig
+    from ovsdino.models.config import ModelConfig
     from ovsdino.models.ovsdino import OVSDINO
 
 __all__ = ["CLASSES", "OPSET", "ExportOnnx", "default_size", "export_onnx", "write_facts"]
@@ -99,7 +99,7 @@ def export_onnx(
         raise OVSDinoError(f"{config.name}: reads SAM's embedding at inference; only a distilled model is exported")
     graph = _traced(model, height, width, batches, (least, most))
     if precision == "float16":
-        from ovsdino.deploy.graph import to_float16
+        from ovsdino.deploy.export.graph import to_float16
 
         to_float16(graph)
     scale = 4 if model.decoder is not None else 1
@@ -177,7 +177,7 @@ def _traced(model: OVSDINO, height: int, width: int, batch: tuple[int, int], cla
     import torch
     from onnxscript import optimizer
 
-    from ovsdino.deploy import graph
+    from ovsdino.deploy.export import graph
 
     prepared = _for_export(model, height, width)
     sizes = [most if least == most else min(most, least + 2) for least, most in (batch, classes)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    from ovsdino.deploy.start import start
+    from ovsdino.deploy.export.start import start
 
     sys.exit(start("export_trt", "ExportTrt"))
 
@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ovsdino.commands.common import print_json, say
-from ovsdino.deploy import tensorrt_api
+from ovsdino.deploy.export import tensorrt_api
+from ovsdino.deploy.export.publish import proven
 from ovsdino.deploy.export_onnx import (
     ExportOptions,
     Precision,
@@ -34,10 +34,10 @@ from ovsdino.deploy.export_onnx import (
     precision_suffix,
     reported,
 )
-from ovsdino.deploy.publish import proven
-from ovsdino.deploy.sidecar import Sidecar, sidecar_path
+from ovsdino.edge.sidecar import Sidecar, sidecar_path
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, lock_folder, reading, refuse_inputs
+from ovsdino.options import print_json, say
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -250,7 +250,7 @@ class ExportTrt(ExportOptions):
         if not _runs_here(sidecar):
             say(f"nobody ran this engine: there is no {sidecar.target} device here; verified is null")
             return
-        from ovsdino.deploy.compare import compare_engine, words
+        from ovsdino.deploy.export.compare import compare_engine, words
         from ovsdino.deploy.verify import text_bank
 
         images = self.verify.find()
@@ -292,7 +292,7 @@ class ExportTrt(ExportOptions):
 
 def _runs_here(sidecar: Sidecar) -> bool:
     """Whether this machine has a device that the engine was built for."""
-    from ovsdino.deploy.runtime_tensorrt import device_sm
+    from ovsdino.edge.tensorrt_graph import device_sm
 
     try:
         return device_sm(0) in sidecar.target.split(",")

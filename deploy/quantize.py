@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    from ovsdino.deploy.start import start
+    from ovsdino.deploy.export.start import start
 
     sys.exit(start("quantize", "Quantize"))
 
@@ -30,16 +30,22 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ovsdino.commands.common import print_json, progress_bar, say
-from ovsdino.deploy.calibrate import Method, calibration_images, channel_ranges, open_session, tensor_ranges
+from ovsdino.deploy.export.publish import proven
 from ovsdino.deploy.export_onnx import write_facts
-from ovsdino.deploy.publish import proven
-from ovsdino.deploy.qdq import insert_qdq
-from ovsdino.deploy.score import feed, score, text_bank
-from ovsdino.deploy.sidecar import Sidecar, sidecar_path
-from ovsdino.deploy.smoothquant import Linear, find_linears, smooth
+from ovsdino.deploy.quantization.calibrate import (
+    Method,
+    calibration_images,
+    channel_ranges,
+    open_session,
+    tensor_ranges,
+)
+from ovsdino.deploy.quantization.qdq import insert_qdq
+from ovsdino.deploy.quantization.score import feed, score, text_bank
+from ovsdino.deploy.quantization.smoothquant import Linear, find_linears, smooth
+from ovsdino.edge.sidecar import Sidecar, sidecar_path
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, lock_folder, reading, refuse_inputs
+from ovsdino.options import print_json, progress_bar, say
 
 __all__ = ["Recipe", "quantise", "read_graph", "sensitivity"]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    from ovsdino.deploy.start import start
+    from ovsdino.deploy.export.start import start
 
     sys.exit(start("verify", "Verify"))
 
@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ovsdino.commands.common import print_json, say
-from ovsdino.deploy.script import ModelSource
-from ovsdino.deploy.sidecar import Sidecar
+from ovsdino.deploy.export.script import ModelSource
+from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import reading
+from ovsdino.options import print_json, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,7 +165,7 @@ class VerifyOptions:
         if self.limit < 1:
             raise OVSDinoError(f"limit is {self.limit}: expected at least 1 image (--skip-verify compares none)")
         if self.images is not None:
-            from ovsdino.imageio import expand_paths, load_image
+            from ovsdino.io.images import expand_paths, load_image
 
             paths = expand_paths([self.images])[: self.limit]
             return Images(tuple(load_image(path) for path in paths), (), f"images of {self.images}")
@@ -306,7 +306,7 @@ def runner(path: Path, sidecar: Sidecar, text: np.ndarray) -> Any:
     if sidecar.kind == "onnx":
         graph = Rounded(path, sidecar.precision != "float32")
         return lambda image: graph.run(image, text)["logits"]
-    from ovsdino.deploy.trt_runtime import open_graph
+    from ovsdino.edge.segmenter import open_graph
 
     engine = open_graph(path, sidecar, threads=1, device=0)
     engine.set_text(text)

@@ -11,14 +11,14 @@ from ovsdino.commands.doctor import Doctor
 from ovsdino.commands.eval import Eval
 from ovsdino.commands.masks import Masks
 from ovsdino.commands.models import Models
-from ovsdino.commands.parsing import Commands, Group, overview, parse_command
 from ovsdino.commands.probe import ProbeLayers
 from ovsdino.commands.report import Report
-from ovsdino.commands.running import run_command
 from ovsdino.commands.segment import Segment
 from ovsdino.commands.stream import StreamCommand
 from ovsdino.commands.text import Text
 from ovsdino.commands.train import Train
+from ovsdino.console import run_command
+from ovsdino.parsing import Commands, Group, overview, parse_command
 
 COMMANDS: Commands = {
     "segment": Segment,
@@ -41,7 +41,7 @@ DESCRIPTION = """Open-vocabulary segmentation: an image and words in, a mask for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code (see `ovsdino.commands.running`).
+    """Run the command line and return the exit code (see `ovsdino.console`).
 
     Args:
         argv: Arguments after the program's name; those of the process by default.

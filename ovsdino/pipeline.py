@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import ImageLike, load_image, source_name
+from ovsdino.io.images import ImageLike, load_image, source_name
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.zoo import create_model
 from ovsdino.ops import preprocess, upsample_argmax

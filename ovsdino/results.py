@@ -13,8 +13,8 @@ from PIL import Image
 
 from ovsdino.data.rle import encode_mask
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import ImageLike, load_image
 from ovsdino.io.files import atomic_write, refuse_inputs
+from ovsdino.io.images import ImageLike, load_image
 from ovsdino.overlay import BACKGROUND_COLOUR, class_colours, draw_overlay
 from ovsdino.vocabulary import BACKGROUND
 

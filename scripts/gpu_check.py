@@ -149,6 +149,7 @@ def stage_package() -> None:
             (package / child.name).symlink_to(child)
     (package / "kernels").symlink_to(ROOT / "kernels" / "triton")
     (package / "deploy").symlink_to(ROOT / "deploy")
+    (package / "benchmarks").symlink_to(ROOT / "benchmarks")
 
 
 def build_step(capability: str, output: Path, limit: float) -> Step:

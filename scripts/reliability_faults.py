@@ -164,10 +164,10 @@ def training_work(folder: Path, output: Path) -> Work:
 
 def export_work(folder: Path, output: Path) -> Work:
     """The export of a small model to ONNX with its sidecar."""
-    from ovsdino.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
+    from ovsdino.deploy.export.script import randomise
     from ovsdino.deploy.export_onnx import export_onnx
-    from ovsdino.deploy.script import randomise
-    from ovsdino.deploy.sidecar import Sidecar
+    from ovsdino.edge.sidecar import Sidecar
+    from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
     from ovsdino.models.ovsdino import OVSDINO
     from ovsdino.models.text import HashedTextTower
 

@@ -60,7 +60,7 @@ def an_image(kind: str, **options: Any) -> Maker:
     """Return the maker of an image file."""
 
     def make(folder: Path) -> tuple[Path, Reader]:
-        from ovsdino.imageio import load_image
+        from ovsdino.io.images import load_image
 
         path = folder / f"a.{kind.lower()}"
         path.write_bytes(picture(kind, **options))
@@ -110,7 +110,7 @@ def data_zip(folder: Path) -> tuple[Path, Reader]:
 
 
 def calibration_zip(folder: Path) -> tuple[Path, Reader]:
-    from ovsdino.deploy.calibrate import calibration_images
+    from ovsdino.deploy.quantization.calibrate import calibration_images
 
     path = zip_of(folder / "a.zip", {"images/a.png": picture("PNG"), "images/b.jpg": picture("JPEG")})
     return path, lambda: calibration_images(path, 2)
@@ -122,7 +122,7 @@ def masks(damaged: str) -> Maker:
     def make(folder: Path) -> tuple[Path, Reader]:
         from ovsdino.data.corrupt import corrupt_rows
         from ovsdino.data.masks import Manifest, MaskStore, PseudoMask, decode, encode_image, names_digest
-        from ovsdino.train.pseudo_masks import statistics
+        from ovsdino.train.masks.generators import statistics
 
         names = ["a.png", "b.png"]
         row, column = np.mgrid[:HEIGHT, :WIDTH]
@@ -275,7 +275,7 @@ def class_names(folder: Path) -> tuple[Path, Reader]:
 
 def word_list(folder: Path) -> tuple[Path, Reader]:
     from ovsdino.data.phrases import phrases, read_phrases
-    from ovsdino.train.dense import read_vocabulary
+    from ovsdino.train.dense.trainer import read_vocabulary
 
     path = folder / "words.txt"
     path.write_text("car\ntraffic light\ndog\nsky\n")
@@ -342,7 +342,7 @@ def sam_embeddings(folder: Path) -> tuple[Path, Reader]:
     import torch
     from safetensors.torch import save_file
 
-    from ovsdino.train.sam_targets import SamTargets
+    from ovsdino.train.masks.sam import SamTargets
 
     path = folder / "embeddings-00000.safetensors"
     save_file({"a.png": torch.ones(4, 8, 8).half()}, path, {"filled": json.dumps({"a.png": [6.0, 8.0]})})

@@ -58,7 +58,7 @@ def training_folder(folder: Path, steps: int = 1) -> Path:
 def trained(folder: Path) -> Any:
     """Train a step; return the trainer."""
     from ovsdino.train.config import load_config
-    from ovsdino.train.dense import DenseTrainer
+    from ovsdino.train.dense.trainer import DenseTrainer
 
     trainer = DenseTrainer(load_config(training_folder(folder)), log=lambda line: None)
     trainer.run()
@@ -143,9 +143,9 @@ def export(damaged: str, *, signed: bool = False) -> Maker:
     """
 
     def make(folder: Path) -> tuple[Path, Reader]:
-        from ovsdino.deploy.bank import TextBank
-        from ovsdino.deploy.sidecar import Sidecar
-        from ovsdino.deploy.trt_runtime import EdgeSegmenter
+        from ovsdino.edge.bank import TextBank
+        from ovsdino.edge.segmenter import EdgeSegmenter
+        from ovsdino.edge.sidecar import Sidecar
 
         graph = folder / "small.onnx"
         graph.write_bytes(small_graph())
@@ -178,7 +178,7 @@ def export(damaged: str, *, signed: bool = False) -> Maker:
 def video(folder: Path) -> tuple[Path, Reader]:
     import cv2
 
-    from ovsdino.deploy.sources import SourceOptions, make_source
+    from ovsdino.stream.sources import SourceOptions, make_source
 
     path = folder / "a.mp4"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10.0, (64, 48))

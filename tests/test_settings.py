@@ -12,7 +12,7 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.settings import read_yaml
 from ovsdino.train.ablation import Ablation, load_ablation
 from ovsdino.train.config import TrainConfig, WeakConfig, load_config, train_config
-from ovsdino.train.self_distill import SelfDistillConfig, load_settings
+from ovsdino.train.pretrain.self_distill import SelfDistillConfig, load_settings
 from ovsdino.train.trainer import changed_model
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@
 namespace ovsdino::edge {
 namespace {
 
-constexpr uint64_t kMaxBank = uint64_t{256} << 20;    // as deploy/bank.py
+constexpr uint64_t kMaxBank = uint64_t{256} << 20;    // as ovsdino/edge/bank.py
 constexpr uint64_t kMaxHeader = uint64_t{32} << 20;   // 32 767 names of 300 characters
 constexpr uint64_t kMaxSidecar = uint64_t{16} << 20;  // a few hundred bytes; quantised ones list their layers
 constexpr uint64_t kMaxModel = uint64_t{8} << 30;
@@ -104,7 +104,7 @@ Sidecar parse_sidecar(std::string_view text) {
     if (side < 1 || side > 65536) fail("a side of the input is " + std::to_string(side));
   }
   if (sidecar.input[1] != 3) fail("the input has " + std::to_string(sidecar.input[1]) + " channels, expected 3");
-  for (const double value : sidecar.mean) {  // ranges as deploy/fields.py
+  for (const double value : sidecar.mean) {  // ranges as ovsdino/edge/fields.py
     if (!(value >= 0.0 && value <= 1.0)) fail("mean is not within 0 to 1");
   }
   for (const double deviation : sidecar.std) {

@@ -1,4 +1,4 @@
-// Text banks (deploy/bank.py writes them) and sidecars (deploy/sidecar.py): read strictly, checked before anything is
+// Text banks (ovsdino/edge/bank.py writes them) and sidecars (ovsdino/edge/sidecar.py): read strictly, checked before anything is
 // deserialised. Every function throws std::runtime_error with one line that names the file.
 #pragma once
 

@@ -13,7 +13,7 @@
 namespace ovsdino::edge {
 namespace {
 
-constexpr int64_t kMaxPixels = 100000000;  // as ovsdino.imageio.MAX_PIXELS
+constexpr int64_t kMaxPixels = 100000000;  // as ovsdino.io.images.MAX_PIXELS
 
 struct Close {
   void operator()(std::FILE* file) const { std::fclose(file); }

@@ -53,7 +53,7 @@ class OnnxRuntimeGraph final : public Graph {
     const SessionOptions owned(options);
     check(api().SetIntraOpNumThreads(options, threads), sidecar.file);
     check(api().SetInterOpNumThreads(options, 1), sidecar.file);
-    // As deploy/runtime_onnx.py, which says why.
+    // As ovsdino/edge/onnx_graph.py, which says why.
     check(api().AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "0"), sidecar.file);
     OrtSession* session = nullptr;
     check(api().CreateSessionFromArray(env, data.data(), data.size(), options, &session), sidecar.file);

@@ -1,5 +1,5 @@
 // Camera pixels to the graph's input on the CPU: torch's fixed-point resize of uint8 images, the same integers as
-// deploy/preprocess.py, then x * gain + shift.
+// ovsdino/edge/pixels.py, then x * gain + shift.
 #pragma once
 
 #include <array>

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from ovsdino.commands.common import print_json, say
 from ovsdino.errors import OVSDinoError
+from ovsdino.options import print_json, say
 
 
 @dataclass(frozen=True, kw_only=True)

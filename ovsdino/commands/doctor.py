@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ovsdino.commands.common import print_json
+from ovsdino.options import print_json
 
 
 @dataclass(frozen=True, kw_only=True)

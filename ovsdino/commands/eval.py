@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ovsdino.commands.common import ModelOptions, print_json, progress_bar, say
 from ovsdino.commands.data import data_root
 from ovsdino.errors import OVSDinoError
+from ovsdino.options import ModelOptions, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from ovsdino.eval.protocol import Protocol

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ovsdino.commands.common import note_escapes, print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError
+from ovsdino.options import note_escapes, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from ovsdino.data.images import ImageSource
     from ovsdino.data.masks import MaskStore
-    from ovsdino.train.pseudo_masks import MaskGenerator
+    from ovsdino.train.masks.generators import MaskGenerator
 
 Progress = Callable[[int, int], None]
 MAX_POINTS = 256  # 65 536 points an image
@@ -55,7 +55,7 @@ class Masks:
     def run(self) -> int:
         from ovsdino.data.images import ImageSource
         from ovsdino.io.files import atomic_write, lock_folder
-        from ovsdino.train.pseudo_masks import contact_sheet, parse_part, statistics
+        from ovsdino.train.masks.generators import contact_sheet, parse_part, statistics
 
         part = parse_part(self.shard)
         source = None if self.images is None else ImageSource(self.images)
@@ -118,8 +118,8 @@ class Masks:
         """Return what writes the store, once all options are known to fit together."""
         from ovsdino.data.corrupt import check_corruption, corrupt_store
         from ovsdino.data.masks import MaskStore, names_digest
-        from ovsdino.train.pseudo_masks import SegmentAnything, make_masks
-        from ovsdino.train.sam_targets import write_embeddings
+        from ovsdino.train.masks.generators import SegmentAnything, make_masks
+        from ovsdino.train.masks.sam import write_embeddings
 
         if self.from_ is None:
             for option, value in (("--corrupt", self.corrupt), ("--seed", self.seed)):
@@ -156,7 +156,7 @@ class Masks:
         return lambda progress: corrupt_store(masks, self.output, share, seed, part, progress)
 
     def _generator(self) -> MaskGenerator:
-        from ovsdino.train.pseudo_masks import Felzenszwalb, SegmentAnything
+        from ovsdino.train.masks.generators import Felzenszwalb, SegmentAnything
 
         if not 1 <= self.points_per_side <= MAX_POINTS:
             raise OVSDinoError(f"--points-per-side {self.points_per_side}: expected 1 to {MAX_POINTS}")

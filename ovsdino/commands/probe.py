@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ovsdino.commands.common import ModelOptions, print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError
+from ovsdino.options import ModelOptions, print_json, progress_bar, say
 
 if TYPE_CHECKING:
-    from ovsdino.probe import Probe
+    from ovsdino.eval.probe import Probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class ProbeLayers(ModelOptions):
         if self.dataset != "bsds500":
             raise OVSDinoError(f"unknown data set {self.dataset!r} for the probe; available: bsds500")
         from ovsdino.data.bsds import open_bsds
-        from ovsdino.probe import probe, write_csv, write_plot
+        from ovsdino.eval.probe import probe, write_csv, write_plot
 
         train, val = open_bsds(root, "train"), open_bsds(root, "val")
         segmenter = self.load()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ovsdino.commands.common import print_json
+from ovsdino.options import print_json
 
 
 @dataclass(frozen=True, kw_only=True)

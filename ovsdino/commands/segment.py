@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ovsdino.commands.common import ModelOptions, note_escapes, print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.options import ModelOptions, note_escapes, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from ovsdino.pipeline import Segmenter
@@ -69,7 +69,7 @@ class Segment(ModelOptions):
         Raises:
             OVSDinoError: there is no file at all.
         """
-        from ovsdino.imageio import expand_paths
+        from ovsdino.io.images import expand_paths
 
         paths: list[Path] = []
         errors: list[tuple[Path, OVSDinoError]] = []
@@ -95,8 +95,8 @@ class _Worker:
 
     def one(self, path: Path, stem: str) -> dict[str, Any]:
         """Reads, segments and writes one image; its JSON entry."""
-        from ovsdino.imageio import load_image
         from ovsdino.io.files import refuse_inputs
+        from ovsdino.io.images import load_image
 
         try:
             pixels = load_image(path)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ovsdino.commands.common import ModelOptions, print_json, say
 from ovsdino.errors import OVSDinoError, redact
+from ovsdino.options import ModelOptions, print_json, say
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ovsdino.deploy.sources import SourceOptions
-    from ovsdino.deploy.stream import Engine, Stream
+    from ovsdino.stream.loop import Engine, Stream
+    from ovsdino.stream.sources import SourceOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +80,8 @@ class StreamCommand:
     """Print one JSON object on stdout at the end."""
 
     def run(self) -> int:
-        from ovsdino.deploy.stream import describe, stop_on_signals
         from ovsdino.io.files import refuse_inputs
+        from ovsdino.stream.loop import describe, stop_on_signals
 
         inputs = self._inputs()
         if self.output is not None:
@@ -101,10 +101,10 @@ class StreamCommand:
         return 2 if "error" in summary else 0
 
     def _stream(self) -> tuple[Stream, tuple[str, ...]]:
-        from ovsdino.deploy.capture import Capture, CaptureLimits, LatestFrame
-        from ovsdino.deploy.sources import make_source
-        from ovsdino.deploy.stream import Stream
-        from ovsdino.deploy.watchdog import Watchdog
+        from ovsdino.stream.capture import Capture, CaptureLimits, LatestFrame
+        from ovsdino.stream.loop import Stream
+        from ovsdino.stream.sources import make_source
+        from ovsdino.stream.watchdog import Watchdog
 
         watchdog = None
         if self.deadline_ms is not None:
@@ -136,7 +136,7 @@ class StreamCommand:
         return stream, names
 
     def _source_options(self) -> SourceOptions:
-        from ovsdino.deploy.sources import SourceOptions
+        from ovsdino.stream.sources import SourceOptions
 
         return SourceOptions(
             fps=self.fps, width=self.width, height=self.height, keep_all=self.every_frame, nv12=self.nv12
@@ -144,7 +144,7 @@ class StreamCommand:
 
     def _engines(self) -> tuple[list[Engine], tuple[str, ...]]:
         """The engines, the largest first, and the classes of all."""
-        from ovsdino.deploy.stream import Engine
+        from ovsdino.stream.loop import Engine
 
         if self.engine is None:
             if self.classes is None:
@@ -161,8 +161,8 @@ class StreamCommand:
             raise OVSDinoError(
                 f"{len(self.bank)} text banks for {len(files)} engines: expected --bank with 1, or one each"
             )
-        from ovsdino.deploy.bank import TextBank
-        from ovsdino.deploy.trt_runtime import EdgeSegmenter
+        from ovsdino.edge.bank import TextBank
+        from ovsdino.edge.segmenter import EdgeSegmenter
 
         loaded = [TextBank.load(path) for path in self.bank]
         banks = loaded * len(files) if len(loaded) == 1 else loaded
@@ -180,7 +180,7 @@ class StreamCommand:
         return engines, names
 
     def _inputs(self) -> list[Path]:
-        from ovsdino.deploy.sources import files_of
+        from ovsdino.stream.sources import files_of
 
         engines = () if self.engine is None else (self.engine, *self.fallback)
         return [*files_of(self.source), *engines, *self.bank]
@@ -188,8 +188,8 @@ class StreamCommand:
     def _writer(self, names: tuple[str, ...], inputs: list[Path]) -> Any:
         if self.output is None:
             return nullcontext()
-        from ovsdino.deploy.sources import playing_rate
-        from ovsdino.deploy.stream_output import OverlayWriter
+        from ovsdino.stream.output import OverlayWriter
+        from ovsdino.stream.sources import playing_rate
 
         return OverlayWriter(
             self.output,

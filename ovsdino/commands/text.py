@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovsdino.commands.common import ModelOptions, print_json
+from ovsdino.options import ModelOptions, print_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Text(ModelOptions):
     """Print one JSON object on stdout."""
 
     def run(self) -> int:
-        from ovsdino.deploy.bank import TextBank
+        from ovsdino.edge.bank import TextBank
         from ovsdino.hub import weights_digest
         from ovsdino.io.files import refuse_inputs
         from ovsdino.vocabulary import Vocabulary

@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ovsdino.data.mat import read_mat
-from ovsdino.data.tree import FileTree
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import reading
+from ovsdino.io.tree import FileTree
 
 __all__ = ["SPLITS", "BoundarySample", "BsdsDataset", "boundaries", "open_bsds"]
 

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ovsdino.data.tree import FileTree
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import SUFFIXES
+from ovsdino.io.images import SUFFIXES
+from ovsdino.io.tree import FileTree
 
 
 class ImageSource:

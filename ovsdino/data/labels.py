@@ -12,8 +12,8 @@ import numpy as np
 
 from ovsdino.data.rle import checked_rle, pycocotools_mask
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import MAX_PIXELS
 from ovsdino.io.files import read_json, reading
+from ovsdino.io.images import MAX_PIXELS
 
 IGNORE_INDEX = 255
 BYTE_CLASSES = 255  # what a byte holds beside `IGNORE_INDEX`

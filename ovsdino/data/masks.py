@@ -22,8 +22,8 @@ import numpy as np
 
 from ovsdino.data.rle import decode_rle, encode_mask
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import MAX_PIXELS
 from ovsdino.io.files import atomic_write, read_json, read_text, reading, remove_orphans
+from ovsdino.io.images import MAX_PIXELS
 
 FORMAT = 1
 SHARD_SIZE = 32

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.imageio import MAX_PIXELS
+from ovsdino.io.images import MAX_PIXELS
 
 __all__ = ["checked_rle", "decode_rle", "encode_mask", "pycocotools_mask", "run_lengths"]
 

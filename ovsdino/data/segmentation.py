@@ -19,10 +19,10 @@ from ovsdino.data.labels import (
     table,
 )
 from ovsdino.data.names import CAMVID as CAMVID_NAMES
-from ovsdino.data.tree import FileTree
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import SUFFIXES
 from ovsdino.io.files import read_json
+from ovsdino.io.images import SUFFIXES
+from ovsdino.io.tree import FileTree
 
 __all__ = ["CAMVID_NAMES", "DATASETS", "IGNORE_INDEX", "Entry", "Sample", "SegmentationDataset", "open_dataset"]
 
@@ -65,8 +65,9 @@ class Entry:
 class SegmentationDataset:
     """Images and labels of one split; `dataset[i]` reads and decodes.
 
-    An image is read as `ovsdino.imageio.load_image` reads it, so turned as its EXIF says. A label map is taken as it is
-    stored, where it has the size of the turned image; where only the image's stored size fits, it is turned likewise.
+    An image is read as `ovsdino.io.images.load_image` reads it, so turned as its EXIF says. A label map is taken as
+    it is stored, where it has the size of the turned image; where only the image's stored size fits, it is turned
+    likewise.
 
     Args:
         source: a zip file or a folder; nothing outside it is read, whatever links or names it holds.

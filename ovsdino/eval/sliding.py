@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovsdino.config import ModelConfig
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval.background import clean_background
 from ovsdino.eval.pamr import pamr
 from ovsdino.eval.protocol import Protocol
 from ovsdino.eval.resize import fit_size, resize_bilinear
+from ovsdino.models.config import ModelConfig
 from ovsdino.models.ovsdino import ImageFeatures
 from ovsdino.ops import upsample_argmax
 from ovsdino.pipeline import Clock, out_of_memory, window_offsets

@@ -14,8 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ovsdino import hub
-from ovsdino.config import BackboneConfig
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.models.config import BackboneConfig
 
 
 def nano_vit(config: BackboneConfig) -> VisionTransformer:

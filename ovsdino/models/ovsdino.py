@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovsdino.config import ModelConfig
 from ovsdino.models.backbone import Backbone, normalise
+from ovsdino.models.config import ModelConfig
 from ovsdino.models.sae import Structure, StructureAwareEncoder
 from ovsdino.models.smd import StructureModulatedDecoder
 from ovsdino.models.text import TextTower

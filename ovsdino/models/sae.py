@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovsdino.config import SAEConfig
+from ovsdino.models.config import SAEConfig
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovsdino.config import SMDConfig
+from ovsdino.models.config import SMDConfig
 from ovsdino.ops import structure_attention
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from ovsdino import hub
-from ovsdino.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import freeze
+from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.text import ClipTextTower, HashedTextTower, TextTower, read_projection
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ovsdino.commands.running import run_command
+from ovsdino.console import run_command
 from ovsdino.io.files import lock_folder
 from ovsdino.train.config import RunConfig, load_config
 

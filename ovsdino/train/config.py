@@ -22,8 +22,8 @@ from ovsdino.settings import (
     overridden,
     read_yaml,
 )
-from ovsdino.train.robust import RobustConfig
-from ovsdino.train.weak_batches import WeakDataConfig
+from ovsdino.train.weak.batches import WeakDataConfig
+from ovsdino.train.weak.robust import RobustConfig
 
 Side = Annotated[int, Within(1, 16384)]
 Phrase = Annotated[str, Size(1, 1000)]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ovsdino import hub
-from ovsdino.commands.running import run_command
+from ovsdino.console import run_command
 from ovsdino.io.files import atomic_write
 from ovsdino.models.backbone import num_parameters
 from ovsdino.models.zoo import build_model

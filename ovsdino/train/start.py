@@ -22,10 +22,10 @@ def make_trainer(config: RunConfig, log: Log) -> Trainer:
     weights = [getattr(config, name, "") for name in WEIGHTS]
     refuse_inputs((Path(config.output) / name for name in WRITTEN), weights)
     if isinstance(config, TrainConfig):
-        from ovsdino.train.dense import DenseTrainer
+        from ovsdino.train.dense.trainer import DenseTrainer
 
         return DenseTrainer(config, log)
     assert isinstance(config, WeakConfig)
-    from ovsdino.train.weak import WeakTrainer
+    from ovsdino.train.weak.trainer import WeakTrainer
 
     return WeakTrainer(config, log)

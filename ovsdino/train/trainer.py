@@ -82,7 +82,9 @@ def load_text_tower(model: OVSDINO, path: str) -> None:
         hub.load_state(model.text_tower, hub.read_safetensors(path), path)
         return
     if hub.packaged(model.config.name) is None:
-        raise OVSDinoError("no text tower: distil one (python -m ovsdino.train.distill_text) and set text_weights")
+        raise OVSDinoError(
+            "no text tower: distil one (python -m ovsdino.train.pretrain.distill_text) and set text_weights"
+        )
     state = hub.read_packaged(model.config.name)
     tower = {k.removeprefix("text_tower."): v for k, v in state.items() if k.startswith("text_tower.")}
     hub.load_state(model.text_tower, tower, model.config.name)

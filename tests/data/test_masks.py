@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ovsdino import imageio
 from ovsdino.cli import main
 from ovsdino.data.images import ImageSource
 from ovsdino.data.masks import MaskStore, PseudoMask, decode, encode_image
 from ovsdino.errors import OVSDinoError
+from ovsdino.io import images as imageio
 from ovsdino.io.files import lock_folder
-from ovsdino.train.pseudo_masks import Felzenszwalb, make_masks, parse_part, statistics, without_duplicates
+from ovsdino.train.masks.generators import Felzenszwalb, make_masks, parse_part, statistics, without_duplicates
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_mistakes_are_one_line(pictures, tmp_path, capsys, options, shown):
 @pytest.mark.slow
 def test_sam_runs_end_to_end_on_an_official_checkpoint(pictures, tmp_path, monkeypatch):
     segment_anything = pytest.importorskip("segment_anything")
-    from ovsdino.train import pseudo_masks
+    from ovsdino.train.masks import generators as pseudo_masks
 
     torch.manual_seed(0)
     torch.save(segment_anything.sam_model_registry["vit_b"]().state_dict(), tmp_path / "sam_vit_b.pth")

@@ -17,7 +17,7 @@ from ovsdino.data.check import check_dataset
 from ovsdino.data.images import ImageSource
 from ovsdino.data.segmentation import CAMVID_NAMES, open_dataset
 from ovsdino.errors import OVSDinoError
-from ovsdino.imageio import expand_paths, load_image
+from ovsdino.io.images import expand_paths, load_image
 
 
 def png(array):
@@ -63,7 +63,7 @@ def test_files_that_unpack_to_too_much_are_refused(archive, monkeypatch):
     with zipfile.ZipFile(archive / "camvid_val.zip", "a", zipfile.ZIP_DEFLATED) as file:
         file.writestr("images/bomb.png", bytes(2_000_000))
         file.writestr("labels/bomb.png", png(np.zeros((2, 2), np.uint8)))
-    monkeypatch.setattr("ovsdino.data.tree.MAX_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr("ovsdino.io.tree.MAX_FILE_BYTES", 1_000_000)
     with pytest.raises(OVSDinoError, match=r"images/bomb\.png unpacks to more than 1,000,000 bytes"):
         open_dataset("camvid", archive, "val")[2]
 
@@ -297,7 +297,7 @@ def test_a_zip_is_read_in_forked_processes(tmp_path):
 
 
 def test_a_small_zip_that_unpacks_to_much_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr("ovsdino.data.tree.MAX_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr("ovsdino.io.tree.MAX_FILE_BYTES", 1_000_000)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a.png", bytes(2_000_000))
     source = ImageSource(tmp_path / "bomb.zip")

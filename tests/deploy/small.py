@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ovsdino.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
-from ovsdino.deploy.script import randomise
+from ovsdino.deploy.export.script import randomise
 from ovsdino.models.backbone import freeze
+from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.text import HashedTextTower
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovsdino.deploy.bank import TextBank
-from ovsdino.deploy.postprocess import upsample_argmax
-from ovsdino.deploy.preprocess import preprocess
-from ovsdino.deploy.sidecar import sidecar_path
-from ovsdino.deploy.trt_runtime import EdgeSegmenter
+from ovsdino.edge.bank import TextBank
+from ovsdino.edge.labels import upsample_argmax
+from ovsdino.edge.pixels import preprocess
+from ovsdino.edge.segmenter import EdgeSegmenter
+from ovsdino.edge.sidecar import sidecar_path
 from tests.deploy import tiny
 
 SOURCE = Path(__file__).resolve().parents[2] / "deploy" / "cpp"

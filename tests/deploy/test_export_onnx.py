@@ -16,11 +16,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from ovsdino.deploy import graph
+from ovsdino.deploy.export import graph
+from ovsdino.deploy.export.script import run_script
 from ovsdino.deploy.export_onnx import ExportOnnx, default_size, export_onnx, proven
-from ovsdino.deploy.script import run_script
-from ovsdino.deploy.sidecar import Sidecar
 from ovsdino.deploy.verify import Rounded
+from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.hub import weights_digest
 from ovsdino.models.zoo import get_config

@@ -15,14 +15,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from ovsdino.deploy import graph as passes
-from ovsdino.deploy.calibrate import calibration_images, channel_ranges, open_session, tensor_ranges
+from ovsdino.deploy.export import graph as passes
+from ovsdino.deploy.export.script import run_script
 from ovsdino.deploy.export_trt import build_engine
-from ovsdino.deploy.qdq import insert_qdq, quantise_weight
+from ovsdino.deploy.quantization.calibrate import calibration_images, channel_ranges, open_session, tensor_ranges
+from ovsdino.deploy.quantization.qdq import insert_qdq, quantise_weight
+from ovsdino.deploy.quantization.smoothquant import find_linears, smooth
 from ovsdino.deploy.quantize import Quantize, Recipe, compared, quantise, sensitivity
-from ovsdino.deploy.script import run_script
-from ovsdino.deploy.sidecar import Sidecar
-from ovsdino.deploy.smoothquant import find_linears, smooth
+from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.zoo import get_config
 

@@ -14,9 +14,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from ovsdino.deploy.export.script import run_script
 from ovsdino.deploy.export_onnx import ExportOnnx, export_onnx
-from ovsdino.deploy.script import run_script
-from ovsdino.deploy.sidecar import Sidecar
 from ovsdino.deploy.verify import (
     Rounded,
     Verification,
@@ -27,6 +26,7 @@ from ovsdino.deploy.verify import (
     text_bank,
     verify,
 )
+from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.ovsdino import OVSDINO
 from tests.deploy.small import SIZE, small_model

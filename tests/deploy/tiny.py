@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ovsdino.deploy.bank import TextBank
-from ovsdino.deploy.sidecar import Sidecar
+from ovsdino.edge.bank import TextBank
+from ovsdino.edge.sidecar import Sidecar
 
 HEIGHT, WIDTH, PATCH, DIM = 24, 32, 4, 3
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

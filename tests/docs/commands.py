@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovsdino.cli import COMMANDS, main
-from ovsdino.commands.parsing import parse, parse_command
+from ovsdino.parsing import parse, parse_command
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
@@ -26,7 +26,7 @@ OPTIONS = {  # the dataclass of a script's options
     "deploy/verify.py": "Verify",
     "benchmarks/latency.py": "Latency",
     "benchmarks/roofline.py": "Options",
-    "benchmarks/stream_soak.py": "Options",
+    "benchmarks/studies/stream_soak.py": "Options",
 }
 
 

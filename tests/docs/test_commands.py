@@ -29,7 +29,7 @@ PARSED = [
     (r"sm87|/dev/video0 .*--width|\$CSI", "needs a board with TensorRT and a camera"),
     (r"docs/jetson\.md: python deploy/", "the same exports as in docs/edge.md"),
     (r"nano_fp16|--precision float16", "a second export: tests/deploy does it"),
-    (r"benchmarks/latency\.py", "a benchmark: tests/deploy/test_latency.py runs it in small"),
+    (r"benchmarks/latency\.py", "a benchmark: tests/benchmarks/test_latency.py runs it in small"),
 ]
 # What belongs to another machine or another program.
 SKIPPED = [
@@ -163,7 +163,7 @@ def tried(command: Command, done: set[str]) -> str | None:
 def test_every_configuration_loads_from_any_folder(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovsdino.train.ablation import load_ablation
     from ovsdino.train.config import build_config, load_config, read_yaml
-    from ovsdino.train.self_distill import SelfDistillConfig
+    from ovsdino.train.pretrain.self_distill import SelfDistillConfig
 
     monkeypatch.chdir(tmp_path)
     tree = read_yaml(file)

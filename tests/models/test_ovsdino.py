@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovsdino.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
 from ovsdino.models import zoo
 from ovsdino.models.backbone import normalise, num_parameters
+from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.text import HashedTextTower
 

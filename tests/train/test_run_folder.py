@@ -15,7 +15,7 @@ from ovsdino.models.zoo import create_model
 from ovsdino.train.__main__ import main
 from ovsdino.train.run_folder import Board, RunFolder
 from ovsdino.train.stopping import Stopped
-from tests.train.weak_folder import curve, make_folder, trainer, write_config
+from tests.train.weak.folder import curve, make_folder, trainer, write_config
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_ctrl_c_while_the_data_is_read_is_one_line_and_130(folder, tmp_path, cap
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ovsdino.train.weak.open_captions", interrupted)
+    monkeypatch.setattr("ovsdino.train.weak.trainer.open_captions", interrupted)
     assert main([write_config(folder, tmp_path / "run")]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
 
@@ -133,7 +133,7 @@ def test_ctrl_c_in_the_last_step_ends_a_study_and_not_only_its_run(folder, tmp_p
 
 def test_memory_that_runs_out_is_one_line(folder, tmp_path, capsys, monkeypatch):
     path = write_config(folder, tmp_path / "run")
-    monkeypatch.setattr("ovsdino.train.weak.WeakTrainer.losses", lambda *_: torch.empty(1 << 50))
+    monkeypatch.setattr("ovsdino.train.weak.trainer.WeakTrainer.losses", lambda *_: torch.empty(1 << 50))
     assert main([path]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: out of memory: ") and "can't allocate" in error

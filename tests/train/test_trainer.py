@@ -12,9 +12,9 @@ from ovsdino.data.segmentation import open_dataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.zoo import build_model
 from ovsdino.train.__main__ import main
-from ovsdino.train.batches import BatchSource
 from ovsdino.train.config import DataConfig, StageConfig, TextSupervision, TrainConfig, load_config
-from ovsdino.train.dense import DenseTrainer, TextBank
+from ovsdino.train.dense.batches import BatchSource
+from ovsdino.train.dense.trainer import DenseTrainer, TextBank
 
 
 @pytest.fixture(scope="module")

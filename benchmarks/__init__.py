@@ -1,0 +1,1 @@
+"""Benchmarks; run the scripts from a checkout."""

@@ -1,0 +1,259 @@
+"""What latency.py times: a model on a backend at a precision and an input size, from an image array to labels.
+
+    python benchmarks/lib/latency_cases.py CASE.json IMAGE.npy RUNS
+
+runs one case alone and prints {"peak_mb"}: the peak resident memory of a process that does nothing else. Torch is
+imported by the cases that need it only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ovsdino.errors import OVSDinoError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ovsdino.models.ovsdino import OVSDINO
+    from ovsdino.pipeline import Segmenter
+
+TORCH = ("torch", "torch.compile")
+EDGE = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+PRECISIONS = {
+    "torch": ("float32", "bfloat16", "float16"),
+    "torch.compile": ("float32", "bfloat16", "float16"),
+    "onnxruntime": ("float32", "float16", "int8"),
+    "tensorrt": ("float32", "float16", "int8"),
+    "tensorrt_rtx": ("float32", "float16", "int8"),
+}
+SEED = 0
+
+Once = Callable[[], "dict[str, float]"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing to time.
+
+    Attributes:
+        model: name of the zoo model.
+        backend: one of `PRECISIONS`.
+        precision: of the network; what goes in and comes out is float32.
+        size: (H, W) that the network sees.
+        classes: words.
+        engine: exported file, for the backends that run one.
+        bank: text bank file, for the same.
+        random_weights: weights and text bank drawn at random, for timing without any download.
+        device: "cpu" or "cuda", for torch.
+        threads: of the CPU; None leaves it to the library.
+    """
+
+    model: str
+    backend: str
+    precision: str
+    size: tuple[int, int]
+    classes: tuple[str, ...]
+    engine: str | None = None
+    bank: str | None = None
+    random_weights: bool = False
+    device: str = "cpu"
+    threads: int | None = None
+
+    @property
+    def input(self) -> str:
+        return f"{self.size[0]}x{self.size[1]}"
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What tells cases apart in the report."""
+        return self.model, self.backend, self.precision, self.input
+
+    def __str__(self) -> str:
+        return " ".join(self.key)
+
+
+def torch_model(name: str, random_weights: bool) -> OVSDINO:
+    """A zoo model on the CPU.
+
+    Raises:
+        OVSDinoError: unknown name, or weights out of reach.
+    """
+    from ovsdino.deploy.export.script import random_model
+    from ovsdino.models.zoo import create_model
+
+    return random_model(name, SEED) if random_weights else create_model(name)
+
+
+def random_bank(classes: int, width: int) -> torch.Tensor:
+    """(K, D) float32, rows of length one."""
+    import torch
+
+    rows = torch.randn(classes, width, generator=torch.Generator().manual_seed(SEED))
+    return torch.nn.functional.normalize(rows)
+
+
+def torch_segmenter(case: Case) -> Segmenter:
+    """The pipeline of a case: whatever the image, the network sees `case.size`.
+
+    Raises:
+        OVSDinoError: see `ovsdino.load`; or a size that the model cannot take.
+    """
+    import torch
+
+    from ovsdino.pipeline import Segmenter
+
+    class Fixed(Segmenter):
+        """Sizes and words as the case has them."""
+
+        def inference_size(self, height: int, width: int) -> tuple[int, int]:
+            return case.size
+
+        def encode_text(self, classes: Any) -> torch.Tensor:
+            return bank if case.random_weights else super().encode_text(classes)
+
+    if case.threads is not None:
+        torch.set_num_threads(case.threads)
+    model = torch_model(case.model, case.random_weights)
+    patch = model.config.patch_size
+    if min(case.size) < patch or any(side % patch for side in case.size):
+        raise OVSDinoError(f"size is {case.input}: {case.model} needs multiples of {patch}, at least {patch}")
+    bank = random_bank(len(case.classes), model.config.embed_dim).to(case.device)
+    precision: Any = case.precision
+    if case.backend == "torch.compile":
+        model.encode_image = torch.compile(model.encode_image)  # type: ignore[method-assign]
+        model.decode = torch.compile(model.decode)  # type: ignore[method-assign]
+    return Fixed(model, case.device, dtype=precision)
+
+
+def torch_run(segmenter: Segmenter, case: Case, image: np.ndarray) -> Once:
+    """A call that segments the image and gives its stages, in milliseconds."""
+
+    def once() -> dict[str, float]:
+        start = time.perf_counter()
+        ms = segmenter.segment(image, case.classes, scores=False).stages_ms
+        total = (time.perf_counter() - start) * 1e3
+        return {stage: ms[stage] for stage in ("preprocess", "encode", "decode", "postprocess")} | {"end_to_end": total}
+
+    return once
+
+
+def edge_run(case: Case, image: np.ndarray) -> Once:
+    """The same by the torch-free runtime; the graph is one stage, `encode`."""
+    from ovsdino.edge.segmenter import EdgeSegmenter
+
+    assert case.engine is not None and case.bank is not None
+    segmenter = EdgeSegmenter(case.engine, case.bank, threads=case.threads)
+
+    def once() -> dict[str, float]:
+        start = time.perf_counter()
+        ms = segmenter.segment(image, confidence=False).stages_ms
+        total = (time.perf_counter() - start) * 1e3
+        return {stage: ms[stage] for stage in ("preprocess", "encode", "postprocess")} | {"end_to_end": total}
+
+    return once
+
+
+def prepared(case: Case, image: np.ndarray) -> Once:
+    """A case ready to be called.
+
+    Raises:
+        OVSDinoError: it cannot run here; the message says why.
+    """
+    return torch_run(torch_segmenter(case), case, image) if case.backend in TORCH else edge_run(case, image)
+
+
+def shares(case: Case, image: np.ndarray, runs: int) -> list[dict[str, Any]]:
+    """Where PyTorch's time goes: rows of model, precision, input, part, p50_ms and share of the end-to-end time.
+
+    The parts are timed inside one whole run, with the device waited for at both ends of each. "ours" sums what this
+    project adds to a text-aligned DINO: SAE, SMD, the refinement of the logits, and the labels.
+    """
+    import torch
+
+    segmenter = torch_segmenter(case)
+    model, spent = segmenter.model, dict[str, float]()
+
+    def wait() -> float:
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def timed(owner: Any, method: str, part: str) -> None:
+        function = getattr(owner, method)
+
+        def call(*inputs: Any) -> Any:
+            start = wait()
+            result = function(*inputs)
+            spent[part] = spent.get(part, 0.0) + (wait() - start) * 1e3
+            return result
+
+        setattr(owner, method, call)
+
+    timed(model.backbone, "forward", "backbone")
+    timed(model, "coarse_logits", "coarse logits")
+    ours = ["postprocess"]
+    if model.decoder is not None:
+        timed(model.decoder.sae, "forward", "SAE")
+        timed(model.decoder, "refine", "refine")
+        ours += ["SAE", "refine"]
+        if model.decoder.smd is not None:
+            timed(model.decoder.smd, "forward", "SMD")
+            ours.append("SMD")
+    once = torch_run(segmenter, case, image)
+    once()
+    rounds = []
+    for _ in range(runs):
+        spent.clear()
+        stages = once()
+        parts = {name: stages[name] for name in ("preprocess", "postprocess", "end_to_end")} | spent
+        rounds.append(parts | {"ours": sum(parts[name] for name in ours)})
+    middle = {name: float(np.median([parts[name] for parts in rounds])) for name in rounds[0]}
+    facts = {"model": case.model, "precision": case.precision, "input": case.input}
+    return [
+        facts | {"part": name, "p50_ms": round(ms, 3), "share": round(ms / middle["end_to_end"], 4)}
+        for name, ms in middle.items()
+    ]
+
+
+def peak_mb() -> float:
+    """Most resident memory of this process so far, in 10^6 bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return round(int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6, 1)
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(most * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
+
+
+def case_of(data: dict[str, Any]) -> Case:
+    """The inverse of `dataclasses.asdict` through JSON."""
+    return Case(**{**data, "size": tuple(data["size"]), "classes": tuple(data["classes"])})
+
+
+def case_json(case: Case) -> str:
+    return json.dumps(dataclasses.asdict(case))
+
+
+def main(arguments: list[str]) -> int:
+    """The child process of latency.py that measures the memory of one case."""
+    case = case_of(json.loads(Path(arguments[0]).read_text()))
+    once = prepared(case, np.load(arguments[1]))
+    for _ in range(int(arguments[2])):
+        once()
+    print(json.dumps({"peak_mb": peak_mb()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,110 @@
+"""Exported graphs and text banks for latency.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ovsdino.benchmarks.lib.latency_cases import Case, random_bank, torch_model
+from ovsdino.edge.bank import TextBank
+from ovsdino.edge.sidecar import Sidecar
+from ovsdino.errors import OVSDinoError
+from ovsdino.options import say
+
+CALIBRATION_IMAGES = 16
+
+Precision = Literal["float32", "float16"]
+
+
+def exported(case: Case, folder: Path, calibration: Path | None) -> Case:
+    """The case with a fresh graph or engine of its model, size and precision, and its text bank, in `folder`.
+
+    Raises:
+        OVSDinoError: TensorRT without TensorRT or a device; or int8 without images.
+    """
+    if case.precision == "int8" and calibration is None:
+        raise OVSDinoError("int8 is calibrated on real images: name a folder or zip of them with --calibration")
+    onnx = case.backend == "onnxruntime"
+    if not onnx:
+        from ovsdino.deploy import export_trt
+        from ovsdino.deploy.export import tensorrt_api
+
+        tensorrt_api.resolve_target(case.backend, "current")  # before minutes go into an export
+    base = "float32" if onnx else "float16"  # around int8
+    path = graph(case.model, case.random_weights, case.size, case.precision, base, calibration, folder)
+    if not onnx:
+        say(f"building {case}")
+        source, path = path, path.with_suffix(f".{case.backend}.engine")
+        export_trt.build_engine(source, path, backend=case.backend)
+    bank = folder / f"{case.model}.safetensors"
+    if not bank.exists():
+        write_bank(case.model, case.random_weights, case.classes, bank)
+    return dataclasses.replace(case, engine=str(path), bank=str(bank))
+
+
+@functools.cache
+def graph(
+    name: str,
+    random_weights: bool,
+    size: tuple[int, int],
+    precision: str,
+    base: Precision,
+    calibration: Path | None,
+    folder: Path,
+) -> Path:
+    """An ONNX file of a model; int8 is quantised from a graph of the precision `base`."""
+    path = folder / f"{name}_{size[0]}x{size[1]}_{precision}.onnx"
+    if precision == "int8":
+        from ovsdino.deploy.quantize import Quantize
+
+        path = path.with_name(f"{path.stem}_{base}.onnx")
+        source = graph(name, random_weights, size, base, base, None, folder)
+        Quantize(input=source, output=path, calibration=calibration, images=CALIBRATION_IMAGES).report()
+        return path
+    from ovsdino.deploy.export_onnx import export_onnx
+
+    say(f"exporting {name} {size[0]}x{size[1]} {precision}")
+    kind: Precision = "float16" if precision == "float16" else "float32"
+    export_onnx(torch_model(name, random_weights), path, height=size[0], width=size[1], precision=kind)
+    return path
+
+
+def write_bank(name: str, random_weights: bool, words: Sequence[str], path: Path) -> None:
+    """The words by a model's text tower, or at random."""
+    from ovsdino.hub import weights_digest
+    from ovsdino.vocabulary import Vocabulary
+
+    model, vocabulary = torch_model(name, random_weights), Vocabulary.of(list(words))
+    if random_weights:
+        text = random_bank(len(vocabulary), model.config.embed_dim)
+    else:
+        text = model.encode_text(vocabulary.texts)
+    bank = TextBank(names=vocabulary.names, text=np.asarray(text.detach()), model=name, weights=weights_digest(model))
+    bank.save(path)
+
+
+def engine_case(path: Path, bank: Path | None, words: Sequence[str], threads: int | None, folder: Path) -> Case:
+    """The case of an exported file, by its sidecar.
+
+    Raises:
+        OVSDinoError: no sidecar; or no bank, and the file's weights are not those of the zoo's model.
+    """
+    sidecar = Sidecar.load(path)
+    if bank is None:
+        bank = folder / f"{path.name}.safetensors"
+        write_bank(sidecar.model, False, words, bank)
+    return Case(
+        model=sidecar.model,
+        backend="onnxruntime" if sidecar.backend == "onnx" else sidecar.backend,
+        precision=sidecar.precision,
+        size=(sidecar.input[2], sidecar.input[3]),
+        classes=TextBank.load(bank).names,
+        engine=str(path),
+        bank=str(bank),
+        threads=threads,
+    )

@@ -1,0 +1,1 @@
+"""Single studies, each with a JSON in benchmarks/results."""

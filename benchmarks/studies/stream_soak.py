@@ -1,0 +1,328 @@
+"""`ovsdino stream` for minutes on a camera that misbehaves: nothing may leak, and what is late must say so.
+
+    python benchmarks/studies/stream_soak.py --seconds 180 --json
+
+Without --engine it exports nano and a smaller nano first, in a process of its own: this one never imports torch, so its
+memory is the loop's. Every cycle the camera gives damaged frames, is unplugged, hangs inside read(), and changes its
+size, and for a while the larger engine is slowed until the watchdog leaves it. Memory is that of the process as the
+system sees it, over the last cycle against the cycle after warm-up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovsdino.console import run_command
+from ovsdino.edge.segmenter import EdgeSegmenter
+from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.io.files import atomic_write
+from ovsdino.options import print_json
+from ovsdino.parsing import parse
+from ovsdino.stream.capture import Capture, CaptureLimits, LatestFrame
+from ovsdino.stream.loop import Engine, Stream, StreamResult
+from ovsdino.stream.watchdog import Watchdog
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = "sky,building,pole,road,sidewalk,tree,sign,fence,car,pedestrian,bicyclist"
+MOST_GROWTH = 0.01
+STALL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong, from when to when, in shares of a cycle."""
+
+    kind: str
+    begin: float
+    end: float
+
+
+FAULTS = (
+    Fault("damaged", 0.10, 0.13),
+    Fault("unplugged", 0.22, 0.30),
+    Fault("hangs", 0.40, 0.50),
+    Fault("resized", 0.56, 0.62),
+    Fault("slowed", 0.70, 0.78),
+)
+
+
+class Timeline:
+    """Which fault is on now."""
+
+    def __init__(self, cycle_s: float) -> None:
+        self.cycle_s = cycle_s
+        self.start = time.monotonic()
+
+    def fault(self) -> str:
+        share = (time.monotonic() - self.start) / self.cycle_s % 1.0
+        return next((fault.kind for fault in FAULTS if fault.begin <= share < fault.end), "")
+
+
+class FaultyCamera:
+    """Moving pictures at 30 a second, with the faults of a `Timeline`."""
+
+    live = True
+    period_s = 1 / 30
+
+    def __init__(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+        self.number = 0
+        noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        self.pictures = [noise.repeat(size // 12, 0).repeat(size // 12, 1) for size in (360, 480)]
+
+    def open(self) -> None:
+        if self.timeline.fault() == "unplugged":
+            raise OSError("no such device")
+
+    def grab(self) -> float | None:
+        time.sleep(self.period_s)
+        while self.timeline.fault() == "hangs":  # as a driver does, deaf to everything
+            time.sleep(0.02)
+        if self.timeline.fault() == "unplugged":
+            raise OSError("the device was unplugged")
+        self.number += 1
+        return time.monotonic()
+
+    def retrieve(self) -> np.ndarray:
+        if self.timeline.fault() == "damaged":
+            raise ValueError("bad Huffman code")
+        picture = self.pictures[self.timeline.fault() == "resized"]
+        return np.roll(picture, 4 * self.number, axis=1)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Burdened:
+    """An engine that shares its device with another load while the timeline says so."""
+
+    def __init__(self, segmenter: EdgeSegmenter, timeline: Timeline, extra_s: float) -> None:
+        self.segmenter, self.timeline, self.extra_s = segmenter, timeline, extra_s
+
+    def segment(self, image: np.ndarray, **options: Any) -> Any:
+        if self.timeline.fault() == "slowed":
+            time.sleep(self.extra_s)
+        return self.segmenter.segment(image, **options)
+
+
+class Memory:
+    """Resident bytes of this process, sampled in a thread."""
+
+    def __init__(self, every_s: float) -> None:
+        self.every_s = every_s
+        self.samples: list[tuple[float, int]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self.start = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        page = os.sysconf("SC_PAGE_SIZE")
+        while not self._stop.wait(self.every_s):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.samples.append((time.monotonic() - self.start, pages * page))
+
+    def between(self, begin: float, end: float) -> float:
+        """Median bytes of a stretch of time, in seconds from the start."""
+        return statistics.median(size for when, size in self.samples if begin <= when < end)
+
+
+class Witness:
+    """Looks at every result for itself, apart from what the loop counts."""
+
+    def __init__(self, deadline_ms: float) -> None:
+        self.deadline_ms = deadline_ms
+        self.results = self.late = self.unmarked = self.disordered = self.misshapen = 0
+        self.sequence = 0
+
+    def __call__(self, result: StreamResult) -> None:
+        late = 1e3 * (result.finished - result.frame.captured) > self.deadline_ms
+        self.results += 1
+        self.late += late
+        self.unmarked += late != result.stale
+        self.disordered += result.frame.sequence <= self.sequence
+        self.misshapen += result.labels.shape != result.frame.pixels.shape[:2]
+        self.sequence = result.frame.sequence
+
+
+def soak(large: Path, small: Path, bank: Path, *, seconds: float, cycles: int = 6, threads: int = 1) -> dict[str, Any]:
+    """Runs the loop; the report, ready for JSON.
+
+    Args:
+        large, small: exported models of the same classes.
+        bank: their text bank.
+        seconds: in all; the first two cycles are warm-up.
+        cycles: rounds of all faults, at least 4.
+        threads: of each engine on the CPU.
+    """
+    cycle_s = seconds / cycles
+    engines = [EdgeSegmenter(path, bank, threads=threads) for path in (large, small)]
+    usual_ms = usual_time(engines[0])
+    deadline_ms = max(60.0, 4 * usual_ms)
+    timeline = Timeline(cycle_s)
+    slot, said = LatestFrame(), 0
+
+    def say(message: str) -> None:
+        nonlocal said
+        said += 1
+        print(one_line(message), file=sys.stderr, flush=True)
+
+    limits = CaptureLimits(stall_s=min(STALL_S, cycle_s / 40), backoff_s=(0.05, 0.5))
+    capture = Capture(lambda: FaultyCamera(timeline), slot, limits=limits, say=say)
+    watchdog = Watchdog(2, deadline_ms, window=10, misses=2, recover_s=cycle_s / 20)
+    burdened = Burdened(engines[0], timeline, 1.5 * deadline_ms / 1e3)
+    pair = [Engine("large", burdened, {"confidence": False}), Engine("small", engines[1], {"confidence": False})]
+    stream = Stream(capture, slot, pair, watchdog=watchdog, seconds=seconds, report_s=cycle_s, say=say)
+    witness = Witness(deadline_ms)
+    with Memory(min(1.0, cycle_s / 20)) as memory:
+        summary = stream.run(witness)
+    before, after = memory.between(2 * cycle_s, 3 * cycle_s), memory.between(seconds - cycle_s, seconds)
+    growth = after / before - 1
+    checks = {
+        "ended at the limit": summary["ended"] == "seconds",
+        "every late result is marked stale, and no other": witness.unmarked == 0 and witness.late == summary["stale"],
+        "some results were late": summary["stale"] > 0,
+        "newest frame each time, in order": witness.disordered == 0 and summary["dropped"] > 0,
+        "labels at the size of the frame": witness.misshapen == 0 and summary["size_changes"] >= 2 * (cycles - 1),
+        "every hang was left behind": summary["stalls"] >= cycles - 1,
+        "every unplugging was survived": summary["reconnects"] >= 2 * (cycles - 1),
+        "damaged frames were counted": summary["corrupt"] >= cycles - 1,
+        "fell back and returned": min(summary["degradations"], summary["recoveries"]) >= cycles - 1,
+        "all frames accounted for": 0 <= summary["captured"] - summary["frames"] - summary["dropped"] <= 2,
+        f"memory grew by less than {MOST_GROWTH:.0%}": growth < MOST_GROWTH,
+    }
+    return {
+        "machine": {"cpu": cpu_name(), "arch": platform.machine(), "threads": threads},
+        "seconds": seconds,
+        "cycle_s": cycle_s,
+        "usual_ms": round(usual_ms, 3),
+        "summary": summary,
+        "rss_mb": {
+            "after_warm_up": round(before / 1e6, 3),
+            "at_the_end": round(after / 1e6, 3),
+            "growth_percent": round(100 * growth, 3),
+            "by_cycle": [round(memory.between(n * cycle_s, (n + 1) * cycle_s) / 1e6, 3) for n in range(cycles)],
+        },
+        "threads_at_the_end": threading.active_count(),
+        "checks": checks,
+        "passed": all(checks.values()),
+    }
+
+
+def usual_time(segmenter: EdgeSegmenter) -> float:
+    """Median milliseconds of a frame."""
+    image, times = np.zeros((360, 480, 3), np.uint8), []
+    for _ in range(6):
+        begun = time.monotonic()
+        segmenter.segment(image, confidence=False)
+        times.append(1e3 * (time.monotonic() - begun))
+    return statistics.median(times[1:])
+
+
+def cpu_name() -> str:
+    """The processor's name; benchmarks/lib/machine.py's would import torch."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def export(folder: Path) -> tuple[Path, Path, Path]:
+    """nano at its own size and at a smaller one, and their bank."""
+    files = folder / "large.onnx", folder / "small.onnx", folder / "bank.safetensors"
+    script = str(ROOT / "deploy" / "export_onnx.py")
+    commands = [
+        [script, "--model", "nano", "--output", str(files[0])],
+        [script, "--model", "nano", "--height", "192", "--width", "256", "--output", str(files[1])],
+        ["-m", "ovsdino", "text", "--classes", CLASSES, "--output", str(files[2])],
+    ]
+    for command in commands:
+        done = subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise OVSDinoError(f"exit code {done.returncode} of python {' '.join(command)}")
+    return files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Soak test of the stream loop."""
+
+    seconds: float = 180.0
+    """Length of the test."""
+    engine: Path | None = None
+    """Exported model; without it nano is exported first."""
+    fallback: Path | None = None
+    """Smaller exported model."""
+    bank: Path | None = None
+    """Text bank of both."""
+    threads: int = 1
+    """CPU threads of an engine."""
+    output: Path | None = None
+    """Also write the report here, indented."""
+    json: bool = False
+    """Print one JSON object on stdout."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """The soak that the options ask for.
+
+    Raises:
+        OVSDinoError: not all files given, or too short.
+    """
+    if not options.seconds >= 12:
+        raise OVSDinoError(f"--seconds is {options.seconds}: expected 12 or more, for six cycles of all faults")
+    files = (options.engine, options.fallback, options.bank)
+    given = [path for path in files if path is not None]
+    if len(given) == 3:
+        return soak(*given, seconds=options.seconds, threads=options.threads)
+    if given:
+        raise OVSDinoError("give --engine, --fallback and --bank together, or none to export nano")
+    with tempfile.TemporaryDirectory() as folder:
+        return soak(*export(Path(folder)), seconds=options.seconds, threads=options.threads)
+
+
+def main() -> int:
+    """Parse the line and return the exit code: 1 when a check failed."""
+    args = sys.argv[1:]
+
+    def body() -> int:
+        options = parse(Options, "stream_soak.py", args)
+        return 0 if options is None else tell(options, run(options))
+
+    return run_command(args, body)
+
+
+def tell(options: Options, report: dict[str, Any]) -> int:
+    """Write and print the report; returns 1 when a check failed."""
+    if options.output is not None:
+        with atomic_write(options.output) as file:
+            file.write((json.dumps(report, indent=1) + "\n").encode())
+    if options.json:
+        print_json(report)
+    else:
+        for name, good in report["checks"].items():
+            print("ok  " if good else "FAIL", name)
+        print(f"memory {report['rss_mb']['after_warm_up']} -> {report['rss_mb']['at_the_end']} MB")
+    return 0 if report["passed"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

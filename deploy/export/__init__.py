@@ -1,0 +1,1 @@
+"""Exporting: graph passes, TensorRT builders, proof and publication."""

@@ -1,0 +1,1 @@
+"""Quantization: calibration, SmoothQuant, Q/DQ insertion, scoring."""

@@ -1,0 +1,133 @@
+"""Run a command to its exit code: one line for what a user or a machine can get wrong, a traceback for what is ours.
+
+Exit codes: 0 done, 2 bad usage, bad input or an environment that does not do its part, 1 an internal error (with its
+traceback), 130 interrupted. With --json stdout holds exactly one JSON object, {"error": ...} when the command could not
+be done.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.options import print_json, say
+
+__all__ = ["run_command"]
+
+LEFT_OUT = ("rich", "timm", "torch", "torchvision")  # of a robot's install, by `pip install --no-deps` (docs/jetson.md)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+
+
+def run_command(args: Sequence[str], body: Callable[[], int]) -> int:
+    """Run ``body`` and return the exit code; errors become one line on stderr.
+
+    Args:
+        args: The command line, for whether it asks for JSON.
+        body: Parses the line and does the command.
+    """
+    as_json = "--json" in args
+    try:
+        if _open_streams():
+            raise OVSDinoError("stdout is closed, so nothing can be printed: send it to a file or to /dev/null")
+        _check_working_folder()
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+        code = int(body())
+        sys.stdout.flush()  # here, where a full disk still becomes an exit code
+        return code
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, as_json)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        _drop_stdout()
+        return 0
+    except Exception as error:
+        reason = _outside_cause(error)
+        if reason is not None:
+            return _fail(reason, 2, as_json)
+        traceback.print_exc()
+        name = type(error).__name__
+        return _fail(f"{name}: {one_line(error)} (internal error, please report it)", 1, as_json)
+
+
+def _outside_cause(error: Exception) -> str | None:
+    """Return one line on an error that the input or the machine caused, None for an internal error."""
+    if isinstance(error, OVSDinoError):
+        return one_line(error)
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        package = error.name.split(".")[0]
+        if package in LEFT_OUT:
+            remedy = "install ovsdino with all it depends on; without torch only `ovsdino stream --engine` runs"
+            return f"this command needs {package}, which is not installed: {remedy}"
+        if package != "ovsdino":
+            return (
+                f"this command needs {package}, which is not installed: `ovsdino doctor` lists what each extra brings"
+            )
+    if isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY):
+        return f"out of memory: {one_line(error, 200) or 'an allocation failed'}; take smaller or fewer images"
+    if isinstance(error, OSError):
+        return _system_error(error)
+    return None
+
+
+def _system_error(error: OSError) -> str:
+    """Return one line on what the operating system refused."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        return f"{one_line(error.filename)}: {one_line(reason)}"
+    return f"cannot write: {one_line(reason)}" if error.errno in FULL else one_line(reason)
+
+
+def _check_working_folder() -> None:
+    """Refuse to run in a folder that was removed: oneMKL ends the process there while torch is loaded."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise OVSDinoError("the working folder is gone: change to one that exists") from None
+
+
+def _open_streams() -> bool:
+    """Give every closed standard stream /dev/null, and return whether stdout was one.
+
+    A file that is opened while descriptor 1 is free becomes stdout to all native code.
+    """
+    for _ in range(3):
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor > 2:
+            os.close(descriptor)
+            break
+    closed = sys.stdout is None
+    if closed:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot write becomes legible
+    return closed
+
+
+def _drop_stdout() -> None:
+    """Send what is still buffered to /dev/null, so that the interpreter's last flush does not fail."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):  # a stream without one, as in tests
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _fail(message: str, code: int, as_json: bool) -> int:
+    say(f"error: {message}")
+    try:
+        if as_json:
+            print_json({"error": message})
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _drop_stdout()
+    return code

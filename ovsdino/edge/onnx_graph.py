@@ -1,0 +1,98 @@
+"""An exported graph on the CPU through ONNX Runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ovsdino.edge.labels import upsample_argmax
+from ovsdino.edge.pixels import preprocess
+from ovsdino.edge.sidecar import Sidecar
+from ovsdino.edge.tensors import check_tensors, logits_shape
+from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.io.files import reading
+from ovsdino.timing import Stages
+
+__all__ = ["OnnxGraph"]
+
+
+class OnnxGraph:
+    """The graph, its input buffer and its text bank.
+
+    Attributes:
+        least_batch: the smallest B that the graph takes; the largest is the sidecar's.
+
+    Args:
+        data: the .onnx file's content, already checked.
+        sidecar: what it is.
+        threads: of the network and of the label kernel.
+
+    Raises:
+        OVSDinoError: ONNX Runtime is missing, refuses the graph, or finds other inputs than the sidecar says.
+    """
+
+    def __init__(self, data: bytes, sidecar: Sidecar, threads: int) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise OVSDinoError(f"{sidecar.file}: ONNX Runtime is missing: pip install onnxruntime") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Threads that wait by spinning take the cores that a camera's or another process's thread wants. nano on two
+        # cores: 79 ms with and 83 without on an idle machine, 397 with and 247 without beside busy processes.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3  # errors; its warnings are about the graph optimiser's own choices
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own exception types derive from Exception alone
+            raise OVSDinoError(f"{sidecar.file}: ONNX Runtime refuses it: {one_line(error, 400)}") from error
+        sidecar.check_graph(self._session.get_modelmeta().custom_metadata_map)
+        inputs = {one.name: (list(one.shape), one.type) for one in self._session.get_inputs()}
+        outputs = {one.name: (list(one.shape), one.type) for one in self._session.get_outputs()}
+        check_tensors(sidecar, inputs, outputs, "tensor(float)")
+        fixed = isinstance(inputs["image"][0][0], int)
+        self.least_batch = sidecar.input[0] if fixed else 1
+        self._sidecar = sidecar
+        self._threads = threads
+        self._image = np.empty((1, *sidecar.input[1:]), np.float32)
+        self._text = np.empty((0, sidecar.embed_dim), np.float32)
+
+    def set_text(self, text: np.ndarray) -> None:
+        """Takes another text bank, (K, D) float32."""
+        self._text = text
+
+    def infer(self, image: np.ndarray) -> np.ndarray:
+        """(B, 3, H, W) float32, normalised -> logits (B, K, h, w) float32."""
+        with reading(self._sidecar.file, "graph", self._sidecar.rebuild()):  # it loads, and fails while it runs
+            logits: np.ndarray = self._session.run(["logits"], {"image": image, "text": self._text})[0]
+        expected = logits_shape(self._sidecar, len(image), len(self._text))
+        if logits.shape != expected:
+            raise OVSDinoError(
+                f"{self._sidecar.file}: its logits are {logits.shape}, its sidecar says {expected}; "
+                f"{self._sidecar.rebuild()}"
+            )
+        return logits
+
+    def run(
+        self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, stages: Stages
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Camera pixels (RGB or NV12) to labels and confidence of `size`."""
+        with stages("preprocess"):
+            shape = (self._sidecar.input[2], self._sidecar.input[3])
+            preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=self._image[0])
+        with stages("encode"):
+            logits = self.infer(self._image)
+        if not np.isfinite(logits).all():
+            raise OVSDinoError(f"{self._sidecar.file}: gives NaN or infinite logits; {self._sidecar.rebuild()}")
+        with stages("postprocess"):
+            return upsample_argmax(logits[0], size, threshold, confidence=confidence, threads=self._threads)
+
+    def close(self) -> None:
+        """Frees the session."""
+        del self._session
+
+
+def reason(error: Exception) -> str:
+    """Why ONNX Runtime refuses: the end of its message; the beginning is a path in its sources and a signature."""
+    text = one_line(error, 2000)
+    return text if len(text) <= 200 else f"...{text[-197:]}"

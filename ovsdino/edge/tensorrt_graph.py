@@ -1,0 +1,390 @@
+"""An exported engine on a GPU through TensorRT or TensorRT-RTX and cuda-python.
+
+One stream carries a frame from its pixels to its labels:
+
+    host -> device copy, `preprocess_cuda`, the engine as a CUDA graph, `upsample_argmax_cuda`, device -> host copy
+
+Every buffer is allocated before the first frame or when a frame or a vocabulary is larger than any before it. The two
+kernels are those of `ovsdino._C`, which takes device pointers and the stream's handle and needs no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ovsdino.edge.labels import label_dtype
+from ovsdino.edge.pixels import gain_and_shift
+from ovsdino.edge.sidecar import Sidecar
+from ovsdino.edge.tensors import check_tensors, logits_shape
+from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.native import native
+from ovsdino.timing import Stages
+
+__all__ = ["TensorRTGraph", "device_sm", "tensorrt_module"]
+
+log = logging.getLogger("ovsdino.deploy")
+
+PACKAGES = {"tensorrt": "tensorrt (JetPack brings it)", "tensorrt_rtx": "tensorrt-rtx-cu13"}
+
+
+def tensorrt_module(backend: str) -> ModuleType:
+    """The Python module of "tensorrt" or "tensorrt_rtx".
+
+    Raises:
+        OVSDinoError: it is not installed.
+    """
+    try:
+        return importlib.import_module(backend)
+    except (ImportError, OSError) as error:  # OSError: a library that the module loads is missing
+        raise OVSDinoError(
+            f"{backend} is missing ({one_line(error, 120)}): install {PACKAGES[backend]}, or use the .onnx file"
+        ) from error
+
+
+def cuda_runtime() -> Any:
+    """The module `cuda.bindings.runtime`.
+
+    Raises:
+        OVSDinoError: cuda-python is not installed.
+    """
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except (ImportError, OSError) as error:
+        raise OVSDinoError(
+            f"cuda-python is missing ({one_line(error, 120)}): pip install cuda-python, of the release of the CUDA here"
+        ) from error
+
+
+def device_sm(device: int) -> str:
+    """The architecture of a CUDA device, as "sm87".
+
+    Raises:
+        OVSDinoError: cuda-python is missing, or there is no such device.
+    """
+    cuda = cuda_runtime()
+    count = _ok(cuda, cuda.cudaGetDeviceCount())
+    if not 0 <= device < count:
+        raise OVSDinoError(f"device is {device}: this machine shows {count} CUDA devices")
+    attribute = cuda.cudaDeviceAttr
+    major = _ok(cuda, cuda.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMajor, device))
+    minor = _ok(cuda, cuda.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMinor, device))
+    return f"sm{major}{minor}"
+
+
+class TensorRTGraph:
+    """An engine, its execution context, stream and buffers.
+
+    Attributes:
+        least_batch: the smallest B that the engine takes; the largest is the sidecar's.
+
+    Args:
+        trt: the module `tensorrt` or `tensorrt_rtx`.
+        data: the engine, already checked.
+        sidecar: what it is.
+        device: index of the CUDA device.
+
+    Raises:
+        OVSDinoError: the kernels are missing, or TensorRT or CUDA refuse.
+    """
+
+    def __init__(self, trt: ModuleType, data: bytes, sidecar: Sidecar, device: int) -> None:
+        if native is None or not hasattr(native, "upsample_argmax_cuda"):
+            raise OVSDinoError(
+                "ovsdino._C was built without CUDA: build it with OVSDINO_CUDA=1 and nvcc on the PATH, "
+                "or use the .onnx file"
+            )
+        self._sidecar = sidecar
+        self._device = device
+        self._cuda = cuda = cuda_runtime()
+        _ok(cuda, cuda.cudaSetDevice(device))
+        self._stream = _ok(cuda, cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
+        self._events = [_ok(cuda, cuda.cudaEventCreate()) for _ in range(4)]
+        self._captured: Any = None
+        self._logger = _logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise OVSDinoError(f"{sidecar.file}: {sidecar.backend} cannot deserialise it; the log says why")
+        self._check_tensors(trt)
+        self._context = _context(trt, self._engine)
+        if self._context is None:
+            raise OVSDinoError(f"{sidecar.file}: {sidecar.backend} cannot run it; the log says why (often: memory)")
+        self.least_batch = self._batch = self._find_least_batch()
+        self._image = _Buffer(cuda, 4 * int(np.prod(sidecar.input)))
+        self._text, self._logits = _Buffer(cuda), _Buffer(cuda)
+        self._frame, self._labels, self._confidence = _Buffer(cuda), _Buffer(cuda), _Buffer(cuda)
+
+    def set_text(self, text: np.ndarray) -> None:
+        """Takes another text bank, (K, D) float32: sets shapes and addresses and captures the graph again."""
+        _ok(self._cuda, self._cuda.cudaSetDevice(self._device))
+        self._text.fit(text.nbytes)
+        self._text.host[: text.nbytes] = _bytes(text)
+        self._text.upload(text.nbytes, self._stream)
+        self._classes = len(text)
+        self._set_shapes(self._batch)
+
+    def infer(self, image: np.ndarray) -> np.ndarray:
+        """(B, 3, H, W) float32, normalised -> logits (B, K, h, w) float32."""
+        _ok(self._cuda, self._cuda.cudaSetDevice(self._device))
+        if len(image) != self._batch:
+            self._set_shapes(len(image))
+        self._image.host[: image.nbytes] = _bytes(image)
+        self._image.upload(image.nbytes, self._stream)
+        self._launch()
+        logits = np.empty(self._shape, np.float32)
+        self._logits.download(logits.nbytes, self._stream)
+        self._wait()
+        _bytes(logits)[:] = self._logits.host[: logits.nbytes]
+        return logits
+
+    def run(
+        self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, stages: Stages
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Camera pixels (RGB or NV12) to labels and confidence of `size`; stage times are the device's own."""
+        cuda, stream = self._cuda, self._stream
+        _ok(cuda, cuda.cudaSetDevice(self._device))
+        if self._batch != 1:
+            self._set_shapes(1)
+        pixels = np.ascontiguousarray(pixels)
+        labels = np.empty(size, label_dtype(self._shape[1]))
+        certainty = np.empty(size, np.float32) if confidence else None
+        self._frame.fit(pixels.nbytes)
+        self._labels.fit(labels.nbytes)
+        self._confidence.fit(0 if certainty is None else certainty.nbytes)
+        with stages("preprocess"):  # the copy into page-locked memory; the device's share is added below
+            self._frame.host[: pixels.nbytes] = _bytes(pixels)
+        self._record(0)
+        self._frame.upload(pixels.nbytes, stream)
+        self._preprocess(pixels, size)
+        self._record(1)
+        self._launch()
+        self._record(2)
+        self._postprocess(labels, certainty, threshold)
+        self._record(3)
+        self._wait()
+        for event, stage in enumerate(("preprocess", "encode", "postprocess")):
+            elapsed = _ok(cuda, cuda.cudaEventElapsedTime(self._events[event], self._events[event + 1]))
+            stages.ms[stage] = stages.ms.get(stage, 0.0) + elapsed
+        with stages("postprocess"):
+            _bytes(labels)[:] = self._labels.host[: labels.nbytes]
+            if certainty is not None:
+                _bytes(certainty)[:] = self._confidence.host[: certainty.nbytes]
+        return labels, certainty
+
+    def close(self) -> None:
+        """Frees graph, context, engine, buffers and stream."""
+        cuda = self._cuda
+        self._wait()
+        self._drop_capture()
+        del self._context, self._engine, self._runtime
+        for buffer in (self._image, self._text, self._logits, self._frame, self._labels, self._confidence):
+            buffer.free()
+        for event in self._events:
+            _ok(cuda, cuda.cudaEventDestroy(event))
+        _ok(cuda, cuda.cudaStreamDestroy(self._stream))
+
+    def _check_tensors(self, trt: ModuleType) -> None:
+        engine = self._engine
+        sides: dict[Any, dict[str, Any]] = {trt.TensorIOMode.INPUT: {}, trt.TensorIOMode.OUTPUT: {}}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            shape = [int(side) for side in engine.get_tensor_shape(name)]
+            sides[engine.get_tensor_mode(name)][name] = (shape, engine.get_tensor_dtype(name))
+        check_tensors(self._sidecar, sides[trt.TensorIOMode.INPUT], sides[trt.TensorIOMode.OUTPUT], trt.float32)
+
+    def _find_least_batch(self) -> int:
+        batch = self._engine.get_tensor_shape("image")[0]
+        return int(batch if batch > 0 else self._engine.get_tensor_profile_shape("image", 0)[0][0])
+
+    def _set_shapes(self, batch: int) -> None:
+        """Sets shapes and addresses for a batch and the bank that is there, and captures the graph again."""
+        context, sidecar = self._context, self._sidecar
+        text = (self._classes, sidecar.embed_dim)
+        if not (
+            context.set_input_shape("image", (batch, *sidecar.input[1:])) and context.set_input_shape("text", text)
+        ):
+            raise OVSDinoError(f"{sidecar.file}: the engine refuses a batch of {batch} with a bank of shape {text}")
+        shape = context.get_tensor_shape("logits")
+        self._shape = (int(shape[0]), int(shape[1]), int(shape[2]), int(shape[3]))
+        if self._shape != logits_shape(sidecar, batch, self._classes):
+            raise OVSDinoError(
+                f"{sidecar.file}: its logits are {self._shape}, its sidecar says "
+                f"{logits_shape(sidecar, batch, self._classes)}; {sidecar.rebuild()}"
+            )
+        self._logits.fit(4 * int(np.prod(self._shape)))
+        for name, buffer in (("image", self._image), ("text", self._text), ("logits", self._logits)):
+            if not context.set_tensor_address(name, buffer.device):
+                raise OVSDinoError(f"{sidecar.file}: the engine refuses an address for {name!r}")
+        self._batch = batch
+        self._capture()
+
+    def _preprocess(self, pixels: np.ndarray, size: tuple[int, int]) -> None:
+        assert native is not None  # checked in __init__
+        sidecar = self._sidecar
+        planar = pixels.ndim == 2
+        strides = (pixels.size, pixels.shape[1], 1, 0) if planar else (pixels.size, 3 * pixels.shape[1], 3, 1)
+        native.preprocess_cuda(
+            self._frame.device,
+            "nv12" if planar else "rgb",
+            (1, *size),
+            strides,
+            sidecar.input[2:],
+            self._image.device,
+            "float32",
+            *gain_and_shift(sidecar.mean, sidecar.std),
+            False,
+            int(self._stream),
+        )
+
+    def _postprocess(self, labels: np.ndarray, certainty: np.ndarray | None, threshold: float | None) -> None:
+        assert native is not None
+        _, classes, height, width = self._shape
+        plane = height * width
+        native.upsample_argmax_cuda(
+            self._logits.device,
+            "float32",
+            (1, classes, height, width),
+            (classes * plane, plane, width, 1),
+            labels.shape,
+            self._labels.device,
+            labels.dtype.name,
+            0 if certainty is None else self._confidence.device,
+            threshold,
+            int(self._stream),
+        )
+        self._labels.download(labels.nbytes, self._stream)
+        if certainty is not None:
+            self._confidence.download(certainty.nbytes, self._stream)
+
+    def _launch(self) -> None:
+        if self._captured is None:
+            self._enqueue()
+        else:
+            _ok(self._cuda, self._cuda.cudaGraphLaunch(self._captured, self._stream))
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise OVSDinoError(f"{self._sidecar.file}: {self._sidecar.backend} failed to run it; the log says why")
+
+    def _capture(self) -> None:
+        """Records the engine's launches as a CUDA graph; an engine that cannot be recorded is launched each time."""
+        cuda, stream = self._cuda, self._stream
+        self._drop_capture()
+        self._enqueue()  # what is allocated or compiled at the first run must not happen during the recording
+        self._wait()
+        try:
+            _ok(cuda, cuda.cudaStreamBeginCapture(stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+            try:
+                self._enqueue()
+            finally:
+                graph = _ok(cuda, cuda.cudaStreamEndCapture(stream))
+            try:
+                self._captured = _ok(cuda, cuda.cudaGraphInstantiate(graph, 0))
+            finally:
+                _ok(cuda, cuda.cudaGraphDestroy(graph))
+        except OVSDinoError as error:
+            cuda.cudaGetLastError()  # clears it
+            log.warning("%s: no CUDA graph, launching each time: %s", self._sidecar.file, error)
+
+    def _drop_capture(self) -> None:
+        if self._captured is not None:
+            _ok(self._cuda, self._cuda.cudaGraphExecDestroy(self._captured))
+            self._captured = None
+
+    def _record(self, index: int) -> None:
+        _ok(self._cuda, self._cuda.cudaEventRecord(self._events[index], self._stream))
+
+    def _wait(self) -> None:
+        _ok(self._cuda, self._cuda.cudaStreamSynchronize(self._stream))
+
+
+class _Buffer:
+    """Memory on the device and as much page-locked memory on the host; grows, never shrinks."""
+
+    def __init__(self, cuda: Any, size: int = 0) -> None:
+        self._cuda = cuda
+        self._size = 0
+        self._host_address = 0
+        self.device = 0
+        self.host = np.empty(0, np.uint8)
+        self.fit(size)
+
+    def fit(self, size: int) -> None:
+        """Makes room for `size` bytes; what was held is lost if it has to grow."""
+        if size <= self._size:
+            return
+        cuda = self._cuda
+        self.free()
+        self.device = int(_ok(cuda, cuda.cudaMalloc(size)))
+        self._host_address = int(_ok(cuda, cuda.cudaMallocHost(size)))
+        self.host = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self._host_address))
+        self._size = size
+
+    def upload(self, size: int, stream: Any) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        _ok(self._cuda, self._cuda.cudaMemcpyAsync(self.device, self._host_address, size, kind, stream))
+
+    def download(self, size: int, stream: Any) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        _ok(self._cuda, self._cuda.cudaMemcpyAsync(self._host_address, self.device, size, kind, stream))
+
+    def free(self) -> None:
+        if self.device:
+            _ok(self._cuda, self._cuda.cudaFree(self.device))
+        if self._host_address:
+            _ok(self._cuda, self._cuda.cudaFreeHost(self._host_address))
+        self.device = self._host_address = self._size = 0
+        self.host = np.empty(0, np.uint8)
+
+
+def _context(trt: ModuleType, engine: Any) -> Any:
+    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):  # TensorRT; 11 has the config, but not this
+        return engine.create_execution_context()
+    # TensorRT-RTX compiles for a shape in the background by default: the graph recorded at the first run would keep
+    # the slow kernels that stand in until then.
+    config = engine.create_runtime_config()
+    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    return engine.create_execution_context(config)
+
+
+def _logger(trt: ModuleType) -> Any:
+    levels = {
+        trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
+        trt.ILogger.Severity.ERROR: logging.ERROR,
+        trt.ILogger.Severity.WARNING: logging.WARNING,
+    }
+
+    class Logger(trt.ILogger):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # pybind11 refuses an object whose own __init__ was not called
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in levels:
+                log.log(levels[severity], "TensorRT: %s", one_line(message, 300))
+
+    return Logger()
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """A contiguous array's memory as (n,) uint8."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def _ok(cuda: Any, answer: tuple[Any, ...]) -> Any:
+    """The result of a CUDA call.
+
+    Raises:
+        OVSDinoError: the call failed.
+    """
+    code, *result = answer
+    if code != cuda.cudaError_t.cudaSuccess:
+        text = cuda.cudaGetErrorString(code)[1]
+        text = text.decode() if isinstance(text, bytes) else text
+        raise OVSDinoError(f"CUDA: {code.name}: {text}")
+    return result[0] if result else None

@@ -1,0 +1,1 @@
+"""Live video: cameras and files in, labels and overlays out."""

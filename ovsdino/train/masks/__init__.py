@@ -1,0 +1,1 @@
+"""Pseudo-masks and SAM's targets, made before training."""

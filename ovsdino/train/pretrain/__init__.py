@@ -1,0 +1,1 @@
+"""Distillation before training: the backbone and the text tower."""

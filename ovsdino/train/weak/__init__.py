@@ -1,0 +1,1 @@
+"""Training on captions and pseudo-masks."""

@@ -1,0 +1,362 @@
+"""Batches of captioned images with pseudo-masks; functions of (seed, position) alone, so runs resume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from ovsdino.data.captions import CaptionRecord, CaptionSet
+from ovsdino.data.masks import MaskStore, decode_one
+from ovsdino.data.phrases import phrases, read_phrases
+from ovsdino.errors import OVSDinoError
+from ovsdino.settings import InputPath, Probability, Size, Within
+from ovsdino.train.image_cache import ImageCache, share_of_machine
+from ovsdino.train.weak.robust import RobustConfig, agreement_weight, edge_agreement, perturb_masks, quality_weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakDataConfig:
+    """Images, captions and pseudo-masks, and how they are varied.
+
+    Attributes:
+        kind: of the captions: "jsonl", "coco" or "webdataset"; see `open_captions`.
+        root: folder or zip of the images; for "coco" the folder above `annotations`; for "webdataset" that of the tars.
+        annotations: "jsonl": the file of captions. "coco": the split, for instance train2014. "webdataset": a pattern
+            of the tars' names.
+        masks: folder that `ovsdino masks` wrote for the same images; "" trains without.
+        sam_targets: folder that `ovsdino masks --embeddings` wrote for the same images, for `loss.sam`.
+        caption: "whole" takes a caption as one text; "phrases" takes what it names, each a text.
+        vocabulary: for "phrases", a file of words to look for, one a line; "" takes the parts between commas and "and".
+        height, width: of a crop in pixels, multiples of the patch size.
+        area: of a crop, in shares of the image (or of the caption's box) from the least to the largest.
+        regions: for captions that have boxes. 0 shows what is in a box and nothing around it, a sample a caption. More
+            shows a crop of the image, a sample an image, with up to so many of the captioned boxes that lie in it; all
+            of the image when none does.
+        aspect: a crop's aspect differs from width / height by up to this factor.
+        flip: probability of a mirror image.
+        colour: strength of the changes of brightness, contrast and (0.7 of it) saturation.
+        masks_per_image: pseudo-masks drawn for a crop, without replacement, by the root of their area.
+        min_mask_area: a mask that covers less of the crop than this share is not drawn.
+        workers: processes that make batches; 0 makes them in between. The batches are the same.
+        cache_mb: megabytes of decoded images that all processes of the run on a machine keep together, each its share.
+    """
+
+    kind: Literal["jsonl", "coco", "webdataset"] = "jsonl"
+    root: Annotated[str, InputPath()] = ""
+    annotations: Annotated[str, InputPath(when=("kind", "jsonl"))] = ""
+    masks: Annotated[str, InputPath()] = ""
+    sam_targets: Annotated[str, InputPath()] = ""
+    caption: Literal["phrases", "whole"] = "phrases"
+    vocabulary: Annotated[str, InputPath()] = ""
+    height: Annotated[int, Within(1, 16384)] = 160
+    width: Annotated[int, Within(1, 16384)] = 160
+    area: Annotated[tuple[float, ...], Within(0, 1, above=True), Size(2, 2)] = (0.5, 1.0)
+    regions: Annotated[int, Within(0, 10_000)] = 0
+    aspect: Annotated[float, Within(1, 16)] = 1.33
+    flip: Probability = 0.5
+    colour: Annotated[float, Within(0, 1)] = 0.3
+    masks_per_image: Annotated[int, Within(0, 10_000)] = 16
+    min_mask_area: Probability = 0.002
+    workers: Annotated[int, Within(0, 1024)] = 0
+    cache_mb: Annotated[int, Within(1, 1_000_000)] = 2048
+
+
+@dataclass
+class WeakBatch:
+    """What a step sees.
+
+    Attributes:
+        images: (B, 3, H, W) float32 in [0, 1].
+        regions: (B, R, 4) float32, what the captions speak of: left, top, right, bottom in shares of the crop, mirrored
+            with it; no area where there is none. R = 1, the whole crop, unless `WeakDataConfig.regions`.
+        texts: for each image and region the texts that its caption gives, at least one; none where there is no region.
+        masks: (B, M, 4h, 4w) bool at four times the token grid; a cell is set when half of it or more is. M = 0 without
+            pseudo-masks; an image of fewer has empty ones at the end.
+        quality: (B, M) float32, how much a mask counts, as `RobustConfig` has it; 0 where there is none.
+        places: (B, 5) float32, left, top, right, bottom of the crop in its image, 0..1, and 1 where it is mirrored.
+        sources: (B,) names of the images.
+    """
+
+    images: Tensor
+    regions: Tensor
+    texts: list[list[tuple[str, ...]]]
+    masks: Tensor
+    quality: Tensor
+    places: Tensor
+    sources: list[str]
+
+    def slice(self, rows: slice) -> WeakBatch:
+        """Some of its images."""
+        return WeakBatch(
+            self.images[rows],
+            self.regions[rows],
+            self.texts[rows],
+            self.masks[rows],
+            self.quality[rows],
+            self.places[rows],
+            self.sources[rows],
+        )
+
+    @staticmethod
+    def collate(samples: Sequence[WeakBatch]) -> WeakBatch:
+        """Batches of one as one batch."""
+        return WeakBatch(
+            torch.cat([s.images for s in samples]),
+            torch.cat([s.regions for s in samples]),
+            [text for s in samples for text in s.texts],
+            torch.cat([s.masks for s in samples]),
+            torch.cat([s.quality for s in samples]),
+            torch.cat([s.places for s in samples]),
+            [name for s in samples for name in s.sources],
+        )
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle of an image in pixels, and whether its columns are reversed."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    mirror: bool
+
+    def holds(self, box: tuple[int, int, int, int]) -> bool:
+        """Whether all of it (left, top, width, height) lies in the crop."""
+        x, y = box[0] - self.left, box[1] - self.top
+        return x >= 0 and y >= 0 and x + box[2] <= self.width and y + box[3] <= self.height
+
+    def place(self, box: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
+        """Its left, top, right, bottom in shares of the crop, mirrored with it."""
+        left, top = (box[0] - self.left) / self.width, (box[1] - self.top) / self.height
+        right, bottom = left + box[2] / self.width, top + box[3] / self.height
+        return (1 - right, top, 1 - left, bottom) if self.mirror else (left, top, right, bottom)
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """Its part of (H, W, ...), not mirrored."""
+        return array[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+class WeakDataset(Dataset[WeakBatch]):
+    """One sample a position: position p is sample `order(p // n)[p % n]`, a new permutation each epoch.
+
+    Raises:
+        OVSDinoError: crop sizes that the patch does not divide, an unknown choice, no vocabulary file, regions asked
+            of captions without boxes.
+    """
+
+    def __init__(
+        self,
+        captions: CaptionSet,
+        masks: MaskStore | None,
+        config: WeakDataConfig,
+        robust: RobustConfig,
+        patch: int,
+        seed: int,
+    ) -> None:
+        if config.height % patch or config.width % patch or not config.height or not config.width:
+            raise OVSDinoError(
+                f"data.height {config.height}, data.width {config.width}: expected multiples of {patch}, the patch size"
+            )
+        if config.area[0] > config.area[1]:
+            raise OVSDinoError(f"data.area: expected two shares in (0, 1], the least first, got {list(config.area)}")
+        self.captions, self.masks, self.config, self.robust = captions, masks, config, robust
+        self.fine = (4 * config.height // patch, 4 * config.width // patch)
+        self.seed = seed
+        records = [captions.record(i) for i in range(len(captions))] if config.regions else []
+        if any(record.box is None for record in records):
+            raise OVSDinoError(f"data.regions {config.regions} needs a box with every caption; or set it to 0")
+        by_image: dict[str, list[int]] = {}
+        for i, record in enumerate(records):
+            by_image.setdefault(record.image, []).append(i)
+        # The captions of each sample.
+        self.groups: Sequence[Sequence[int]] = list(by_image.values()) or [(i,) for i in range(len(captions))]
+        self.vocabulary = read_phrases(config.vocabulary) if config.vocabulary else None
+        self.colour = v2.ColorJitter(config.colour, config.colour, 0.7 * config.colour)
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        limit = share_of_machine(config.cache_mb, config.workers)
+        self._images: ImageCache[np.ndarray] = ImageCache(limit, _bytes_of)
+
+    def index(self, position: int) -> int:
+        """Which of `groups` a position of the run takes."""
+        epoch, place = divmod(position, len(self.groups))
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.groups)))
+        return int(self._order[1][place])
+
+    def __getitem__(self, position: int) -> WeakBatch:
+        c, rng = self.config, np.random.default_rng((self.seed, 1, position))
+        group = self.groups[self.index(position)]
+        records = [self.captions.record(i) for i in group]
+        record = records[0]
+        image = self._images.get(record.image, lambda: self.captions.read(group[0]))
+        height, width = image.shape[:2]
+        for left, top, across, down in (r.box for r in records if r.box):
+            if left + across > width or top + down > height:
+                box = (left, top, across, down)
+                raise OVSDinoError(f"{record.image}: the box {box} leads out of its {width} x {height} pixels")
+        whole = (0, 0, width, height)
+        crop = self._crop(whole if c.regions else record.box or whole, rng)
+        if c.regions and not any(crop.holds(r.box) for r in records if r.box):
+            crop = Crop(*whole, crop.mirror)  # of which something is said
+        regions, texts = self._regions(records, crop, rng)
+        view = torch.from_numpy(crop.of(image).copy()).permute(2, 0, 1)
+        masks, quality = self._masks(record.image, (height, width), view, crop, rng)
+        view = v2.functional.resize(view, [c.height, c.width], antialias=True)
+        if crop.mirror:
+            view = v2.functional.horizontal_flip(view)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**62)))
+            view = v2.functional.to_dtype(self.colour(view), torch.float32, scale=True)
+        right, bottom = crop.left + crop.width, crop.top + crop.height
+        place = [crop.left / width, crop.top / height, right / width, bottom / height, float(crop.mirror)]
+        return WeakBatch(
+            view[None],
+            regions[None],
+            [texts],
+            masks[None],
+            quality[None],
+            torch.tensor([place]),
+            [record.image],
+        )
+
+    def _regions(
+        self, records: list[CaptionRecord], crop: Crop, rng: np.random.Generator
+    ) -> tuple[Tensor, list[tuple[str, ...]]]:
+        """What is said of a crop: (R, 4) rectangles and the texts of each, see `WeakBatch`."""
+        most = self.config.regions
+        if most:
+            records = [record for record in records if record.box and crop.holds(record.box)]
+            records = [records[i] for i in rng.permutation(len(records))[:most]]
+        found = torch.zeros(most or 1, 4)
+        if not most:
+            found[0, 2:] = 1
+        texts = [self.texts(record.captions[int(rng.integers(len(record.captions)))]) for record in records]
+        for row, record in enumerate(records if most else ()):
+            assert record.box is not None
+            found[row] = torch.tensor(crop.place(record.box))
+        return found, texts + [()] * (len(found) - len(texts))
+
+    def texts(self, caption: str) -> tuple[str, ...]:
+        """What a caption says: itself, or its phrases (itself where it has none of the vocabulary's)."""
+        if self.config.caption == "whole":
+            return (caption,)
+        return phrases(caption, self.vocabulary) or (caption,)
+
+    def _crop(self, box: tuple[int, int, int, int], rng: np.random.Generator) -> Crop:
+        c, (left, top, width, height) = self.config, box
+        aspect = c.width / c.height * math.exp(rng.uniform(-1, 1) * math.log(c.aspect))
+        area = rng.uniform(c.area[0], c.area[1]) * width * height
+        h = min(height, max(1, round((area / aspect) ** 0.5)))
+        w = min(width, max(1, round((area * aspect) ** 0.5)))
+        y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+        return Crop(left + int(x), top + int(y), w, h, bool(rng.random() < c.flip))
+
+    def _masks(
+        self, name: str, size: tuple[int, int], view: Tensor, crop: Crop, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Drawn masks of the crop (M, 4h, 4w) bool and what they count (M,).
+
+        Args:
+            name: of the image.
+            size: its height and width.
+            view: (3, h, w), what the crop shows.
+        """
+        count = self.config.masks_per_image if self.masks is not None else 0
+        masks, quality = torch.zeros(count, *self.fine, dtype=torch.bool), torch.zeros(count)
+        if self.masks is None or not count:
+            return masks, quality
+        row_of = self.masks.find(name)
+        if (row_of["height"], row_of["width"]) != size:
+            raise OVSDinoError(
+                f"{name}: {size[1]} x {size[0]} pixels, its masks {row_of['width']} x {row_of['height']}; "
+                "were they made of these images?"
+            )
+        rows = row_of["masks"]
+        # What of each lies in the crop is guessed from its box: only the drawn ones are decoded.
+        boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+        areas = np.array([row["area"] for row in rows], dtype=np.float64)
+        across = np.minimum(boxes[:, 0] + boxes[:, 2], crop.left + crop.width) - np.maximum(boxes[:, 0], crop.left)
+        down = np.minimum(boxes[:, 1] + boxes[:, 3], crop.top + crop.height) - np.maximum(boxes[:, 1], crop.top)
+        inside = areas * across.clip(0) * down.clip(0) / (boxes[:, 2] * boxes[:, 3]).clip(1)
+        least = max(1.0, self.config.min_mask_area * crop.width * crop.height)
+        likely = np.flatnonzero(inside >= least)
+        if not len(likely):
+            return masks, quality
+        chance = np.sqrt(inside[likely])
+        drawn = rng.choice(likely, min(count, len(likely)), replace=False, p=chance / chance.sum())
+        whole = torch.from_numpy(np.stack([crop.of(decode_one(row_of, i)) for i in drawn]))
+        share = F.interpolate(whole[None].float(), self.fine, mode="area")[0]
+        found = (share.flip(-1) if crop.mirror else share) >= 0.5
+        weights = torch.ones(len(drawn))
+        if self.robust.quality_weights:
+            sure = torch.tensor([[rows[i]["predicted_iou"], rows[i]["stability_score"]] for i in drawn])
+            weights = quality_weight(sure[:, 0], sure[:, 1])
+        if self.robust.agreement:
+            weights = weights * agreement_weight(edge_agreement(view[None], whole[None].bool()))[0]
+        if self.robust.merge or self.robust.split:
+            new = perturb_masks(found.numpy(), weights.numpy(), self.robust.merge, self.robust.split, rng)
+            found, weights = torch.from_numpy(new[0]), torch.from_numpy(new[1])
+        masks[: len(drawn)], quality[: len(drawn)] = found, weights * found.flatten(1).any(1)
+        return masks, quality
+
+
+def batches(data: WeakDataset, positions: Iterable[Sequence[int]]) -> Iterator[WeakBatch]:
+    """Yield a batch for each list of positions, made by `config.workers` processes ahead of their use.
+
+    Raises:
+        OVSDinoError: An image or its masks cannot be read.
+    """
+    loader = DataLoader(
+        _Guarded(data),
+        batch_sampler=_Given(positions),
+        collate_fn=_collate,
+        num_workers=data.config.workers,
+        persistent_workers=False,
+        multiprocessing_context="forkserver" if data.config.workers else None,
+    )
+    for batch in loader:
+        if isinstance(batch, OVSDinoError):
+            raise batch
+        yield batch
+
+
+class _Guarded(Dataset[Any]):
+    """A data set whose user errors are samples: a worker process would put its traceback into their message."""
+
+    def __init__(self, data: WeakDataset) -> None:
+        self.data = data
+
+    def __getitem__(self, position: int) -> WeakBatch | OVSDinoError:
+        try:
+            return self.data[position]
+        except OVSDinoError as error:
+            return error
+
+
+def _collate(samples: Sequence[WeakBatch | OVSDinoError]) -> WeakBatch | OVSDinoError:
+    error = next((sample for sample in samples if isinstance(sample, OVSDinoError)), None)
+    return error or WeakBatch.collate([sample for sample in samples if isinstance(sample, WeakBatch)])
+
+
+def _bytes_of(image: np.ndarray) -> int:
+    return image.nbytes
+
+
+class _Given(torch.utils.data.Sampler[list[int]]):
+    """A batch sampler that says what it was given."""
+
+    def __init__(self, positions: Iterable[Sequence[int]]) -> None:
+        self.positions = positions
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(rows) for rows in self.positions)

@@ -1,0 +1,94 @@
+"""Captions for a data set that has none: what an image's crop shows, as a sentence, from its labels.
+
+A stand-in for the web's captions at a scale where there are no others. It writes one line a crop, the image's name, the
+crop's box and the caption, and nothing else of the labels: training reads that file and the images.
+
+    python -m ovsdino.train.weak.compose_captions --root data --output runs/weak/captions.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ovsdino.console import run_command
+from ovsdino.data.segmentation import open_dataset
+from ovsdino.io.files import atomic_write
+from ovsdino.parsing import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposeCaptions:
+    """Write captions of random crops, made of what their labels show."""
+
+    root: Path
+    """Folder of the data set."""
+    output: Path
+    """JSONL file to write."""
+    dataset: str = "camvid"
+    """Name of the data set (`ovsdino data check --help` lists them)."""
+    split: str = "train"
+    """Part of it."""
+    crops: int = 48
+    """Crops of each image."""
+    area: tuple[float, float] = (0.02, 0.35)
+    """Least and largest area of a crop, in shares of the image."""
+    least: float = 0.04
+    """Share of the crop that a class must cover to be named."""
+    seed: int = 0
+    """Of the crops."""
+
+
+def sentence(names: Sequence[str]) -> str:
+    """A caption that names them: "road, car and sky"."""
+    listed = ", ".join(names[:-1]) + " and " if len(names) > 1 else ""
+    return listed + names[-1]
+
+
+def compose(config: ComposeCaptions) -> list[dict[str, object]]:
+    """One row a crop: {"image", "caption", "box"}, box left, top, width, height in pixels; crops of nothing left out.
+
+    Raises:
+        OVSDinoError: see `open_dataset`.
+    """
+    dataset = open_dataset(config.dataset, config.root, config.split, byte_labels=True)
+    rng = np.random.default_rng(config.seed)
+    rows: list[dict[str, object]] = []
+    for entry, sample in zip(dataset.entries, dataset, strict=True):
+        height, width = sample.label.shape
+        for _ in range(config.crops):
+            area = rng.uniform(*config.area) * height * width
+            aspect = np.exp(rng.uniform(-1, 1) * np.log(4 / 3))
+            h, w = min(height, round((area / aspect) ** 0.5)), min(width, round((area * aspect) ** 0.5))
+            y, x = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+            counts = np.bincount(sample.label[y : y + h, x : x + w].ravel(), minlength=256)[: len(dataset.names)]
+            order = np.argsort(-counts, kind="stable")
+            names = [dataset.names[i] for i in order if counts[i] >= config.least * h * w]
+            if names:
+                rows.append({"image": entry.image, "caption": sentence(names), "box": [x, y, w, h]})
+    return rows
+
+
+def main() -> int:
+    """Run the command and return its exit code."""
+    args = sys.argv[1:]
+
+    def body() -> int:
+        config = parse(ComposeCaptions, "python -m ovsdino.train.weak.compose_captions", args)
+        if config is not None:
+            rows = compose(config)
+            with atomic_write(config.output) as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            print(f"{config.output}: {len(rows)} captions")
+        return 0
+
+    return run_command(args, body)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,103 @@
+"""The benchmark of the ops: its GPU rows tried out on the CPU at the least sizes, its timing and its report."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ovsdino.benchmarks import ops as benchmark
+from ovsdino.benchmarks.lib import op_cases, timing
+from ovsdino.ops import use_backend
+from tests.ops.table import outputs
+
+FACTS = {
+    "cpu": "this one",
+    "threads": 1,
+    "torch": torch.__version__,
+    "bandwidth_gbs": 10.0,
+    "gemm_gflops": 100.0,
+    "rates_gflops": {"float32": 100.0, "float16": 200.0},
+}
+KEYS = {"op", "case", "device", "dtype", "ours_ms", "baseline_ms", "ratio", "floor", "bound_ms"}
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("cases", op_cases.CASES, ids=lambda cases: cases.__name__)
+def test_both_sides_of_every_row_do_the_same(cases, gpu: bool) -> None:
+    seen = 0
+    for case in cases(op_cases.Setting(device="cpu", gpu=gpu, tiny=True)):
+        seen += 1
+        if "FlexAttention" in case.baseline_name:
+            continue  # compiled; tried out below
+        with use_backend(case.backend):
+            ours = outputs(case.ours(*case.inputs))
+        try:
+            baseline = outputs(case.baseline(*case.inputs))
+        except RuntimeError as error:
+            assert "No viable backend" in str(error)  # of SDPA, on the CPU
+            continue
+        if case.op == "upsample_argmax" and "confidence" in case.case:
+            ours = ours[1:]
+        for a, b in zip(ours, baseline, strict=False):
+            if case.op in ("upsample_argmax", "pipeline") and not a.is_floating_point():
+                assert (a != b).float().mean() < 0.01
+            elif "INTER_AREA" in case.baseline_name:
+                assert (a - b).abs().mean() < 0.5  # another filter
+            else:
+                torch.testing.assert_close(a.float(), b.float(), atol=0.05, rtol=0.05)
+        assert case.bytes > 0
+    assert seen or (gpu and cases is op_cases.attention_cases)
+
+
+def test_flex_attention_computes_the_op() -> None:
+    inputs = op_cases.attention_inputs(op_cases.Setting(device="cpu", gpu=False, tiny=True), 20)
+    torch.testing.assert_close(
+        op_cases.flexible(compiled=False)(*inputs), op_cases.folded(*inputs), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_report_has_the_rows_of_the_contract(gpu: bool) -> None:
+    setting = op_cases.Setting(device="cpu", gpu=gpu, tiny=True)
+    report = benchmark.run(setting, FACTS, 0.01, True, ["upsample_argmax", "preprocess"])
+    rows = report["results"]
+    assert not report["left_out"] and all(set(row) >= KEYS for row in rows)
+    assert {row["op"] for row in rows} == {"upsample_argmax", "preprocess"}
+    shares = [row for row in rows if row["baseline"] == benchmark.BOUND]
+    assert bool(shares) == gpu and all(row["floor"] == op_cases.GPU_SHARE for row in shares)
+    assert len(benchmark.table(report).splitlines()) == len(rows) + 2
+
+
+def test_a_row_that_cannot_run_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(setting):
+        def fail(*inputs):
+            raise RuntimeError("no such kernel\nand more")
+
+        yield op_cases.Case(op="preprocess", case="c", baseline_name="b", inputs=(), ours=fail, baseline=fail)
+
+    monkeypatch.setattr(benchmark, "CASES", (*op_cases.CASES[:4], broken, *op_cases.CASES[5:]))
+    setting = op_cases.Setting(device="cpu", gpu=False, tiny=True)
+    report = benchmark.run(setting, FACTS, 0.01, True, ["preprocess"])
+    assert report["left_out"] == [{"op": "preprocess", "case": "c", "reason": "RuntimeError: no such kernel"}]
+    assert "no such kernel" in benchmark.table(report)
+
+
+def test_inputs_rotate_until_they_overflow_the_cache_twice() -> None:
+    x = torch.zeros(1000, requires_grad=True)
+    copies = timing.rotation((x, 3), 10_000)
+    assert len(copies) == 6 and copies[0][0] is x and all(copy[1] == 3 for copy in copies)
+    assert len({copy[0].data_ptr() for copy in copies}) == 6 and all(copy[0].requires_grad for copy in copies)
+    assert len(timing.rotation((x,), 100)) == 2 and len(timing.rotation((), 100)) == 1
+
+
+def test_extra_memory_is_what_a_call_takes_beyond_its_result() -> None:
+    def wasteful(x: torch.Tensor) -> torch.Tensor:
+        return (x.expand(40_000_000) + 1)[:1000].clone()
+
+    inputs = (torch.zeros(1),)
+    wasteful(*inputs)
+    found = timing.extra_mb(wasteful, inputs, "cpu")
+    if found is None:
+        pytest.skip("no /proc/self/clear_refs here")
+    assert 150 < found < 200
+    assert timing.extra_mb(lambda x: x + 1, inputs, "cpu") < 20

@@ -1,0 +1,111 @@
+"""Exports appear whole: file and sidecar as one, whatever interrupts, and one export at a time in a folder."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ovsdino.deploy.export.publish import proven
+from ovsdino.deploy.export.script import run_script
+from ovsdino.deploy.quantize import Quantize
+from ovsdino.edge.sidecar import Sidecar, pending_path, sidecar_path
+from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import lock_folder
+from tests.deploy import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny.graph(tmp_path / "tiny.onnx")
+
+
+def test_file_and_sidecar_get_their_names_together(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "new.onnx"
+    with proven(path) as temporary:
+        tiny.another(temporary)
+        assert not path.exists() and not sidecar_path(path).exists()
+    assert sorted(path.parent.iterdir()) == [path, sidecar_path(path)]
+    sidecar = Sidecar.load(path)
+    sidecar.check_file(path)
+    assert sidecar.file == "new.onnx" and sidecar.bytes == 13
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, OVSDinoError, "no sidecar"])
+def test_a_failed_export_leaves_the_old_pair(model: Path, fault: type[BaseException] | str) -> None:
+    before = {path.name: path.read_bytes() for path in model.parent.iterdir()}
+    expected = OVSDinoError if isinstance(fault, str) else fault
+    with pytest.raises(expected), proven(model) as temporary:
+        if isinstance(fault, str):
+            temporary.write_bytes(b"x")
+        else:
+            tiny.another(temporary)
+            raise fault
+    assert {path.name: path.read_bytes() for path in model.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("rename", [1, 2, 3])
+def test_a_kill_at_any_of_the_renames_leaves_a_pair_that_fits(model: Path, rename: int) -> None:
+    """The renames are the waiting sidecar's own, the file's, the sidecar's; the old pair is whole until the second."""
+    old = model.read_bytes()
+    code = f"""
+import os, signal
+from pathlib import Path
+from ovsdino.deploy.export.publish import proven
+from tests.deploy import tiny
+real, done = os.replace, []
+with proven(Path({str(model)!r})) as temporary:
+    tiny.another(temporary)
+    def replace(*names):
+        done.append(names)
+        if len(done) == {rename}: os.kill(os.getpid(), signal.SIGKILL)
+        real(*names)
+    os.replace = replace
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    Sidecar.load(model).check_file(model)
+    assert model.read_bytes() == (old if rename < 3 else b"another graph")
+    with proven(model) as temporary:  # and the next export is not in its way
+        tiny.another(temporary)
+    Sidecar.load(model).check_file(model)
+    assert not pending_path(model).exists()
+
+
+def test_a_waiting_sidecar_of_another_file_is_not_taken(model: Path) -> None:
+    before = Sidecar.load(model)
+    for text in ("{", "[]", '{"sha256": 5}', sidecar_path(model).read_text().replace(before.sha256, "0" * 64)):
+        pending_path(model).write_text(text)
+        assert Sidecar.load(model) == before
+
+
+def test_a_second_export_in_the_folder_is_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--input", str(model), "--calibration", str(model.parent)]
+    with lock_folder(model.parent, "export"):
+        assert run_script(Quantize, "quantize.py", arguments) == 2
+    err = capsys.readouterr().err
+    assert "another export is writing to this folder" in err and err.count("\n") == 1
+
+
+def test_an_export_does_not_replace_its_input(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = model.read_bytes()
+    arguments = ["--input", str(model), "--calibration", str(model.parent), "--output", str(model)]
+    assert run_script(Quantize, "quantize.py", arguments) == 2
+    assert "would replace an input" in capsys.readouterr().err and model.read_bytes() == before
+
+
+def test_an_interrupt_during_the_imports_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "deploy/quantize.py", "--input", str(tmp_path / "no.onnx")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "numpy" in line:  # torch and ONNX come after it
+                process.send_signal(signal.SIGINT)
+                break
+        rest = [line for line in process.stderr if not line.startswith("import time:")]
+    assert process.returncode == 130 and rest == ["error: interrupted\n"]

@@ -1,0 +1,71 @@
+"""Labels from logits without torch: the kernel through NumPy pointers, and NumPy alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ovsdino.edge import labels as postprocess
+from ovsdino.ops.upsample_argmax import upsample_argmax_confidence_reference
+
+WAYS = ["native", "numpy"]
+
+
+def run(
+    way: str, monkeypatch: pytest.MonkeyPatch, logits: np.ndarray, size: tuple[int, int], **options: object
+) -> tuple[np.ndarray, np.ndarray | None]:
+    if way == "native" and postprocess.native is None:
+        pytest.skip("ovsdino._C is missing")
+    if way == "numpy":
+        monkeypatch.setattr(postprocess, "native", None)
+    return postprocess.upsample_argmax(logits, size, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "shape, size", [((19, 12, 16), (97, 130)), ((3, 9, 7), (9, 21)), ((1, 1, 1), (4, 5)), ((300, 6, 5), (3, 40))]
+)
+def test_labels_are_those_of_interpolate_and_argmax(
+    monkeypatch: pytest.MonkeyPatch, way: str, shape: tuple[int, int, int], size: tuple[int, int]
+) -> None:
+    logits = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    labels, confidence = run(way, monkeypatch, logits, size, confidence=True)
+    expected, probability = (
+        x[0].numpy() for x in upsample_argmax_confidence_reference(torch.tensor(logits)[None], size)
+    )
+    assert labels.dtype == expected.dtype and confidence is not None
+    assert (labels == expected).mean() > 0.9995  # ties to the last bit may fall either way
+    assert np.abs(confidence - probability).max() < 1e-5
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_threshold_makes_background_and_confidence_is_optional(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    logits = np.zeros((2, 1, 2), np.float32)
+    logits[0, 0, 1] = 4  # 0.5 on the left, 1 / (1 + e^-4) on the right
+    labels, confidence = run(way, monkeypatch, logits, (1, 2), threshold=0.7)
+    assert labels.tolist() == [[2, 0]] and confidence is None
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_smallest_index_wins_a_tie_and_nan_wins_over_numbers(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    logits = np.zeros((3, 1, 2), np.float32)
+    logits[1, 0, 1] = np.nan
+    assert run(way, monkeypatch, logits, (1, 2))[0].tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_strided_logits(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    logits = np.random.default_rng(0).standard_normal((8, 10, 5)).astype(np.float32).transpose(2, 0, 1)
+    assert np.array_equal(
+        run(way, monkeypatch, logits, (32, 30))[0], run(way, monkeypatch, np.ascontiguousarray(logits), (32, 30))[0]
+    )
+
+
+def test_both_ways_agree_where_the_two_largest_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    if postprocess.native is None:
+        pytest.skip("ovsdino._C is missing")
+    logits = np.random.default_rng(1).standard_normal((11, 72, 96)).astype(np.float32)
+    fast = postprocess.upsample_argmax(logits, (360, 480), threads=2)[0]
+    slow = postprocess.upsample_argmax_numpy(logits, (360, 480))[0]
+    assert (fast != slow).mean() < 1e-5

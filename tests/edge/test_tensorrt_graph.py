@@ -1,0 +1,121 @@
+"""The TensorRT side cannot run without a GPU: every name that it takes from the bindings is looked up in them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ovsdino.edge import tensorrt_graph as runtime_tensorrt
+
+SOURCE = Path(runtime_tensorrt.__file__)
+TREE = ast.parse(SOURCE.read_text())
+BACKENDS = [name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name)]
+
+# The name of a value in the source: the type that the bindings give it.
+TYPES = {"engine": "ICudaEngine", "_engine": "ICudaEngine", "context": "IExecutionContext"}
+TYPES |= {"_context": "IExecutionContext", "_runtime": "Runtime", "config": "IRuntimeConfig"}
+
+
+def chains() -> Iterator[tuple[str, list[str]]]:
+    """(root, names after it) of every a.b.c in the source, "self" left out."""
+    for node in ast.walk(TREE):
+        names: list[str] = []
+        while isinstance(node, ast.Attribute):
+            names.insert(0, node.attr)
+            node = node.value
+        if isinstance(node, ast.Name) and names:
+            names = [node.id, *names]
+            yield (names[1], names[2:]) if names[0] == "self" and len(names) > 2 else (names[0], names[1:])
+
+
+def resolve(start: Any, names: list[str]) -> None:
+    for name in names:
+        assert hasattr(start, name), f"{start} has no {name}"
+        start = getattr(start, name)
+
+
+def test_every_name_of_cuda_python_is_there() -> None:
+    cuda = pytest.importorskip("cuda.bindings.runtime")
+    used = [names for root, names in chains() if root in ("cuda", "_cuda")]
+    assert len({names[0] for names in used}) > 20
+    for names in used:
+        resolve(cuda, names)
+
+
+def test_every_call_of_cuda_python_has_its_number_of_arguments() -> None:
+    cuda = pytest.importorskip("cuda.bindings.runtime")
+    seen = 0
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("cuda"):
+            signature = re.match(r"\w+\((.*)\)", getattr(cuda, node.func.attr).__doc__.strip().splitlines()[0])
+            assert signature is not None and not node.keywords
+            expected = len([part for part in signature[1].split(",") if part.strip()])
+            assert len(node.args) == expected, f"{node.func.attr} takes {signature[1]!r}"
+            seen += 1
+    assert seen > 20
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_name_of_tensorrt_is_there(backend: str) -> None:
+    trt = importlib.import_module(backend)
+    seen = set()
+    for root, names in chains():
+        if root == "trt" and "DynamicShapesKernelSpecializationStrategy" in names and backend == "tensorrt":
+            continue  # asked for on TensorRT-RTX alone
+        if root == "trt":
+            resolve(trt, names)
+        elif root in TYPES and not (backend == "tensorrt" and names == ["create_runtime_config"]):
+            if backend == "tensorrt" and root == "config":
+                continue
+            resolve(getattr(trt, TYPES[root]), names[:1])
+        else:
+            continue
+        seen.add(names[0])
+    assert {
+        "deserialize_cuda_engine",
+        "execute_async_v3",
+        "set_tensor_address",
+        "get_tensor_shape",
+        "get_tensor_profile_shape",
+    } <= seen
+
+
+@pytest.mark.parametrize("names", [[], ["create_runtime_config"]], ids=["10.3", "11.4"])
+def test_tensorrt_needs_no_runtime_config(names: list[str]) -> None:
+    """TensorRT 10.3 has no `create_runtime_config`; 11.4 has one, without the strategies of TensorRT-RTX."""
+    engine = SimpleNamespace(create_execution_context=lambda *rest: ("context", *rest), **dict.fromkeys(names))
+    assert runtime_tensorrt._context(ModuleType("tensorrt"), engine) == ("context",)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tensorrt_logs_to_our_log(backend: str, caplog: pytest.LogCaptureFixture) -> None:
+    trt = importlib.import_module(backend)
+    logger = runtime_tensorrt._logger(trt)
+    with caplog.at_level(logging.DEBUG, "ovsdino.deploy"):
+        logger.log(trt.ILogger.Severity.WARNING, "two\nlines")
+        logger.log(trt.ILogger.Severity.VERBOSE, "chatter")
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("WARNING", "TensorRT: two lines")]
+
+
+def test_the_kernels_of_the_device_take_what_the_runtime_gives() -> None:
+    """preprocess_cuda and upsample_argmax_cuda have the arguments of their host twins, and a stream in the place of
+    `multiprocessors` or after the last one."""
+    native = runtime_tensorrt.native
+    if native is None:
+        pytest.skip("ovsdino._C is missing")
+    calls = {
+        node.func.attr: len(node.args) + sum(1 for arg in node.args if isinstance(arg, ast.Starred))
+        for node in ast.walk(TREE)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.endswith("_cuda")
+    }
+    for name, twin, extra in (("preprocess", "preprocess_host", 0), ("upsample_argmax", "upsample_argmax_host", 1)):
+        arguments = re.findall(r"arg\d+", getattr(native, twin).__doc__)
+        assert calls[f"{name}_cuda"] == len(arguments) + extra

@@ -1,0 +1,81 @@
+"""How a step of weak training is taken: texts as they are, temperatures bounded, what is trained already slowly."""
+
+import math
+
+import pytest
+import torch
+
+from ovsdino.errors import OVSDinoError
+from ovsdino.train.weak.trainer import WeakTrainer
+from tests.train.weak.folder import make_folder, trainer, write_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("weak") / "data")
+
+
+def test_captions_are_read_as_they_are_and_all_of_a_step_together(folder, tmp_path):
+    it = trainer(write_config(folder, tmp_path / "run"), "data.caption=whole")
+    calls, read = [], it.model.text_tower.read
+
+    def noted(names, templates=None):
+        calls.append((tuple(names), templates))
+        return read(names, templates)
+
+    it.model.text_tower.read = noted
+    batch = next(iter(it.batches(0, 1)))
+    it.train_step(batch)
+    said = dict.fromkeys(text for image in batch.texts for texts in image for text in texts)
+    assert calls == [(tuple(said), ("{}",))]
+    assert set(said) <= {"red paint, grey wall", "green paint, grey wall", "blue paint, grey wall"}
+
+
+def test_temperatures_are_clamped_to_a_hundred(folder, tmp_path):
+    it = trainer(write_config(folder, tmp_path / "run"))
+    batches = it.batches(0, 2)
+    it.model.log_scale.data.fill_(math.log(50.0))
+    it.train_step(next(batches))
+    assert abs(it.model.log_scale.item() - math.log(50.0)) < 0.1  # a step of the rate, and no more
+    for scale in (it.model.log_scale, it.module.mask_scale):
+        scale.data.fill_(7.0)
+    it.train_step(next(batches))
+    for scale in (it.model.log_scale, it.module.mask_scale):
+        assert scale.item() == pytest.approx(math.log(100.0), abs=1e-6)
+
+
+def test_what_was_loaded_trained_is_trained_at_a_tenth_of_the_rate(folder, tmp_path, monkeypatch):
+    path = write_config(folder, tmp_path / "run", optim={"lr": 0.002, "warmup": 0, "decay": 0.0})
+    assert [len(group["params"]) > 0 for group in trainer(path).optimiser.param_groups] == [True, True]
+    monkeypatch.setattr(WeakTrainer, "slow", lambda it: list(it.model.backbone.head.parameters()))
+    it = trainer(path)
+    head = it.model.backbone.head
+    it.train_step(next(iter(it.batches(0, 1))))
+    groups = it.optimiser.param_groups
+    assert [group["lr"] for group in groups] == [0.002, 0.002, 0.0002, 0.0002]
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0, 0.05, 0.0]
+    assert groups[2]["params"] == [head.weight] and groups[3]["params"] == [head.bias]
+    assert sum(len(group["params"]) for group in groups) == len(it.trained)
+    it.save()
+    assert trainer(path).resume()
+    monkeypatch.undo()
+    with pytest.raises(OVSDinoError, match=r"its run trained other parameters than this one; remove it"):
+        trainer(path).resume()
+
+
+def test_a_damaged_image_is_one_line_from_a_worker_too(folder, tmp_path):
+    root = make_folder(tmp_path / "data")
+    for image in (root / "images").glob("*.png"):
+        image.write_bytes(b"no picture")
+    it = trainer(write_config(root, tmp_path / "run"), "data.workers=1")
+    with pytest.raises(OVSDinoError, match=r"\.png: not a JPEG") as caught:
+        next(iter(it.batches(0, 1)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gradient_that_is_not_finite_is_the_users_to_see(folder, tmp_path):
+    it = trainer(write_config(folder, tmp_path / "run"))
+    it.module.mask_bias.data.fill_(float("nan"))
+    with pytest.raises(OVSDinoError, match=r"step 0: the gradient is not finite; lower optim\.lr"):
+        it.train_step(next(iter(it.batches(0, 1))))
+    assert torch.isfinite(it.model.log_scale)
