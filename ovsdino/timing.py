@@ -1,22 +1,45 @@
-"""Milliseconds by stage."""
+"""The clock: milliseconds by stage, on the CPU or with a device to wait for. It needs no torch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Stages"]
+__all__ = ["Clock"]
 
 
-class Stages:
-    """Adds up the time of named stages; `ms` holds them in the order they came."""
+class Clock:
+    """Add up the time of named stages.
 
-    def __init__(self) -> None:
+    Attributes:
+        ms: Milliseconds of each stage, in the order in which the stages first ended.
+
+    Args:
+        wait: Called at both ends of a stage; it returns when the device has done what it was given. By default there
+            is no device.
+    """
+
+    def __init__(self, wait: Callable[[], object] | None = None) -> None:
         self.ms: dict[str, float] = {}
+        self._wait = wait
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time the body of a ``with`` statement; a body that raises is not counted."""
+        if self._wait is not None:
+            self._wait()
         start = time.perf_counter()
         yield
-        self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - start) * 1e3
+        if self._wait is not None:
+            self._wait()
+        self.add(stage, (time.perf_counter() - start) * 1e3)
+
+    def add(self, stage: str, ms: float) -> None:
+        """Add milliseconds that were measured elsewhere, as by a device's own events."""
+        self.ms[stage] = self.ms.get(stage, 0.0) + ms
+
+    def add_share(self, other: Clock, share: float) -> None:
+        """Add a share (0..1) of each stage of another clock, as of a batch to one of its images."""
+        for stage, ms in other.ms.items():
+            self.add(stage, ms * share)

@@ -10,7 +10,7 @@ from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensors import check_tensors, logits_shape
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import reading
-from ovsdino.timing import Stages
+from ovsdino.timing import Clock
 
 __all__ = ["OnnxGraph"]
 
@@ -74,17 +74,17 @@ class OnnxGraph:
         return logits
 
     def run(
-        self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, stages: Stages
+        self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, clock: Clock
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Camera pixels (RGB or NV12) to labels and confidence of `size`."""
-        with stages("preprocess"):
+        with clock("preprocess"):
             shape = (self._sidecar.input[2], self._sidecar.input[3])
             preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=self._image[0])
-        with stages("encode"):
+        with clock("encode"):
             logits = self.infer(self._image)
         if not np.isfinite(logits).all():
             raise OVSDinoError(f"{self._sidecar.file}: gives NaN or infinite logits; {self._sidecar.rebuild()}")
-        with stages("postprocess"):
+        with clock("postprocess"):
             return upsample_argmax(logits[0], size, threshold, confidence=confidence, threads=self._threads)
 
     def close(self) -> None:

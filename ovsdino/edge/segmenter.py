@@ -24,7 +24,7 @@ from ovsdino.edge.pixels import check_image
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.images import ImageLike, load_image
-from ovsdino.timing import Stages
+from ovsdino.timing import Clock
 from ovsdino.vocabulary import background_threshold
 
 __all__ = ["EdgeResult", "EdgeSegmenter"]
@@ -40,7 +40,7 @@ class Graph(Protocol):
     def infer(self, image: np.ndarray) -> np.ndarray: ...
 
     def run(
-        self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, stages: Stages
+        self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, clock: Clock
     ) -> tuple[np.ndarray, np.ndarray | None]: ...
 
     def close(self) -> None: ...
@@ -158,20 +158,20 @@ class EdgeSegmenter:
                 f"{self.sidecar.file}: exported for batches of {least}; segment takes one image at a time: export it "
                 "with --batch 1"
             )
-        stages = Stages()
-        with stages("load"):
+        clock = Clock()
+        with clock("load"):
             pixels = np.asarray(image) if nv12 else load_image(image)
             check_image(pixels, nv12)
             height, width = (pixels.shape[0] * 2 // 3 if nv12 else pixels.shape[0]), pixels.shape[1]
         with self._lock:
             names, threshold = self.names, self._threshold
-            labels, certainty = self._open().run(pixels, (height, width), threshold, confidence, stages)
+            labels, certainty = self._open().run(pixels, (height, width), threshold, confidence, clock)
         return EdgeResult(
             labels=labels,
             confidence=certainty,
             names=names,
             background=threshold is not None,
-            stages_ms=stages.ms,
+            stages_ms=clock.ms,
         )
 
     def infer(self, image: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensors import check_tensors, logits_shape
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.native import native
-from ovsdino.timing import Stages
+from ovsdino.timing import Clock
 
 __all__ = ["TensorRTGraph", "device_sm", "tensorrt_module"]
 
@@ -144,7 +144,7 @@ class TensorRTGraph:
         return logits
 
     def run(
-        self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, stages: Stages
+        self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, clock: Clock
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Camera pixels (RGB or NV12) to labels and confidence of `size`; stage times are the device's own."""
         cuda, stream = self._cuda, self._stream
@@ -157,7 +157,7 @@ class TensorRTGraph:
         self._frame.fit(pixels.nbytes)
         self._labels.fit(labels.nbytes)
         self._confidence.fit(0 if certainty is None else certainty.nbytes)
-        with stages("preprocess"):  # the copy into page-locked memory; the device's share is added below
+        with clock("preprocess"):  # the copy into page-locked memory; the device's share is added below
             self._frame.host[: pixels.nbytes] = _bytes(pixels)
         self._record(0)
         self._frame.upload(pixels.nbytes, stream)
@@ -170,8 +170,8 @@ class TensorRTGraph:
         self._wait()
         for event, stage in enumerate(("preprocess", "encode", "postprocess")):
             elapsed = _ok(cuda, cuda.cudaEventElapsedTime(self._events[event], self._events[event + 1]))
-            stages.ms[stage] = stages.ms.get(stage, 0.0) + elapsed
-        with stages("postprocess"):
+            clock.add(stage, elapsed)
+        with clock("postprocess"):
             _bytes(labels)[:] = self._labels.host[: labels.nbytes]
             if certainty is not None:
                 _bytes(certainty)[:] = self._confidence.host[: certainty.nbytes]

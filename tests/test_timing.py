@@ -1,0 +1,44 @@
+"""The clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from ovsdino.timing import Clock
+
+
+def test_stages_add_up_in_the_order_in_which_they_first_ended() -> None:
+    clock = Clock()
+    with clock("outer"), clock("inner"):
+        pass
+    first = clock.ms["inner"]
+    with clock("inner"):
+        pass
+    clock.add("outer", 1000.0)
+    assert list(clock.ms) == ["inner", "outer"]
+    assert clock.ms["inner"] > first > 0
+    assert clock.ms["outer"] > 1000.0 + first
+
+
+def test_a_stage_waits_for_the_device_at_both_ends() -> None:
+    seen: list[str] = []
+    clock = Clock(lambda: seen.append("wait"))
+    with clock("encode"):
+        seen.append("work")
+    assert seen == ["wait", "work", "wait"]
+
+
+def test_a_stage_that_raises_is_not_counted() -> None:
+    clock = Clock()
+    with pytest.raises(ZeroDivisionError), clock("encode"):
+        raise ZeroDivisionError
+    assert clock.ms == {}
+
+
+def test_a_share_of_a_batch_is_added_to_what_is_there() -> None:
+    batch, image = Clock(), Clock()
+    batch.add("encode", 8.0)
+    batch.add("decode", 2.0)
+    image.add("decode", 1.0)
+    image.add_share(batch, 0.25)
+    assert image.ms == {"decode": 1.5, "encode": 2.0}
