@@ -87,7 +87,7 @@ def export_onnx(
     Raises:
         OVSDinoError: a size or range is not valid, the model cannot be exported, or the file cannot be written.
     """
-    from ovsdino.hub import weights_digest
+    from ovsdino.models.weights import weights_digest
 
     path, config = Path(path), model.config
     least, most = _range(classes, "classes", 4096)

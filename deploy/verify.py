@@ -283,7 +283,7 @@ def checked_sidecar(model: OVSDINO, path: str | Path) -> Sidecar:
     Raises:
         OVSDinoError: it is not.
     """
-    from ovsdino.hub import weights_digest
+    from ovsdino.models.weights import weights_digest
 
     sidecar = Sidecar.load(path)
     sidecar.check_file(path)

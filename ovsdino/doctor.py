@@ -127,11 +127,11 @@ def _devices() -> list[dict[str, str]]:
 
 def _weights() -> tuple[list[dict[str, Any]], list[str]]:
     """The shipped weight files against their manifest."""
-    from ovsdino import hub
+    from ovsdino.models import weights
 
     rows, problems = [], []
-    for name, entry in hub.manifest().items():
-        path = hub.WEIGHTS / entry.file
+    for name, entry in weights.manifest().items():
+        path = weights.WEIGHTS / entry.file
         if not path.is_file():
             state = "missing"
         elif hashlib.sha256(path.read_bytes()).hexdigest() != entry.sha256:
@@ -142,7 +142,7 @@ def _weights() -> tuple[list[dict[str, Any]], list[str]]:
         if state != "ok":
             problems.append(f"{path}: {state}; reinstall ovsdino")
     if not rows:
-        problems.append(f"{hub.MANIFEST}: no shipped weights; reinstall ovsdino")
+        problems.append(f"{weights.MANIFEST}: no shipped weights; reinstall ovsdino")
     return rows, problems
 
 

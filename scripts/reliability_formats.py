@@ -320,7 +320,7 @@ def config(folder: Path) -> tuple[Path, Reader]:
 def foreign_weights(folder: Path) -> tuple[Path, Reader]:
     import torch
 
-    from ovsdino.hub import read_foreign
+    from ovsdino.models.weights import read_foreign
 
     path = folder / "a.pth"
     torch.save({"state_dict": {"a.weight": torch.ones(3, 4), "a.bias": torch.zeros(3)}}, path)
@@ -330,7 +330,7 @@ def foreign_weights(folder: Path) -> tuple[Path, Reader]:
 def legacy_weights(folder: Path) -> tuple[Path, Reader]:
     import torch
 
-    from ovsdino.hub import read_foreign
+    from ovsdino.models.weights import read_foreign
 
     path = folder / "a.pth"
     state = {"a.weight": torch.ones(3, 4), "a.bias": torch.zeros(3)}

@@ -79,18 +79,18 @@ def trained_weights(folder: Path) -> tuple[Path, Reader]:
 
 
 def shipped_weights(folder: Path) -> tuple[Path, Reader]:
-    from ovsdino import hub
+    from ovsdino.models import weights
 
-    path = folder / hub.manifest()["nano"].file
-    path.write_bytes((hub.WEIGHTS / path.name).read_bytes())
+    path = folder / weights.manifest()["nano"].file
+    path.write_bytes((weights.WEIGHTS / path.name).read_bytes())
 
     def read() -> None:
-        there = hub.WEIGHTS
+        there = weights.WEIGHTS
         try:
-            hub.WEIGHTS = folder
-            hub.read_packaged("nano")
+            weights.WEIGHTS = folder
+            weights.read_packaged("nano")
         finally:
-            hub.WEIGHTS = there
+            weights.WEIGHTS = there
 
     return path, read
 

@@ -76,7 +76,7 @@ def graph(
 
 def write_bank(name: str, random_weights: bool, words: Sequence[str], path: Path) -> None:
     """The words by a model's text tower, or at random."""
-    from ovsdino.hub import weights_digest
+    from ovsdino.models.weights import weights_digest
     from ovsdino.vocabulary import Vocabulary
 
     model, vocabulary = torch_model(name, random_weights), Vocabulary.of(list(words))

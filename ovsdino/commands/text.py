@@ -21,8 +21,8 @@ class Text(ModelOptions):
 
     def run(self) -> int:
         from ovsdino.edge.bank import TextBank
-        from ovsdino.hub import weights_digest
         from ovsdino.io.files import refuse_inputs
+        from ovsdino.models.weights import weights_digest
         from ovsdino.vocabulary import Vocabulary
 
         vocabulary = Vocabulary.of(self.classes)

@@ -37,7 +37,7 @@ class TextBank:
         names: K class names, all different.
         text: (K, D) float32, rows of length one, C-contiguous and read-only.
         model: name of the model that encoded it.
-        weights: digest of the image side it belongs to (`ovsdino.hub.weights_digest`).
+        weights: digest of the image side it belongs to (`ovsdino.models.weights.weights_digest`).
     """
 
     names: tuple[str, ...]

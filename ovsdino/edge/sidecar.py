@@ -85,7 +85,7 @@ class Sidecar:
         std: of the normalisation.
         short_side: inference size of the image's short side that the model asks for, in pixels.
         patch_size: patch size in pixels; H and W are multiples of it.
-        weights: digest of the image side's weights (`ovsdino.hub.weights_digest`).
+        weights: digest of the image side's weights (`ovsdino.models.weights.weights_digest`).
         verified: {"cosine", "label_agreement", "images"} of the export's own check, or None when it was not run.
         quantised: False or None, or what `quantize.py` says it did.
         format: version of this file's layout.

@@ -300,10 +300,19 @@ def file_identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's bytes, in lower-case hexadecimal."""
+def sha256_of(path: str | os.PathLike[str], kind: str = "file", remedy: str = "") -> str:
+    """Return the SHA-256 of a file's bytes, in lower-case hexadecimal.
+
+    Args:
+        path: The file.
+        kind: What it should be, see `reading`.
+        remedy: See `reading`.
+
+    Raises:
+        OVSDinoError: See `read_bytes`.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with reading(path, kind, remedy), open(path, "rb", opener=_open_regular) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

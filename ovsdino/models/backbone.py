@@ -13,9 +13,9 @@ from timm.models import eva, vision_transformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ovsdino import hub
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.models.config import BackboneConfig
+from ovsdino.models.weights import below, fetch, load_state, read_foreign
 
 
 def nano_vit(config: BackboneConfig) -> VisionTransformer:
@@ -64,9 +64,9 @@ class Backbone(nn.Module):
         name = self.config.timm_name
         if path is None:
             option = "backbone_weights (--backbone-weights FILE; the authors' own .pth serves as well)"
-            path = hub.fetch(self.vit.pretrained_cfg["hf_hub_id"], "model.safetensors", option)
+            path = fetch(self.vit.pretrained_cfg["hf_hub_id"], "model.safetensors", option)
         anchor = "patch_embed.proj.weight"
-        state = hub.below(hub.read_foreign(path), anchor, f"{path}: no weights of {name} in it ({anchor} is missing)")
+        state = below(read_foreign(path), anchor, f"{path}: no weights of {name} in it ({anchor} is missing)")
         own = self.vit.patch_embed.proj.weight.shape
         if state[anchor].shape != own:
             raise OVSDinoError(f"{path}: {anchor} is {tuple(state[anchor].shape)}, {name} has {tuple(own)}")
@@ -82,7 +82,7 @@ class Backbone(nn.Module):
             state = convert.checkpoint_filter_fn(state, self.vit)
         except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
             raise OVSDinoError(f"{path}: not the weights of {name} ({one_line(error, 100)})") from error
-        hub.load_state(self.vit, state, f"{path} ({name})")
+        load_state(self.vit, state, f"{path} ({name})")
 
     def fix_size(self, height: int, width: int) -> None:
         """Resamples the positions to one input size for good, in place: an exported graph has no bicubic resize."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
@@ -137,7 +138,9 @@ class ModelConfig:
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return it as JSON has it, with lists for tuples."""
+        result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return result
 
 
 def _changed(part: Any, changes: Mapping[str, Any], where: str) -> Any:

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovsdino import hub
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import freeze
+from ovsdino.models.weights import load_state, read_foreign
 
 VARIANTS = {
     "vit_b": "samvit_base_patch16.sa1b",
@@ -61,12 +61,12 @@ class SAMEncoder(nn.Module):
         Raises:
             OVSDinoError: missing, unreadable, or not this variant's weights.
         """
-        state = hub.read_foreign(path)
+        state = read_foreign(path)
         prefix = "image_encoder."
         if any(key.startswith(prefix) for key in state):
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             state = {k.replace("mlp.lin", "mlp.fc"): v for k, v in state.items()}
-        hub.load_state(self.encoder, state, str(path))
+        load_state(self.encoder, state, str(path))
 
     def preprocess(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """SAM's input: longest side to `img_size`, normalised, padded with zeros at the right and the bottom.

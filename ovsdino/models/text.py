@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovsdino import hub
 from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import sha256_of
+from ovsdino.models.weights import below, fetch, load_state, read_foreign
 
 log = logging.getLogger("ovsdino")
 
@@ -183,8 +184,8 @@ class ClipTextTower(TextTower):
         model = open_clip.CLIP(**config)
         del model.visual
         if self.weights is not None:
-            path = hub.fetch(*CLIP_FILE, CLIP_OPTION) if self.weights == "openai" else Path(self.weights)
-            hub.load_state(model, read_clip(path), f"{path} (CLIP ViT-B-16)", partial=("logit_scale",))
+            path = fetch(*CLIP_FILE, CLIP_OPTION) if self.weights == "openai" else Path(self.weights)
+            load_state(model, read_clip(path), f"{path} (CLIP ViT-B-16)", partial=("logit_scale",))
         return model.eval().requires_grad_(False), open_clip.get_tokenizer("ViT-B-16")
 
     @torch.no_grad()
@@ -238,15 +239,15 @@ def read_clip(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if _is_archive(path):
         # Loading an archive can run code that it brings along, so only the published one is let in.
-        if hub.sha256(path) != CLIP_ARCHIVE_SHA256:
+        if sha256_of(path, "weight file") != CLIP_ARCHIVE_SHA256:
             raise OVSDinoError(
                 f"{path}: a TorchScript archive (it can hold code), and not OpenAI's ViT-B-16.pt; give the state dict "
                 "as .safetensors or .pth"
             )
         state = dict(torch.jit.load(str(path), map_location="cpu").state_dict())
     else:
-        state = hub.read_foreign(path)
-    state = hub.below(state, "token_embedding.weight", f"{path}: no CLIP text encoder in it")
+        state = read_foreign(path)
+    state = below(state, "token_embedding.weight", f"{path}: no CLIP text encoder in it")
     left_out = ("visual.", "input_resolution", "context_length", "vocab_size", "logit_bias")
     return {key: value for key, value in state.items() if not key.startswith(left_out)}
 
@@ -266,4 +267,4 @@ def read_projection(path: str | Path) -> dict[str, Tensor]:
         OVSDinoError: missing, unreadable, or without projection.
     """
     message = f"{path}: no Talk2DINO projection in it (linear_layer.weight is missing)"
-    return hub.below(hub.read_foreign(path), "linear_layer.weight", message)
+    return below(read_foreign(path), "linear_layer.weight", message)

@@ -1,8 +1,9 @@
-"""The model zoo: names, configurations, and where each model's weights come from."""
+"""The model zoo: from a name to a model, and where each model's weights come from."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +11,25 @@ from typing import Any
 
 import torch
 
-from ovsdino import hub
 from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import read_json, reading, sha256_of
 from ovsdino.models.backbone import freeze
 from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.text import ClipTextTower, HashedTextTower, TextTower, read_projection
+from ovsdino.models.weights import fetch, load_state, packaged, read_packaged, read_safetensors
+
+__all__ = [
+    "CONFIGS",
+    "PROJECTIONS",
+    "SHARED_WEIGHTS",
+    "ModelInfo",
+    "build_model",
+    "create_model",
+    "get_config",
+    "list_models",
+    "load_official",
+]
 
 log = logging.getLogger("ovsdino")
 
@@ -60,6 +74,11 @@ PROJECTIONS = {
 }
 PROJECTION = "projection (--projection FILE; weights/vitb_mlp_infonce.pth of Talk2DINO's repository serves b14 as well)"
 
+# A shared model is a folder or a hub repository of these two files; `ovsdino.hub` writes them.
+SHARED_WEIGHTS = "model.safetensors"
+SHARED = f"a folder that holds config.json and {SHARED_WEIGHTS} (--model FOLDER)"
+REPOSITORY = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
@@ -75,20 +94,19 @@ class ModelInfo:
 
 
 def list_models() -> list[ModelInfo]:
-    """What the zoo holds, the shipped model first."""
+    """Return what the zoo holds, the shipped model first."""
     rows = []
-    for config in CONFIGS.values():
-        backbone = config.backbone
-        shipped = hub.packaged(config.name)
+    for name, config in CONFIGS.items():
+        shipped = packaged(name)
         rows.append(
             ModelInfo(
-                name=config.name,
-                backbone=backbone.timm_name,
-                patch_size=backbone.patch_size,
-                embed_dim=backbone.embed_dim,
+                name=name,
+                backbone=config.backbone.timm_name,
+                patch_size=config.patch_size,
+                embed_dim=config.embed_dim,
                 params_million=shipped.parameters / 1e6 if shipped else None,
                 weights="shipped" if shipped else "hub",
-                note=_note(config.name),
+                note=_note(name),
             )
         )
     return rows
@@ -104,33 +122,15 @@ def _note(name: str) -> str:
 
 
 def get_config(name: str) -> ModelConfig:
-    """The configuration of a zoo model.
+    """Return the configuration of a zoo model.
 
     Raises:
-        OVSDinoError: no such model.
+        OVSDinoError: There is no such model.
     """
     try:
         return CONFIGS[name]
     except KeyError:
         raise OVSDinoError(f"unknown model {name!r}; available: {', '.join(CONFIGS)}") from None
-
-
-def _text_tower(config: ModelConfig) -> TextTower:
-    if config.text.kind == "hashed":
-        return HashedTextTower(config.embed_dim, config.text.width, config.text.buckets)
-    return ClipTextTower(config.embed_dim)
-
-
-def build_model(name: str, *, decoder: bool = True, changes: Mapping[str, Any] | None = None) -> OVSDINO:
-    """A zoo model with random weights; `decoder=False` leaves SAE and SMD out (the baseline).
-
-    Args:
-        changes: fields of its `ModelConfig` to replace (`ModelConfig.changed`).
-    """
-    config = get_config(name).changed(changes or {})
-    if not decoder:
-        config = replace(config, sae=None, smd=None)
-    return OVSDINO(config, _text_tower(config))
 
 
 def create_model(
@@ -143,36 +143,34 @@ def create_model(
     projection: str | Path | None = None,
     clip_weights: str | Path | None = None,
 ) -> OVSDINO:
-    """A zoo model ready for inference.
+    """Return a model ready for inference.
 
     Args:
-        name: a name of `list_models()`, or what `hub.from_pretrained` takes: a folder or a hub repository.
+        name: A name of `list_models()`; or a shared model: a folder, or a hub repository "name/repository" or
+            "name/repository@revision".
         pretrained: False builds random weights, for tests and for timing.
-        checkpoint: decoder weights (safetensors) written by training; replaces the shipped ones.
-        backbone_weights: local file of the backbone's official weights, instead of the hub.
-        projection: local file of Talk2DINO's text projection, instead of the checkpoint's or the hub's.
-        clip_weights: local file of CLIP ViT-B-16's openai weights, instead of the hub.
+        device: Where to put it.
+        checkpoint: Decoder weights (safetensors) written by training; they replace the shipped ones.
+        backbone_weights: Local file of the backbone's official weights, in place of the hub's.
+        projection: Local file of Talk2DINO's text projection, in place of the checkpoint's or the hub's.
+        clip_weights: Local file of CLIP ViT-B-16's openai weights, in place of the hub's.
 
     Returns:
         The model in eval mode, parameters frozen. Without decoder weights it is the baseline, and a warning says so.
 
     Raises:
-        OVSDinoError: unknown name, weights missing, corrupt or out of reach.
+        OVSDinoError: The name is unknown, or weights are missing, corrupt or out of reach.
     """
     name = str(name)
-    files: dict[str, Any] = {
-        "backbone_weights": backbone_weights,
-        "projection": projection,
-        "clip_weights": clip_weights,
-    }
     if name not in CONFIGS and ("/" in name or Path(name).is_dir()):
         if checkpoint is not None:
             raise OVSDinoError(f"{name} brings its own weights: leave out the checkpoint, or name a zoo model")
-        return hub.from_pretrained(name, device=device, **files)
+        name, checkpoint = _shared(name)
     config = get_config(name)
-    for what, path in {"checkpoint": checkpoint, **files}.items():
+    files = {"backbone_weights": backbone_weights, "projection": projection, "clip_weights": clip_weights}
+    for option, path in {"checkpoint": checkpoint, **files}.items():
         if path is not None and not Path(path).is_file():
-            raise OVSDinoError(f"{path}: no such file ({what})")
+            raise OVSDinoError(f"{path}: no such file ({option})")
     if not pretrained:
         model = build_model(name)
         if isinstance(model.text_tower, ClipTextTower):
@@ -185,8 +183,54 @@ def create_model(
     return model.to(device)
 
 
+def build_model(name: str, *, decoder: bool = True, changes: Mapping[str, Any] | None = None) -> OVSDINO:
+    """Return a zoo model with random weights.
+
+    Args:
+        name: A name of `list_models()`.
+        decoder: False leaves SAE and SMD out (the baseline).
+        changes: Fields of its `ModelConfig` to replace (`ModelConfig.changed`).
+    """
+    config = get_config(name).changed(changes or {})
+    if not decoder:
+        config = replace(config, sae=None, smd=None)
+    tower: TextTower
+    if config.text.kind == "hashed":
+        tower = HashedTextTower(config.embed_dim, config.text.width, config.text.buckets)
+    else:
+        tower = ClipTextTower(config.embed_dim)
+    return OVSDINO(config, tower)
+
+
+def _shared(source: str) -> tuple[str, Path]:
+    """Return the zoo name and the weight file of a shared model, both checked.
+
+    Raises:
+        OVSDinoError: It is not found, out of reach, damaged, or no model of this version of ovsdino.
+    """
+    folder, named = Path(source), REPOSITORY.fullmatch(source)
+    if not folder.is_dir() and not named:
+        raise OVSDinoError(f"{source}: neither a folder nor the name of a hub repository (name/repository)")
+
+    def file(name: str) -> Path:
+        return fetch(named[1], name, SHARED, named[2]) if named and not folder.is_dir() else folder / name
+
+    config_path = file("config.json")
+    kind = "config.json of an ovsdino model"
+    config = read_json(config_path, kind)
+    with reading(config_path, kind):
+        name, digest = config["model"], config["weights"]["sha256"]
+        same = config["config"] == get_config(name).to_dict()
+    if not same:
+        raise OVSDinoError(f"{config_path}: made for another version of {name}; train it again or install that version")
+    path = file(SHARED_WEIGHTS)
+    if sha256_of(path, "weight file") != digest:
+        raise OVSDinoError(f"{path}: damaged (its SHA-256 is not that of config.json); fetch it again")
+    return name, path
+
+
 def _built_as(name: str, state: Mapping[str, Any]) -> OVSDINO:
-    """The model that a checkpoint's keys are of: a run may have left out the decoder, or parts of it."""
+    """Return a model of the parts that a checkpoint's keys name: a run may leave out the decoder, or some of it."""
 
     def has(part: str) -> bool:
         return any(key.startswith(f"decoder.{part}") for key in state)
@@ -199,18 +243,18 @@ def _built_as(name: str, state: Mapping[str, Any]) -> OVSDINO:
 
 
 def _whole(name: str, checkpoint: str | Path | None) -> OVSDINO:
-    """A model whose one file holds all of it: the shipped one, or a checkpoint of training.
+    """Return a model whose one file holds all of it: the shipped one, or a checkpoint of training.
 
     A file without a text tower, as self-distillation writes, takes the shipped model's: words then mean nothing to it,
     but its features can be looked at.
     """
-    if checkpoint is None and hub.packaged(name) is None:
+    if checkpoint is None and packaged(name) is None:
         raise OVSDinoError(f"{name}: the packaged weights are missing; reinstall ovsdino")
-    state = hub.read_safetensors(checkpoint) if checkpoint else hub.read_packaged(name)
-    if not any(key.startswith("text_tower.") for key in state) and hub.packaged(name) is not None:
-        state |= {key: value for key, value in hub.read_packaged(name).items() if key.startswith("text_tower.")}
+    state = read_safetensors(checkpoint) if checkpoint else read_packaged(name)
+    if not any(key.startswith("text_tower.") for key in state) and packaged(name) is not None:
+        state |= {key: value for key, value in read_packaged(name).items() if key.startswith("text_tower.")}
     model = _built_as(name, state)
-    hub.load_state(model, state, str(checkpoint or name))
+    load_state(model, state, str(checkpoint or name))
     model.decoder_trained = model.has_decoder
     return model
 
@@ -223,20 +267,23 @@ def load_official(
     *,
     with_projection: bool = True,
 ) -> None:
-    """Puts published weights into a model: its backbone, Talk2DINO's projection, the place of CLIP's.
+    """Put published weights into a model: its backbone, Talk2DINO's projection, the place of CLIP's.
 
     Args:
-        backbone_weights, projection, clip_weights: local files; None asks the hub.
+        model: A model of the zoo.
+        backbone_weights: Local file; None asks the hub.
+        projection: Local file; None asks the hub.
+        clip_weights: Local file; None asks the hub.
         with_projection: False leaves the projection as it is.
 
     Raises:
-        OVSDinoError: a file is missing or does not fit, or the hub cannot be reached.
+        OVSDinoError: A file is missing or does not fit, or the hub cannot be reached.
     """
     name = model.config.name
     model.backbone.load(backbone_weights)
     if with_projection:
-        source = projection or hub.fetch(PROJECTIONS[name], "model.safetensors", PROJECTION)
-        hub.load_state(model.text_tower, read_projection(source), f"{source} (text projection of {name})")
+        source = projection or fetch(PROJECTIONS[name], "model.safetensors", PROJECTION)
+        load_state(model.text_tower, read_projection(source), f"{source} (text projection of {name})")
     if clip_weights is not None and isinstance(model.text_tower, ClipTextTower):
         model.text_tower.weights = clip_weights
 
@@ -249,8 +296,8 @@ def _on_official_weights(
     projection: str | Path | None,
     clip_weights: str | Path | None,
 ) -> OVSDINO:
-    """Published backbone, CLIP and projection, and the decoder of a checkpoint; without one, the baseline."""
-    state = hub.read_safetensors(checkpoint) if checkpoint else {}
+    """Return a model on published weights with the decoder of a checkpoint; without one it is the baseline."""
+    state = read_safetensors(checkpoint) if checkpoint else {}
     text = {k.removeprefix("text_tower."): v for k, v in state.items() if k.startswith("text_tower.")}
     if projection is None and not text and name not in PROJECTIONS:
         raise OVSDinoError(
@@ -259,12 +306,12 @@ def _on_official_weights(
         )
     model = _built_as(name, state)
     if projection is None and text:
-        hub.load_state(model.text_tower, text, f"{checkpoint} (text projection of {name})")
+        load_state(model.text_tower, text, f"{checkpoint} (text projection of {name})")
     load_official(model, backbone_weights, projection, clip_weights, with_projection=projection is not None or not text)
     if checkpoint is None:
         log.warning("%s: no decoder weights given; this is the Talk2DINO baseline", name)
         return model
     decoder = {k: v for k, v in state.items() if k.startswith(("decoder.", "log_"))}
-    hub.load_state(model, decoder, str(checkpoint), partial=("backbone.", "text_tower."))
+    load_state(model, decoder, str(checkpoint), partial=("backbone.", "text_tower."))
     model.decoder_trained = model.has_decoder
     return model

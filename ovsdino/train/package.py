@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovsdino import hub
 from ovsdino.console import run_command
 from ovsdino.io.files import atomic_write
+from ovsdino.models import weights
 from ovsdino.models.backbone import num_parameters
 from ovsdino.models.zoo import build_model
 
@@ -22,17 +22,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--name", default="nano")
     args = parser.parse_args(argv)
-    state = hub.read_safetensors(args.weights)
+    state = weights.read_safetensors(args.weights)
     model = build_model(args.name, decoder=any(key.startswith("decoder.") for key in state))
-    hub.load_state(model, state, str(args.weights))
+    weights.load_state(model, state, str(args.weights))
     data = args.weights.read_bytes()
     file = f"{args.name}.safetensors"
-    entry = hub.Packaged(
+    entry = weights.Packaged(
         file=file, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), parameters=num_parameters(model)
     )
-    entries = {**hub.manifest(), args.name: entry}
+    entries = {**weights.manifest(), args.name: entry}
     text = json.dumps({name: vars(e) for name, e in sorted(entries.items())}, indent=2) + "\n"
-    for path, content in ((hub.WEIGHTS / file, data), (hub.MANIFEST, text.encode())):
+    for path, content in ((weights.WEIGHTS / file, data), (weights.MANIFEST, text.encode())):
         with atomic_write(path) as target:
             target.write(content)
     print(f"{file}: {len(data) / 1e6:.2f} MB, {entry.parameters / 1e6:.2f} M parameters")

@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ovsdino import hub
 from ovsdino.data.segmentation import IGNORE_INDEX, SegmentationDataset
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import reading
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.text import HashedTextTower
+from ovsdino.models.weights import load_state, packaged, read_packaged, read_safetensors
 from ovsdino.models.zoo import PROJECTIONS, build_model, load_official
 from ovsdino.train.config import RunConfig
 from ovsdino.train.distributed import any_of, barrier, join, total_of
@@ -79,22 +79,22 @@ def load_weights(model: OVSDINO, config: RunConfig) -> None:
 def load_text_tower(model: OVSDINO, path: str) -> None:
     """Text weights of nano's tower from a safetensors file, or from the shipped model of the same name."""
     if path:
-        hub.load_state(model.text_tower, hub.read_safetensors(path), path)
+        load_state(model.text_tower, read_safetensors(path), path)
         return
-    if hub.packaged(model.config.name) is None:
+    if packaged(model.config.name) is None:
         raise OVSDinoError(
             "no text tower: distil one (python -m ovsdino.train.pretrain.distill_text) and set text_weights"
         )
-    state = hub.read_packaged(model.config.name)
+    state = read_packaged(model.config.name)
     tower = {k.removeprefix("text_tower."): v for k, v in state.items() if k.startswith("text_tower.")}
-    hub.load_state(model.text_tower, tower, model.config.name)
+    load_state(model.text_tower, tower, model.config.name)
 
 
 def load_backbone(model: OVSDINO, path: str) -> None:
     """The backbone of an earlier run's safetensors file, its temperature with it; the decoder stays as it is."""
-    state = hub.read_safetensors(path)
+    state = read_safetensors(path)
     kept = {k: v for k, v in state.items() if k.startswith(("backbone.", "log_scale"))}
-    hub.load_state(model, kept, path, partial=("decoder.", "text_tower."))
+    load_state(model, kept, path, partial=("decoder.", "text_tower."))
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, slow: Iterable[nn.Parameter] = ()) -> list[dict[str, Any]]:

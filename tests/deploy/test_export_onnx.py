@@ -22,7 +22,7 @@ from ovsdino.deploy.export_onnx import ExportOnnx, default_size, export_onnx, pr
 from ovsdino.deploy.verify import Rounded
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
-from ovsdino.hub import weights_digest
+from ovsdino.models.weights import weights_digest
 from ovsdino.models.zoo import get_config
 from ovsdino.ops.guided_upsample import guided_upsample_reference, guided_upsample_tiled
 from ovsdino.ops.structure_attention import structure_attention_explicit, structure_attention_reference

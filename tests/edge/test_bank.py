@@ -18,7 +18,7 @@ from ovsdino import pipeline
 from ovsdino.cli import main
 from ovsdino.edge.bank import TextBank
 from ovsdino.errors import OVSDinoError
-from ovsdino.hub import weights_digest
+from ovsdino.models.weights import weights_digest
 
 ROWS = np.array([[1, 0, 0], [0, 0.6, 0.8]], np.float32)
 

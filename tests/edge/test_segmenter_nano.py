@@ -14,7 +14,7 @@ from ovsdino import pipeline
 from ovsdino.deploy.export_onnx import export_onnx
 from ovsdino.edge.bank import TextBank
 from ovsdino.edge.segmenter import EdgeSegmenter
-from ovsdino.hub import weights_digest
+from ovsdino.models.weights import weights_digest
 from ovsdino.vocabulary import Vocabulary
 
 STREET = "sky, building, pole, road, sidewalk, tree, sign, fence, car, pedestrian, bicyclist"

@@ -15,7 +15,7 @@ import torch
 
 from ovsdino.edge.sidecar import GRAPH_KEY, Sidecar, sidecar_path
 from ovsdino.errors import OVSDinoError
-from ovsdino.hub import weights_digest
+from ovsdino.models.weights import weights_digest
 from ovsdino.models.zoo import build_model
 
 ENGINE = Sidecar(

@@ -151,7 +151,9 @@ def test_any_tensor_of_another_shape_is_our_error(
     for key in [k for k in good if not k.startswith("blocks.") or k.startswith("blocks.7.")]:
         for shape in ((), (0,), (1, 2)):
             # 100 files of 90 MB would only test the disk
-            monkeypatch.setattr("ovsdino.hub.read_foreign", lambda _, k=key, s=shape: {**good, k: torch.zeros(s)})
+            monkeypatch.setattr(
+                "ovsdino.models.backbone.read_foreign", lambda _, k=key, s=shape: {**good, k: torch.zeros(s)}
+            )
             if key.endswith(unread):
                 backbone.load("file.pth")
                 continue
@@ -240,7 +242,7 @@ def test_a_torchscript_archive_is_read_only_if_it_is_openais(tmp_path: Path, mon
     torch.jit.script(module).save(str(path))
     with pytest.raises(OVSDinoError, match=r"ViT-B-16\.pt: a TorchScript archive .* and not OpenAI's"):
         read_clip(path)
-    monkeypatch.setattr(text, "CLIP_ARCHIVE_SHA256", text.hub.sha256(path))
+    monkeypatch.setattr(text, "CLIP_ARCHIVE_SHA256", text.sha256_of(path))
     assert torch.equal(read_clip(path)["token_embedding.weight"], module.token_embedding.weight)
 
 

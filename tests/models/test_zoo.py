@@ -1,14 +1,11 @@
-"""The zoo and weight files: names, shipped weights, damage, offline errors."""
-
-import json
+"""The zoo: names, shipped weights, damage, offline errors."""
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ovsdino import hub
 from ovsdino.errors import OVSDinoError
-from ovsdino.models import zoo
+from ovsdino.models import weights, zoo
 
 
 def test_the_zoo_names_the_contracts_models():
@@ -18,7 +15,7 @@ def test_the_zoo_names_the_contracts_models():
 
 
 def test_shipped_nano_is_small_whole_and_segments():
-    entry = hub.packaged("nano")
+    entry = weights.packaged("nano")
     assert entry is not None and entry.bytes <= 12_000_000 and entry.parameters <= 6_000_000
     model = zoo.create_model("nano")
     assert model.decoder_trained and not model.training
@@ -35,10 +32,10 @@ def test_unseen_words_lie_nearest_their_class():
 
 
 def test_flipped_bit_in_the_shipped_file_is_refused(tmp_path, monkeypatch):
-    data = bytearray((hub.WEIGHTS / "nano.safetensors").read_bytes())
+    data = bytearray((weights.WEIGHTS / "nano.safetensors").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "nano.safetensors").write_bytes(data)
-    monkeypatch.setattr(hub, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(weights, "WEIGHTS", tmp_path)
     with pytest.raises(OVSDinoError, match="damaged"):
         zoo.create_model("nano")
 
@@ -69,25 +66,6 @@ def test_broken_checkpoint_is_one_error_of_ours(tmp_path, content):
         zoo.create_model("nano", checkpoint=tmp_path / "w.safetensors")
 
 
-def test_pickled_code_in_a_foreign_file_does_not_run(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "ran"), "w"))
-
-    torch.save({"linear_layer.weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(OVSDinoError, match=r"evil\.pth"):
-        hub.read_foreign(tmp_path / "evil.pth")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_wrong_shape_and_wrong_keys_are_named(tmp_path):
-    module = torch.nn.Linear(2, 3)
-    with pytest.raises(OVSDinoError, match=r"weight is \(3, 3\), expected \(3, 2\)"):
-        hub.load_state(module, {"weight": torch.zeros(3, 3), "bias": torch.zeros(3)}, "f")
-    with pytest.raises(OVSDinoError, match="1 keys missing, 1 unknown"):
-        hub.load_state(module, {"weight": torch.zeros(3, 2), "bios": torch.zeros(3)}, "f")
-
-
 def test_timms_own_file_loads_from_disk(tmp_path):
     import timm
 
@@ -109,11 +87,6 @@ def test_timms_own_file_loads_from_disk(tmp_path):
         expected = source.forward_features(image)[:, source.num_prefix_tokens :]
     torch.testing.assert_close(tokens.flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-5)
     assert not model.has_decoder
-
-
-def test_manifest_is_what_lies_in_the_folder():
-    entries = json.loads(hub.MANIFEST.read_text())
-    assert sorted(e["file"] for e in entries.values()) == sorted(p.name for p in hub.WEIGHTS.glob("*.safetensors"))
 
 
 def test_a_file_of_a_backbone_alone_takes_the_shipped_text_tower(tmp_path):

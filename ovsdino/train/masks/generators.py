@@ -14,7 +14,6 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from ovsdino import hub
 from ovsdino.data.images import ImageSource
 from ovsdino.data.masks import (
     SHARD_SIZE,
@@ -27,6 +26,8 @@ from ovsdino.data.masks import (
     names_digest,
 )
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.io.files import sha256_of
+from ovsdino.models.weights import load_state, read_foreign
 
 
 class MaskGenerator(Protocol):
@@ -121,17 +122,17 @@ class SegmentAnything:
             from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
         except ImportError as error:
             raise OVSDinoError("--generator sam needs segment-anything: pip install segment-anything") from error
-        state = hub.read_foreign(checkpoint)
+        state = read_foreign(checkpoint)
         widths = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
         embedding = state.get("image_encoder.pos_embed")
         if embedding is None or embedding.shape[-1] not in widths:
             raise OVSDinoError(f"{checkpoint}: not an official SAM checkpoint (image_encoder.pos_embed)")
         size = widths[embedding.shape[-1]]
         model = sam_model_registry[size]()
-        hub.load_state(model, state, str(checkpoint))
+        load_state(model, state, str(checkpoint))
         self._settings: dict[str, Any] = {
             "model": size,
-            "checkpoint_sha256": hub.sha256(Path(checkpoint)),
+            "checkpoint_sha256": sha256_of(checkpoint, "weight file"),
             "points_per_side": points_per_side,
             "predicted_iou": predicted_iou,
             "stability_score": stability_score,
