@@ -1,5 +1,3 @@
-"""Name the runtime where scripts look for it: ``from ovsdino.edge.segmenter import EdgeSegmenter``."""
+"""The runtime under the name that deployment scripts import: see `ovsdino.edge.EdgeSegmenter`."""
 
-from ovsdino.edge.segmenter import EdgeResult, EdgeSegmenter
-
-__all__ = ["EdgeResult", "EdgeSegmenter"]
+from ovsdino.edge import EdgeSegmenter as EdgeSegmenter

@@ -308,7 +308,7 @@ def runner(path: Path, sidecar: Sidecar, text: np.ndarray) -> Any:
         return lambda image: graph.run(image, text)["logits"]
     from ovsdino.edge.segmenter import open_graph
 
-    engine = open_graph(path, sidecar, threads=1, device=0)
+    engine = open_graph(sidecar.read(path), sidecar, threads=1, device=0)
     engine.set_text(text)
     return engine.infer
 

@@ -10,7 +10,15 @@ from typing import TypeAlias
 
 from ovsdino.errors import OVSDinoError
 
-__all__ = ["DEFAULT_BACKGROUND", "MAX_CLASSES", "MAX_NAME_LENGTH", "Classes", "Vocabulary", "background_threshold"]
+__all__ = [
+    "DEFAULT_BACKGROUND",
+    "MAX_CLASSES",
+    "MAX_NAME_LENGTH",
+    "Classes",
+    "Vocabulary",
+    "background_threshold",
+    "label_dtype",
+]
 
 DEFAULT_BACKGROUND = 0.5  # max-softmax below this is background when no threshold is given
 MAX_CLASSES = 32_767  # labels are at most int16
@@ -100,6 +108,13 @@ def background_threshold(background: float | bool | None, names: Sequence[str]) 
             "threshold"
         )
     return value
+
+
+def label_dtype(classes: int) -> str:
+    """Return the name of the smallest dtype that holds the labels 0..K-1 and the background index K."""
+    if classes <= 255:
+        return "uint8"
+    return "int16" if classes <= MAX_CLASSES else "int32"
 
 
 def _first(entry: object) -> object:

@@ -156,7 +156,7 @@ def edge_run(case: Case, image: np.ndarray) -> Once:
 
     def once() -> dict[str, float]:
         start = time.perf_counter()
-        ms = segmenter.segment(image, confidence=False).stages_ms
+        ms = segmenter.segment(image, scores=False).stages_ms
         total = (time.perf_counter() - start) * 1e3
         return {stage: ms[stage] for stage in ("preprocess", "encode", "postprocess")} | {"end_to_end": total}
 

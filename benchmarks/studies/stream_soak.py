@@ -191,7 +191,7 @@ def soak(large: Path, small: Path, bank: Path, *, seconds: float, cycles: int = 
     capture = Capture(lambda: FaultyCamera(timeline), slot, limits=limits, say=say)
     watchdog = Watchdog(2, deadline_ms, window=10, misses=2, recover_s=cycle_s / 20)
     burdened = Burdened(engines[0], timeline, 1.5 * deadline_ms / 1e3)
-    pair = [Engine("large", burdened, {"confidence": False}), Engine("small", engines[1], {"confidence": False})]
+    pair = [Engine("large", burdened, {"scores": False}), Engine("small", engines[1], {"scores": False})]
     stream = Stream(capture, slot, pair, watchdog=watchdog, seconds=seconds, report_s=cycle_s, say=say)
     witness = Witness(deadline_ms)
     with Memory(min(1.0, cycle_s / 20)) as memory:
@@ -234,7 +234,7 @@ def usual_time(segmenter: EdgeSegmenter) -> float:
     image, times = np.zeros((360, 480, 3), np.uint8), []
     for _ in range(6):
         begun = time.monotonic()
-        segmenter.segment(image, confidence=False)
+        segmenter.segment(image, scores=False)
         times.append(1e3 * (time.monotonic() - begun))
     return statistics.median(times[1:])
 

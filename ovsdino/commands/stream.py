@@ -172,7 +172,7 @@ class StreamCommand:
                 raise OVSDinoError(
                     f"{path}: other classes than {self.bank[0]}: all engines must name the same, in order"
                 )
-        settings = {"nv12": self.nv12, "confidence": False}
+        settings = {"nv12": self.nv12, "scores": False}
         engines: list[Engine] = []
         for path, bank in zip(files, banks, strict=True):
             name = str(path) if path.name in {engine.name for engine in engines} else path.name

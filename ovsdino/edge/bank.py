@@ -1,9 +1,9 @@
 """Text banks: the words of a vocabulary as the rows that a graph takes, in one small file.
 
 `bank.safetensors` holds the tensor "text", (K, D) float32 with rows of length one, and as metadata the names, the
-model, the digest of the weights that the rows belong to, and a SHA-256 of all of them; banks of earlier versions have
-no hash and are read without. Reading and writing it needs no torch; `ovsdino text` makes one. Changing the vocabulary
-of a running engine is loading another bank.
+model, the digest of the weights that the rows belong to, and a SHA-256 of all of them. Banks of earlier versions have
+no hash and are read without one. Reading and writing a bank needs no torch; `ovsdino text` makes one. To change the
+vocabulary of a running engine, load another bank.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ovsdino.vocabulary import Vocabulary
 __all__ = ["FORMAT", "MAX_BYTES", "TextBank"]
 
 FORMAT = "1"
-MAX_BYTES = 256 << 20  # 32 767 classes of 1 024 columns are 134 MB; what is larger is no bank
+MAX_BYTES = 256 << 20  # 32 767 classes of 1 024 columns are 134 MB; a larger file is not a bank
 FIELDS = {"format", "names", "model", "weights", "sha256"}
 REMAKE = "make it again with `ovsdino text`"
 
@@ -36,8 +36,8 @@ class TextBank:
     Attributes:
         names: K class names, all different.
         text: (K, D) float32, rows of length one, C-contiguous and read-only.
-        model: name of the model that encoded it.
-        weights: digest of the image side it belongs to (`ovsdino.models.weights.weights_digest`).
+        model: Name of the model that encoded it.
+        weights: Digest of the image side that it belongs to (`ovsdino.models.weights.weights_digest`).
     """
 
     names: tuple[str, ...]
@@ -68,10 +68,10 @@ class TextBank:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TextBank:
-        """Reads a bank.
+        """Read a bank.
 
         Raises:
-            OVSDinoError: missing, too large, damaged, or not a text bank of this format.
+            OVSDinoError: The file is missing, too large, damaged, or not a text bank of this format.
         """
         from safetensors import safe_open
 
@@ -87,8 +87,6 @@ class TextBank:
             raise OVSDinoError(f"{path}: not a text bank (a folder, a pipe or a device); {REMAKE}")
         if size > MAX_BYTES:
             raise OVSDinoError(f"{path}: {size:,} bytes is too large for a text bank (at most {MAX_BYTES:,}); {REMAKE}")
-        if not path.is_file():  # a pipe would be waited for
-            raise OVSDinoError(f"{path}: not a text bank (no regular file); {REMAKE}")
         with reading(path, "text bank", REMAKE), safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             found = sorted(file.keys())
@@ -104,7 +102,7 @@ class TextBank:
         except (KeyError, ValueError, RecursionError) as error:
             raise OVSDinoError(f"{path}: damaged metadata ({one_line(error, 80)}); {REMAKE}") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise OVSDinoError(f"{path}: damaged metadata (names is no list of text); {REMAKE}")
+            raise OVSDinoError(f"{path}: damaged metadata (names is not a list of text); {REMAKE}")
         odd = set(metadata) - FIELDS
         if odd:
             raise OVSDinoError(f"{path}: damaged metadata ({one_line(odd.pop(), 40)!r} is unknown); {REMAKE}")
@@ -116,10 +114,10 @@ class TextBank:
             raise OVSDinoError(f"{path}: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the bank, atomically; returns its path.
+        """Write the bank atomically and return its path.
 
         Raises:
-            OVSDinoError: it cannot be written.
+            OVSDinoError: The file cannot be written.
         """
         from safetensors.numpy import save
 
@@ -137,7 +135,7 @@ class TextBank:
 
 
 def _digest(names: Sequence[str], text: np.ndarray, model: str, weights: str) -> str:
-    """SHA-256 of all that a bank says: JSON of its words and shape, then the rows as little-endian float32."""
+    """Return the SHA-256 of a bank: JSON of its words and shape, then the rows as little-endian float32."""
     digest = hashlib.sha256(json.dumps([list(names), model, weights, list(text.shape)]).encode())
     digest.update(np.ascontiguousarray(text, "<f4").tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What each field of a sidecar may hold: a sidecar is a file that anyone can have changed, so none is believed."""
+"""Check the fields of a sidecar: it is a file that anyone can have changed, so no field is believed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HASH = re.compile(r"[0-9a-f]{64}")
 VERSION = re.compile(r"\d+(\.\d+){1,4}[\w.+-]{0,40}")
 TARGET = re.compile(r"sm\d{2,3}(,sm\d{2,3}){0,15}")
 
-# least and most of the whole numbers
+# least and most of each whole number
 WHOLE = {
     "bytes": (1, 1 << 40),
     "embed_dim": (1, 1 << 16),
@@ -66,7 +66,7 @@ def checked_fields(data: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     values["stride"] = _stride(data["stride"], data["patch_size"])
     _runtime(data)
     _figures(data["verified"])
-    _quantised(data["quantised"], data["precision"])
+    _quantized(data["quantised"], data["precision"])
     return values
 
 
@@ -105,7 +105,7 @@ def _classes(values: Any) -> tuple[int, int]:
 
 
 def _stride(value: Any, patch: int) -> float:
-    """A cell of the logits is a patch, or with a decoder a quarter of one."""
+    """Return the stride: one cell of the logits is a patch, or with a decoder a quarter of one."""
     stride = _real("stride", value, 0.25, 256)
     if not any(math.isclose(stride, patch / scale) for scale in (1, 4)):
         raise ValueError(f"stride is {_shown(value)}, expected {patch / 4:g} or {patch} for a patch_size of {patch}")
@@ -113,7 +113,7 @@ def _stride(value: Any, patch: int) -> float:
 
 
 def _runtime(data: Mapping[str, Any]) -> None:
-    """Kind, backend, version and target say one thing."""
+    """Check that kind, backend, version and target agree."""
     graph = data["kind"] == "onnx"
     if graph != (data["backend"] == "onnx"):
         raise ValueError(f"kind {data['kind']} and backend {data['backend']} do not go together")
@@ -134,7 +134,7 @@ def _figures(verified: Any) -> None:
     _whole("verified.images", verified.get("images"), 1, 1 << 30)
 
 
-def _quantised(facts: Any, precision: str) -> None:
+def _quantized(facts: Any, precision: str) -> None:
     if (precision == "int8") != isinstance(facts, dict) or not (isinstance(facts, dict) or facts in (None, False)):
         raise ValueError(f"quantised is {_shown(facts)} for precision {precision}")
     if not isinstance(facts, dict):

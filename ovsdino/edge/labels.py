@@ -1,12 +1,13 @@
-"""Low-resolution logits to labels at image size on the CPU without torch: `upsample_argmax` on NumPy arrays."""
+"""Turn low-resolution logits into labels at image size on the CPU: `upsample_argmax` on NumPy arrays."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ovsdino.native import native
+from ovsdino.vocabulary import label_dtype
 
-__all__ = ["label_dtype", "upsample_argmax", "upsample_argmax_numpy"]
+__all__ = ["class_scores", "upsample_argmax", "upsample_argmax_numpy"]
 
 BLOCK = 1 << 20  # floats of the interpolated logits that are held at a time: 4 MB, the size of a cache
 
@@ -19,19 +20,19 @@ def upsample_argmax(
     confidence: bool = False,
     threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """label_yx = argmax_k bilinear(logits_k)(y, x): by the kernel of `ovsdino._C`, or by NumPy where that is missing.
+    """Compute label_yx = argmax_k bilinear(logits_k)(y, x) by `ovsdino._C`, or by NumPy where that is missing.
 
     The smallest index wins a tie; a NaN wins over any number.
 
     Args:
         logits: (K, h, w) float32, K >= 1.
         size: (H, W) of the result.
-        threshold: with it, pixels whose largest softmax probability is below it get the background index K.
-        confidence: also return the largest softmax probability of each pixel.
-        threads: of the kernel.
+        threshold: With it, pixels whose largest softmax probability is below it get the background index K.
+        confidence: Also return the largest softmax probability of each pixel.
+        threads: Threads of the kernel.
 
     Returns:
-        Labels (H, W), uint8 for K <= 255, int16 for K <= 32767, else int32; and (H, W) float32 in (0, 1], or None.
+        Labels (H, W), of `ovsdino.vocabulary.label_dtype`; and (H, W) float32 in (0, 1], or None.
     """
     if native is None:
         return upsample_argmax_numpy(logits, size, threshold, confidence=confidence)
@@ -54,20 +55,27 @@ def upsample_argmax(
     return labels, certainty
 
 
-def label_dtype(classes: int) -> type[np.uint8 | np.int16 | np.int32]:
-    """The smallest dtype that holds the labels 0..K-1 and the background index K."""
-    if classes <= 255:
-        return np.uint8
-    return np.int16 if classes <= 32767 else np.int32
+def class_scores(labels: np.ndarray, confidence: np.ndarray, classes: int) -> tuple[float, ...]:
+    """Return the mean confidence of each class over its pixels, 0 for a class without pixels.
+
+    Args:
+        labels: (H, W) integers 0..K; K is background.
+        confidence: (H, W) float32.
+        classes: K.
+    """
+    flat = labels.ravel()
+    counts = np.bincount(flat, minlength=classes)[:classes]
+    sums = np.bincount(flat, weights=confidence.ravel(), minlength=classes)[:classes]
+    return tuple((sums / np.maximum(counts, 1)).tolist())
 
 
 def upsample_argmax_numpy(
     logits: np.ndarray, size: tuple[int, int], threshold: float | None = None, *, confidence: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The same without native code, a block of rows at a time. Arguments and result as `upsample_argmax`."""
+    """Compute the same without native code, one block of rows at a time; see `upsample_argmax`."""
     classes, height, width = logits.shape
     top, bottom, below = _taps(height, size[0])
-    left, right, beside = _taps(width, size[1])
+    left, right, beyond = _taps(width, size[1])
     labels = np.empty(size, label_dtype(classes))
     certainty = np.empty(size, np.float32) if confidence or threshold is not None else None
     step = max(1, BLOCK // (classes * size[1]))
@@ -75,8 +83,8 @@ def upsample_argmax_numpy(
         rows = slice(start, start + step)
         # across, then down: the order of torch's arithmetic
         upper, lower = (logits[:, taps[rows]] for taps in (top, bottom))
-        upper = upper[..., left] * (1 - beside) + upper[..., right] * beside
-        lower = lower[..., left] * (1 - beside) + lower[..., right] * beside
+        upper = upper[..., left] * (1 - beyond) + upper[..., right] * beyond
+        lower = lower[..., left] * (1 - beyond) + lower[..., right] * beyond
         weight = below[rows, None]
         values = upper * (1 - weight) + lower * weight
         best = values.argmax(0)
@@ -91,7 +99,10 @@ def upsample_argmax_numpy(
 
 
 def _taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower index, upper index and weight of the upper one, in torch's float32 arithmetic (one rounding: float64)."""
+    """Return lower index, upper index and the upper one's weight, in torch's float32 arithmetic.
+
+    torch rounds the scaled position once from float64.
+    """
     if source == target:
         index = np.arange(target)
         return index, index, np.zeros(target, np.float32)

@@ -1,4 +1,4 @@
-"""An exported graph on the CPU through ONNX Runtime."""
+"""Run an exported graph on the CPU through ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["OnnxGraph"]
 
 
 class OnnxGraph:
-    """The graph, its input buffer and its text bank.
+    """A graph, its input buffer and its text bank.
 
     Attributes:
-        least_batch: the smallest B that the graph takes; the largest is the sidecar's.
+        least_batch: The smallest B that the graph takes; the largest is the sidecar's.
 
     Args:
-        data: the .onnx file's content, already checked.
-        sidecar: what it is.
-        threads: of the network and of the label kernel.
+        data: Content of the .onnx file, already checked.
+        sidecar: The file's sidecar.
+        threads: Threads of the network and of the label kernel.
 
     Raises:
-        OVSDinoError: ONNX Runtime is missing, refuses the graph, or finds other inputs than the sidecar says.
+        OVSDinoError: ONNX Runtime is missing or refuses the graph, or its tensors differ from the sidecar.
     """
 
     def __init__(self, data: bytes, sidecar: Sidecar, threads: int) -> None:
@@ -41,7 +41,7 @@ class OnnxGraph:
         # Threads that wait by spinning take the cores that a camera's or another process's thread wants. nano on two
         # cores: 79 ms with and 83 without on an idle machine, 397 with and 247 without beside busy processes.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3  # errors; its warnings are about the graph optimiser's own choices
+        options.log_severity_level = 3  # errors; its warnings are about the graph optimizer's own choices
         try:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exception types derive from Exception alone
@@ -58,11 +58,11 @@ class OnnxGraph:
         self._text = np.empty((0, sidecar.embed_dim), np.float32)
 
     def set_text(self, text: np.ndarray) -> None:
-        """Takes another text bank, (K, D) float32."""
+        """Take another text bank, (K, D) float32."""
         self._text = text
 
     def infer(self, image: np.ndarray) -> np.ndarray:
-        """(B, 3, H, W) float32, normalised -> logits (B, K, h, w) float32."""
+        """Compute logits (B, K, h, w) float32 of normalized images (B, 3, H, W) float32."""
         with reading(self._sidecar.file, "graph", self._sidecar.rebuild()):  # it loads, and fails while it runs
             logits: np.ndarray = self._session.run(["logits"], {"image": image, "text": self._text})[0]
         expected = logits_shape(self._sidecar, len(image), len(self._text))
@@ -76,7 +76,7 @@ class OnnxGraph:
     def run(
         self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, clock: Clock
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Camera pixels (RGB or NV12) to labels and confidence of `size`."""
+        """Turn camera pixels (RGB or NV12) into labels and confidence of `size`."""
         with clock("preprocess"):
             shape = (self._sidecar.input[2], self._sidecar.input[3])
             preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=self._image[0])
@@ -88,11 +88,5 @@ class OnnxGraph:
             return upsample_argmax(logits[0], size, threshold, confidence=confidence, threads=self._threads)
 
     def close(self) -> None:
-        """Frees the session."""
+        """Free the session."""
         del self._session
-
-
-def reason(error: Exception) -> str:
-    """Why ONNX Runtime refuses: the end of its message; the beginning is a path in its sources and a signature."""
-    text = one_line(error, 2000)
-    return text if len(text) <= 200 else f"...{text[-197:]}"

@@ -1,6 +1,6 @@
-"""Camera pixels to the graph's input on the CPU without torch: the pixels of `ovsdino.ops.preprocess`, in NumPy.
+"""Turn camera pixels into the graph's input on the CPU: the pixels of `ovsdino.ops.preprocess`, in NumPy.
 
-torch resizes uint8 images by two passes of 16-bit fixed point, each rounded to whole levels; the same integers are
+torch resizes uint8 images by two passes of 16-bit fixed point, each rounded to whole levels. The same integers are
 computed here, so that a model sees the same input with torch and without it.
 """
 
@@ -25,25 +25,23 @@ def preprocess(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    antialias: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """out_c = (resize(image)_c / 255 - mean_c) / std_c, resized on uint8 and rounded to whole levels.
+    """Compute out_c = (resize(image)_c / 255 - mean_c) / std_c, resized on uint8 and rounded to whole levels.
 
     Args:
         image: (H, W, 3) uint8 RGB, or NV12 (H * 3 // 2, W) uint8 (see `check_image`).
         size: (h, w) of the result.
-        mean: three values in 0..1.
-        std: three values, > 0.
-        antialias: low-pass before shrinking, as PIL does.
-        out: (3, h, w) float32 to write into; made if not given.
+        mean: Three values in 0..1.
+        std: Three values, > 0.
+        out: (3, h, w) float32 to write into; allocated if not given.
 
     Returns:
         (3, h, w) float32.
     """
     if image.ndim == 2:
         image = nv12_to_rgb(image)
-    resized = resize(image, size, antialias=antialias)
+    resized = resize(image, size)
     if out is None:
         out = np.empty((3, *size), np.float32)
     gain, shift = gain_and_shift(mean, std)
@@ -54,17 +52,17 @@ def preprocess(
 
 
 def gain_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
-    """(x / 255 - mean) / std as x * gain + shift, for each channel."""
+    """Return gain and shift of each channel, with which (x / 255 - mean) / std is x * gain + shift."""
     return [1.0 / (255.0 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
 
-def resize(image: np.ndarray, size: tuple[int, int], *, antialias: bool = False) -> np.ndarray:
-    """Bilinear with half-pixel centres: (H, W, 3) uint8 -> (h, w, 3) uint8, columns first, each pass rounded."""
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (H, W, 3) uint8 to (h, w, 3) bilinearly with half-pixel centers, columns first, each pass rounded."""
     height, width = image.shape[:2]
-    down = None if height == size[0] else _taps(height, size[0], antialias)
+    down = None if height == size[0] else _taps(height, size[0])
     if width != size[1]:
-        across = _taps(width, size[1], antialias)
-        if down is not None:  # without antialias a shrink reads two rows of each result: leave the others out
+        across = _taps(width, size[1])
+        if down is not None:  # a result reads two rows: a shrink leaves the others out
             kept = down.rows(height)
             image, down = image[kept], down.after(kept)
         image = _columns(np.ascontiguousarray(image).reshape(len(image), -1), across).reshape(len(image), size[1], 3)
@@ -75,23 +73,23 @@ class _Taps(NamedTuple):
     """One axis of a resize: out[i] = (sum_k weights[k, i] * in[start[i] + k] + half) >> bits."""
 
     start: np.ndarray  # (target,) int64
-    weights: np.ndarray  # (taps, target) int32
+    weights: np.ndarray  # (2, target) int32
     bits: int
 
     def rows(self, source: int) -> np.ndarray:
-        """The source indices that are read, ascending."""
+        """Return the source indices that are read, ascending."""
         used = np.zeros(source, bool)
         for tap, weights in enumerate(self.weights):
             used[np.minimum(self.start + tap, source - 1)[weights > 0]] = True
         return np.flatnonzero(used)
 
     def after(self, kept: np.ndarray) -> _Taps:
-        """The same resize of an array of the `kept` source indices alone; taps of weight 0 may fall anywhere."""
+        """Return the same resize of an array of the `kept` source indices alone; taps of weight 0 may fall anywhere."""
         return self._replace(start=np.searchsorted(kept, self.start))
 
 
 def _columns(image: np.ndarray, taps: _Taps) -> np.ndarray:
-    """(H, W * 3) -> (H, w * 3) uint8: gathering bytes takes 2/3 of the time of gathering pixels."""
+    """Resize (H, W * 3) to (H, w * 3) uint8; gathering bytes takes 2/3 of the time of gathering pixels."""
     last = image.shape[1] // 3 - 1
     columns = [np.minimum(taps.start + tap, last) for tap in range(len(taps.weights))]
     indices = [(column[:, None] * 3 + np.arange(3)).ravel() for column in columns]
@@ -104,7 +102,7 @@ def _columns(image: np.ndarray, taps: _Taps) -> np.ndarray:
 
 
 def _rows(image: np.ndarray, taps: _Taps) -> np.ndarray:
-    """(H, w, 3) -> (h, w, 3) uint8."""
+    """Resize (H, w, 3) to (h, w, 3) uint8."""
     last = len(image) - 1
     flat = image.reshape(len(image), -1)
     out = np.empty((len(taps.start), flat.shape[1]), np.uint8)
@@ -115,7 +113,7 @@ def _rows(image: np.ndarray, taps: _Taps) -> np.ndarray:
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Rows that are worked on at a time: sums of 256 KB stay in the cache, and memory once freed is at hand again.
+    """Yield the rows that are worked on at a time: sums of 256 KB stay in the cache, and freed memory is used again.
 
     Whole images took five times as long, most of it in page faults (960x720 to 464x352: 17 ms, 3.2 in blocks).
     """
@@ -124,7 +122,7 @@ def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def _combine(sources: list[np.ndarray], weights: list[np.ndarray], bits: int, out: np.ndarray) -> None:
-    """out = (sum_k sources[k] * weights[k] + half) >> bits."""
+    """Write out = (sum_k sources[k] * weights[k] + half) >> bits."""
     total = sources[0] * weights[0]
     for source, weight in zip(sources[1:], weights[1:], strict=True):
         total += source * weight
@@ -134,23 +132,12 @@ def _combine(sources: list[np.ndarray], weights: list[np.ndarray], bits: int, ou
 
 
 @lru_cache(maxsize=64)
-def _taps(source: int, target: int, antialias: bool) -> _Taps:
-    """torch's weights: computed in float64, then as many bits behind the point as the largest one leaves of 15."""
-    scale = source / target
-    index = np.arange(target, dtype=np.float64)
-    if antialias:
-        support = max(1.0, scale)
-        centre = scale * (index + 0.5)
-        start = np.maximum((centre - support + 0.5).astype(np.int64), 0)
-        length = np.minimum((centre + support + 0.5).astype(np.int64), source) - start
-        tap = np.arange(int(length.max()))[:, None]
-        weights = np.maximum(1.0 - np.abs((tap + start - centre + 0.5) / support), 0.0) * (tap < length)
-        weights /= weights.sum(0)
-    else:
-        position = np.maximum(scale * (index + 0.5) - 0.5, 0.0)
-        start = np.minimum(position.astype(np.int64), source - 1)
-        upper = np.where(start < source - 1, np.minimum(position - start, 1.0), 0.0)
-        weights = np.stack([1.0 - upper, upper])
+def _taps(source: int, target: int) -> _Taps:
+    """Return torch's weights: from float64, with as many bits behind the point as the largest leaves of 15."""
+    position = np.maximum(source / target * (np.arange(target, dtype=np.float64) + 0.5) - 0.5, 0.0)
+    start = np.minimum(position.astype(np.int64), source - 1)
+    upper = np.where(start < source - 1, np.minimum(position - start, 1.0), 0.0)
+    weights = np.stack([1.0 - upper, upper])
     bits = 0
     while bits < 22 and int(0.5 + float(weights.max()) * (1 << (bits + 1))) < 1 << 15:
         bits += 1
@@ -158,14 +145,15 @@ def _taps(source: int, target: int, antialias: bool) -> _Taps:
 
 
 def check_image(image: np.ndarray, nv12: bool) -> None:
-    """Refuses an array that is no camera image.
+    """Refuse an array that is not a camera image.
 
     Args:
         image: (H, W, 3) uint8 RGB, or with `nv12` (H * 3 // 2, W) uint8 with even H and W: H rows of luma, then H / 2
             rows of interleaved chroma (Cb, Cr), ITU-R BT.601, limited range, chroma taken nearest.
+        nv12: Expect NV12.
 
     Raises:
-        OVSDinoError: another shape or dtype.
+        OVSDinoError: Another shape or dtype.
     """
     found = f"an image of shape {image.shape} {image.dtype}"
     if nv12:
@@ -176,15 +164,15 @@ def check_image(image: np.ndarray, nv12: bool) -> None:
 
 
 def nv12_to_rgb(image: np.ndarray) -> np.ndarray:
-    """NV12 (H * 3 // 2, W) uint8 to RGB (H, W, 3) uint8, in float32 as `ovsdino.ops.preprocess.nv12_to_rgb`."""
+    """Turn NV12 (H * 3 // 2, W) uint8 into RGB (H, W, 3) uint8, in float32 as `ovsdino.ops.preprocess` does."""
     height, width = image.shape[0] * 2 // 3, image.shape[1]
     luma = image[:height].reshape(height // 2, 2, width // 2, 2)
     chroma = image[height:].reshape(height // 2, 1, width // 2, 1, 2)
     rgb = np.empty((height // 2, 2, width // 2, 2, 3), np.uint8)
     for rows in _blocks((height // 2, 2 * width)):
-        grey = 1.164383 * (luma[rows].astype(np.float32) - 16.0)
+        gray = 1.164383 * (luma[rows].astype(np.float32) - 16.0)
         blue, red = np.moveaxis(chroma[rows].astype(np.float32) - 128.0, -1, 0)
-        for channel, colour in enumerate((1.596027 * red, -0.391762 * blue - 0.812968 * red, 2.017232 * blue)):
-            level = grey + colour
+        for channel, color in enumerate((1.596027 * red, -0.391762 * blue - 0.812968 * red, 2.017232 * blue)):
+            level = gray + color
             rgb[rows, ..., channel] = np.clip(np.rint(level, out=level), 0, 255, out=level)
     return rgb.reshape(height, width, 3)

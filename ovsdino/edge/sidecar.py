@@ -1,13 +1,15 @@
-"""The sidecar of an exported file: what it is, where it runs, and the hash that is checked before anything is read.
+"""The sidecar of an exported file: its facts, where it runs, and the hash that is checked before anything is read.
 
-An engine is code: whoever can change the file can run what they like when it is deserialised. `<file>.json` beside it
-carries the file's SHA-256, the TensorRT and GPU it was built for, its shapes, and the digest of the weights, which says
-to which text banks it belongs. Nothing here imports torch.
+An engine is code: whoever can change the file can run what they like when it is deserialized. So `<file>.json` next to
+it carries the file's SHA-256, the TensorRT and GPU that it was built for, its shapes, and the digest of the weights,
+which says to which text banks it belongs. `ovsdino.deploy.export.publish` writes file and sidecar as one.
 """
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -19,12 +21,12 @@ from typing import Any
 
 from ovsdino.edge.fields import checked_fields
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.io.files import atomic_write, reading, sha256_of
+from ovsdino.io.files import atomic_write, read_bytes, reading, sha256_of
 
-__all__ = ["FORMAT", "GRAPH_KEY", "Sidecar", "file_sha256", "pending_path", "sidecar_path"]
+__all__ = ["FORMAT", "GRAPH_KEY", "Sidecar", "pending_path", "release_of", "sidecar_path"]
 
 FORMAT = 1
-MAX_BYTES = 16 << 20  # a few hundred bytes; quantised ones list their layers
+MAX_BYTES = 16 << 20  # a sidecar has a few hundred bytes; that of an int8 graph lists its layers
 GRAPH_KEY = "ovsdino"  # of an ONNX file's own metadata
 GRAPH_FACTS = (
     *("model", "precision", "classes", "embed_dim", "stride", "mean", "std", "short_side", "patch_size", "weights"),
@@ -32,29 +34,24 @@ GRAPH_FACTS = (
 
 
 def sidecar_path(path: str | Path) -> Path:
-    """`<file>.json` beside the file: nano_fp16.onnx -> nano_fp16.onnx.json."""
+    """Return `<file>.json` next to a file: nano_fp16.onnx -> nano_fp16.onnx.json."""
     path = Path(path)
     return path.with_name(f"{path.name}.json")
 
 
 def pending_path(path: str | Path) -> Path:
-    """Where a new sidecar waits until its file is in place (`ovsdino.deploy.export.publish`)."""
+    """Return where a new sidecar waits until its file is in place (`ovsdino.deploy.export.publish`)."""
     path = Path(path)
     return path.with_name(f".{path.name}.json.pending")
 
 
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        OVSDinoError: the file is missing or cannot be read.
-    """
-    with reading(path, "file", "give an exported .onnx or .engine file"):
-        return sha256_of(path)
+def release_of(version: str) -> tuple[int, ...]:
+    """Return (major, minor, patch) of "10.3.0.30", or () of text without a number, which no engine has."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def rebuild_command(path: str | Path, model: object = None) -> str:
-    """What to do about an exported file that cannot be trusted, with the command that makes it again."""
+    """Return how to replace an exported file that cannot be trusted, with the command that makes it again."""
     name = model if isinstance(model, str) and re.fullmatch(r"[\w./-]{1,100}", model) else "MODEL"
     script = "export_trt.py" if Path(path).suffix == ".engine" else "export_onnx.py"
     return (
@@ -69,26 +66,26 @@ class Sidecar:
 
     Attributes:
         kind: "onnx" or "engine".
-        file: name of the file, without a folder.
-        sha256: of the file, hexadecimal.
-        bytes: size of the file.
-        model: name of the zoo model.
+        file: Name of the file, without a folder.
+        sha256: SHA-256 of the file, hexadecimal.
+        bytes: Size of the file.
+        model: Name of the zoo model.
         precision: "float32", "float16" or "int8"; inputs and outputs are float32 in each.
         backend: "onnx", "tensorrt" or "tensorrt_rtx".
-        version: TensorRT's version, "" for ONNX.
+        version: Version of TensorRT; "" for ONNX.
         target: "any" for ONNX; for an engine "sm86", or "sm80,sm86" for one built for several.
         input: [B, 3, H, W] of the input `image`; B is the largest batch.
         classes: [least, most] rows K of the text bank.
         embed_dim: D, columns of the text bank.
-        stride: image pixels per cell of the logits; a fraction where the patch is no multiple of 4.
-        mean: of the normalisation, RGB in 0..1.
-        std: of the normalisation.
-        short_side: inference size of the image's short side that the model asks for, in pixels.
-        patch_size: patch size in pixels; H and W are multiples of it.
-        weights: digest of the image side's weights (`ovsdino.models.weights.weights_digest`).
+        stride: Image pixels per cell of the logits; a fraction where the patch is not a multiple of 4.
+        mean: Mean of the normalization, RGB in 0..1.
+        std: Standard deviation of the normalization.
+        short_side: Inference size of the image's short side that the model asks for, in pixels.
+        patch_size: Patch size in pixels; H and W are multiples of it.
+        weights: Digest of the image side's weights (`ovsdino.models.weights.weights_digest`).
         verified: {"cosine", "label_agreement", "images"} of the export's own check, or None when it was not run.
-        quantised: False or None, or what `quantize.py` says it did.
-        format: version of this file's layout.
+        quantised: False or None, or the record of `quantize.py`; spelled as format 1 has it.
+        format: Version of this file's layout.
     """
 
     kind: str
@@ -115,69 +112,83 @@ class Sidecar:
 
     @classmethod
     def load(cls, path: str | Path) -> Sidecar:
-        """The sidecar of an exported file; the file itself is not opened (`check_file` does that).
+        """Read the sidecar of an exported file; the file itself is not opened (`read` does that).
 
         Args:
-            path: the exported file, not its sidecar.
+            path: The exported file, not its sidecar.
 
         Raises:
-            OVSDinoError: no sidecar, not JSON, or not of this format.
+            OVSDinoError: There is no sidecar, or it is not JSON, or not of this format.
         """
         _finish_replacement(path)
-        beside = sidecar_path(path)
-        if not beside.exists():
+        place = sidecar_path(path)
+        if not place.exists():
             raise OVSDinoError(
-                f"{beside}: the sidecar is missing; an exported file is not opened without it: {rebuild_command(path)}"
+                f"{place}: the sidecar is missing; an exported file is not opened without it: {rebuild_command(path)}"
             )
-        if not beside.is_file() or beside.stat().st_size > MAX_BYTES:
-            raise OVSDinoError(f"{beside}: no sidecar (a folder, a pipe, or too large); {rebuild_command(path)}")
+        if not place.is_file() or place.stat().st_size > MAX_BYTES:
+            raise OVSDinoError(f"{place}: not a sidecar (a folder, a pipe, or too large); {rebuild_command(path)}")
         try:
-            data = json.loads(beside.read_bytes())
+            data = json.loads(place.read_bytes())
         except OSError as error:
-            raise OVSDinoError(f"{beside}: {error.strerror}; {rebuild_command(path)}") from error
+            raise OVSDinoError(f"{place}: {error.strerror}; {rebuild_command(path)}") from error
         except (ValueError, RecursionError) as error:
-            raise OVSDinoError(f"{beside}: not JSON; {rebuild_command(path)}") from error
+            raise OVSDinoError(f"{place}: not JSON; {rebuild_command(path)}") from error
         found = data.get("format") if isinstance(data, dict) else None
         if found != FORMAT or isinstance(found, bool):
             raise OVSDinoError(
-                f"{beside}: format is {one_line(repr(found), 60)}, this version reads {FORMAT}; {rebuild_command(path)}"
+                f"{place}: format is {one_line(repr(found), 60)}, this version reads {FORMAT}; {rebuild_command(path)}"
             )
         try:
             sidecar = cls(**checked_fields(data, {field.name for field in dataclasses.fields(cls)}))
         except (TypeError, ValueError, KeyError) as error:
             raise OVSDinoError(
-                f"{beside}: damaged ({one_line(error, 200)}); {rebuild_command(path, data.get('model'))}"
+                f"{place}: damaged ({one_line(error, 200)}); {rebuild_command(path, data.get('model'))}"
             ) from error
         return dataclasses.replace(sidecar, file=Path(path).name)  # file and sidecar may have been renamed together
 
     def save(self, path: str | Path) -> Path:
-        """Writes the sidecar beside an exported file, atomically; returns its path.
+        """Write the sidecar of an exported file atomically and return its path.
+
+        Args:
+            path: The exported file.
 
         Raises:
-            OVSDinoError: it cannot be written.
+            OVSDinoError: The sidecar cannot be written.
         """
-        beside = sidecar_path(path)
-        with atomic_write(beside) as file:
-            file.write(json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False).encode() + b"\n")
-        return beside
+        place = sidecar_path(path)
+        with atomic_write(place) as file:
+            file.write(dataclasses.replace(self, file=Path(path).name).to_bytes())
+        return place
+
+    def to_bytes(self) -> builtins.bytes:
+        """Return the sidecar as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False).encode() + b"\n"
+
+    def describing(self, data: builtins.bytes, **changes: Any) -> Sidecar:
+        """Return a copy that describes other data: its size and hash, and other fields given by name."""
+        return dataclasses.replace(self, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), **changes)
 
     def of_file(self, path: str | Path, **changes: Any) -> Sidecar:
-        """A copy that describes `path`: its name, size and hash, and other fields given by name."""
-        path = Path(path)
-        return dataclasses.replace(self, file=path.name, sha256=file_sha256(path), bytes=path.stat().st_size, **changes)
+        """Return a copy that describes a file."""
+        return dataclasses.replace(self.describing(Path(path).read_bytes(), **changes), file=Path(path).name)
+
+    def check_file(self, path: str | Path) -> None:
+        """Refuse a file that `read` refuses."""
+        self.read(path)
 
     def facts(self) -> dict[str, Any]:
-        """What a graph carries in its own metadata, so that its hash covers it."""
+        """Return the fields that a graph carries in its own metadata, so that its hash covers them."""
         return {name: getattr(self, name) for name in GRAPH_FACTS}
 
     def check_graph(self, metadata: Mapping[str, str]) -> None:
-        """Refuses a sidecar that says other things than the graph itself.
+        """Refuse a sidecar that differs from the facts inside the graph itself.
 
         Args:
-            metadata: of the ONNX file; one without our entry was exported by an earlier version and tells nothing.
+            metadata: Metadata of the ONNX file; without our entry it was exported by an earlier version and passes.
 
         Raises:
-            OVSDinoError: a field differs; it names it.
+            OVSDinoError: A field differs; the message names it.
         """
         if GRAPH_KEY not in metadata:
             return
@@ -192,14 +203,19 @@ class Sidecar:
                 )
 
     def rebuild(self) -> str:
-        """What to do when the file cannot be trusted: see `rebuild_command`."""
+        """Return how to replace the file when it cannot be trusted: see `rebuild_command`."""
         return rebuild_command(self.file, self.model)
 
-    def check_file(self, path: str | Path) -> None:
-        """Refuses a file that is not the one this sidecar was written for; to be called before it is deserialised.
+    def read(self, path: str | Path) -> builtins.bytes:
+        """Return the content of an exported file, if it is the one that this sidecar was written for.
+
+        The returned bytes are those that were hashed: a file that changes after the check is not read again.
+
+        Args:
+            path: The exported file.
 
         Raises:
-            OVSDinoError: the file is missing, or its size or hash is another.
+            OVSDinoError: The file is missing, or its size or hash is another.
         """
         path = Path(path)
         if not path.is_file():
@@ -209,53 +225,55 @@ class Sidecar:
             raise OVSDinoError(
                 f"{path}: {size} bytes, its sidecar says {self.bytes}: cut off or changed; {self.rebuild()}"
             )
-        if file_sha256(path) != self.sha256:
+        data = read_bytes(path, "exported file", self.rebuild())
+        if hashlib.sha256(data).hexdigest() != self.sha256:
             raise OVSDinoError(
                 f"{path}: changed since it was exported (its SHA-256 is not the sidecar's); {self.rebuild()}"
             )
+        return data
 
     def check_runtime(self, backend: str, version: str = "", sm: str = "") -> None:
-        """Refuses an engine that this machine's TensorRT and GPU cannot run.
+        """Refuse an engine that this machine's TensorRT and GPU cannot run.
 
         Args:
-            backend: what is about to run it: "onnx", "tensorrt" or "tensorrt_rtx".
-            version: that backend's version; "" for "onnx".
-            sm: the device, "sm87"; "" for "onnx".
+            backend: The backend that is about to run it: "onnx", "tensorrt" or "tensorrt_rtx".
+            version: That backend's version; "" for "onnx".
+            sm: Architecture of the device, "sm87"; "" for "onnx".
 
         Raises:
-            OVSDinoError: another backend, another version (major.minor.patch), or another GPU architecture.
+            OVSDinoError: Another backend, another version (major.minor.patch), or another GPU architecture.
         """
         if backend != self.backend:
-            raise OVSDinoError(f"{self.file}: made for {self.backend}, not for {backend}; {self._mend(backend, sm)}")
+            raise OVSDinoError(f"{self.file}: made for {self.backend}, not for {backend}; {self._remedy(backend, sm)}")
         if self.kind == "onnx":
             return
-        if _release(version) != _release(self.version):
+        if release_of(version) != release_of(self.version):
             raise OVSDinoError(
                 f"{self.file}: built by {self.backend} {self.version}, this machine has {version or 'none'}; "
-                f"{self._mend(backend, sm)}"
+                f"{self._remedy(backend, sm)}"
             )
         if sm not in self.target.split(","):
             raise OVSDinoError(
-                f"{self.file}: built for {self.target}, this device is {sm or 'unknown'}; {self._mend(backend, sm)}"
+                f"{self.file}: built for {self.target}, this device is {sm or 'unknown'}; {self._remedy(backend, sm)}"
             )
 
-    def _mend(self, backend: str, sm: str) -> str:
+    def _remedy(self, backend: str, sm: str) -> str:
         if backend == "onnx":
             return f"give the .onnx of {self.model}: python deploy/export_onnx.py --model {self.model} --output DIR"
         target = f"--target {sm}" if sm else "--target current"
         return f"build it here: python deploy/export_trt.py --model {self.model} --backend {backend} {target}"
 
     def check_bank(self, names: Sequence[str], shape: Sequence[int], weights: str, model: str | None = None) -> None:
-        """Refuses a text bank that this graph cannot take.
+        """Refuse a text bank that this graph cannot take.
 
         Args:
-            names: names of the classes.
+            names: Names of the classes.
             shape: (K, D) of the bank.
-            weights: digest of the weights that the bank was made for.
-            model: name of the model that it was made for; None does not ask.
+            weights: Digest of the weights that the bank was made for.
+            model: Name of the model that it was made for; None does not ask.
 
         Raises:
-            OVSDinoError: names and rows differ in number, another width, K out of range, or another model's bank.
+            OVSDinoError: Names and rows differ in number, another width, K out of range, or another model's bank.
         """
         if len(shape) != 2 or len(names) != shape[0]:
             raise OVSDinoError(f"text bank: {len(names)} names for an array of shape {tuple(shape)}: expected (K, D)")
@@ -286,11 +304,6 @@ def _finish_replacement(path: str | Path) -> None:
     pending = pending_path(path)
     if not pending.is_file():
         return
-    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # then it is no sidecar of this file
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # then it is not this file's sidecar
         if json.loads(pending.read_bytes())["sha256"] == sha256_of(path):
             os.replace(pending, sidecar_path(path))
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """(major, minor, patch) of "10.3.0.30"; () of what is no version, which no engine has."""
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

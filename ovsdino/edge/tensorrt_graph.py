@@ -1,4 +1,4 @@
-"""An exported engine on a GPU through TensorRT or TensorRT-RTX and cuda-python.
+"""Run an exported engine on a GPU through TensorRT or TensorRT-RTX and cuda-python.
 
 One stream carries a frame from its pixels to its labels:
 
@@ -18,26 +18,26 @@ from typing import Any
 
 import numpy as np
 
-from ovsdino.edge.labels import label_dtype
 from ovsdino.edge.pixels import gain_and_shift
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensors import check_tensors, logits_shape
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.native import native
 from ovsdino.timing import Clock
+from ovsdino.vocabulary import label_dtype
 
 __all__ = ["TensorRTGraph", "device_sm", "tensorrt_module"]
 
-log = logging.getLogger("ovsdino.deploy")
+log = logging.getLogger("ovsdino")
 
 PACKAGES = {"tensorrt": "tensorrt (JetPack brings it)", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 
 
 def tensorrt_module(backend: str) -> ModuleType:
-    """The Python module of "tensorrt" or "tensorrt_rtx".
+    """Return the Python module of "tensorrt" or "tensorrt_rtx".
 
     Raises:
-        OVSDinoError: it is not installed.
+        OVSDinoError: It is not installed.
     """
     try:
         return importlib.import_module(backend)
@@ -48,7 +48,7 @@ def tensorrt_module(backend: str) -> ModuleType:
 
 
 def cuda_runtime() -> Any:
-    """The module `cuda.bindings.runtime`.
+    """Return the module `cuda.bindings.runtime`.
 
     Raises:
         OVSDinoError: cuda-python is not installed.
@@ -62,7 +62,7 @@ def cuda_runtime() -> Any:
 
 
 def device_sm(device: int) -> str:
-    """The architecture of a CUDA device, as "sm87".
+    """Return the architecture of a CUDA device, as "sm87".
 
     Raises:
         OVSDinoError: cuda-python is missing, or there is no such device.
@@ -81,16 +81,16 @@ class TensorRTGraph:
     """An engine, its execution context, stream and buffers.
 
     Attributes:
-        least_batch: the smallest B that the engine takes; the largest is the sidecar's.
+        least_batch: The smallest B that the engine takes; the largest is the sidecar's.
 
     Args:
-        trt: the module `tensorrt` or `tensorrt_rtx`.
-        data: the engine, already checked.
-        sidecar: what it is.
-        device: index of the CUDA device.
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        data: The engine, already checked.
+        sidecar: The engine's sidecar.
+        device: Index of the CUDA device.
 
     Raises:
-        OVSDinoError: the kernels are missing, or TensorRT or CUDA refuse.
+        OVSDinoError: The kernels are missing, or TensorRT or CUDA refuse.
     """
 
     def __init__(self, trt: ModuleType, data: bytes, sidecar: Sidecar, device: int) -> None:
@@ -110,7 +110,7 @@ class TensorRTGraph:
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            raise OVSDinoError(f"{sidecar.file}: {sidecar.backend} cannot deserialise it; the log says why")
+            raise OVSDinoError(f"{sidecar.file}: {sidecar.backend} cannot deserialize it; the log says why")
         self._check_tensors(trt)
         self._context = _context(trt, self._engine)
         if self._context is None:
@@ -121,7 +121,7 @@ class TensorRTGraph:
         self._frame, self._labels, self._confidence = _Buffer(cuda), _Buffer(cuda), _Buffer(cuda)
 
     def set_text(self, text: np.ndarray) -> None:
-        """Takes another text bank, (K, D) float32: sets shapes and addresses and captures the graph again."""
+        """Take another text bank, (K, D) float32: set shapes and addresses and capture the graph again."""
         _ok(self._cuda, self._cuda.cudaSetDevice(self._device))
         self._text.fit(text.nbytes)
         self._text.host[: text.nbytes] = _bytes(text)
@@ -130,7 +130,7 @@ class TensorRTGraph:
         self._set_shapes(self._batch)
 
     def infer(self, image: np.ndarray) -> np.ndarray:
-        """(B, 3, H, W) float32, normalised -> logits (B, K, h, w) float32."""
+        """Compute logits (B, K, h, w) float32 of normalized images (B, 3, H, W) float32."""
         _ok(self._cuda, self._cuda.cudaSetDevice(self._device))
         if len(image) != self._batch:
             self._set_shapes(len(image))
@@ -146,7 +146,7 @@ class TensorRTGraph:
     def run(
         self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, clock: Clock
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Camera pixels (RGB or NV12) to labels and confidence of `size`; stage times are the device's own."""
+        """Turn camera pixels (RGB or NV12) into labels and confidence of `size`; stage times are the device's own."""
         cuda, stream = self._cuda, self._stream
         _ok(cuda, cuda.cudaSetDevice(self._device))
         if self._batch != 1:
@@ -178,7 +178,7 @@ class TensorRTGraph:
         return labels, certainty
 
     def close(self) -> None:
-        """Frees graph, context, engine, buffers and stream."""
+        """Free graph, context, engine, buffers and stream."""
         cuda = self._cuda
         self._wait()
         self._drop_capture()
@@ -203,7 +203,7 @@ class TensorRTGraph:
         return int(batch if batch > 0 else self._engine.get_tensor_profile_shape("image", 0)[0][0])
 
     def _set_shapes(self, batch: int) -> None:
-        """Sets shapes and addresses for a batch and the bank that is there, and captures the graph again."""
+        """Set shapes and addresses for a batch and the bank that is there, and capture the graph again."""
         context, sidecar = self._context, self._sidecar
         text = (self._classes, sidecar.embed_dim)
         if not (
@@ -273,10 +273,10 @@ class TensorRTGraph:
             raise OVSDinoError(f"{self._sidecar.file}: {self._sidecar.backend} failed to run it; the log says why")
 
     def _capture(self) -> None:
-        """Records the engine's launches as a CUDA graph; an engine that cannot be recorded is launched each time."""
+        """Record the engine's launches as a CUDA graph; an engine that cannot be recorded is launched each time."""
         cuda, stream = self._cuda, self._stream
         self._drop_capture()
-        self._enqueue()  # what is allocated or compiled at the first run must not happen during the recording
+        self._enqueue()  # the first run allocates and compiles, which must not happen during the recording
         self._wait()
         try:
             _ok(cuda, cuda.cudaStreamBeginCapture(stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
@@ -316,7 +316,7 @@ class _Buffer:
         self.fit(size)
 
     def fit(self, size: int) -> None:
-        """Makes room for `size` bytes; what was held is lost if it has to grow."""
+        """Make room for `size` bytes; the content is lost if the buffer has to grow."""
         if size <= self._size:
             return
         cuda = self._cuda
@@ -372,15 +372,15 @@ def _logger(trt: ModuleType) -> Any:
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
-    """A contiguous array's memory as (n,) uint8."""
+    """Return a contiguous array's memory as (n,) uint8."""
     return array.reshape(-1).view(np.uint8)
 
 
 def _ok(cuda: Any, answer: tuple[Any, ...]) -> Any:
-    """The result of a CUDA call.
+    """Return the result of a CUDA call.
 
     Raises:
-        OVSDinoError: the call failed.
+        OVSDinoError: The call failed.
     """
     code, *result = answer
     if code != cuda.cudaError_t.cudaSuccess:

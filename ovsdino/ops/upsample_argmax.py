@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovsdino import vocabulary
 from ovsdino.ops.checks import check_dense, check_floating, check_memory, check_number, check_size
 from ovsdino.ops.dispatch import native, resolve
 from ovsdino.ops.schema import LIBRARY, qualified
@@ -50,10 +51,9 @@ def upsample_argmax(
 
 
 def label_dtype(classes: int) -> torch.dtype:
-    """The smallest dtype that holds the labels 0..K-1 and the background index K."""
-    if classes <= 255:
-        return torch.uint8
-    return torch.int16 if classes <= 32767 else torch.int32
+    """Return the dtype of labels of K classes; see `ovsdino.vocabulary.label_dtype`."""
+    dtype: torch.dtype = getattr(torch, vocabulary.label_dtype(classes))
+    return dtype
 
 
 def upsample_argmax_reference(logits: Tensor, size: Sequence[int], threshold: float | None = None) -> Tensor:

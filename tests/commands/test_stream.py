@@ -271,7 +271,7 @@ def test_the_labels_of_the_loop_are_those_of_the_segmenter(folder, exported):
     segmenter = EdgeSegmenter(exported / "large.onnx", exported / "bank.safetensors", threads=1)
     slot, results = LatestFrame(keep_all=True), []
     capture = Capture(make_source(str(folder), FAST), slot)
-    Stream(capture, slot, [Engine("large", segmenter, {"confidence": False})]).run(results.append)
+    Stream(capture, slot, [Engine("large", segmenter, {"scores": False})]).run(results.append)
     assert len(results) == 4
     for one, path in zip(results, sorted(folder.glob("*.png")), strict=True):
         np.testing.assert_array_equal(one.labels, segmenter.segment(path).labels)

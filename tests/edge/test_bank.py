@@ -64,7 +64,7 @@ def test_a_bank_is_what_the_contract_says(tmp_path: Path) -> None:
         ("two", "tensors other, text"),
         ("half", "not a text bank of format 1"),
         ("names", "damaged metadata"),
-        ("list", "names is no list"),
+        ("list", "names is not a list"),
         ("no model", "damaged metadata"),
         ("count", "3 names for 2 rows"),
         ("twice", "given twice"),

@@ -20,11 +20,14 @@ from ovsdino.deploy.export_onnx import write_facts
 from ovsdino.edge import onnx_graph as runtime_onnx
 from ovsdino.edge import segmenter as trt_runtime
 from ovsdino.edge import tensorrt_graph as runtime_tensorrt
+from ovsdino.edge.labels import upsample_argmax
+from ovsdino.edge.pixels import preprocess as numpy_preprocess
 from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.edge.sidecar import sidecar_path
 from ovsdino.errors import OVSDinoError
 from ovsdino.ops import preprocess
 from ovsdino.ops.upsample_argmax import upsample_argmax_confidence_reference
+from ovsdino.results import Segmentation
 from tests.deploy import tiny
 
 
@@ -46,13 +49,15 @@ def expected(image: np.ndarray, text: np.ndarray, threshold: float | None = None
     return labels[0].numpy(), confidence[0].numpy()
 
 
-def test_labels_and_confidence_are_those_of_the_formula(model: Path) -> None:
+def test_labels_and_scores_are_those_of_the_formula(model: Path) -> None:
     bank, image = tiny.bank("road", "car", "sky"), picture()
     result = EdgeSegmenter(model, bank, threads=1).segment(image)
     labels, confidence = expected(image, bank.text)
+    assert isinstance(result, Segmentation)
     assert result.labels.shape == (48, 64) and result.labels.dtype == np.uint8 and len(np.unique(labels)) == 3
     assert (result.labels == labels).mean() > 0.999
-    assert result.confidence is not None and np.abs(result.confidence - confidence).max() < 1e-4
+    means = [confidence[labels == index].mean() for index in range(3)]
+    assert result.scores == pytest.approx(means, abs=1e-3)
     assert result.names == ("road", "car", "sky") and not result.background
     assert list(result.stages_ms) == ["load", "preprocess", "encode", "postprocess"]
     assert result.ms == pytest.approx(sum(result.stages_ms.values())) and min(result.stages_ms.values()) >= 0
@@ -68,10 +73,22 @@ def test_path_pillow_and_array_are_the_same_image(model: Path, tmp_path: Path) -
 
 def test_results_are_not_overwritten_by_the_next_image(model: Path) -> None:
     segmenter = EdgeSegmenter(model, tiny.bank("a", "b"), threads=1)
-    first = segmenter.segment(picture(seed=0))
+    frame = picture(seed=0)
+    first = segmenter.segment(frame)
     kept = first.labels.copy()
-    segmenter.segment(picture(seed=1))
+    frame[:] = picture(seed=1)  # the next frame, in the same buffer
+    segmenter.segment(frame)
     assert np.array_equal(first.labels, kept)
+    assert first.image is not None and np.array_equal(first.image, picture(seed=0))
+
+
+def test_a_result_knows_its_file_and_can_be_saved(model: Path, tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "street.png")
+    result = EdgeSegmenter(model, tiny.bank("a", "b"), threads=1).segment(tmp_path / "street.png")
+    assert result.source == str(tmp_path / "street.png")
+    written = result.save(tmp_path / "out")
+    assert np.array_equal(np.array(Image.open(written["labels"])), result.labels)
+    assert Image.open(written["overlay"]).width >= 64
 
 
 def test_nv12_is_the_image_it_was_made_from(model: Path) -> None:
@@ -80,17 +97,20 @@ def test_nv12_is_the_image_it_was_made_from(model: Path) -> None:
     luma = (16 + 219 * grey[:, :, 0]).astype(np.uint8)  # black is 16, white is 235
     planar = np.concatenate([luma, np.full((24, 64), 128, np.uint8)])
     result = segmenter.segment(planar, nv12=True)
+    assert result.image is None and result.source is None
     assert np.array_equal(result.labels, segmenter.segment((grey * 255).astype(np.uint8)).labels)
 
 
 def test_background_is_what_is_less_certain_than_the_threshold(model: Path) -> None:
     bank, image = tiny.bank("a", "b", "c"), picture()
-    sure = EdgeSegmenter(model, bank, threads=1).segment(image)
-    assert sure.confidence is not None
-    threshold = float(np.median(sure.confidence))
-    result = EdgeSegmenter(model, bank, threads=1, background=threshold).segment(image, confidence=False)
-    assert result.background and result.confidence is None
-    assert np.array_equal(result.labels, np.where(sure.confidence < threshold, 3, sure.labels))
+    sure = EdgeSegmenter(model, bank, threads=1)
+    tensor = numpy_preprocess(image, (tiny.HEIGHT, tiny.WIDTH), tiny.MEAN, tiny.STD)
+    labels, confidence = upsample_argmax(sure.infer(tensor[None])[0], image.shape[:2], confidence=True)
+    assert confidence is not None and np.array_equal(labels, sure.segment(image).labels)
+    threshold = float(np.median(confidence))
+    result = EdgeSegmenter(model, bank, threads=1, background=threshold).segment(image, scores=False)
+    assert result.background and result.scores is None
+    assert np.array_equal(result.labels, np.where(confidence < threshold, 3, labels))
 
 
 def test_another_bank_needs_no_other_file(model: Path) -> None:

@@ -99,7 +99,7 @@ def test_tensorrt_needs_no_runtime_config(names: list[str]) -> None:
 def test_tensorrt_logs_to_our_log(backend: str, caplog: pytest.LogCaptureFixture) -> None:
     trt = importlib.import_module(backend)
     logger = runtime_tensorrt._logger(trt)
-    with caplog.at_level(logging.DEBUG, "ovsdino.deploy"):
+    with caplog.at_level(logging.DEBUG, "ovsdino"):
         logger.log(trt.ILogger.Severity.WARNING, "two\nlines")
         logger.log(trt.ILogger.Severity.VERBOSE, "chatter")
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("WARNING", "TensorRT: two lines")]

@@ -1,4 +1,4 @@
-"""The runtime where torch, timm and open_clip cannot be imported, and where they are not installed."""
+"""The runtime where torch and the like cannot be imported, and where they are not installed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,22 @@ class Block:
 sys.meta_path.insert(0, Block())
 """
 
+ALLOW = """
+import sys
+
+class Allow:
+    def find_spec(self, name, path=None, target=None):
+        package = name.split(".")[0]
+        if package not in sys.stdlib_module_names and package not in {"ovsdino", "numpy", "PIL", "safetensors"}:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+
+sys.meta_path.insert(0, Allow())
+"""
+
 SEGMENT = """
 import sys
 import numpy as np
-import ovsdino.edge.segmenter
-from ovsdino.edge.segmenter import EdgeSegmenter
+from ovsdino.edge import EdgeSegmenter
 from ovsdino.native import native
 
 segmenter = EdgeSegmenter(sys.argv[1], sys.argv[2], threads=1)
@@ -64,9 +75,31 @@ def run(python: str, code: str, *arguments: str, **environment: str) -> str:
 
 
 def labels_here(files: list[str]) -> np.ndarray:
-    from ovsdino.edge.segmenter import EdgeSegmenter
+    from ovsdino.edge import EdgeSegmenter
 
     return EdgeSegmenter(files[0], files[1], threads=1).segment(np.load(files[2])).labels
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for folder in ("edge", "stream") for path in sorted((ROOT / "ovsdino" / folder).rglob("*.py"))],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
+def test_every_file_is_imported_with_numpy_pillow_and_safetensors_alone(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    loaded = f"import {module}\nprint(*sorted({{'torch', 'timm', 'scipy', 'tyro'}} & set(sys.modules)))"
+    assert run(sys.executable, ALLOW + loaded, PYTHONPATH=str(ROOT)) == ""
+
+
+def test_the_names_that_scripts_import_are_the_same_class() -> None:
+    code = """
+from ovsdino.deploy.trt_runtime import EdgeSegmenter as Runtime
+from ovsdino.edge import EdgeSegmenter, TextBank
+from ovsdino.results import Segmentation
+import numpy as np
+print(Runtime is EdgeSegmenter, Segmentation(labels=np.zeros((2, 2), np.uint8), names=("road",)).fractions)
+"""
+    assert run(sys.executable, ALLOW + code, PYTHONPATH=str(ROOT)) == "True (1.0,)"
 
 
 def test_runs_where_torch_cannot_be_imported(files: list[str]) -> None:
