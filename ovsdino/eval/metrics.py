@@ -1,4 +1,4 @@
-"""All scores of a data set, image by image."""
+"""Scores of a data set, added up image by image: the one mIoU of product, evaluation and training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from ovsdino.eval.boundary import BoundaryF1, BoundaryIoU
 from ovsdino.eval.sizes import SizeGroup, SizeRecall
 
-__all__ = ["SegmentationMetrics", "Summary"]
+__all__ = ["Confusion", "SegmentationMetrics", "Summary"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,60 +37,98 @@ class Summary:
     sizes: dict[str, SizeGroup]
 
 
-class SegmentationMetrics:
-    """Adds up a data set's scores.
+class Confusion:
+    """Count pixels by true and predicted class.
 
     Args:
-        names: the K class names, in label order.
-        ignore_index: target value of pixels that are not scored.
-        has_background: class 0 is background, which `sizes` leaves out.
+        classes: K.
+        ignore_index: Target value of pixels that are not scored.
+
+    Attributes:
+        counts: (K + 1, K + 1) int64, rows truth, columns prediction. The last row and column are background: it is in
+            no target and counts as an error wherever it is predicted.
     """
 
-    def __init__(self, names: Sequence[str], ignore_index: int = 255, *, has_background: bool = False) -> None:
-        self.names = tuple(names)
-        self.ignore_index = ignore_index
-        count = len(self.names)
-        # one more column and row: background, K, counts as an error wherever it is predicted
-        self.confusion = np.zeros((count + 1, count + 1), dtype=np.int64)
-        self.boundary_f1 = BoundaryF1(count)
-        self.boundary_iou = BoundaryIoU(count)
-        self.sizes = SizeRecall(count, skip=(0,) if has_background else ())
+    def __init__(self, classes: int, ignore_index: int = 255) -> None:
+        self.classes, self.ignore_index = classes, ignore_index
+        self.counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
 
     def update(self, predicted: np.ndarray, target: np.ndarray) -> None:
-        """Adds an image.
+        """Add an image.
 
         Args:
             predicted: (H, W) integers in 0..K, K being background.
             target: (H, W) integers in 0..K-1, or `ignore_index`.
 
         Raises:
-            ValueError: shapes differ or a value is out of range.
+            ValueError: The shapes differ or a value is out of range.
         """
-        count = len(self.names)
         if predicted.shape != target.shape or predicted.ndim != 2:
             raise ValueError(f"predicted is {predicted.shape}, target {target.shape}: expected the same (H, W)")
-        predicted, target = predicted.astype(np.int64), target.astype(np.int64)
-        ignore = target == self.ignore_index
-        labelled = target[~ignore]
-        if labelled.size and not (labelled.min() >= 0 and labelled.max() < count):
-            raise ValueError(f"target holds {labelled.min()}..{labelled.max()}, expected 0..{count - 1}")
-        if predicted.size and not (predicted.min() >= 0 and predicted.max() <= count):
-            raise ValueError(f"predicted holds {predicted.min()}..{predicted.max()}, expected 0..{count}")
-        self.confusion += multiclass_confusion_matrix(
-            torch.from_numpy(predicted[~ignore]),
+        scored = target != self.ignore_index
+        labelled = target[scored].astype(np.int64)
+        if labelled.size and not (labelled.min() >= 0 and labelled.max() < self.classes):
+            raise ValueError(f"target holds {labelled.min()}..{labelled.max()}, expected 0..{self.classes - 1}")
+        if predicted.size and not (predicted.min() >= 0 and predicted.max() <= self.classes):
+            raise ValueError(f"predicted holds {predicted.min()}..{predicted.max()}, expected 0..{self.classes}")
+        self.counts += multiclass_confusion_matrix(
+            torch.from_numpy(predicted[scored].astype(np.int64)),
             torch.from_numpy(labelled),
-            num_classes=count + 1,
+            num_classes=self.classes + 1,
             validate_args=False,
         ).numpy()
+
+    def iou(self) -> np.ndarray:
+        """Return (K,) intersections over unions, both summed over the images; NaN for a class without a union."""
+        hits = np.diag(self.counts)[:-1]
+        union = (self.counts.sum(0) + self.counts.sum(1))[:-1] - hits
+        return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
+
+    def miou(self) -> float | None:
+        """Return the mean of `iou` over the classes that have one, or None where none has."""
+        return _mean(self.iou())
+
+    def accuracy(self) -> float | None:
+        """Return the share of scored pixels that are right, or None where there are none."""
+        pixels = int(self.counts.sum())
+        return float(np.trace(self.counts) / pixels) if pixels else None
+
+
+class SegmentationMetrics:
+    """Add up all scores of a data set.
+
+    Args:
+        names: The K class names, in label order.
+        ignore_index: Target value of pixels that are not scored.
+        has_background: Class 0 is background, which `sizes` leaves out.
+    """
+
+    def __init__(self, names: Sequence[str], ignore_index: int = 255, *, has_background: bool = False) -> None:
+        self.names = tuple(names)
+        count = len(self.names)
+        self.confusion = Confusion(count, ignore_index)
+        self.boundary_f1 = BoundaryF1(count)
+        self.boundary_iou = BoundaryIoU(count)
+        self.sizes = SizeRecall(count, skip=(0,) if has_background else ())
+
+    def update(self, predicted: np.ndarray, target: np.ndarray) -> None:
+        """Add an image; see `Confusion.update`.
+
+        Raises:
+            ValueError: The shapes differ or a value is out of range.
+        """
+        self.confusion.update(predicted, target)
+        predicted, target = predicted.astype(np.int64), target.astype(np.int64)
+        ignore = target == self.confusion.ignore_index
         self.boundary_f1.update(predicted, target, ignore)
         self.boundary_iou.update(predicted, target, ignore)
         self.sizes.update(predicted, target, ignore)
 
     def sums(self) -> list[np.ndarray]:
-        """Everything that grows with the images, in place: adding another part's sums adds its images."""
+        """Return everything that grows with the images, in place: adding another part's sums adds its images."""
         f1, iou, sizes = self.boundary_f1, self.boundary_iou, self.sizes
         return [
-            self.confusion,
+            self.confusion.counts,
             f1.total,
             f1.images,
             iou.intersection,
@@ -101,19 +139,13 @@ class SegmentationMetrics:
             sizes.found,
         ]
 
-    def iou(self) -> np.ndarray:
-        """(K,) intersection over union, NaN for a class without a union."""
-        hits = np.diag(self.confusion)[:-1]
-        union = (self.confusion.sum(0) + self.confusion.sum(1))[:-1] - hits
-        return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
-
     def summary(self) -> Summary:
-        """The scores of all images so far."""
-        iou, pixels = self.iou(), int(self.confusion.sum())
+        """Return the scores of all images so far."""
+        iou = self.confusion.iou()
         return Summary(
-            miou=_mean(iou),
+            miou=self.confusion.miou(),
             iou={name: None if np.isnan(v) else float(v) for name, v in zip(self.names, iou, strict=True)},
-            pixel_accuracy=float(np.trace(self.confusion) / pixels) if pixels else None,
+            pixel_accuracy=self.confusion.accuracy(),
             boundary_f1=_mean(self.boundary_f1.per_class()),
             boundary_iou=_mean(self.boundary_iou.per_class()),
             sizes=self.sizes.groups(),

@@ -21,17 +21,19 @@ from typing import Any
 
 import timm.layers
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ovsdino.data.segmentation import IGNORE_INDEX, SegmentationDataset
+from ovsdino.data.segmentation import SegmentationDataset
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.eval.metrics import Confusion
 from ovsdino.io.files import reading
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.text import HashedTextTower
 from ovsdino.models.weights import load_state, packaged, read_packaged, read_safetensors
 from ovsdino.models.zoo import PROJECTIONS, build_model, load_official
+from ovsdino.ops import upsample_argmax
+from ovsdino.pipeline import Segmenter
 from ovsdino.train.config import RunConfig
 from ovsdino.train.distributed import any_of, barrier, join, total_of
 from ovsdino.train.run_folder import Board, RunFolder
@@ -237,7 +239,7 @@ class Trainer(ABC):
 
     @torch.no_grad()
     def evaluate(self, dataset: SegmentationDataset, text: Tensor) -> dict[str, Any]:
-        """Return the mIoU of the EMA weights, whole images at the model's default size.
+        """Return the mIoU of the EMA weights as `ovsdino eval` measures it: whole images at the model's default size.
 
         Each process takes every n-th image, so none waits for another longer than for an image.
 
@@ -245,18 +247,21 @@ class Trainer(ABC):
             dataset: Images with labels.
             text: (K, D), of its classes.
         """
+        segmenter, confusion = Segmenter(self.model), Confusion(len(dataset.names), dataset.ignore_index)
         live = {k: p.detach().clone() for k, p in self.trained.items()}
         self.use_average()
         try:
-            indices = range(self.ranks.rank, len(dataset), self.ranks.size)
-            confusion = total_of(confusion_on(self.model, dataset, text.to(self.device), indices))
+            for index in range(self.ranks.rank, len(dataset), self.ranks.size):
+                sample = dataset[index]
+                logits = segmenter.decode(segmenter.encode_image(sample.image), text)
+                confusion.update(upsample_argmax(logits, sample.label.shape)[0].cpu().numpy(), sample.label)
         finally:
             self._load_parameters(live)
-        union = confusion.sum(0) + confusion.sum(1) - confusion.diag()
-        iou = confusion.diag() / union.clamp_min(1)
+        confusion.counts = total_of(torch.from_numpy(confusion.counts)).numpy()
+        iou = dict(zip(dataset.names, confusion.iou().tolist(), strict=True))
         return {
-            "miou": iou[union > 0].mean().item(),
-            "iou": {n: round(v, 4) for n, v in zip(dataset.names, iou.tolist(), strict=True)},
+            "miou": confusion.miou() or 0.0,
+            "iou": {name: None if math.isnan(value) else round(value, 4) for name, value in iou.items()},
         }
 
     def _train_mode(self) -> None:
@@ -437,22 +442,3 @@ def choose_device(name: str, local: int = 0) -> torch.device:
         device = torch.device("cuda", local if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
-
-
-def confusion_on(model: OVSDINO, dataset: SegmentationDataset, text: Tensor, indices: Iterable[int]) -> Tensor:
-    """Return the confusion matrix (K, K) float64, rows truth, columns prediction, of some of a data set's images."""
-    count, p = len(dataset.names), model.stride_multiple
-    confusion = torch.zeros(count, count, dtype=torch.float64)
-    for sample in (dataset[index] for index in indices):
-        height, width = sample.label.shape
-        scale = model.config.short_side / min(height, width)
-        size = (round(height * scale / p) * p, round(width * scale / p) * p)
-        image = torch.from_numpy(sample.image.copy()).to(text.device).permute(2, 0, 1)[None].float() / 255
-        image = F.interpolate(image, size, mode="bilinear", align_corners=False)
-        logits = model.decode(encode(model, image, True), text)
-        predicted = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False).argmax(1)[0].cpu()
-        truth = torch.from_numpy(sample.label).long()
-        valid = truth != IGNORE_INDEX
-        index = truth[valid] * count + predicted[valid]
-        confusion += torch.bincount(index, minlength=count * count).view(count, count)
-    return confusion

@@ -220,7 +220,7 @@ def test_iou_agrees_with_a_count_over_sets_on_random_maps() -> None:
     metrics = SegmentationMetrics(tuple("abcde"))
     for predicted, target in pairs:
         metrics.update(predicted, target)
-    for index, value in enumerate(metrics.iou()):
+    for index, value in enumerate(metrics.confusion.iou()):
         hits = sum(((p == index) & (t == index)).sum() for p, t in pairs)
         union = sum((((p == index) & (t != 255)) | (t == index)).sum() for p, t in pairs)
         assert value == pytest.approx(hits / union)
@@ -242,7 +242,9 @@ def test_confusion_iou_and_accuracy_equal_those_of_scikit_learn() -> None:
     metrics = summary(pairs, ("a", "b", "c", "d"))
     predicted = np.concatenate([p[t != 255] for p, t in pairs])
     target = np.concatenate([t[t != 255] for _, t in pairs])
-    np.testing.assert_array_equal(metrics.confusion[:4, :4], confusion_matrix(target, predicted, labels=range(4)))
+    np.testing.assert_array_equal(
+        metrics.confusion.counts[:4, :4], confusion_matrix(target, predicted, labels=range(4))
+    )
     found = metrics.summary()
     per_class = jaccard_score(target, predicted, labels=range(4), average=None)
     np.testing.assert_allclose(list(found.iou.values()), per_class)

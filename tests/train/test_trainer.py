@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 
 from ovsdino.data.segmentation import open_dataset
 from ovsdino.errors import OVSDinoError
+from ovsdino.eval import evaluate
 from ovsdino.models.zoo import build_model
+from ovsdino.pipeline import Segmenter
 from ovsdino.train.__main__ import main
 from ovsdino.train.config import DataConfig, StageConfig, TextSupervision, TrainConfig, load_config
 from ovsdino.train.dense.batches import BatchSource
@@ -123,6 +125,14 @@ def test_plain_head_learns_two_colours(folder, tmp_path):
     assert trainer.run()["miou"] > 0.8
     assert (tmp_path / "run" / "last.safetensors").is_file()
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_training_measures_what_eval_measures(folder, tmp_path):
+    trainer = DenseTrainer(load_config(config_file(folder, tmp_path)), log=print)
+    measured = trainer.evaluate(trainer.val_set, trainer.text.classes)
+    trainer.use_average()
+    assert measured["miou"] == evaluate(Segmenter(trainer.model), trainer.val_set).scores.miou
+    assert 0 < measured["miou"] < 1
 
 
 def test_val_chooses_nothing_and_the_selection_images_are_not_trained_on(folder, tmp_path, capsys):
