@@ -26,13 +26,13 @@ import numpy as np
 
 from ovsdino.benchmarks.lib.latency_cases import EDGE, PRECISIONS, TORCH, Case, Once, case_json, prepared, shares
 from ovsdino.benchmarks.lib.latency_report import markdown, plot
+from ovsdino.console import print_json, say
 from ovsdino.data.names import CAMVID
-from ovsdino.deploy.export.script import run_script
 from ovsdino.edge.segmenter import available_threads
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
 from ovsdino.io.images import load_image
-from ovsdino.options import print_json, say
+from ovsdino.parsing import run_script
 
 PAUSE_S = 0.02  # torch's and ONNX Runtime's threads spin for a few milliseconds after a call
 MEMORY_RUNS = 3

@@ -28,13 +28,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ovsdino.console import print_json, say
 from ovsdino.deploy.export.publish import proven
 from ovsdino.deploy.export.script import ModelSource
 from ovsdino.deploy.verify import Verification, VerifyOptions
 from ovsdino.edge.sidecar import GRAPH_KEY, Sidecar
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import lock_folder
-from ovsdino.options import print_json, say
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ovsdino.console import print_json, say
 from ovsdino.deploy.export import tensorrt_api
 from ovsdino.deploy.export.publish import proven
 from ovsdino.deploy.export_onnx import (
@@ -37,7 +38,6 @@ from ovsdino.deploy.export_onnx import (
 from ovsdino.edge.sidecar import Sidecar, sidecar_path
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, lock_folder, reading, refuse_inputs
-from ovsdino.options import print_json, say
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from ovsdino.console import print_json, progress_bar, say
 from ovsdino.deploy.export.publish import proven
 from ovsdino.deploy.export_onnx import write_facts
 from ovsdino.deploy.quantization.calibrate import (
@@ -45,7 +46,6 @@ from ovsdino.deploy.quantization.smoothquant import Linear, find_linears, smooth
 from ovsdino.edge.sidecar import Sidecar, sidecar_path
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, lock_folder, reading, refuse_inputs
-from ovsdino.options import print_json, progress_bar, say
 
 __all__ = ["Recipe", "quantise", "read_graph", "sensitivity"]
 

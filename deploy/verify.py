@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ovsdino.console import print_json, say
 from ovsdino.deploy.export.script import ModelSource
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import reading
-from ovsdino.options import print_json, say
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,4 @@
-"""The command `ovsdino`: parses the line, runs one of `ovsdino.commands`, returns an exit code."""
+"""The command `ovsdino`: parse the line, run one of `ovsdino.commands`, return an exit code."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"ovsdino {__version__}")
             return 0
         if not args:
-            print(overview(COMMANDS, "ovsdino", DESCRIPTION))
+            print(overview(COMMANDS, "ovsdino", DESCRIPTION), end="")
             return 2
         command = parse_command(COMMANDS, "ovsdino", args, DESCRIPTION)
         return 0 if command is None else int(command.run())

@@ -1,4 +1,4 @@
-"""Run a command to its exit code: one line for what a user or a machine can get wrong, a traceback for what is ours.
+"""Printing and exit codes of every command and script; `ovsdino.parsing` turns their lines into options.
 
 Exit codes: 0 done, 2 bad usage, bad input or an environment that does not do its part, 1 an internal error (with its
 traceback), 130 interrupted. With --json stdout holds exactly one JSON object, {"error": ...} when the command could not
@@ -9,20 +9,68 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.options import print_json, say
 
-__all__ = ["run_command"]
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+__all__ = ["note_escapes", "print_json", "progress_bar", "run_command", "say"]
 
 LEFT_OUT = ("rich", "timm", "torch", "torchvision")  # of a robot's install, by `pip install --no-deps` (docs/jetson.md)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """Print the one JSON object of a command, on one line of stdout.
+
+    What stdout's encoding lacks is written as JSON's own escapes.
+
+    Raises:
+        ValueError: A number is NaN or infinite, which JSON has no form for.
+    """
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        text = json.dumps(data, allow_nan=False)
+    print(text, flush=True)
+
+
+def say(message: object) -> None:
+    """Print one line on stderr; where that cannot be written, the exit code must do."""
+    with suppress(OSError):
+        print(one_line(message, 2000), file=sys.stderr, flush=True)
+
+
+def note_escapes(texts: Iterable[object], encoding: str, where: str) -> None:
+    """Say once that a name is more than an encoding can hold, and so is written with escapes."""
+    for text in map(str, texts):
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            say(f"note: {ascii(text)[1:-1]}: written with escapes {where}")
+            return
+
+
+def progress_bar(shown: bool = True) -> Progress:
+    """Return a progress bar on stderr; silent where stderr is no terminal that can move its cursor."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    able = console.is_terminal and not console.is_dumb_terminal
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not shown or not able)
 
 
 def run_command(args: Sequence[str], body: Callable[[], int]) -> int:

@@ -19,7 +19,7 @@ ENVIRONMENT = {
     "OVSDINO_OFFLINE": "1: never ask the network for weights; those in the hub's cache are used",
     "TRITON_INTERPRET": "1: Triton kernels run in Python, on CPU tensors too (tests; slow)",
 }
-_CORE = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "tyro", "rich", "huggingface_hub")
+_CORE = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "rich", "huggingface_hub")
 
 
 def examine() -> dict[str, Any]:

@@ -1,51 +1,70 @@
-"""Turn a command line into a dataclass of options, with plain help and one-line errors.
+"""The one parser: a command line in, a dataclass of options out, for every command and script.
 
-tyro converts the values. Its framed and colored messages are not shown: the help and the errors are written here, the
-same on a terminal, in a pipe, and for any width and encoding.
+A command is a frozen dataclass: a field is an option, the docstring below it is its help, and ``run`` returns the exit
+code. argparse does the parsing. Help and errors are plain lines, the same on a terminal, in a pipe, and for any width
+and encoding. `ovsdino.console` prints and gives exit codes.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
-import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
-import io
 import itertools
-import os
 import re
 import shutil
+import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-import tyro
+from ovsdino.console import run_command
+from ovsdino.errors import OVSDinoError
 
-from ovsdino.errors import OVSDinoError, one_line
+__all__ = [
+    "Argument",
+    "Commands",
+    "Group",
+    "OptionalValue",
+    "command_help",
+    "overview",
+    "parse",
+    "parse_command",
+    "run_script",
+]
 
-__all__ = ["Commands", "Group", "command_help", "overview", "parse", "parse_command", "wants_help"]
+T = TypeVar("T")
 
-Commands = Mapping[str, "type | Group"]
-
-CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-POSITIONAL = get_args(tyro.conf.Positional[int])[1]
 TYPE_NAMES = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 HELP = ("-h", "--help")
-# tyro's messages on values, as this project says them; one that is not here is shown as it is.
-REWORDED = (
-    (r"^Error parsing (.+?): no type matching (.+?) could be instantiated from \['?(.*?)'?\]$", r"\1: \3 is not \2"),
-    (r"^Missing value for argument '(.+?)'.*$", r"\1 needs a value"),
-    (r"^invalid choice '(.*)' for argument '(.+?)'. Expected one of \((.*)\)$", r"\2: \1 is none of \3"),
-    (r"^Unrecognized options: (.*)$", r"unexpected argument: \1"),
-    (r"^Missing from .*?: *(.*)$", r"missing: \1"),
-)
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(inf|nan)")
 LONGEST_NAME = 24
 NARROW = 60
 WIDEST = 100
+
+
+@dataclass(frozen=True)
+class Argument:
+    """Mark a field as an argument, known by its place: ``Annotated[str, Argument("CONFIG.yaml")]``."""
+
+    metavar: str
+    """Name in the help and in errors."""
+
+
+@dataclass(frozen=True)
+class OptionalValue:
+    """Mark an option whose value may be left out: ``Annotated[float | None, OptionalValue("T", 0.5)]``."""
+
+    metavar: str
+    """Name of the value in the help."""
+    value: float
+    """Value of the option where no number follows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,22 +75,24 @@ class Group:
     commands: Commands
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """One option or argument of a command, as its help shows it."""
+Commands = Mapping[str, "type | Group"]
 
-    name: str
-    value: str
-    text: str
-    positional: bool
-    required: bool
-    optional_value: bool
-    group: str
 
-    @property
-    def usage(self) -> str:
-        """Its spelling: ``--output PATH``, or the value's name alone where it is an argument."""
-        return self.value if self.positional else f"{self.name} {self.value}".rstrip()
+def run_script(command: type, prog: str, argv: Sequence[str] | None = None) -> int:
+    """Parse a command line into a dataclass, call its ``run``, and return the exit code (see `run_command`).
+
+    Args:
+        command: A dataclass of options; its ``run`` returns an exit code.
+        prog: The script as the user calls it, for help and errors.
+        argv: Arguments after it; those of the process by default.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        options = parse(command, prog, args)
+        return 0 if options is None else int(options.run())
+
+    return run_command(args, body)
 
 
 def parse_command(commands: Commands, prog: str, args: Sequence[str], description: str) -> Any:
@@ -80,8 +101,8 @@ def parse_command(commands: Commands, prog: str, args: Sequence[str], descriptio
     Args:
         commands: Classes of options by the command's name, or groups of commands.
         prog: The program, as the user calls it.
-        args: What follows it.
-        description: What the program does, for its help.
+        args: Words after it.
+        description: First paragraphs of the program's help.
 
     Raises:
         OVSDinoError: Bad usage, in one line.
@@ -89,8 +110,8 @@ def parse_command(commands: Commands, prog: str, args: Sequence[str], descriptio
     first = args[0] if args else ""
     chosen = commands.get(first)
     if chosen is None:
-        if wants_help(args):
-            print(overview(commands, prog, description))
+        if any(arg in HELP for arg in args):
+            print(overview(commands, prog, description), end="")
             return None
         known = f"known: {', '.join(commands)}; see {prog} --help"
         if not first or first.startswith("-"):
@@ -102,276 +123,213 @@ def parse_command(commands: Commands, prog: str, args: Sequence[str], descriptio
     return parse(chosen, inner, args[1:])
 
 
-def parse(command: Callable[..., Any], prog: str, args: Sequence[str], description: str = "") -> Any:
+def parse(command: type[T], prog: str, args: Sequence[str]) -> T | None:
     """Return a line's options as the dataclass ``command``, or None when help was asked for and printed.
 
     Args:
-        command: A dataclass; the docstring below each field is the option's help.
+        command: A dataclass. Its docstring and those below its fields are the help; a dataclass among the fields is a
+            titled group of options.
         prog: The program and command, as the user calls them.
-        args: What follows them.
-        description: First paragraph of the help. Default: the class's docstring.
+        args: Words after them.
 
     Raises:
         OVSDinoError: Bad usage, in one line.
     """
-    if wants_help(args):
-        print(command_help(command, prog, description))
+    if any(arg in HELP for arg in args):
+        print(command_help(command, prog), end="")
         return None
-    options = _options(command)
-    messages = io.StringIO()
+    parser = _parser(command, prog)
     try:
-        # tyro looks at stdout when it decides on colors and frames, so it sees neither stream.
-        with _columns(1000), contextlib.redirect_stderr(messages), contextlib.redirect_stdout(io.StringIO()):
-            return tyro.cli(command, prog=prog, args=_with_default_values(args, options), config=CONFIG)
-    except SystemExit:
-        raise OVSDinoError(f"{_explain(options, args, messages.getvalue())}; see {prog} --help") from None
-
-
-def wants_help(args: Sequence[str]) -> bool:
-    """Return whether a line asks for help."""
-    return any(arg in HELP for arg in args)
+        found, rest = parser.parse_known_intermixed_args(_prepared(parser, args))
+        problem = _problem(parser, vars(found), rest)
+    except argparse.ArgumentError as error:
+        problem = f"{error.argument_name}: {error.message}"
+    if problem:
+        raise OVSDinoError(f"{problem}; see {prog} --help") from None
+    return _built(command, vars(found))
 
 
 def overview(commands: Commands, prog: str, description: str) -> str:
-    """Return the help of a program with commands: what it does, and a line for each of them."""
-    rows = [(name, _summary(command)) for name, command in commands.items()]
-    width = _width()
-    parts = [
-        f"Usage: {prog} COMMAND [OPTIONS]",
-        _paragraphs(description, width, ""),
-        "Commands:\n" + "\n".join(_row(name, text, width, max(map(len, commands))) for name, text in rows),
-        textwrap.fill(f"{prog} COMMAND --help tells the options of a command.", width),
-    ]
-    return "\n\n".join(parts)
+    """Return the help of a program with commands: its description, and a line for each command."""
+    parser = _Parser(prog, f"{prog} COMMAND [OPTIONS]", description)
+    parser.epilog = f"{prog} COMMAND --help lists the options of a command."
+    rows = parser.add_argument_group("Commands")
+    for name, command in commands.items():
+        text = command.summary if isinstance(command, Group) else (inspect.getdoc(command) or "").split("\n\n")[0]
+        rows.add_argument(name, metavar=name, help=text)
+    return parser.format_help()
 
 
-def command_help(command: Callable[..., Any], prog: str, description: str = "") -> str:
-    """Return the help of one command: usage, what it does, arguments and options."""
-    options = _options(command)
-    width = _width()
-    arguments = [option for option in options if option.positional]
-    usage = " ".join([f"Usage: {prog} [OPTIONS]", *(option.usage for option in arguments)])
-    parts = [_paragraphs(usage, width, ""), _paragraphs(description or inspect.getdoc(command) or "", width, "")]
-    groups: dict[str, list[Option]] = {"Arguments": arguments, "Options": []}
-    for option in options:
-        if not option.positional:
-            groups.setdefault(option.group or "Options", []).append(option)
-    longest = min(max((len(option.usage) for option in options), default=0), LONGEST_NAME)
-    for title, members in groups.items():
-        if members:
-            rows = [_row(option.usage, option.text, width, longest) for option in members]
-            parts.append("\n".join([f"{title}:", *rows]))
-    return "\n\n".join(parts)
+def command_help(command: type, prog: str) -> str:
+    """Return the help of one command: usage, docstring, arguments and options."""
+    return _parser(command, prog).format_help()
 
 
-def _options(command: Callable[..., Any], group: str = "") -> list[Option]:
-    """Return the options of a dataclass, those of its nested dataclasses as groups of their own."""
-    hints = get_type_hints(command, include_extras=True)
-    texts = _field_texts(command)
-    found: list[Option] = []
-    for field in dataclasses.fields(command):  # type: ignore[arg-type]  # tyro takes classes and functions alike
-        kind, marks = _unwrapped(hints[field.name])
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            title = (inspect.getdoc(kind) or field.name).split("\n")[0].rstrip(".")
-            found += _options(kind, title)
-            continue
-        shown = next((mark for mark in marks if getattr(mark, "metavar", None)), None)
-        named = next((mark.name for mark in marks if getattr(mark, "name", None)), field.name)
-        name = named.rstrip("_").replace("_", "-")
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        text = texts.get(field.name, "")
-        positional = POSITIONAL in marks
-        off = kind is bool and default is True
-        if off:
-            text = f"Do not {text[:1].lower()}{text[1:]}" if text else f"Turn {name} off."
-        value = shown.metavar if shown else _value_name(kind, name.upper() if positional else "")
-        required = default is MISSING
-        if required and not positional:
-            text += " (required)"
-        elif not required and kind is not bool and "efault" not in text and default not in (None, "", ()):
-            text += f" (default: {_written(default)})"
-        found.append(
-            Option(
-                name=f"--no-{name}" if off else f"--{name}",
-                value=value,
-                text=text.strip(),
-                positional=positional,
-                required=required and not str(value).endswith("..."),
-                optional_value=not positional and str(value).startswith("[") and not str(value).endswith("...]"),
-                group=group,
-            )
-        )
-    return found
+class _Layout(argparse.HelpFormatter):
+    """Lay out a help: names with their texts to the right, or below where the terminal is narrow."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(max(shutil.get_terminal_size().columns, 20), WIDEST)
+        super().__init__(prog, max_help_position=6 if width < NARROW else LONGEST_NAME + 4, width=width)
+
+    def _format_usage(self, usage: str | None, *_: Any) -> str:
+        return f"{_wrapped(f'Usage: {usage}', self._width)}\n\n"
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return str(action.metavar)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return action.help or ""  # not a template: a percent sign is one
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return _wrapped(text, width)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return _wrapped(text, width).splitlines()
 
 
-def _unwrapped(hint: Any) -> tuple[Any, list[Any]]:
-    """Return a hint without Annotated and Optional, and the marks that were on it."""
-    marks: list[Any] = []
-    while True:
-        if get_origin(hint) is Annotated:
-            hint, *more = get_args(hint)
-            marks += more
-            continue
-        members = [member for member in get_args(hint) if member is not NoneType]
-        if NoneType in get_args(hint) and len(members) == 1:
-            hint = members[0]
-            continue
-        return hint, marks
-
-
-def _value_name(kind: Any, fallback: str) -> str:
-    """Return what stands for a value in the help: PATH, {a,b}, INT..."""
-    if kind is bool:
-        return ""
-    if get_origin(kind) is Literal:
-        return "{" + ",".join(map(str, get_args(kind))) + "}"
-    if get_origin(kind) is tuple:
-        members = get_args(kind)
-        inner = _value_name(_unwrapped(members[0])[0], fallback)
-        return f"{inner}..." if Ellipsis in members else " ".join([inner] * len(members))
-    return fallback or TYPE_NAMES.get(kind, "VALUE")
-
-
-def _written(default: Any) -> str:
-    """Return a default as a user would type it."""
-    return " ".join(map(str, default)) if isinstance(default, (tuple, list)) else str(default)
-
-
-def _field_texts(command: Callable[..., Any]) -> dict[str, str]:
-    """Return the docstring below each field of a dataclass and of its bases."""
-    texts: dict[str, str] = {}
-    for cls in reversed(inspect.getmro(command)):  # type: ignore[arg-type]
-        if not dataclasses.is_dataclass(cls):
-            continue
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        body = getattr(tree, "body", [])
-        for statement, following in itertools.pairwise(body):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                value = following.value if isinstance(following, ast.Expr) else None
-                if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    texts[statement.target.id] = inspect.cleandoc(value.value)
-    return texts
-
-
-def _summary(command: type | Group) -> str:
-    """Return one line on a command."""
-    if isinstance(command, Group):
-        return command.summary
-    return (inspect.getdoc(command) or "").split("\n\n")[0].replace("\n", " ")
-
-
-def _row(name: str, text: str, width: int, longest: int) -> str:
-    """Return a name with its text to the right, or below where one of them is too long."""
-    below = width < NARROW
-    indent = " " * (6 if below else longest + 4)
-    body = _paragraphs(text, width, indent)
-    if below or len(name) > longest:
-        return f"  {name}\n{body}" if body else f"  {name}"
-    return f"  {name.ljust(longest)}  {body.lstrip()}".rstrip()
-
-
-def _paragraphs(text: str, width: int, indent: str) -> str:
-    """Wrap a text; blank lines and indented lines stay as they are."""
+def _wrapped(text: str, width: int) -> str:
+    """Wrap the paragraphs of a text; blank and indented lines stay as they are, to be copied."""
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
     lines: list[str] = []
-    running: list[str] = []
-
-    def flush() -> None:
-        lines.extend(
-            textwrap.wrap(
-                " ".join(running),
-                width,
-                initial_indent=indent,
-                subsequent_indent=indent,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-        )
-        running.clear()
-
-    for line in text.splitlines():
-        if line.strip() and not line.startswith(" "):
-            running.append(line.strip())
-            continue
-        flush()
-        lines.append(f"{indent}{line}".rstrip())
-    flush()
+    for plain, group in itertools.groupby(text.splitlines(), lambda line: line[:1].strip() != ""):
+        found = list(group)
+        lines += wrapper.wrap(" ".join(found)) if plain else found
     return "\n".join(lines)
 
 
-def _width() -> int:
-    return min(max(shutil.get_terminal_size().columns, 20), WIDEST)
+class _Parser(argparse.ArgumentParser):
+    """Parse a line without printing or exiting; nothing is required of argparse, see `_problem`."""
+
+    def __init__(self, prog: str, usage: str, description: str | None) -> None:
+        super().__init__(
+            prog, usage, description, formatter_class=_Layout, add_help=False, allow_abbrev=False, exit_on_error=False
+        )
+        self.color = False  # which Python 3.14 has, on by default
 
 
-@contextlib.contextmanager
-def _columns(count: int) -> Iterator[None]:
-    """Make the terminal wide for a while, so that a message stays on its line."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(count)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
+def _parser(command: type, prog: str) -> _Parser:
+    """Return the parser of a dataclass of options."""
+    parser = _Parser(prog, f"{prog} [OPTIONS]", inspect.getdoc(command))
+    arguments = parser.add_argument_group("Arguments")
+    _add_fields(command, parser, arguments, parser.add_argument_group("Options"))
+    return parser
+
+
+def _add_fields(command: type, parser: _Parser, arguments: Any, options: Any) -> None:
+    """Add the fields of a dataclass to the groups of a parser, those of a nested dataclass to a group of its own."""
+    hints, texts = get_type_hints(command, include_extras=True), _field_texts(command)
+    for field in dataclasses.fields(command):
+        kind, mark = _unwrapped(hints[field.name])
+        text = texts.get(field.name, "")
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            title = (inspect.getdoc(kind) or field.name).split("\n")[0].rstrip(".")
+            _add_fields(kind, parser, arguments, parser.add_argument_group(title))
+        elif isinstance(mark, Argument):
+            settings = {"nargs": "?", "type": functools.partial(_value, kind)}
+            if get_origin(kind) is tuple:
+                settings = {"nargs": "*", "type": functools.partial(_value, get_args(kind)[0])}
+            default = () if settings["nargs"] == "*" and field.default is MISSING else field.default
+            arguments.add_argument(field.name, metavar=mark.metavar, default=default, help=text, **settings)
+            parser.usage = f"{parser.usage} {mark.metavar}"
         else:
-            os.environ["COLUMNS"] = before
+            _add_option(options, field, kind, mark, text)
 
 
-def _with_default_values(args: Sequence[str], options: Sequence[Option]) -> list[str]:
-    """Put the default after an option with an optional value that no number follows, as after --background."""
-    from ovsdino.vocabulary import DEFAULT_BACKGROUND
+def _add_option(options: Any, field: dataclasses.Field[Any], kind: Any, mark: object, text: str) -> None:
+    name, default = field.name.rstrip("_").replace("_", "-"), field.default
+    if kind is bool:
+        if default:
+            name, text = f"no-{name}", f"Do not {text[:1].lower()}{text[1:]}"
+        action = "store_false" if default else "store_true"
+        options.add_argument(f"--{name}", dest=field.name, action=action, help=text)
+        return
+    members = get_args(kind) if get_origin(kind) is tuple else ()
+    each = members[0] if members else kind
+    metavar = f"{{{','.join(get_args(each))}}}" if get_origin(each) is Literal else TYPE_NAMES[each]
+    settings: dict[str, Any] = {"metavar": metavar}
+    if ... in members:
+        settings = {"metavar": f"{metavar}...", "nargs": "*"}
+    elif members:
+        settings = {"metavar": " ".join([metavar] * len(members)), "nargs": len(members)}
+    elif isinstance(mark, OptionalValue):
+        settings = {"metavar": f"[{mark.metavar}]", "nargs": "?", "const": mark.value}
+    if default is MISSING:
+        text = f"{text} (required)"
+    elif "efault" not in text and default not in (None, "", ()):
+        text = f"{text} (default: {' '.join(map(str, default)) if members else default})"
+    settings |= {"dest": field.name, "default": default, "type": functools.partial(_value, each), "help": text}
+    options.add_argument(f"--{name}", **settings)
 
-    optional = {option.name for option in options if option.optional_value}
-    filled: list[str] = []
-    for index, arg in enumerate(args):
-        filled.append(arg)
-        if arg in optional and not _is_number(args[index + 1] if index + 1 < len(args) else ""):
-            filled.append(str(DEFAULT_BACKGROUND))
-    return filled
+
+def _unwrapped(hint: Any) -> tuple[Any, object]:
+    """Return a hint without Annotated and None, and its `Argument` or `OptionalValue`."""
+    hint, mark = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
+    if NoneType in get_args(hint):
+        (hint,) = (member for member in get_args(hint) if member is not NoneType)
+    return hint, mark
 
 
-def _is_number(text: str) -> bool:
+def _value(kind: Any, text: str) -> Any:
+    """Return a word as the value of an option."""
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(map(repr, get_args(kind)))}")
+        return text
     try:
-        float(text)
+        return kind(text)
     except ValueError:
-        return False
-    return True
+        raise argparse.ArgumentTypeError(f"{text} is not {TYPE_NAMES[kind]}") from None
 
 
-def _explain(options: Sequence[Option], args: Sequence[str], message: str) -> str:
-    """Return one line on what is wrong with a line that tyro refused."""
-    given = [arg.split("=")[0].replace("_", "-") for arg in args if arg.startswith("--") and len(arg) > 2]
-    names = [option.name for option in options if not option.positional]
-    for name in given:
-        if name not in names:
-            return f"no such option: {name}{_nearest(name, [*names, *HELP])}"
-    missing = [option.usage for option in options if option.required and not option.positional]
-    missing = [usage for usage in missing if usage.split(" ")[0] not in given]
+def _field_texts(command: type) -> dict[str, str]:
+    """Return the docstring below each field of a dataclass and of its bases."""
+    texts: dict[str, str] = {}
+    for cls in filter(dataclasses.is_dataclass, reversed(inspect.getmro(command))):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        for pair in itertools.pairwise(getattr(tree, "body", [])):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[name] = inspect.cleandoc(text)
+    return texts
+
+
+def _prepared(parser: _Parser, args: Sequence[str]) -> list[str]:
+    """Spell options with hyphens, and add the value that may be left out where no number follows.
+
+    argparse would take the word after ``--background`` for its value, though it is an image.
+    """
+    values = {action.option_strings[0]: action.const for action in parser._actions if action.const and action.metavar}
+    end = args.index("--") if "--" in args else len(args)
+    words = [re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), word) for word in args[:end]]
+    for index, (word, following) in enumerate(itertools.zip_longest(words, words[1:], fillvalue="")):
+        if word in values and not NUMBER.fullmatch(following):
+            words[index] = f"{word}={values[word]}"
+    return [*words, *args[end:]]
+
+
+def _problem(parser: _Parser, found: Mapping[str, Any], rest: Sequence[str]) -> str:
+    """Return one line on words that no option took, or on options that are missing; else nothing."""
+    unknown = next((word.split("=")[0] for word in rest if word.startswith("-")), None)
+    if unknown:
+        names = [name for action in parser._actions for name in action.option_strings]
+        return f"no such option: {unknown}{_nearest(unknown, [*names, *HELP])}"
+    missing = [action for action in parser._actions if found[action.dest] is MISSING]
     if missing:
-        return f"missing: {', '.join(missing)}"
-    text = _plain(message).rstrip(".")
-    arguments = [option.value for option in options if option.required and option.positional]
-    if text.startswith("Missing from") and arguments:
-        return f"missing: {', '.join(value for value in arguments if value in text)}"
-    for pattern, ours in REWORDED:
-        text, count = re.subn(pattern, ours, text)
-        if count:
-            break
-    return text or "bad usage"
+        return "missing: " + ", ".join(" ".join([*action.option_strings, str(action.metavar)]) for action in missing)
+    return f"unexpected argument: {' '.join(rest)}" if rest else ""
 
 
-def _plain(box: str) -> str:
-    """Return the first part of tyro's framed message as one line."""
-    words: list[str] = []
-    for line in box.splitlines()[1:]:
-        inner = line.strip(" │|")
-        if inner and not set(inner) <= set("─-╰╯+"):
-            words.append(inner)
-        elif words:  # the rule before the hints, a blank line, or the frame's end
-            break
-    return one_line(" ".join(words), 300)
+def _built(command: type[T], found: Mapping[str, Any]) -> T:
+    """Return a dataclass of options, with the dataclasses in it."""
+    values: dict[str, Any] = {}
+    for name, kind in get_type_hints(command).items():
+        value = _built(kind, found) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else found[name]
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return command(**values)
 
 
-def _nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     """Return a suggestion, or nothing where no known word is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]}?)" if near else ""

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 
 from ovsdino.benchmarks.lib.latency_cases import Case, random_bank, torch_model
+from ovsdino.console import say
 from ovsdino.edge.bank import TextBank
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
-from ovsdino.options import say
 
 CALIBRATION_IMAGES = 16
 

@@ -25,11 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from ovsdino.console import run_command
+from ovsdino.console import print_json, run_command
 from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
-from ovsdino.options import print_json
 from ovsdino.parsing import parse
 from ovsdino.stream.capture import Capture, CaptureLimits, LatestFrame
 from ovsdino.stream.loop import Engine, Stream, StreamResult

@@ -1,59 +1,36 @@
-"""What the scripts of this folder share: a command line from a dataclass, one-line errors, exit codes, a model."""
+"""The model that a script of this folder works on: a zoo model, with its own weights or seeded random ones."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ovsdino.console import run_command
 from ovsdino.errors import OVSDinoError
-from ovsdino.parsing import parse
+from ovsdino.options import ModelOptions
 
 if TYPE_CHECKING:
     from ovsdino.models.ovsdino import OVSDINO
 
-__all__ = ["ModelSource", "random_model", "randomise", "run_script"]
+__all__ = ["ModelSource", "random_model", "randomise"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSource:
+class ModelSource(ModelOptions):
     """Which model, with which weights."""
 
-    model: str = "nano"
-    """Model name (see `ovsdino models`), folder of a shared model, or hub repository NAME/REPOSITORY[@REVISION]."""
     random_weights: int | None = None
     """Seed of random weights in place of the model's own, for timing and tests: no file is fetched."""
-    checkpoint: Path | None = None
-    """Weights written by `ovsdino train`, in place of the shipped ones."""
-    backbone_weights: Path | None = None
-    """Local file of the backbone's official weights (timm's or Meta's own .pth), in place of the hub."""
-    projection: Path | None = None
-    """Local file of Talk2DINO's text projection, or of a whole Talk2DINO model, in place of the hub."""
-    clip_weights: Path | None = None
-    """Local file of CLIP ViT-B-16's openai weights (open_clip's, or OpenAI's own .pt), in place of the hub."""
 
     def load(self) -> OVSDINO:
-        """The model, on the CPU, in eval mode.
+        """Return the model on the CPU, in eval mode.
 
         Raises:
-            OVSDinoError: unknown name; weights missing, damaged or out of reach; or files beside --random-weights.
+            OVSDinoError: Unknown name; weights missing, damaged or out of reach; or files given with --random-weights.
         """
-        from ovsdino.models.zoo import create_model
-
-        files: dict[str, Any] = {
-            "checkpoint": self.checkpoint,
-            "backbone_weights": self.backbone_weights,
-            "projection": self.projection,
-            "clip_weights": self.clip_weights,
-        }
-        given = [name for name, path in files.items() if path is not None]
         if self.random_weights is None:
-            return create_model(self.model, **files)
-        if given:
-            option = given[0].replace("_", "-")
+            return self.load_model()
+        for name in self.weight_files:
+            option = name.replace("_", "-")
             raise OVSDinoError(f"--random-weights {self.random_weights}: leave it out, or leave out --{option}")
         return random_model(self.model, self.random_weights)
 
@@ -99,20 +76,3 @@ def randomise(model: OVSDINO, seed: int) -> OVSDINO:
             if model.config.detail:
                 model.decoder.detail.weight.normal_(std=0.02)
     return model
-
-
-def run_script(command: Callable[..., Any], prog: str, argv: Sequence[str] | None = None) -> int:
-    """Parse a command line into a dataclass, call its `run`, and return the exit code (see `ovsdino.console`).
-
-    Args:
-        command: A dataclass of options.
-        prog: The script's name, for its help.
-        argv: Arguments after it; those of the process by default.
-    """
-    args = list(sys.argv[1:] if argv is None else argv)
-
-    def body() -> int:
-        options = parse(command, prog, args)
-        return 0 if options is None else int(options.run())
-
-    return run_command(args, body)

@@ -19,7 +19,7 @@ def start(name: str, command: str) -> int:
     """
 
     def body() -> int:
-        from ovsdino.deploy.export.script import run_script
+        from ovsdino.parsing import run_script
 
         return run_script(getattr(importlib.import_module(f"ovsdino.deploy.{name}"), command), f"{name}.py")
 

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
+from ovsdino.console import print_json, say
 from ovsdino.errors import OVSDinoError
-from ovsdino.options import print_json, say
+from ovsdino.parsing import Argument
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablate:
     """Train and score variants of a model over several seeds; goes on where it was interrupted."""
 
-    config: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="CONFIG.yaml")]]
+    config: Annotated[str, Argument("CONFIG.yaml")]
     """The study, for instance configs/ablation.yaml."""
-    overrides: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE...]")]] = ()
+    overrides: Annotated[tuple[str, ...], Argument("[KEY=VALUE...]")] = ()
     """Changes to it, for instance output=runs/try train.optim.steps=50."""
     output: Path | None = None
     """Also write the result here as JSON, and the table beside it as .md."""

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
+from ovsdino.console import print_json, say
 from ovsdino.errors import OVSDinoError
-from ovsdino.options import print_json, say
+from ovsdino.parsing import Argument
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """Count a data set's files against the official numbers, read labels, say what is missing and where it is."""
 
-    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
+    name: Annotated[str, Argument("NAME")]
     """camvid, folder, voc21, voc20, context60, context59, coco-object, coco-stuff, cityscapes or ade20k."""
     root: Path | None = None
     """Folder of the data set, or the one above it. Default: $OVSDINO_DATA."""
@@ -54,7 +53,7 @@ class Convert:
     `ovsdino eval` does not need this: it converts while it reads.
     """
 
-    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
+    name: Annotated[str, Argument("NAME")]
     """coco-object, coco-stuff or cityscapes."""
     root: Path | None = None
     """Folder of the data set, or the one above it. Default: $OVSDINO_DATA."""

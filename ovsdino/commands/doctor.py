@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ovsdino.options import print_json
+from ovsdino.console import print_json
 
 
 @dataclass(frozen=True, kw_only=True)

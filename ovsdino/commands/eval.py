@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
-
 from ovsdino.commands.data import data_root
+from ovsdino.console import print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError
-from ovsdino.options import ModelOptions, print_json, progress_bar, say
+from ovsdino.options import SegmenterOptions
+from ovsdino.parsing import OptionalValue
+from ovsdino.vocabulary import DEFAULT_BACKGROUND
 
 if TYPE_CHECKING:
     from ovsdino.eval.protocol import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(ModelOptions):
+class Eval(SegmenterOptions):
     """Score a model on a labelled data set: mIoU, pixel accuracy, boundary F1, Boundary IoU, recall by size.
 
     The eight benchmarks run under the talk2dino protocol, whose every setting has an option here. Several processes
@@ -39,7 +40,7 @@ class Eval(ModelOptions):
     """JSON file: class name to the text, or list of texts to average, that is used in its place."""
     limit: int | None = None
     """Take the first N images only."""
-    background: Annotated[float | None, tyro.conf.arg(metavar="[T]")] = None
+    background: Annotated[float | None, OptionalValue("T", DEFAULT_BACKGROUND)] = None
     """native: leave pixels less certain than T (0..1, 0.5 if no number follows) unlabelled; they count as errors, or as
     the data set's background class. Protocols: constant score of the background channel."""
     window: int | None = None

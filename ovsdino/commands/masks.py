@@ -6,12 +6,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
+from ovsdino.console import note_escapes, print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError
-from ovsdino.options import note_escapes, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from ovsdino.data.images import ImageSource
@@ -43,7 +41,7 @@ class Masks:
     """SAM's grid of points; fewer is faster and misses small things."""
     shard: str | None = None
     """i/n: make every n-th shard, from i. Default: torchrun's rank and world size, else all."""
-    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    from_: Path | None = None
     """Folder of finished masks to corrupt, for experiments; with --images the samples are drawn too."""
     corrupt: float | None = None
     """Share of the masks of --from to merge with a neighbour, dilate, shift or drop."""

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ovsdino.console import print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError
-from ovsdino.options import ModelOptions, print_json, progress_bar, say
+from ovsdino.options import SegmenterOptions
 
 if TYPE_CHECKING:
     from ovsdino.eval.probe import Probe
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeLayers(ModelOptions):
+class ProbeLayers(SegmenterOptions):
     """Measure what each block of a model knows of boundaries: a linear readout, and local contrast."""
 
     dataset: str = "bsds500"

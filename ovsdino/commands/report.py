@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from ovsdino.options import print_json
+from ovsdino.console import print_json
+from ovsdino.parsing import Argument
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Turn results of `ovsdino eval --json` into a Markdown table beside the published rows."""
 
-    results: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[LABEL=]RESULT.json...")]] = ()
+    results: Annotated[tuple[str, ...], Argument("[LABEL=]RESULT.json...")] = ()
     """Files that `ovsdino eval --json` wrote; LABEL names the table's row."""
     output: Path | None = None
     """Markdown file to write. Default: stdout."""

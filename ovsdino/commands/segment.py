@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
+from ovsdino.console import note_escapes, print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.options import ModelOptions, note_escapes, print_json, progress_bar, say
+from ovsdino.options import SegmenterOptions
+from ovsdino.parsing import Argument, OptionalValue
+from ovsdino.vocabulary import DEFAULT_BACKGROUND
 
 if TYPE_CHECKING:
     from ovsdino.pipeline import Segmenter
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment(ModelOptions):
+class Segment(SegmenterOptions):
     """Segment images by words of your choice."""
 
-    images: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE...")]]
+    images: Annotated[tuple[Path, ...], Argument("IMAGE...")]
     """Image files (JPEG, PNG, WebP, BMP, TIFF) or folders of them. A bad one does not stop the others."""
     classes: str
     """Words, separated by commas; "car|automobile" averages two words for one class."""
     output: Path = Path("segmented")
     """Folder for NAME_overlay.png (colours, borders, legend) and NAME_labels.png (class indices, palette)."""
-    background: Annotated[float | None, tyro.conf.arg(metavar="[T]")] = None
+    background: Annotated[float | None, OptionalValue("T", DEFAULT_BACKGROUND)] = None
     """Leave pixels less certain than T (0..1, 0.5 if no number follows) unlabelled."""
     window: int | None = None
     """Side of a sliding window in pixels of the resized image. Default: the whole image at once."""

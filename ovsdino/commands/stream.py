@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
+from ovsdino.console import print_json, say
 from ovsdino.errors import OVSDinoError, redact
-from ovsdino.options import ModelOptions, print_json, say
+from ovsdino.options import SegmenterOptions
+from ovsdino.parsing import Argument, OptionalValue
+from ovsdino.vocabulary import DEFAULT_BACKGROUND
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ class StreamCommand:
     for a first try. Ctrl-C ends it with the summary.
     """
 
-    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
+    source: Annotated[str, Argument("SOURCE")]
     """Camera number or /dev/videoN, video file, folder of images, rtsp:// address, or a GStreamer pipeline in quotes
     that ends in "! appsink". A name that is there is that file or folder; /dev/video0 is a camera in any case."""
     engine: Path | None = None
@@ -42,7 +43,7 @@ class StreamCommand:
     """Without --engine: the model of the zoo."""
     device: str | None = None
     """Without --engine: cpu, cuda or cuda:N. Default: CUDA if there is one."""
-    background: Annotated[float | None, tyro.conf.arg(metavar="[T]")] = None
+    background: Annotated[float | None, OptionalValue("T", DEFAULT_BACKGROUND)] = None
     """Leave pixels less certain than T (0..1, 0.5 if no number follows) unlabelled."""
     fps: float | None = None
     """Frames a second to ask a camera for, or to play a file or folder at. Default: its own, 10 for a folder."""
@@ -151,7 +152,7 @@ class StreamCommand:
                 raise OVSDinoError("give --engine FILE --bank FILE, or --classes WORDS for a model of the zoo")
             if self.fallback or self.bank:
                 raise OVSDinoError("--fallback and --bank go with --engine FILE")
-            options = ModelOptions(model=self.model, device=self.device)
+            options = SegmenterOptions(model=self.model, device=self.device)
             segmenter = _ZooSegmenter(options, self.classes, self.background)
             return [Engine(self.model, segmenter)], segmenter.names
         if self.classes is not None:
@@ -203,7 +204,7 @@ class StreamCommand:
 class _ZooSegmenter:
     """A torch model behind the same call as `EdgeSegmenter`."""
 
-    def __init__(self, options: ModelOptions, classes: str, background: float | None) -> None:
+    def __init__(self, options: SegmenterOptions, classes: str, background: float | None) -> None:
         from ovsdino.vocabulary import Vocabulary
 
         self._vocabulary = Vocabulary.of(classes)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovsdino.options import ModelOptions, print_json
+from ovsdino.console import print_json
+from ovsdino.options import SegmenterOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text(ModelOptions):
+class Text(SegmenterOptions):
     """Write the text bank of a class list, which an exported model takes beside the image."""
 
     classes: str

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
+from ovsdino.parsing import Argument
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train from a YAML configuration; resumes where it was interrupted."""
 
-    config: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="CONFIG.yaml")]]
+    config: Annotated[str, Argument("CONFIG.yaml")]
     """Configuration file, for instance configs/nano.yaml."""
-    overrides: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE...]")]] = ()
+    overrides: Annotated[tuple[str, ...], Argument("[KEY=VALUE...]")] = ()
     """Changes to the configuration, for instance optim.steps=2000 output=runs/try."""
     steps: int | None = None
     """The same as optim.steps=N. Default: what the configuration says."""

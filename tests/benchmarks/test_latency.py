@@ -17,7 +17,7 @@ from ovsdino.benchmarks.lib import board
 from ovsdino.benchmarks.lib.latency_cases import Case, case_json, case_of, peak_mb
 from ovsdino.benchmarks.lib.latency_report import markdown
 from ovsdino.benchmarks.studies import edge_tables
-from ovsdino.deploy.export.script import run_script
+from ovsdino.parsing import run_script
 from tests.deploy import tiny
 from tests.edge.test_torch_free import BLOCK
 

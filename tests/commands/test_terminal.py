@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-import tyro
 
 from ovsdino import console as running
 from ovsdino.cli import COMMANDS, main
 from ovsdino.errors import OVSDinoError
-from ovsdino.parsing import Group, command_help, parse
+from ovsdino.parsing import Argument, Group, command_help, parse
 from ovsdino.train.trainer import Stopped
 from tests.commands.terminal import ROOT, on_terminal
 
@@ -114,7 +113,7 @@ class Example:
           step two
     """
 
-    sources: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="SOURCE...")]] = ()
+    sources: Annotated[tuple[Path, ...], Argument("SOURCE...")] = ()
     """What to read."""
     kind: Literal["a", "b"] = "a"
     """Which one."""
@@ -126,7 +125,7 @@ class Example:
     """Say nothing."""
     size: tuple[int, int] = (3, 4)
     """Height and width."""
-    name_: Annotated[str, tyro.conf.arg(name="name")]
+    name_: str
     """Name of it."""
 
 
@@ -160,7 +159,8 @@ Options:
   --size INT INT
       Height and width. (default: 3 4)
   --name TEXT
-      Name of it. (required)"""
+      Name of it. (required)
+"""
     )
     monkeypatch.setenv("COLUMNS", "80")
     assert "  --no-memory     Do not measure peak memory.\n" in command_help(Example, "tool")

@@ -17,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from ovsdino.deploy.export import graph
-from ovsdino.deploy.export.script import run_script
 from ovsdino.deploy.export_onnx import ExportOnnx, default_size, export_onnx, proven
 from ovsdino.deploy.verify import Rounded
 from ovsdino.edge.sidecar import Sidecar
@@ -26,6 +25,7 @@ from ovsdino.models.weights import weights_digest
 from ovsdino.models.zoo import get_config
 from ovsdino.ops.guided_upsample import guided_upsample_reference, guided_upsample_tiled
 from ovsdino.ops.structure_attention import structure_attention_explicit, structure_attention_reference
+from ovsdino.parsing import run_script
 from tests.deploy.small import SIZE, small_model
 
 

@@ -16,12 +16,12 @@ from PIL import Image
 
 from ovsdino.deploy import export_trt
 from ovsdino.deploy.export import tensorrt_api
-from ovsdino.deploy.export.script import run_script
 from ovsdino.deploy.export_onnx import export_onnx
 from ovsdino.deploy.export_trt import ExportTrt, build_engine
 from ovsdino.edge import segmenter as trt_runtime
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
+from ovsdino.parsing import run_script
 from ovsdino.pipeline import load
 from tests.deploy.small import SIZE, small_model
 

@@ -16,7 +16,6 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from ovsdino.deploy.export import graph as passes
-from ovsdino.deploy.export.script import run_script
 from ovsdino.deploy.export_trt import build_engine
 from ovsdino.deploy.quantization.calibrate import calibration_images, channel_ranges, open_session, tensor_ranges
 from ovsdino.deploy.quantization.qdq import insert_qdq, quantise_weight
@@ -25,6 +24,7 @@ from ovsdino.deploy.quantize import Quantize, Recipe, compared, quantise, sensit
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.zoo import get_config
+from ovsdino.parsing import run_script
 
 SIDE, WIDTH, TEXT = 8, 32, 24
 LINEARS = ["q", "k", "fc1", "fc2", "head"]

@@ -14,7 +14,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from ovsdino.deploy.export.script import run_script
 from ovsdino.deploy.export_onnx import ExportOnnx, export_onnx
 from ovsdino.deploy.verify import (
     Rounded,
@@ -29,6 +28,7 @@ from ovsdino.deploy.verify import (
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.parsing import run_script
 from tests.deploy.small import SIZE, small_model
 
 

@@ -103,7 +103,7 @@ print(Runtime is EdgeSegmenter, Segmentation(labels=np.zeros((2, 2), np.uint8), 
 
 
 def test_runs_where_torch_cannot_be_imported(files: list[str]) -> None:
-    block = BLOCK.format(blocked={"torch", "timm", "open_clip", "torchvision", "scipy", "tyro", "rich"})
+    block = BLOCK.format(blocked={"torch", "timm", "open_clip", "torchvision", "scipy", "rich"})
     out = run(sys.executable, block + SEGMENT, *files, PYTHONPATH=str(ROOT))
     assert out in ("native", "numpy")
     assert np.array_equal(np.load(files[3]), labels_here(files))

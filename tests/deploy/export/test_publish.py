@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from ovsdino.deploy.export.publish import proven
-from ovsdino.deploy.export.script import run_script
 from ovsdino.deploy.quantize import Quantize
 from ovsdino.edge.sidecar import Sidecar, pending_path, sidecar_path
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import lock_folder
+from ovsdino.parsing import run_script
 from tests.deploy import tiny
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
