@@ -1,0 +1,139 @@
+"""The layers of the source: no import goes upwards, lazily or not, and none in a circle."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TREES = {"ovsdino": "ovsdino", "deploy": "ovsdino.deploy", "kernels/triton": "ovsdino.kernels", "benchmarks": "ovsdino.benchmarks"}
+
+# From the bottom up. A room is a module or a package; its modules may import from rooms of its own layer and of those below.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("_C", "errors"),  # _C is the native module
+    ("io", "console", "settings", "native", "timing", "vocabulary", "fonts", "legend", "overlay"),
+    ("data", "kernels", "ops"),
+    ("models",),
+    ("edge", "options", "pipeline", "results", "windows"),
+    ("", "eval", "hub", "stream"),  # "" is the package itself: load, segment, Segmentation, by name only
+    ("deploy", "train"),
+    ("benchmarks", "commands"),
+    ("cli", "__main__"),
+)
+
+
+def modules() -> dict[str, Path]:
+    """Every module's dotted name and file."""
+    found = {"ovsdino._C": ROOT / "csrc" / "bindings.cpp"}
+    for folder, package in TREES.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join((package, *(parts[:-1] if parts[-1] == "__init__" else parts)))] = path
+    return found
+
+
+def imported(tree: ast.AST, known: dict[str, Path]) -> Iterator[str]:
+    """The project's own modules that a module imports, at its top, inside a function or for its types alone."""
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            while name and name not in known:
+                name = name.rpartition(".")[0]
+            if name:
+                yield name
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> the modules that it imports."""
+    known = modules()
+    return {name: set(imported(ast.parse(path.read_text()), known)) - {name} for name, path in known.items() if path.suffix == ".py"}
+
+
+def room(module: str) -> str:
+    """The room of a module: the part of its name after the package's."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def layer_of(module: str) -> int:
+    return next(height for height, rooms in enumerate(LAYERS) if room(module) in rooms)
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that import each other (strongly connected components of more than one; Tarjan 1972)."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        order[name] = low[name] = len(order)
+        stack.append(name)
+        for other in edges[name]:
+            if other not in order:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], order[other])
+        if low[name] == order[name]:
+            place = stack.index(name)
+            group, stack[place:] = stack[place:], []
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for name in edges:
+        if name not in order:
+            visit(name)
+    return found
+
+
+def test_every_module_has_a_room_and_every_room_a_module() -> None:
+    assert {room(module) for module in modules()} == {name for rooms in LAYERS for name in rooms}
+
+
+def test_no_import_goes_upwards() -> None:
+    upwards = [
+        f"{module} -> {other}"
+        for module, others in sorted(graph().items())
+        for other in sorted(others)
+        if layer_of(other) > layer_of(module)
+    ]
+    assert not upwards, "\n".join(upwards)
+
+
+def test_no_modules_import_each_other() -> None:
+    # ovsdino/__init__ names its homes as strings and so imports none of them; a package's __init__ counts as a module.
+    assert circles(graph()) == []
+
+
+def test_circles_are_found() -> None:
+    edges: dict[str, set[str]] = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"d"}}
+    assert circles(edges) == [["a", "b", "c"]]
+    assert circles({**edges, "c": {"d"}}) == []
+
+
+def test_imports_are_seen_wherever_they_stand() -> None:
+    known = dict.fromkeys(("ovsdino", "ovsdino.a", "ovsdino.a.b", "ovsdino.c"), Path())
+    code = "import os\nfrom ovsdino.a import b, name\ndef f():\n    import ovsdino.c\n    from ovsdino import load\n"
+    assert sorted(imported(ast.parse(code), known)) == ["ovsdino", "ovsdino.a", "ovsdino.a.b", "ovsdino.c"]
+
+
+def test_the_page_lists_the_layers() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (.+?) \|", text, re.MULTILINE)
+    listed = {int(number): set(re.findall(r"`([^`]+)`", cell)) for number, cell in rows}
+    assert listed == {height: {name or "ovsdino" for name in rooms} for height, rooms in enumerate(LAYERS)}
+
+
+@pytest.mark.parametrize("name", ["ovsdino", "ovsdino.cli", "ovsdino.edge.segmenter"])
+def test_the_entrances_exist(name: str) -> None:
+    assert name in modules()
