@@ -55,7 +55,8 @@ def imported(tree: ast.AST, known: dict[str, Path]) -> Iterator[str]:
 def graph() -> dict[str, set[str]]:
     """Module -> the modules that it imports."""
     known = modules()
-    return {name: set(imported(ast.parse(path.read_text()), known)) - {name} for name, path in known.items() if path.suffix == ".py"}
+    sources = {name: path.read_text() if path.suffix == ".py" else "" for name, path in known.items()}
+    return {name: set(imported(ast.parse(source), known)) - {name} for name, source in sources.items()}
 
 
 def room(module: str) -> str:
