@@ -13,7 +13,7 @@ import torch
 try:
     from hypothesis import settings
 except ModuleNotFoundError:  # a GPU machine that has only what scripts/gpu_check.py asks for
-    from tests import without_hypothesis
+    from tests.support import without_hypothesis
 
     settings = without_hypothesis.install()
 

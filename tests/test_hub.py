@@ -17,7 +17,7 @@ from ovsdino.cli import main
 from ovsdino.errors import OVSDinoError
 from ovsdino.models import weights, zoo
 from ovsdino.models.ovsdino import OVSDINO
-from tests import official
+from tests.support import official
 
 
 @pytest.fixture(scope="module")

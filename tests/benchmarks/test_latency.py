@@ -18,8 +18,8 @@ from ovsdino.benchmarks.lib.latency_cases import Case, case_json, case_of, peak_
 from ovsdino.benchmarks.lib.latency_report import markdown
 from ovsdino.benchmarks.studies import edge_tables
 from ovsdino.parsing import run_script
-from tests.deploy import tiny
-from tests.edge.test_torch_free import BLOCK
+from tests.support import tiny
+from tests.support.blocking import BLOCK
 
 KEYS = ["model", "backend", "precision", "input", "stage", "p50_ms", "p95_ms", "p99_ms", "runs", "peak_mb"]
 CASE = Case(model="nano", backend="torch", precision="float32", size=(64, 80), classes=("road", "sky"), threads=1)

@@ -8,7 +8,7 @@ import pytest
 
 from ovsdino.benchmarks.studies import stream_soak
 from ovsdino.errors import OVSDinoError
-from tests.deploy import tiny
+from tests.support import tiny
 
 
 @pytest.mark.slow

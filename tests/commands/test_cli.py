@@ -18,7 +18,7 @@ from ovsdino import doctor
 from ovsdino.cli import main
 from ovsdino.commands.segment import unique_stems
 from ovsdino.models.text import TEMPLATES
-from tests.data import trees
+from tests.support import trees
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--short-side", "64", "--device", "cpu"]

@@ -21,7 +21,7 @@ from ovsdino.stream.capture import Capture, Frame, LatestFrame
 from ovsdino.stream.loop import Engine, Stream, StreamResult
 from ovsdino.stream.output import STALE_COLOUR, OverlayWriter, overlay
 from ovsdino.stream.sources import Pace, SourceOptions, make_source, playing_rate
-from tests.deploy import tiny
+from tests.support import tiny
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
 

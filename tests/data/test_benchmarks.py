@@ -15,8 +15,8 @@ from ovsdino.data.check import check_dataset, convert_dataset
 from ovsdino.data.segmentation import open_dataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.vocabulary import Vocabulary
-from tests.data import trees
-from tests.data.trees import label
+from tests.support import trees
+from tests.support.trees import label
 
 COUNTS = {
     "voc21": 21,

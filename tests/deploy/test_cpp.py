@@ -21,7 +21,7 @@ from ovsdino.edge.labels import upsample_argmax
 from ovsdino.edge.pixels import preprocess
 from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.edge.sidecar import sidecar_path
-from tests.deploy import tiny
+from tests.support import tiny
 
 SOURCE = Path(__file__).resolve().parents[2] / "deploy" / "cpp"
 

@@ -26,7 +26,7 @@ from ovsdino.models.zoo import get_config
 from ovsdino.ops.guided_upsample import guided_upsample_reference, guided_upsample_tiled
 from ovsdino.ops.structure_attention import structure_attention_explicit, structure_attention_reference
 from ovsdino.parsing import run_script
-from tests.deploy.small import SIZE, small_model
+from tests.support.small import SIZE, small_model
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.parsing import run_script
 from ovsdino.pipeline import load
-from tests.deploy.small import SIZE, small_model
+from tests.support.small import SIZE, small_model
 
 RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU to build for")

@@ -29,7 +29,7 @@ from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.parsing import run_script
-from tests.deploy.small import SIZE, small_model
+from tests.support.small import SIZE, small_model
 
 
 @pytest.fixture(scope="module")

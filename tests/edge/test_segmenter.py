@@ -28,7 +28,7 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.ops import preprocess
 from ovsdino.ops.upsample_argmax import upsample_argmax_confidence_reference
 from ovsdino.results import Segmentation
-from tests.deploy import tiny
+from tests.support import tiny
 
 
 @pytest.fixture

@@ -11,20 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.deploy import tiny
+from tests.support import tiny
+from tests.support.blocking import BLOCK
 
 ROOT = Path(__file__).resolve().parents[2]
-
-BLOCK = """
-import sys
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {blocked!r} or name in {blocked!r}:
-            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
-
-sys.meta_path.insert(0, Block())
-"""
 
 ALLOW = """
 import sys
@@ -87,7 +77,7 @@ def labels_here(files: list[str]) -> np.ndarray:
 )
 def test_every_file_is_imported_with_numpy_pillow_and_safetensors_alone(path: Path) -> None:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    loaded = f"import {module}\nprint(*sorted({{'torch', 'timm', 'scipy', 'tyro'}} & set(sys.modules)))"
+    loaded = f"import {module}\nprint(*sorted({{'torch', 'timm', 'scipy', 'rich'}} & set(sys.modules)))"
     assert run(sys.executable, ALLOW + loaded, PYTHONPATH=str(ROOT)) == ""
 
 

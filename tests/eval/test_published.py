@@ -2,7 +2,8 @@
 
 `golden/published.npz` holds inputs and outputs of Talk2DINO's released evaluation, with the parts of mmcv,
 mmsegmentation, DINOv2 and CLIP that it calls, on the CPU in float32. Small pictures go through all stages with the mean
-color of each patch as its token, and one window through DINOv2 and CLIP with the seeded weights of `tests/official.py`.
+color of each patch as its token, and one window through DINOv2 and CLIP with the seeded weights of
+`tests/support/official.py`.
 
 `pytest tests/eval/test_published.py -rP` prints the largest difference of each stage: the table of docs/reproduce.md.
 """
@@ -25,8 +26,8 @@ from ovsdino.eval.resize import fit_size, resize_bilinear
 from ovsdino.eval.sliding import label_image, score_map
 from ovsdino.models.ovsdino import ImageFeatures
 from ovsdino.pipeline import window_offsets
-from tests import official
 from tests.eval.standin import PatchColours
+from tests.support import official
 
 GOLDEN = dict(np.load(Path(__file__).with_name("golden") / "published.npz"))
 SMALL = {"short_side": 56, "max_long_side": 256, "window": 56, "stride": 28}

@@ -22,7 +22,7 @@ import ovsdino
 from ovsdino.eval.protocol import Protocol, preset
 from ovsdino.eval.sliding import label_image, score_map
 from ovsdino.models.ovsdino import ImageFeatures
-from tests import official
+from tests.support import official
 
 cv2 = pytest.importorskip("cv2", reason="needs OpenCV for the reference's resize")
 open_clip = pytest.importorskip("open_clip", reason="needs open_clip")

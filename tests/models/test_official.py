@@ -16,7 +16,7 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.models import text, zoo
 from ovsdino.models.backbone import Backbone
 from ovsdino.models.text import ClipTextTower, read_clip, read_projection
-from tests import official
+from tests.support import official
 
 S14, S16V3 = zoo.get_config("s14").backbone, zoo.get_config("s16v3").backbone
 

@@ -19,7 +19,7 @@ from ovsdino.stream.loop import StreamResult
 from ovsdino.stream.output import VIDEO_CODECS, OverlayWriter
 from ovsdino.stream.sources import SourceOptions, files_of, make_source
 from ovsdino.stream.video_file import check_video
-from tests.deploy import tiny
+from tests.support import tiny
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
 

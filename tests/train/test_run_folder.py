@@ -15,7 +15,7 @@ from ovsdino.models.zoo import create_model
 from ovsdino.train.__main__ import main
 from ovsdino.train.run_folder import Board, RunFolder
 from ovsdino.train.stopping import Stopped
-from tests.train.weak.folder import curve, make_folder, trainer, write_config
+from tests.support.weak_folder import curve, make_folder, trainer, write_config
 
 
 @pytest.fixture(scope="module")

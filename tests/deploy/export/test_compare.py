@@ -13,7 +13,7 @@ from ovsdino.deploy.verify import Images, runner
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.zoo import CONFIGS
-from tests.deploy import tiny
+from tests.support import tiny
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from ovsdino.edge.sidecar import Sidecar, pending_path, sidecar_path
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import lock_folder
 from ovsdino.parsing import run_script
-from tests.deploy import tiny
+from tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -57,7 +57,7 @@ def test_a_kill_at_any_of_the_renames_leaves_a_pair_that_fits(model: Path, renam
 import os, signal
 from pathlib import Path
 from ovsdino.deploy.export.publish import proven
-from tests.deploy import tiny
+from tests.support import tiny
 real, done = os.replace, []
 with proven(Path({str(model)!r})) as temporary:
     tiny.another(temporary)

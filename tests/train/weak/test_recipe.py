@@ -7,7 +7,7 @@ import torch
 
 from ovsdino.errors import OVSDinoError
 from ovsdino.train.weak.trainer import WeakTrainer
-from tests.train.weak.folder import make_folder, trainer, write_config
+from tests.support.weak_folder import make_folder, trainer, write_config
 
 
 @pytest.fixture(scope="module")

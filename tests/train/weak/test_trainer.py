@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from ovsdino.models.zoo import create_model
 from ovsdino.train.__main__ import main
 from ovsdino.train.trainer import encode
-from tests.train.weak.folder import (
+from tests.support.weak_folder import (
     FORKS,
     curve,
     go,
