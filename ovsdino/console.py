@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.errors import OVSDinoError, one_line, out_of_memory
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -27,7 +27,6 @@ __all__ = ["note_escapes", "print_json", "progress_bar", "run_command", "say"]
 
 LEFT_OUT = ("rich", "timm", "torch", "torchvision")  # of a robot's install, by `pip install --no-deps` (docs/jetson.md)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 
 def print_json(data: dict[str, Any]) -> None:
@@ -116,7 +115,7 @@ def _outside_cause(error: Exception) -> str | None:
             return (
                 f"this command needs {package}, which is not installed: `ovsdino doctor` lists what each extra brings"
             )
-    if isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY):
+    if out_of_memory(error):
         return f"out of memory: {one_line(error, 200) or 'an allocation failed'}; take smaller or fewer images"
     if isinstance(error, OSError):
         return _system_error(error)

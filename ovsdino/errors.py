@@ -1,10 +1,17 @@
-"""The one exception type this package raises for what the user can put right."""
+"""The one exception type that this package raises for what the user can put right, and the text of errors."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["OVSDinoError", "one_line", "redact"]
+__all__ = ["OVSDinoError", "one_line", "out_of_memory", "redact"]
+
+# torch has no exception type for the CPU: it raises RuntimeError, and oneDNN says of its own buffers only that it could
+# not create a memory object or a primitive (measured under RLIMIT_AS).
+NO_MEMORY = (
+    *("can't allocate memory", "out of memory", "not enough memory"),
+    *("could not create a memory", "could not create a primitive"),
+)
 
 # user:password@ of an address: up to its last @, since passwords hold @ and / too; and the settings that name one.
 _USER = re.compile(r"(?<=://)(?:[^\s/?#@:]*:[^\s\"']*|[^\s/?#]*)@")
@@ -34,6 +41,13 @@ def one_line(message: object, limit: int = 500) -> str:
     )
     text = redact(" ".join(shown.split()))
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory ran out: CUDA's own, Python's, or that of an allocator."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(text in str(error).lower() for text in NO_MEMORY)
 
 
 def redact(text: str) -> str:

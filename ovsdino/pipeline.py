@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,21 +16,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.errors import OVSDinoError, one_line, out_of_memory
 from ovsdino.io.images import ImageLike, load_image, source_name
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.zoo import create_model
 from ovsdino.ops import preprocess, upsample_argmax
 from ovsdino.results import Segmentation
+from ovsdino.timing import Clock
 from ovsdino.vocabulary import DEFAULT_BACKGROUND, Classes, Vocabulary, background_threshold
+from ovsdino.windows import Batches, autocast, check_window, merge_windows
 
-__all__ = ["DEFAULT_BACKGROUND", "Clock", "Segmenter", "load", "segment"]
-
-log = logging.getLogger("ovsdino")
+__all__ = ["DEFAULT_BACKGROUND", "Segmenter", "check_device", "load", "segment"]
 
 LONGEST_SIDE = 2048 / 448  # of the short side: the protocol's keep-ratio resize into (2048, 448)
-ONEDNN_PRIMITIVE = "could not create a primitive"
-CPU_MEMORY = ("can't allocate memory", "not enough memory", "could not create a memory", ONEDNN_PRIMITIVE)
 TEXT_BANKS = 64  # text banks kept, least recently used dropped first
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
@@ -71,10 +67,7 @@ class Segmenter:
         self.short_side = model.config.short_side if short_side is None else short_side
         if not model.stride_multiple <= self.short_side <= 8192:
             raise OVSDinoError(f"short_side is {self.short_side}: expected {model.stride_multiple}..8192 pixels")
-        if batch_size < 1:
-            raise OVSDinoError(f"batch_size is {batch_size}: expected at least 1")
-        self.batch_size = batch_size
-        self._said_onednn = False
+        self.batches = Batches(batch_size)
         self._banks: OrderedDict[tuple[tuple[str, ...], ...], Tensor] = OrderedDict()
         self._banks_lock = threading.Lock()
 
@@ -100,7 +93,7 @@ class Segmenter:
         with self._banks_lock:
             bank = self._banks.get(texts)
             if bank is None:
-                with torch.inference_mode(), self._no_autocast():
+                with torch.inference_mode(), self._autocast(torch.float32):
                     bank = self.model.encode_text(texts).to(self.device, torch.float32)
                 self._banks[texts] = bank
                 if len(self._banks) > TEXT_BANKS:
@@ -174,6 +167,11 @@ class Segmenter:
         """
         return self._segment(_several(images), classes, background, window, stride, scores)
 
+    def clock(self) -> Clock:
+        """Return a clock that waits for the model's device at both ends of a stage."""
+        wait = functools.partial(torch.cuda.synchronize, self.device) if self.device.type == "cuda" else None
+        return Clock(wait)
+
     def inference_size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) that the network sees: ratio kept, short side `short_side`, sides rounded to `stride_multiple`.
 
@@ -197,7 +195,7 @@ class Segmenter:
         threshold = background_threshold(background, vocabulary.names)
         step = self._window_stride(window, stride)
         groups: OrderedDict[tuple[int, int], list[int]] = OrderedDict()
-        clocks = [Clock(self.device) for _ in images]
+        clocks = [self.clock() for _ in images]
         pixels: list[np.ndarray] = []
         sources: list[str | None] = []
         for index, image in enumerate(images):
@@ -206,22 +204,24 @@ class Segmenter:
             sources.append(source_name(image))
             groups.setdefault(self.inference_size(*pixels[-1].shape[:2]), []).append(index)
         results: dict[int, Segmentation] = {}
-        with torch.inference_mode(), self._no_autocast(), _said_when_memory_is_out():
+        with torch.inference_mode(), self._autocast(torch.float32), _said_when_memory_is_out():
             for size, members in groups.items():
-                batch_size = self.batch_size  # may shrink on the way
+                batch_size = self.batches.size  # may shrink on the way
                 for start in range(0, len(members), batch_size):
                     part = members[start : start + batch_size]
-                    shared = Clock(self.device)
+                    shared = self.clock()
                     with shared("preprocess"):
                         batch = torch.cat([self._tensor(pixels[i], size) for i in part])
                     with shared("text"):
                         text = self.encode_text(vocabulary)
+                    network = self._network(text, shared)
                     if window is None:
-                        logits = self._forward(batch, text, shared)
+                        logits = self.batches.run(network, batch)
                     else:
-                        logits = torch.cat([self._slide(one[None], text, window, step, shared) for one in batch])
+                        maps = [merge_windows(network, one, window, step, self.batches, shared) for one in batch]
+                        logits = torch.stack(maps)
                     for row, index in enumerate(part):
-                        clocks[index].add(shared, 1 / len(part))
+                        clocks[index].add_share(shared, 1 / len(part))
                         with clocks[index]("postprocess"):
                             found, means = _label(logits[row : row + 1], pixels[index].shape[:2], threshold, scores)
                         results[index] = Segmentation(
@@ -239,73 +239,20 @@ class Segmenter:
         config = self.model.config
         return preprocess(_as_tensor(pixels).to(self.device), size, config.mean, config.std)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
-            return self._no_autocast()
-        return torch.autocast(self.device.type, self.dtype)
+    def _autocast(self, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[Any]:
+        return autocast(self.device, dtype or self.dtype)
 
-    def _no_autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, enabled=False)
+    def _network(self, text: Tensor, clock: Clock) -> Callable[[Tensor], Tensor]:
+        """Return the function from images (n, 3, H, W) to logits (n, K, h, w) float32."""
 
-    def _forward(self, batch: Tensor, text: Tensor, clock: Clock) -> Tensor:
-        """(N, 3, H, W) -> (N, K, h, w) float32, `batch_size` at a time."""
-        parts: list[Tensor] = []
-        start = 0
-        onednn = True
-        while start < len(batch):
-            chunk = batch[start : start + self.batch_size]
-            try:
-                with self._autocast(), _onednn(onednn):
-                    with clock("encode"):
-                        features = self.model.encode_image(chunk)
-                    with clock("decode"):
-                        parts.append(self.model.decode(features, text).float())
-            except (RuntimeError, MemoryError) as error:
-                if onednn and ONEDNN_PRIMITIVE in str(error):
-                    # oneDNN keeps a primitive that failed for good: the same shape fails on when memory is back.
-                    onednn = False
-                    if not self._said_onednn:
-                        log.warning("out of memory in oneDNN: batches that fail there run without it")
-                    self._said_onednn = True
-                    continue
-                if len(chunk) == 1 or not out_of_memory(error):
-                    raise
-                self.batch_size = len(chunk) // 2
-                log.warning("out of memory: batches of %d from now on", self.batch_size)
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                continue
-            start += len(chunk)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        def run(images: Tensor) -> Tensor:
+            with self._autocast():
+                with clock("encode"):
+                    features = self.model.encode_image(images)
+                with clock("decode"):
+                    return self.model.decode(features, text).float()
 
-    def _slide(self, image: Tensor, text: Tensor, window: int, stride: int, clock: Clock) -> Tensor:
-        """Mean of the windows' logits on the output grid of the whole image: (1, 3, H, W) -> (1, K, h, w).
-
-        Sides, windows and offsets are multiples of the patch, so that each window's logits fall on whole cells.
-        """
-        height, width = image.shape[-2:]
-        crop_h, crop_w = min(window, height), min(window, width)
-        corners = [
-            (y, x) for y in window_offsets(height, crop_h, stride) for x in window_offsets(width, crop_w, stride)
-        ]
-        total: Tensor | None = None
-        count: Tensor | None = None
-        size = self.batch_size  # may shrink on the way
-        for first in range(0, len(corners), size):
-            part = corners[first : first + size]
-            crops = torch.cat([image[:, :, y : y + crop_h, x : x + crop_w] for y, x in part])
-            logits = self._forward(crops, text, clock)
-            with clock("merge"):
-                rows, columns = logits.shape[-2:]
-                if total is None or count is None:
-                    total = logits.new_zeros(1, logits.shape[1], height * rows // crop_h, width * columns // crop_w)
-                    count = logits.new_zeros(1, 1, *total.shape[-2:])
-                for one, (y, x) in zip(logits, part, strict=True):
-                    top, left = y * rows // crop_h, x * columns // crop_w
-                    total[0, :, top : top + rows, left : left + columns] += one
-                    count[0, :, top : top + rows, left : left + columns] += 1
-        assert total is not None and count is not None
-        return total.div_(count)
+        return run
 
     def _window_stride(self, window: int | None, stride: int | None) -> int:
         if window is None:
@@ -313,9 +260,7 @@ class Segmenter:
                 raise OVSDinoError("stride is given without window: give both, or neither for the whole image at once")
             return 0
         multiple = self.model.stride_multiple
-        if window < multiple or window % multiple:
-            near = max(1, round(window / multiple)) * multiple
-            raise OVSDinoError(f"window is {window}: {self.name} needs a multiple of {multiple}, for instance {near}")
+        check_window(window, multiple, self.name)
         if stride is None:
             return max(1, window // 2 // multiple) * multiple
         if not 0 < stride <= window or stride % multiple:
@@ -383,39 +328,6 @@ def check_device(device: str | torch.device | None) -> torch.device:
     return place
 
 
-def window_offsets(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start along one side: every `stride`, the last shifted inward to end at the border.
-
-    >>> window_offsets(800, 448, 224)
-    [0, 224, 352]
-    """
-    steps = max(length - window + stride - 1, 0) // stride + 1
-    return [max(min(step * stride + window, length) - window, 0) for step in range(steps)]
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception says that memory ran out: CUDA's own, Python's, or the CPU allocator's.
-
-    torch has no exception type for the CPU: it raises RuntimeError, and oneDNN says of its own buffers only that
-    it could not create a memory object or a primitive (measured under RLIMIT_AS).
-    """
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(part in str(error) for part in CPU_MEMORY)
-
-
-@contextlib.contextmanager
-def _onednn(wanted: bool) -> Iterator[None]:
-    """Run the body without oneDNN where it is not wanted."""
-    switch: Any = torch.backends.mkldnn  # torch annotates the property itself, not its bool
-    before = switch.enabled
-    switch.enabled = before and wanted
-    try:
-        yield
-    finally:
-        switch.enabled = before
-
-
 @contextlib.contextmanager
 def _said_when_memory_is_out() -> Iterator[None]:
     """Give memory that ran out on the CPU one line; CUDA's error has its own type, which passes."""
@@ -443,12 +355,6 @@ def _several(images: Iterable[ImageLike]) -> list[ImageLike]:
         what = f"{type(images).__name__}{f' of shape {tuple(images.shape)}' if hasattr(images, 'shape') else ''}"
         raise OVSDinoError(f"segment_batch takes a list of images, not {what}; for one image use segment")
     return list(images)
-
-
-def _own_pixels(image: ImageLike) -> np.ndarray:
-    """Read an image into memory of its own: the caller may write the next frame into the array that was given."""
-    pixels = load_image(image)
-    return pixels.copy() if pixels is image or pixels.base is not None else pixels
 
 
 def _label(
@@ -486,27 +392,3 @@ def _autocast_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in known:
         raise OVSDinoError(f"dtype is {name!r}: expected one of {', '.join(known)}, auto")
     return known[name]
-
-
-class Clock:
-    """Milliseconds by stage; waits for the device at both ends of a stage."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.ms: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        self._wait()
-        start = time.perf_counter()
-        yield
-        self._wait()
-        self.ms[stage] = self.ms.get(stage, 0.0) + (time.perf_counter() - start) * 1e3
-
-    def add(self, other: Clock, share: float) -> None:
-        for stage, value in other.ms.items():
-            self.ms[stage] = self.ms.get(stage, 0.0) + value * share
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)

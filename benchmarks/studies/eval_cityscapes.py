@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 from ovsdino.benchmarks.lib.machine import machine_facts
-from ovsdino.eval.protocol import preset
-from ovsdino.eval.sliding import label_image
+from ovsdino.eval.protocol import label_image, preset
 from ovsdino.models.backbone import freeze
 from ovsdino.models.zoo import build_model
-from ovsdino.pipeline import Clock, check_device
+from ovsdino.pipeline import check_device
+from ovsdino.timing import Clock
+from ovsdino.windows import Batches
 
 SIZE = (1024, 2048)
 HEAD = ("decode", "pamr", "merge", "postprocess")
@@ -57,9 +58,10 @@ def main() -> int:
         forget_peak()
         rounds = []
         for _ in range(args.rounds):
-            clock = Clock(device)
-            options = {"batch_size": args.batch_size, "dtype": getattr(torch, args.dtype), "clock": clock}
-            labels = label_image(model, image, text, protocol, **options)
+            clock = Clock(torch.cuda.synchronize if device.type == "cuda" else None)
+            batches = Batches(args.batch_size)
+            dtype = getattr(torch, args.dtype)
+            labels = label_image(model, image, text, protocol, batches=batches, dtype=dtype, clock=clock)
             assert labels.shape == SIZE
             rounds.append(clock.ms)
         stages = {stage: statistics.median(ms[stage] for ms in rounds) for stage in rounds[0]}

@@ -79,6 +79,7 @@ class Eval(SegmenterOptions):
         from ovsdino.eval import evaluate, read_class_names
         from ovsdino.eval.distributed import shard_from_environment
         from ovsdino.eval.evaluate import dataset_vocabulary
+        from ovsdino.windows import Batches
 
         root = data_root(self.root)
         class_names = read_class_names(self.class_names) if self.class_names else {}
@@ -90,9 +91,7 @@ class Eval(SegmenterOptions):
         with shard_from_environment() as shard:
             segmenter = self._on_own_device(shard.world).load()
             if self.batch_size is not None:
-                if self.batch_size < 1:
-                    raise OVSDinoError(f"batch_size is {self.batch_size}: expected at least 1")
-                segmenter.batch_size = self.batch_size
+                segmenter.batches = Batches(self.batch_size)
             with progress_bar(shard.first) as progress:
                 task = progress.add_task(f"eval {self.dataset} {self.split}", total=None)
                 result = evaluate(

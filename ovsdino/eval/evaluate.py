@@ -14,9 +14,11 @@ import torch
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval.distributed import ALONE, Shard
 from ovsdino.eval.metrics import SegmentationMetrics, Summary
-from ovsdino.eval.protocol import Protocol
+from ovsdino.eval.protocol import Protocol, label_image
 from ovsdino.io.files import read_json
+from ovsdino.models.text import TEMPLATES
 from ovsdino.vocabulary import Vocabulary
+from ovsdino.windows import check_window
 
 if TYPE_CHECKING:
     from ovsdino.data.segmentation import Sample, SegmentationDataset
@@ -120,11 +122,7 @@ Run = Callable[[np.ndarray], "tuple[np.ndarray, float]"]
 
 def _under(segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protocol, has_background: bool) -> Run:
     """Labels and milliseconds of an image under a protocol."""
-    from ovsdino.eval.sliding import check_window, label_image
-    from ovsdino.models.text import TEMPLATES
-    from ovsdino.pipeline import Clock
-
-    check_window(segmenter.model, protocol)
+    check_window(protocol.window, segmenter.model.stride_multiple, segmenter.name)
     if has_background != (protocol.background is not None):
         wants = (
             "needs a constant background" if has_background else "has no background class, so background must be off"
@@ -138,8 +136,8 @@ def _under(segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protocol, has
         text = text.to(segmenter.device, torch.float32)
 
     def run(image: np.ndarray) -> tuple[np.ndarray, float]:
-        clock = Clock(segmenter.device)
-        options: dict[str, Any] = {"batch_size": segmenter.batch_size, "dtype": segmenter.dtype, "clock": clock}
+        clock = segmenter.clock()
+        options: dict[str, Any] = {"batches": segmenter.batches, "dtype": segmenter.dtype, "clock": clock}
         return label_image(segmenter.model, image, text, protocol, **options), sum(clock.ms.values())
 
     return run

@@ -1,4 +1,4 @@
-"""How the eight benchmarks are run: every number of a published evaluation protocol in one place."""
+"""How the eight benchmarks are run: the numbers of a published evaluation protocol, and an image labelled under it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,26 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ovsdino.errors import OVSDinoError
-from ovsdino.eval.background import Cleaning
-from ovsdino.eval.pamr import PAMR_DILATIONS
-from ovsdino.models.text import TEMPLATES
+import numpy as np
+import torch
+from torch import Tensor
 
-__all__ = ["BACKGROUND_SETS", "CLEANED_SETS", "PROTOCOLS", "Protocol", "preset"]
+from ovsdino.errors import OVSDinoError
+from ovsdino.eval.background import Cleaning, clean_background
+from ovsdino.eval.pamr import PAMR_DILATIONS, pamr
+from ovsdino.eval.resize import fit_size, resize_bilinear
+from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.models.text import TEMPLATES
+from ovsdino.ops import upsample_argmax
+from ovsdino.timing import Clock
+from ovsdino.windows import Batches, autocast, bilinear, check_window, merge_windows
+
+__all__ = ["BACKGROUND_SETS", "CLEANED_SETS", "PROTOCOLS", "Protocol", "label_image", "preset", "score_map"]
 
 BACKGROUND_SETS = ("voc21", "context60", "coco-object")  # "background" is a class, and never text
 CLEANED_SETS = ("voc21", "coco-object")
 PROTOCOLS = ("talk2dino", "dinov3")
+BAND_BYTES = 64 * 2**20  # of the score map at image size held at once, where no kernel merges resize and argmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +112,139 @@ def preset(name: str, dataset: str, embed_dim: int) -> Protocol:
         background=(0.54 if embed_dim >= 1024 else 0.55) if dataset in BACKGROUND_SETS else None,
         cleaning="released" if dataset in CLEANED_SETS else "off",
     )
+
+
+def label_image(
+    model: OVSDINO,
+    image: np.ndarray,
+    text: Tensor,
+    protocol: Protocol,
+    *,
+    batches: Batches | None = None,
+    dtype: torch.dtype = torch.float32,
+    clock: Clock | None = None,
+) -> np.ndarray:
+    """Return the label of every pixel: `score_map`, resized to the image, largest class.
+
+    The protocol's softmax keeps the order of the classes, so it is left out; the (K, H, W) map at image size is
+    never made.
+
+    Args:
+        model: In eval mode.
+        image: (H, W, 3) uint8 RGB.
+        text: (K, D) float32, rows of length one, without the background class.
+        protocol: With a background, label 0 is background and class k has label k + 1.
+        batches: How many windows in one forward; 8 by default.
+        dtype: Number format of the network, see `Segmenter`.
+        clock: Gets the milliseconds of each stage.
+
+    Returns:
+        (H, W) integers.
+
+    Raises:
+        OVSDinoError: The protocol does not fit the model.
+    """
+    clock = clock or Clock()
+    scores = score_map(model, image, text, protocol, batches=batches, dtype=dtype, clock=clock)
+    size = (image.shape[0], image.shape[1])
+    with torch.inference_mode(), clock("postprocess"):
+        if protocol.final_align_corners:
+            return _argmax_in_bands(scores, size).cpu().numpy()
+        return upsample_argmax(scores[None], size)[0].cpu().numpy()
+
+
+def score_map(
+    model: OVSDINO,
+    image: np.ndarray,
+    text: Tensor,
+    protocol: Protocol,
+    *,
+    batches: Batches | None = None,
+    dtype: torch.dtype = torch.float32,
+    clock: Clock | None = None,
+) -> Tensor:
+    """Return the mean of the windows' scores at the size of the resized image; arguments as `label_image`.
+
+    Memory: the map itself, whatever the number of windows and the size of the image (171 classes, 448x896: 275 MB), and
+    with PAMR one window's scores at window size (137 MB).
+
+    Returns:
+        (K, h, w) float32, or (K + 1, h, w) with the background's constant first.
+    """
+    check_window(protocol.window, model.stride_multiple, model.config.name)
+    clock = clock or Clock()
+    with torch.inference_mode():
+        with clock("preprocess"):
+            size = fit_size(image.shape[0], image.shape[1], protocol.short_side, protocol.max_long_side)
+            small = resize_bilinear(image, size)
+            pixels = torch.from_numpy(np.array(small)).to(text.device).permute(2, 0, 1).float()
+
+        def refine(scores: Tensor, window: Tensor) -> Tensor:
+            with clock("merge"):
+                fine = bilinear(scores, (window.shape[1], window.shape[2]), protocol.window_align_corners)
+            with clock("pamr"):
+                return pamr(window, fine, protocol.pamr_iterations, protocol.pamr_dilations)
+
+        return merge_windows(
+            lambda crops: _coarse(model, crops, text, protocol, dtype, clock),
+            pixels,
+            protocol.window,
+            protocol.stride,
+            batches or Batches(),
+            clock,
+            to_pixels=True,
+            align_corners=protocol.window_align_corners,
+            refine=refine if protocol.pamr_iterations else None,
+            background=protocol.background,
+        )
+
+
+def _coarse(
+    model: OVSDINO, crops: Tensor, text: Tensor, protocol: Protocol, dtype: torch.dtype, clock: Clock
+) -> Tensor:
+    """Return scores of windows (B, 3, h, w) in 0..255 on the model's grid: (B, K, h', w') float32."""
+    with clock("preprocess"):
+        mean, std = (crops.new_tensor(v).view(3, 1, 1) for v in (model.config.mean, model.config.std))
+        batch = (crops / 255 - mean) / std
+        batch = bilinear(batch, (protocol.window, protocol.window), False)
+    attention = None
+    with autocast(batch.device, dtype):
+        with clock("encode"):
+            if protocol.cleaning == "off":
+                features = model.encode_image(batch)
+            else:
+                features, attention = model.encode_with_attention(batch)
+        with clock("decode"):
+            scores = model.cosine(features, text).float()
+    with clock("decode"):
+        if protocol.score == "sigmoid":
+            scores = scores.sigmoid()
+        if attention is not None:
+            scores = clean_background(
+                scores,
+                features.tokens.float(),
+                attention.float(),
+                text.float(),
+                weight=protocol.cleaning_weight,
+                cleaning=protocol.cleaning,
+            )
+    return scores
+
+
+def _argmax_in_bands(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return argmax of (K, h, w) resized bilinearly with align_corners=True, a band of rows at a time: (H, W)."""
+    classes, height, _ = scores.shape
+    rows = max(1, BAND_BYTES // (4 * classes * size[1]))
+    scale = (height - 1) / (size[0] - 1) if size[0] > 1 else 0.0
+    labels = []
+    for start in range(0, size[0], rows):
+        position = torch.arange(start, min(start + rows, size[0]), device=scores.device, dtype=torch.float64) * scale
+        upper = position.floor().long().clamp_max(height - 1)
+        share = (position - upper).to(scores.dtype).view(1, -1, 1)
+        lower = (upper + 1).clamp_max(height - 1)
+        band = torch.lerp(scores[:, upper], scores[:, lower], share)
+        labels.append(bilinear(band, (len(position), size[1]), True).argmax(0))
+    return torch.cat(labels)
 
 
 def _within(name: str, value: int, low: int, high: int) -> None:

@@ -23,7 +23,9 @@ from ovsdino.eval.distributed import Shard
 from ovsdino.eval.evaluate import read_ahead
 from ovsdino.eval.protocol import Protocol
 from ovsdino.results import Segmentation
+from ovsdino.timing import Clock
 from ovsdino.vocabulary import Vocabulary
+from ovsdino.windows import Batches
 from tests.eval.standin import PatchColours
 
 
@@ -113,8 +115,11 @@ class Colours:
 
     def __init__(self) -> None:
         self.model = PatchColours()
-        self.device, self.dtype, self.batch_size = torch.device("cpu"), torch.float32, 2
+        self.name, self.device, self.dtype, self.batches = "colours", torch.device("cpu"), torch.float32, Batches(2)
         self.words: list[Any] = []
+
+    def clock(self) -> Clock:
+        return Clock()
 
     def encode_text(self, vocabulary: Vocabulary) -> torch.Tensor:
         self.words.append(vocabulary.texts)

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval.background import clean_background
 from ovsdino.eval.pamr import pamr
-from ovsdino.eval.protocol import Protocol, preset
+from ovsdino.eval.protocol import Protocol, label_image, preset, score_map
 from ovsdino.eval.resize import resize_bilinear
-from ovsdino.eval.sliding import label_image, score_map
+from ovsdino.windows import Batches
 from tests.eval.standin import PatchColours
 
 SMALL = Protocol(short_side=56, max_long_side=256, window=56, stride=28)
@@ -120,14 +120,14 @@ def test_merged_windows_equal_the_direct_derivation(picture: np.ndarray, batch_s
     for x in (0, 23):
         total[:, :, x : x + 56] += window_scores(small[:, x : x + 56], text)
         count[x : x + 56] += 1
-    found = scores_of(picture, SMALL, torch.from_numpy(text).float(), batch_size=batch_size)
+    found = scores_of(picture, SMALL, torch.from_numpy(text).float(), batches=Batches(batch_size))
     np.testing.assert_allclose(found, total / count, atol=2e-6)
 
 
 def test_windows_come_in_batches(picture: np.ndarray) -> None:
     model = PatchColours()
     tall = dataclasses.replace(SMALL, short_side=96, max_long_side=500)  # 96 x 136: 3 x 4 windows
-    score_map(model, picture, TEXT, tall, batch_size=5)  # type: ignore[arg-type]
+    score_map(model, picture, TEXT, tall, batches=Batches(5))  # type: ignore[arg-type]
     assert [shape[0] for shape in model.batches] == [5, 5, 2]
     assert {shape[1:] for shape in model.batches} == {(3, 56, 56)}
 
@@ -198,7 +198,7 @@ def test_cleaning_uses_the_attention_of_each_window(picture: np.ndarray) -> None
 def test_labels_are_the_argmax_of_the_softmax_at_image_size(
     picture: np.ndarray, align_corners: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ovsdino.eval.sliding.BAND_BYTES", 4 * 3 * 136 * 7)  # seven rows a band
+    monkeypatch.setattr("ovsdino.eval.protocol.BAND_BYTES", 4 * 3 * 136 * 7)  # seven rows a band
     protocol = dataclasses.replace(SMALL, final_align_corners=align_corners)
     scores = torch.from_numpy(scores_of(picture, protocol))[None]
     full = F.interpolate(scores.double(), picture.shape[:2], mode="bilinear", align_corners=align_corners)
@@ -218,6 +218,6 @@ def test_memory_running_out_halves_the_batch(picture: np.ndarray, caplog: pytest
             return super().encode_image(image)
 
     tall = dataclasses.replace(SMALL, short_side=96, max_long_side=500)
-    found = score_map(Tight(), picture, TEXT, tall, batch_size=8)  # type: ignore[arg-type]
+    found = score_map(Tight(), picture, TEXT, tall, batches=Batches(8))  # type: ignore[arg-type]
     np.testing.assert_array_equal(found.numpy(), scores_of(picture, tall))
-    assert "batches of 2 windows" in caplog.text
+    assert "batches of 2 from now on" in caplog.text

@@ -21,11 +21,10 @@ from torch import Tensor
 import ovsdino
 from ovsdino.eval.background import clean_background
 from ovsdino.eval.pamr import pamr
-from ovsdino.eval.protocol import Protocol
+from ovsdino.eval.protocol import Protocol, label_image, score_map
 from ovsdino.eval.resize import fit_size, resize_bilinear
-from ovsdino.eval.sliding import label_image, score_map
 from ovsdino.models.ovsdino import ImageFeatures
-from ovsdino.pipeline import window_offsets
+from ovsdino.windows import window_offsets
 from tests.eval.standin import PatchColours
 from tests.support import official
 

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ovsdino
-from ovsdino.eval.protocol import Protocol, preset
-from ovsdino.eval.sliding import label_image, score_map
+from ovsdino.eval.protocol import Protocol, label_image, preset, score_map
 from ovsdino.models.ovsdino import ImageFeatures
+from ovsdino.windows import Batches
 from tests.support import official
 
 cv2 = pytest.importorskip("cv2", reason="needs OpenCV for the reference's resize")
@@ -235,10 +235,10 @@ def test_windows_and_merge(model: ovsdino.Segmenter, image: np.ndarray, windows:
         crop = window.colours.permute(1, 2, 0).numpy().astype(np.uint8)
         same(score_map(model.model, crop, text, protocol), expected)
     expected = merged(windows, maps)
-    same(score_map(model.model, image, model.encode_text(NAMES), protocol, batch_size=1), expected)
+    same(score_map(model.model, image, model.encode_text(NAMES), protocol, batches=Batches(1)), expected)
     final = F.interpolate(expected[None], (HEIGHT, WIDTH), mode="bilinear", align_corners=False)[0].softmax(0)
     labels = torch.from_numpy(
-        np.asarray(label_image(model.model, image, text, protocol, batch_size=1)).astype(np.int64)
+        np.asarray(label_image(model.model, image, text, protocol, batches=Batches(1))).astype(np.int64)
     )
     best = final.topk(2, dim=0).values
     clear = best[0] - best[1] > 1e-5
@@ -257,7 +257,7 @@ def test_background_cleaning_and_constant(
     expected = torch.cat([torch.full((1, 448, 600), 0.55), expected])
     protocol = preset("talk2dino", "voc21", 768)
     settings = {**vars(protocol), "cleaning": reading}
-    same(score_map(model.model, image, text, Protocol(**settings), batch_size=1), expected)
+    same(score_map(model.model, image, text, Protocol(**settings), batches=Batches(1)), expected)
 
 
 def test_pamr_with_cleaning_and_background(
@@ -269,7 +269,7 @@ def test_pamr_with_cleaning_and_background(
         maps.append(refined(window.colours, scores))
     expected = torch.cat([torch.full((1, 448, 600), 0.55), merged(windows, maps)])
     settings = {**vars(preset("talk2dino", "coco-object", 768)), "pamr_iterations": 10}
-    same(score_map(model.model, image, text, Protocol(**settings), batch_size=1), expected)
+    same(score_map(model.model, image, text, Protocol(**settings), batches=Batches(1)), expected)
 
 
 def test_the_sizes_assumed_here_are_the_protocols() -> None:

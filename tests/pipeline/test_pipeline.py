@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import ovsdino
 from ovsdino.errors import OVSDinoError
-from ovsdino.pipeline import Segmenter, check_device, load, window_offsets
+from ovsdino.pipeline import Segmenter, check_device, load
 
 CLASSES = ["road", "sky", "tree", "car"]
 
@@ -144,21 +144,6 @@ def test_windows_are_placed_and_averaged_as_the_protocol_says() -> None:
     assert model.calls == [(3, 3, 16, 16)]  # the windows went through the network together
 
 
-@pytest.mark.parametrize(
-    ("length", "window", "stride", "expected"),
-    [
-        (448, 448, 224, [0]),
-        (300, 448, 224, [0]),
-        (672, 448, 224, [0, 224]),
-        (700, 448, 224, [0, 224, 252]),
-        (800, 448, 224, [0, 224, 352]),
-        (10, 4, 4, [0, 4, 6]),
-    ],
-)
-def test_window_offsets_end_at_the_border(length: int, window: int, stride: int, expected: list[int]) -> None:
-    assert window_offsets(length, window, stride) == expected
-
-
 def test_text_banks_are_computed_once() -> None:
     segmenter, model = brightness()
     image = np.zeros((16, 16, 3), np.uint8)
@@ -177,7 +162,7 @@ def test_out_of_memory_halves_the_batch_and_the_result_is_the_same(caplog: pytes
     model.memory = 3
     result = segmenter.segment(pixels, ["bright", "dark"], window=16, stride=4)
     np.testing.assert_array_equal(result.labels, expected)
-    assert segmenter.batch_size == 2 and len(caplog.records) == 2  # 8 -> 4 -> 2
+    assert segmenter.batches.size == 2 and len(caplog.records) == 2  # 8 -> 4 -> 2
     caplog.clear()
     segmenter.segment(pixels, ["bright", "dark"], window=16, stride=4)
     assert not caplog.records
@@ -200,7 +185,7 @@ def test_out_of_memory_on_the_cpu_halves_the_batch_too(allocator: Any) -> None:
     model.memory, model.allocator = 3, allocator
     result = segmenter.segment(pixels, ["bright", "dark"], window=16, stride=4)
     np.testing.assert_array_equal(result.labels, expected)
-    assert segmenter.batch_size == 2
+    assert segmenter.batches.size == 2
     model.memory = 0
     with pytest.raises(OVSDinoError, match=r"^out of memory .*smaller short_side") as caught:
         segmenter.segment(pixels, ["bright", "dark"])
@@ -220,7 +205,7 @@ def test_a_primitive_that_onednn_cannot_make_is_done_without_it(caplog: pytest.L
     model.encode_image = lambda image: (onednn(), encode(image))[1]  # type: ignore[method-assign]
     result = segmenter.segment(pixels, ["bright", "dark"], window=16, stride=4)
     np.testing.assert_array_equal(result.labels, expected)
-    assert segmenter.batch_size == 4 and torch.backends.mkldnn.enabled
+    assert segmenter.batches.size == 4 and torch.backends.mkldnn.enabled
     assert caplog.text.count("batches that fail there run without it") == 1
 
 
@@ -229,7 +214,7 @@ def test_another_runtime_error_is_not_taken_for_memory() -> None:
     model.memory, model.allocator = 0, lambda: torch.zeros(2) @ torch.zeros(3)
     with pytest.raises(RuntimeError, match="size"):
         segmenter.segment_batch([np.zeros((16, 16, 3), np.uint8)] * 2, ["bright", "dark"])
-    assert segmenter.batch_size == 8
+    assert segmenter.batches.size == 8
 
 
 def test_a_batch_may_be_a_generator_or_one_array_of_several() -> None:
