@@ -275,7 +275,7 @@ def class_names(folder: Path) -> tuple[Path, Reader]:
 
 def word_list(folder: Path) -> tuple[Path, Reader]:
     from ovsdino.data.phrases import phrases, read_phrases
-    from ovsdino.train.dense.trainer import read_vocabulary
+    from ovsdino.train.dense.text import read_vocabulary
 
     path = folder / "words.txt"
     path.write_text("car\ntraffic light\ndog\nsky\n")
@@ -308,7 +308,7 @@ def command(main: Callable[[list[str]], int], line: list[str]) -> None:
 
 
 def config(folder: Path) -> tuple[Path, Reader]:
-    from ovsdino.train.config import load_config
+    from ovsdino.train.start import load_config
 
     path = folder / "run.yaml"
     shipped = Path(__file__).resolve().parent.parent / "configs"

@@ -57,8 +57,8 @@ def training_folder(folder: Path, steps: int = 1) -> Path:
 
 def trained(folder: Path) -> Any:
     """Train a step; return the trainer."""
-    from ovsdino.train.config import load_config
     from ovsdino.train.dense.trainer import DenseTrainer
+    from ovsdino.train.start import load_config
 
     trainer = DenseTrainer(load_config(training_folder(folder)), log=lambda line: None)
     trainer.run()

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TREES = {"ovsdino": "ovsdino", "deploy": "ovsdino.deploy", "kernels/triton": "ovsdino.kernels", "benchmarks": "ovsdino.benchmarks"}
+TREES = {
+    "ovsdino": "ovsdino",
+    "deploy": "ovsdino.deploy",
+    "kernels/triton": "ovsdino.kernels",
+    "benchmarks": "ovsdino.benchmarks",
+}
 
 # From the bottom up. A room is a module or a package; its modules may import from rooms of its own layer and of those below.
 LAYERS: tuple[tuple[str, ...], ...] = (

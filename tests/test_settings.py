@@ -11,9 +11,11 @@ import pytest
 from ovsdino.errors import OVSDinoError
 from ovsdino.settings import read_yaml
 from ovsdino.train.ablation import Ablation, load_ablation
-from ovsdino.train.config import TrainConfig, WeakConfig, load_config, train_config
-from ovsdino.train.pretrain.self_distill import SelfDistillConfig, load_settings
-from ovsdino.train.trainer import changed_model
+from ovsdino.train.dense.config import DenseConfig
+from ovsdino.train.initial import changed_model
+from ovsdino.train.pretrain.config import SelfDistillConfig, load_settings
+from ovsdino.train.start import load_config, train_config
+from ovsdino.train.weak.config import WeakConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -49,7 +51,7 @@ def fields(kind, prefix=()):
             yield (*prefix, name), hint
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, WeakConfig])
+@pytest.mark.parametrize("kind", [DenseConfig, WeakConfig])
 def test_no_number_takes_what_is_none_or_not_finite(kind):
     supervision = "captions" if kind is WeakConfig else "labels"
     tried = 0
@@ -216,7 +218,7 @@ def test_every_shipped_configuration_loads_from_another_folder(tmp_path, monkeyp
             continue
         config = load_config(path)
         assert config.output == tree["output"]  # a result goes to where the user stands
-        if isinstance(config, TrainConfig):
+        if isinstance(config, DenseConfig):
             assert Path(config.data.root).resolve() == data and Path(config.text.vocabulary).samefile(
                 ROOT / "configs/words.txt"
             )
@@ -261,7 +263,7 @@ def test_settings_of_self_distillation_are_checked_alike(change, message):
 
 
 def test_defaults_pass_their_own_checks():
-    for kind in (TrainConfig, WeakConfig):
+    for kind in (DenseConfig, WeakConfig):
         tree = dataclasses.asdict(kind())
         assert train_config(tree) == kind()
     assert SelfDistillConfig().images == ()

@@ -14,8 +14,8 @@ import tempfile
 
 from ovsdino.benchmarks.lib.machine import machine_facts
 from ovsdino.benchmarks.lib.timing import interleaved
-from ovsdino.train.config import load_config
 from ovsdino.train.dense.trainer import DenseTrainer
+from ovsdino.train.start import load_config
 
 
 def main() -> int:

@@ -22,8 +22,9 @@ from ovsdino.benchmarks.lib.timing import clock_time, medians, resident
 from ovsdino.models.backbone import freeze
 from ovsdino.models.zoo import build_model
 from ovsdino.ops import use_backend
-from ovsdino.train.config import OptimConfig, WeakConfig, WeakLossConfig
-from ovsdino.train.weak.trainer import Parts, WeakObjective
+from ovsdino.train.config import OptimConfig
+from ovsdino.train.weak.config import WeakConfig, WeakDataConfig
+from ovsdino.train.weak.objective import Inputs, WeakObjective
 
 BACKENDS = {"native": "auto", "plain": "reference"}
 
@@ -36,7 +37,8 @@ class Step:
         timm.layers.set_fused_attn(args.device == "cuda")
         model = build_model(args.model)
         freeze(model.backbone)
-        config = WeakConfig(model=args.model, loss=WeakLossConfig(), optim=OptimConfig(bf16=not args.float32))
+        data = WeakDataConfig(masks="random")
+        config = WeakConfig(model=args.model, data=data, optim=OptimConfig(bf16=not args.float32))
         self.objective = WeakObjective(model, config).to(args.device)
         self.optimiser = torch.optim.AdamW([p for p in self.objective.parameters() if p.requires_grad])
         p = model.config.patch_size
@@ -50,11 +52,9 @@ class Step:
         self.quality = torch.rand(args.batch, args.masks, device=args.device)
 
     def __call__(self) -> None:
-        parts: Parts = self.objective(
-            self.images, self.regions, self.text, self.positives, masks=self.masks, quality=self.quality
-        )
-        found = (parts.scores, parts.mask, parts.pull, parts.words, parts.share, parts.preserve, parts.boundary)
-        loss = torch.stack([part.mean() for part in found if part is not None]).sum()
+        inputs = Inputs(self.images, self.regions, self.text, self.positives, self.masks, self.quality)
+        values: dict[str, torch.Tensor] = self.objective(inputs)
+        loss = torch.stack([value.mean() for value in values.values()]).sum()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()

@@ -30,7 +30,7 @@ class Ablate:
     def run(self) -> int:
         from ovsdino.io.files import atomic_write, refuse_inputs
         from ovsdino.train.ablation import load_ablation, markdown, run_ablation
-        from ovsdino.train.trainer import Stopped
+        from ovsdino.train.stopping import Stopped
 
         if self.output is not None:
             refuse_inputs([self.output, self.output.with_suffix(".md")], [self.config])

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -111,52 +110,3 @@ class StructureAwareEncoder(nn.Module):
         mid = self.merge2(mid + F.interpolate(self.up2(tokens), scale_factor=2.0, mode="bilinear"))
         guide = self.merge4(fine + F.interpolate(self.up4(mid), scale_factor=2.0, mode="bilinear"))
         return Structure(tokens=tokens, guide=guide, boundary=self.boundary(guide))
-
-
-class SAMAlignment(nn.Module):
-    """Projects S to SAM's image-embedding space; used by the training loss only."""
-
-    def __init__(self, structure_dim: int) -> None:
-        super().__init__()
-        self.project = nn.Conv2d(structure_dim, 256, 1)
-
-    def forward(self, tokens: Tensor, size: tuple[int, int] = (64, 64)) -> Tensor:
-        """(B, structure_dim, h, w) -> (B, 256, *size); with S's own (h, w) nothing is interpolated.
-
-        The whole image's embedding is (64, 64); the part of it under a crop is sampled at the crop's grid.
-        """
-        projected = self.project(tokens)
-        if projected.shape[-2:] == size:
-            return projected
-        return F.interpolate(projected, size, mode="bilinear", align_corners=False)
-
-
-def sam_alignment_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """1 - cos + smooth L1 between (B, 256, H, W) maps, both averaged over positions."""
-    cosine = F.cosine_similarity(predicted, target, dim=1)
-    return (1.0 - cosine).mean() + F.smooth_l1_loss(predicted, target)
-
-
-def boundary_targets(labels: Tensor, size: tuple[int, int], ignore_index: int = 255) -> tuple[Tensor, Tensor]:
-    """Boundary map of a label map at a coarser size.
-
-    A full-resolution pixel is boundary when a 4-neighbour carries another valid label; a coarse pixel is boundary when
-    any of its pixels is.
-
-    Args:
-        labels: (B, H, W) integer labels.
-        size: (h, w) of the target.
-
-    Returns:
-        target (B, 1, h, w) float in {0, 1} and valid (B, 1, h, w) bool.
-    """
-    valid = labels != ignore_index
-    edge = torch.zeros_like(valid)
-    vertical = (labels[:, 1:] != labels[:, :-1]) & valid[:, 1:] & valid[:, :-1]
-    horizontal = (labels[:, :, 1:] != labels[:, :, :-1]) & valid[:, :, 1:] & valid[:, :, :-1]
-    edge[:, 1:] |= vertical
-    edge[:, :-1] |= vertical
-    edge[:, :, 1:] |= horizontal
-    edge[:, :, :-1] |= horizontal
-    target = F.adaptive_max_pool2d(edge[:, None].float(), size)
-    return target, F.adaptive_max_pool2d(valid[:, None].float(), size) > 0

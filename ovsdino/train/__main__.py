@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ovsdino.console import run_command
-from ovsdino.io.files import lock_folder
-from ovsdino.train.config import RunConfig, load_config
+from ovsdino.train.config import RunConfig
+from ovsdino.train.start import load_config, make_trainer
 
 USAGE = """usage: ovsdino train CONFIG.yaml [--steps N] [key=value ...]   e.g. optim.steps=2000 output=runs/try
        python -m ovsdino.train CONFIG.yaml ...                        the same
@@ -43,36 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
-    return run_command(args, lambda: train(load_config(args[0], _overrides(args[1:]))))
+    return run_command(args, lambda: _train(load_config(args[0], _overrides(args[1:]))))
 
 
-def train(config: RunConfig) -> int:
-    """Train in the configuration's folder, which no other training may hold meanwhile; return the exit code."""
-    first = os.environ.get("RANK", "0") == "0"
-    console = Console(stderr=True, quiet=not first)
-    with lock_folder(config.output, "training") if first else contextlib.nullcontext():
-        from ovsdino.train.distributed import leave
-        from ovsdino.train.start import make_trainer
-        from ovsdino.train.stopping import Stopped
+def _train(config: RunConfig) -> int:
+    from ovsdino.train.session import first_process, train
 
-        trainer = make_trainer(config, log=console.print)
-        if trainer.resume():
-            console.print(f"resuming {config.output} at step {trainer.step}")
-        trainer.record("config", **asdict(config))
-        columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-            task = progress.add_task("train", total=config.optim.steps, completed=trainer.step, loss=float("nan"))
-            try:
-                result = trainer.run(lambda step, _, v: progress.update(task, completed=step, loss=v["loss"]))
-            except Stopped as stopped:
-                console.print(f"{stopped} at step {trainer.step}, all saved; the same command goes on from here")
-                return 128 + stopped.signal
-        leave()
-        if first:
-            print(
-                json.dumps({"output": config.output, "step": trainer.step, "best_miou": trainer.best, "last": result})
-            )
-    return 0
+    code, trainer, last = train(config, make_trainer)
+    if not code and first_process():
+        print(json.dumps({"output": config.output, "step": trainer.step, "best_miou": trainer.best, "last": last}))
+    return code
 
 
 if __name__ == "__main__":

@@ -28,9 +28,10 @@ from ovsdino.models.zoo import build_model
 from ovsdino.ops import use_backend
 from ovsdino.pipeline import Segmenter
 from ovsdino.settings import Size, Within, anchored, build_config, merged, overridden, read_yaml
-from ovsdino.train.config import RunConfig, read_config, supervision, train_config
-from ovsdino.train.start import make_trainer
-from ovsdino.train.trainer import Trainer, changed_model
+from ovsdino.train.config import RunConfig
+from ovsdino.train.initial import changed_model
+from ovsdino.train.segmentation import SegmentationTrainer
+from ovsdino.train.start import make_trainer, read_config, supervision, train_config
 
 Log = Callable[[str], None]
 SCORES = ("miou", "boundary_f1", "boundary_iou", "pixel_accuracy")
@@ -247,7 +248,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if key not in ("output", "backbone_weights")}
 
 
-def _train(config: RunConfig, log: Log) -> Trainer:
+def _train(config: RunConfig, log: Log) -> SegmentationTrainer:
     """A finished trainer, with the averaged weights in its model."""
     with atomic_write(Path(config.output) / "settings.json") as file:
         file.write((json.dumps(_settings(config), indent=1) + "\n").encode())
@@ -260,7 +261,7 @@ def _train(config: RunConfig, log: Log) -> Trainer:
     return trainer
 
 
-def _score(trainer: Trainer) -> dict[str, float]:
+def _score(trainer: SegmentationTrainer) -> dict[str, float]:
     found = trainer.measured().get("val")
     if found is None:
         raise OVSDinoError("the study's configuration names no validation images (val.root)")

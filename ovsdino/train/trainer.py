@@ -1,11 +1,9 @@
-"""The training loop: frozen parts in eval mode, bf16 autocast, EMA, any number of processes, exact resume.
+"""The one training loop: learning rates, gradient, AdamW, log, signals, checkpoints, exact resume.
 
-The state of a step depends on (config, step) and the checkpoint alone: batches are functions of the position in the
-run, the learning rate of the step, and the random generators are seeded by (seed, step, rank). So there is no sampler,
-scheduler or generator to save beside the step, and a resumed run goes on as if it had not stopped.
-
-What is trained is small (behind a frozen ViT nano has 2.7 M parameters, b14 3.6 M), so every process holds all of it
-and its optimiser's state: sharding them (FSDP) would save some 40 MB a device and cost a collective a layer.
+Every run of this package is a `Trainer`. A subclass names its batches and its losses, and adds what its checkpoint
+holds. The state of a step depends on (configuration, step) and the checkpoint alone: batches are functions of the
+position in the run, the learning rate is a function of the step, and the random generators are seeded by
+(seed, step, rank). No sampler, scheduler or generator is saved, and a resumed run continues as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -15,206 +13,135 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import timm.layers
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ovsdino.data.segmentation import SegmentationDataset
-from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.eval.metrics import Confusion
+from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import reading
-from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
-from ovsdino.models.text import HashedTextTower
-from ovsdino.models.weights import load_state, packaged, read_packaged, read_safetensors
-from ovsdino.models.zoo import PROJECTIONS, build_model, load_official
-from ovsdino.ops import upsample_argmax
-from ovsdino.pipeline import Segmenter
-from ovsdino.train.config import RunConfig
-from ovsdino.train.distributed import any_of, barrier, join, total_of
+from ovsdino.train.config import CommonConfig, OptimConfig
+from ovsdino.train.distributed import Ranks, any_of, barrier
 from ovsdino.train.run_folder import Board, RunFolder
 from ovsdino.train.stopping import Stopped, caught_signals
 
 Log = Callable[[str], None]
-TEMPERATURES = ("log_scale", "mask_scale")  # logarithms of what cosines are multiplied by
-MAX_LOG_SCALE = math.log(100.0)  # CLIP's bound (Radford et al. 2021, section 2.5): beyond it training is unstable
-
-
-def changed_model(config: RunConfig) -> OVSDINO:
-    """Return the model of a configuration, with random weights.
-
-    Raises:
-        OVSDinoError: No such model, or the changes to it do not make one.
-    """
-    try:
-        return build_model(config.model, decoder=config.decoder, changes=config.architecture)
-    except OVSDinoError:
-        raise
-    except Exception as error:  # modules raise whatever sizes that do not fit lead to
-        if not config.architecture:
-            raise
-        raise OVSDinoError(f"architecture: {config.architecture} makes no model: {one_line(error, 160)}") from error
-
-
-def load_weights(model: OVSDINO, config: RunConfig) -> None:
-    """What a run begins with: nano's text tower and perhaps backbone, or the published parts of the other models.
-
-    Raises:
-        OVSDinoError: a file is missing or does not fit, or the hub cannot be reached.
-    """
-    if not isinstance(model.text_tower, HashedTextTower):
-        projection = config.projection or None
-        published = projection is not None or model.config.name in PROJECTIONS
-        load_official(
-            model, config.backbone_weights or None, projection, config.clip_weights or None, with_projection=published
-        )
-        return
-    load_text_tower(model, config.text_weights)
-    if config.backbone_weights:
-        load_backbone(model, config.backbone_weights)
-
-
-def load_text_tower(model: OVSDINO, path: str) -> None:
-    """Text weights of nano's tower from a safetensors file, or from the shipped model of the same name."""
-    if path:
-        load_state(model.text_tower, read_safetensors(path), path)
-        return
-    if packaged(model.config.name) is None:
-        raise OVSDinoError(
-            "no text tower: distil one (python -m ovsdino.train.pretrain.distill_text) and set text_weights"
-        )
-    state = read_packaged(model.config.name)
-    tower = {k.removeprefix("text_tower."): v for k, v in state.items() if k.startswith("text_tower.")}
-    load_state(model.text_tower, tower, model.config.name)
-
-
-def load_backbone(model: OVSDINO, path: str) -> None:
-    """The backbone of an earlier run's safetensors file, its temperature with it; the decoder stays as it is."""
-    state = read_safetensors(path)
-    kept = {k: v for k, v in state.items() if k.startswith(("backbone.", "log_scale"))}
-    load_state(model, kept, path, partial=("decoder.", "text_tower."))
-
-
-def parameter_groups(module: nn.Module, weight_decay: float, slow: Iterable[nn.Parameter] = ()) -> list[dict[str, Any]]:
-    """Return the trained parameters in groups for an optimiser.
-
-    Weight decay is for matrices only: not for biases, norms, scalars, position embeddings.
-
-    Args:
-        slow: Parameters that get groups of their own, behind the others.
-
-    Returns:
-        Two groups, with and without decay; four where there are slow parameters.
-    """
-    apart = {id(parameter) for parameter in slow}
-    groups: list[list[nn.Parameter]] = [[], [], [], []]
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            plain = parameter.ndim <= 1 or "pos_embed" in name
-            groups[2 * (id(parameter) in apart) + plain].append(parameter)
-    decays = (weight_decay, 0.0, weight_decay, 0.0)
-    count = 4 if apart else 2
-    return [{"params": p, "weight_decay": d} for p, d in zip(groups[:count], decays[:count], strict=True)]
-
-
-def normalised(model: OVSDINO, images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] as the model takes them, in the memory layout that its convolutions like."""
-    mean = torch.tensor(model.config.mean, device=images.device)[:, None, None]
-    std = torch.tensor(model.config.std, device=images.device)[:, None, None]
-    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def encode(model: OVSDINO, images: Tensor, bf16: bool) -> ImageFeatures:
-    """Features of images in [0, 1]: computed in bf16, handed on in float32, in which all losses are."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        features = model.encode_image(normalised(model, images))
-    return features.float()
+OnStep = Callable[[int, int, dict[str, float]], None]
+ALONE = Ranks()
 
 
 class Trainer(ABC):
-    """What a run on labels and a run on captions share; a subclass says what a batch is and what is lost on it.
+    """One run, from its first step or its checkpoint to its last step.
 
-    A subclass ends its constructor with `prepare`. Everything trained lies in the module given to it: the model, as its
-    attribute `model`, and what the losses alone need.
+    A subclass ends its constructor with `prepare`.
+
+    Args:
+        config: The run's folder, seed, device and intervals.
+        optim: Steps, learning rate and gradient clipping.
+        log: Receives one line at a time, for people.
+        ranks: This process among those of the run.
     """
 
+    betas = (0.9, 0.999)
+    undecayed: tuple[str, ...] = ("pos_embed",)  # parts of names of parameters without weight decay
+    optim_key = "optim."  # in front of the optimizer's settings, in messages
     slow_rate = 1.0  # of the parameters of `slow`, in shares of the learning rate
-    objective: Any  # a module, wrapped for many processes and compiled as the configuration says
+    objective: Any  # what `losses` calls; wrapped for many processes by the subclass that runs in many
 
-    def __init__(self, config: RunConfig, log: Log) -> None:
-        self.config, self.log = config, log
-        self.ranks = join()
-        self.device = choose_device(config.device, self.ranks.local)
+    def __init__(self, config: CommonConfig, optim: OptimConfig, log: Log, ranks: Ranks = ALONE) -> None:
+        self.config: Any = config
+        self.optim, self.log, self.ranks = optim, log, ranks
+        self.device = choose_device(config.device, ranks.local)
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         # The explicit form trains twice as fast as fused SDPA on a CPU: 31 against 61 ms at (8, 3, 432, 64), bf16.
         timm.layers.set_fused_attn(self.device.type == "cuda")
-        self.model = changed_model(config)
-        load_weights(self.model, config)
-        self.step, self.best, self.seconds = 0, -1.0, 0.0
+        self.step, self.seconds = 0, 0.0
         self.folder = RunFolder(config.output)
 
-    # -- what a subclass gives -----------------------------------------------------------------------------------
+    # -- for subclasses ------------------------------------------------------------------------------------------
+    # ruff: noqa: B027 (a hook that does nothing is meant so)
 
     @abstractmethod
     def batches(self, start: int, steps: int) -> Iterator[Any]:
-        """This process's batches of the steps [start, steps)."""
-
-    @abstractmethod
-    def part(self, batch: Any, index: int, parts: int) -> Any:
-        """One of `parts` equal parts of a batch."""
+        """Yield this process's batches of the steps [start, steps)."""
 
     @abstractmethod
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """The weighted terms of a batch, whose sum is minimised."""
+        """Return the weighted terms of a batch by name; their sum is minimized."""
 
-    @abstractmethod
-    def measured(self) -> dict[str, tuple[SegmentationDataset, Tensor]]:
-        """What is measured along the way: images with labels and the text of their classes (K, D).
-
-        Returns:
-            "val", which chooses nothing, and "selection", whose best result is kept as `best.safetensors`; either may
-            be missing.
-        """
+    def part(self, batch: Any, index: int, parts: int) -> Any:
+        """Return one of `parts` equal parts of a batch."""
+        raise NotImplementedError
 
     def slow(self) -> Iterable[nn.Parameter]:
-        """Parameters that are trained at `slow_rate` of the learning rate."""
+        """Return the parameters that are trained at `slow_rate` of the learning rate."""
         return ()
+
+    def before_update(self) -> None:
+        """Change gradients; called after they are clipped."""
+
+    def after_update(self) -> None:
+        """Follow the new parameters."""
+
+    def after_step(self, board: Board | None) -> dict[str, Any] | None:
+        """Measure, if it is time; return the result. The run's clock does not count this."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds beyond the step, the configuration and the optimizer's state."""
+        return {}
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Load what `state` returned.
+
+        Raises:
+            OVSDinoError: It is of a run that trained other parameters.
+        """
+
+    def save_weights(self, name: str) -> None:
+        """Write the weights that a model loads."""
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def prepare(self, module: nn.Module) -> None:
-        """Puts the module in place and makes the optimiser of its trainable parameters."""
-        self.module = module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.trained = {k: p for k, p in self.module.named_parameters() if p.requires_grad}
-        self.optimiser = torch.optim.AdamW(parameter_groups(self.module, self.config.optim.weight_decay, self.slow()))
-        self.temperatures = [p for k, p in self.trained.items() if k.rpartition(".")[2] in TEMPERATURES]
-        self.ema = {k: p.detach().clone() for k, p in self.trained.items()}
-        self.objective = torch.compile(self.module) if self.config.compile else self.module
-        if self.ranks.size > 1:
-            devices = [self.device] if self.device.type == "cuda" else None
-            self.objective = DistributedDataParallel(self.objective, devices, find_unused_parameters=True)
+    def prepare(self, module: nn.Module, parameters: dict[str, nn.Parameter] | None = None) -> None:
+        """Take the module that is trained and make its optimizer.
+
+        Args:
+            module: Everything that is trained lies in it.
+            parameters: What the optimizer holds, by name; the module's parameters that require a gradient by default.
+        """
+        self.module = self.objective = module
+        self.trained = parameters or {k: p for k, p in module.named_parameters() if p.requires_grad}
+        groups = parameter_groups(self.trained, self.optim.weight_decay, self.undecayed, self.slow())
+        self.optimizer = torch.optim.AdamW(groups, betas=self.betas)
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, constant, then half a cosine to 1 % of the rate."""
-        c = self.config.optim
+        """Return the rate of a step: linear warm-up, constant, then half a cosine to 1 % of the rate."""
+        c = self.optim
         if step < c.warmup:
             return c.lr * (step + 1) / c.warmup
         progress = max(0.0, (step - (1 - c.decay) * c.steps) / max(1.0, c.decay * c.steps))
         return c.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
+    def step_seed(self) -> int:
+        """Return the seed of the random generators in this step."""
+        return (self.config.seed * 1_000_003 + self.step) * 1_009 + self.ranks.rank
+
     def train_step(self, batch: Any) -> dict[str, float]:
-        """One step of the optimiser; returns the loss, its terms and the gradient's norm."""
-        c = self.config.optim
-        torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 1_009 + self.ranks.rank)
-        for index, group in enumerate(self.optimiser.param_groups):
+        """Take one step; return the loss, its terms and the norm of the gradient.
+
+        Raises:
+            OVSDinoError: The gradient is not finite.
+        """
+        c = self.optim
+        torch.manual_seed(self.step_seed())
+        for index, group in enumerate(self.optimizer.param_groups):
             group["lr"] = self.learning_rate(self.step) * (self.slow_rate if index >= 2 else 1.0)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         values: dict[str, float] = {}
         for index in range(c.accumulate):
             last = index == c.accumulate - 1
@@ -227,130 +154,59 @@ class Trainer(ABC):
                 values[name] = values.get(name, 0.0) + value.item() / c.accumulate
         norm = nn.utils.clip_grad_norm_(self.trained.values(), c.clip).item()
         if not math.isfinite(norm):
-            raise OVSDinoError(f"step {self.step}: the gradient is not finite; lower optim.lr or set optim.bf16=false")
-        self.optimiser.step()
-        for parameter in self.temperatures:
-            parameter.data.clamp_(max=MAX_LOG_SCALE)
-        decay = min(c.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.trained.values()], 1.0 - decay)
+            remedy = f"lower {self.optim_key}lr or set {self.optim_key}bf16=false"
+            raise OVSDinoError(f"step {self.step}: the gradient is not finite; {remedy}")
+        self.before_update()
+        self.optimizer.step()
+        self.after_update()
         return {**values, "grad_norm": norm}
 
-    # -- evaluation and state ------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def evaluate(self, dataset: SegmentationDataset, text: Tensor) -> dict[str, Any]:
-        """Return the mIoU of the EMA weights as `ovsdino eval` measures it: whole images at the model's default size.
-
-        Each process takes every n-th image, so none waits for another longer than for an image.
-
-        Args:
-            dataset: Images with labels.
-            text: (K, D), of its classes.
-        """
-        segmenter, confusion = Segmenter(self.model), Confusion(len(dataset.names), dataset.ignore_index)
-        live = {k: p.detach().clone() for k, p in self.trained.items()}
-        self.use_average()
-        try:
-            for index in range(self.ranks.rank, len(dataset), self.ranks.size):
-                sample = dataset[index]
-                logits = segmenter.decode(segmenter.encode_image(sample.image), text)
-                confusion.update(upsample_argmax(logits, sample.label.shape)[0].cpu().numpy(), sample.label)
-        finally:
-            self._load_parameters(live)
-        confusion.counts = total_of(torch.from_numpy(confusion.counts)).numpy()
-        iou = dict(zip(dataset.names, confusion.iou().tolist(), strict=True))
-        return {
-            "miou": confusion.miou() or 0.0,
-            "iou": {name: None if math.isnan(value) else round(value, 4) for name, value in iou.items()},
-        }
-
-    def _train_mode(self) -> None:
-        """Training mode for the parts that are trained, eval mode for the frozen ones."""
-        self.module.train()
-        for part in self.module.modules():
-            parameters = list(part.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                part.eval()
-
-    def _load_parameters(self, values: dict[str, Tensor]) -> None:
-        for name, parameter in self.trained.items():
-            parameter.data.copy_(values[name])
-
-    def use_average(self) -> None:
-        """Puts the averaged weights into the model, for good: the last thing done with a trainer."""
-        self._load_parameters(self.ema)
+    # -- state ---------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write the checkpoint to go on from: what is trained, not what is frozen. The first process writes."""
-        if not self.ranks.first:
-            return
-        state = {
-            "step": self.step,
-            "best": self.best,
-            "seconds": self.seconds,
-            "trained": {k: p.detach() for k, p in self.trained.items()},
-            "ema": self.ema,
-            "optimiser": self.optimiser.state_dict(),
-            "config": asdict(self.config),
-        }
-        self.folder.save(state)
+        """Write the checkpoint to continue from: what is trained, not what is frozen. The first process writes."""
+        if self.ranks.first:
+            own = {"step": self.step, "seconds": self.seconds, "config": asdict(self.config)}
+            self.folder.save({**own, "optimiser": self.optimizer.state_dict(), **self.state()})
 
     def resume(self) -> bool:
-        """Take up the folder's checkpoint; return whether there is one. What the log has beyond it is taken out.
+        """Take up the folder's checkpoint; return whether there is one. Log lines beyond it are removed.
 
         Raises:
-            OVSDinoError: It is damaged, or of a run that trained other things.
+            OVSDinoError: It is damaged, or of a run that trained other parameters.
         """
         barrier()
         state = self.folder.load()
         if state is not None:
             with reading(self.folder.checkpoint, "checkpoint", self.folder.remedy):
-                self._take_up(state)
+                groups = [len(group["params"]) for group in self.optimizer.param_groups]
+                if [len(group["params"]) for group in state["optimiser"]["param_groups"]] != groups:
+                    raise self.foreign()
+                self.take_up(state)
+                self.optimizer.load_state_dict(state["optimiser"])
+                self.step, self.seconds = state["step"], float(state["seconds"])
         if self.ranks.first:
             self.folder.forget_after(self.step)
         return state is not None
 
-    def _take_up(self, state: dict[str, Any]) -> None:
-        """Load a checkpoint's state.
-
-        Raises:
-            OVSDinoError: Its run trained other parameters, or in other groups.
-        """
-        own = {k: tuple(p.shape) for k, p in self.trained.items()}
-        groups = [len(group["params"]) for group in self.optimiser.param_groups]
-        same = all({k: tuple(v.shape) for k, v in state[part].items()} == own for part in ("trained", "ema"))
-        if not same or [len(group["params"]) for group in state["optimiser"]["param_groups"]] != groups:
-            raise OVSDinoError(
-                f"{self.folder.checkpoint}: its run trained other parameters than this one; {self.folder.remedy}"
-            )
-        self._load_parameters(state["trained"])
-        for name, value in state["ema"].items():
-            self.ema[name].copy_(value)
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.best, self.seconds = state["step"], float(state["best"]), float(state["seconds"])
-
-    def save_weights(self, name: str) -> None:
-        """Write the EMA weights in float16: the file that a model loads. An official backbone stays where it came from.
-
-        The first process writes.
-        """
-        if not self.ranks.first:
-            return
-        weights = self.model.state_dict()
-        weights.update({k.removeprefix("model."): v for k, v in self.ema.items() if k.startswith("model.")})
-        if not isinstance(self.model.text_tower, HashedTextTower):
-            weights = {k: v for k, v in weights.items() if not k.startswith("backbone.")}
-        self.folder.save_weights(name, weights)
+    def foreign(self) -> OVSDinoError:
+        """Return the error on a checkpoint of a run that trained other parameters."""
+        return OVSDinoError(
+            f"{self.folder.checkpoint}: its run trained other parameters than this one; {self.folder.remedy}"
+        )
 
     def record(self, kind: str, **values: Any) -> None:
-        """Write one line in `log.jsonl`; the first process does."""
+        """Write one line of `log.jsonl`; the first process does."""
         if self.ranks.first:
             self.folder.append({"kind": kind, "step": self.step, "seconds": round(self.seconds, 1), **values})
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
-    def run(self, on_step: Callable[[int, int, dict[str, float]], None] | None = None) -> dict[str, Any]:
-        """Train from the current step to the last; return the last validation result.
+    def run(self, on_step: OnStep | None = None) -> dict[str, Any]:
+        """Train from the current step to the last; return the last result of `after_step`.
+
+        Args:
+            on_step: Called with the steps done, all steps, and the values of `train_step`.
 
         Raises:
             Stopped: After SIGTERM or SIGINT, once the step is finished and the checkpoint saved.
@@ -365,28 +221,24 @@ class Trainer(ABC):
         barrier()
         return result
 
-    def _loop(
-        self, board: Board | None, on_step: Callable[[int, int, dict[str, float]], None] | None
-    ) -> dict[str, Any]:
-        c, steps = self.config, self.config.optim.steps
-        self._train_mode()
+    def _loop(self, board: Board | None, on_step: OnStep | None) -> dict[str, Any]:
+        c, steps = self.config, self.optim.steps
         result: dict[str, Any] = {}
+        self.train_mode()
         started = time.monotonic()
         with caught_signals() as received:
             for batch in self.batches(self.step, steps):
                 values = self.train_step(batch)
                 self.step += 1
-                now = time.monotonic()
-                self.seconds, started = self.seconds + now - started, now
+                self.seconds += time.monotonic() - started
                 if on_step:
                     on_step(self.step, steps, values)
                 if self.step % c.log_every == 0:
                     self.record("train", lr=self.learning_rate(self.step), **values)
                     if board is not None:
                         board.add("train", values, self.step)
-                if c.eval_every and (self.step % c.eval_every == 0 or self.step == steps):
-                    result = self._validate(board)
-                    started = time.monotonic()  # evaluation is not training time
+                result = self.after_step(board) or result
+                started = time.monotonic()
                 stop = any_of(bool(received))
                 if stop or self.step % c.checkpoint_every == 0 or self.step == steps:
                     self.save()
@@ -394,26 +246,45 @@ class Trainer(ABC):
                     raise Stopped(received[0] if received else int(signal.SIGTERM))
         return result
 
-    def _validate(self, board: Board | None) -> dict[str, Any]:
-        """Measure the averaged weights, each process its part of the images; choose the best by the selection images.
+    def train_mode(self) -> None:
+        """Set training mode for the parts that are trained, eval mode for the frozen ones."""
+        self.module.train()
+        for part in self.module.modules():
+            parameters = list(part.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                part.eval()
 
-        Returns:
-            The result on the validation images.
-        """
-        self.module.eval()
-        found = {kind: self.evaluate(*images) for kind, images in self.measured().items()}
-        self._train_mode()
-        for kind, result in found.items():
-            self.record(kind, **result)
-            if self.ranks.first:
-                self.log(f"step {self.step}: {kind} mIoU {result['miou']:.4f}")
-            if board is not None:
-                board.add(kind, {"miou": result["miou"]}, self.step)
-        chosen = found.get("selection")
-        if chosen and chosen["miou"] > self.best:
-            self.best = chosen["miou"]
-            self.save_weights("best.safetensors")
-        return found.get("val", {})
+
+def parameter_groups(
+    parameters: dict[str, nn.Parameter],
+    weight_decay: float,
+    undecayed: Sequence[str] = (),
+    slow: Iterable[nn.Parameter] = (),
+) -> list[dict[str, Any]]:
+    """Return parameters in groups for AdamW. Weight decay is for matrices only, not for biases, norms and scalars.
+
+    Args:
+        parameters: By name.
+        weight_decay: Of the decayed groups.
+        undecayed: Parts of names of matrices without decay.
+        slow: Parameters that get groups of their own, behind the others.
+
+    Returns:
+        Two groups, with and without decay; four where there are slow parameters.
+    """
+    apart = {id(parameter) for parameter in slow}
+    groups: list[list[nn.Parameter]] = [[], [], [], []]
+    for name, parameter in parameters.items():
+        plain = parameter.ndim <= 1 or any(part in name for part in undecayed)
+        groups[2 * (id(parameter) in apart) + plain].append(parameter)
+    decays = (weight_decay, 0.0, weight_decay, 0.0)
+    count = 4 if apart else 2
+    return [{"params": p, "weight_decay": d} for p, d in zip(groups[:count], decays[:count], strict=True)]
+
+
+def follow(average: Iterable[Tensor], live: Iterable[Tensor], decay: float) -> None:
+    """Move a running mean of parameters: average <- decay average + (1 - decay) live, in place."""
+    torch._foreach_lerp_([*average], [p.detach() for p in live], 1.0 - decay)
 
 
 def choose_device(name: str, local: int = 0) -> torch.device:
@@ -424,7 +295,7 @@ def choose_device(name: str, local: int = 0) -> torch.device:
         local: Number of the CUDA device where the name has none.
 
     Raises:
-        OVSDinoError: No such device.
+        OVSDinoError: There is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -161,9 +161,10 @@ def tried(command: Command, done: set[str]) -> str | None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_configuration_loads_from_any_folder(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovsdino.settings import build_config, read_yaml
     from ovsdino.train.ablation import load_ablation
-    from ovsdino.train.config import build_config, load_config, read_yaml
-    from ovsdino.train.pretrain.self_distill import SelfDistillConfig
+    from ovsdino.train.pretrain.config import SelfDistillConfig
+    from ovsdino.train.start import load_config
 
     monkeypatch.chdir(tmp_path)
     tree = read_yaml(file)

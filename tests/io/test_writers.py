@@ -92,8 +92,7 @@ def test_no_command_replaces_a_file_that_it_reads(
 
 
 def test_a_run_does_not_replace_the_weights_it_starts_from(tmp_path: Path) -> None:
-    from ovsdino.train.config import load_config
-    from ovsdino.train.start import make_trainer
+    from ovsdino.train.start import load_config, make_trainer
 
     weights = tmp_path / "last.safetensors"
     weights.write_bytes(b"weights")

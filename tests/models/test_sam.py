@@ -7,7 +7,6 @@ import timm
 import torch
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.models.sae import SAMAlignment, sam_alignment_loss
 from ovsdino.models.sam import VARIANTS, SAMEncoder
 
 SIDE = 256  # a quarter of SAM's own: the same network on a 16 x 16 grid, quick enough for every run
@@ -87,13 +86,3 @@ def test_another_networks_file_is_refused(tmp_path):
         SAMEncoder("vit_b", img_size=SIDE).load(tmp_path / "part.pth")
     with pytest.raises(OVSDinoError, match="unknown SAM variant"):
         SAMEncoder("vit_x")
-
-
-def test_structure_tokens_are_aligned_at_sams_resolution():
-    torch.manual_seed(0)
-    align = SAMAlignment(32)
-    tokens = torch.randn(2, 32, 5, 7, requires_grad=True)
-    predicted = align(tokens)
-    assert predicted.shape == (2, 256, 64, 64)
-    sam_alignment_loss(predicted, torch.randn(2, 256, 64, 64)).backward()
-    assert tokens.grad is not None and tokens.grad.abs().sum() > 0

@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from ovsdino.data.masks import Manifest, MaskStore, PseudoMask, encode_image, names_digest
 from ovsdino.models.zoo import build_model
 from ovsdino.train.__main__ import main
-from ovsdino.train.config import load_config
-from ovsdino.train.start import make_trainer
+from ovsdino.train.start import load_config, make_trainer
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["ovsdino.train.weak.trainer", "ovsdino.train.__main__"])
@@ -111,7 +110,7 @@ def trainer(path, *overrides):
 def gradients(it):
     """The gradient of the first step, by parameter, and the terms."""
     batch = next(iter(it.batches(0, 1)))
-    it._train_mode()
+    it.train_mode()
     terms = it.losses(batch)
     torch.stack(list(terms.values())).sum().backward()
     found = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in it.trained.items()}
@@ -124,7 +123,7 @@ def ranked(rank, size, port, path, overrides, output):
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     it = trainer(path, *overrides)
-    measured = it._validate(None)
+    measured = it.validate(None)
     torch.save((*gradients(it), measured), f"{output}.{rank}")
 
 

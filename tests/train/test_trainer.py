@@ -14,9 +14,11 @@ from ovsdino.eval import evaluate
 from ovsdino.models.zoo import build_model
 from ovsdino.pipeline import Segmenter
 from ovsdino.train.__main__ import main
-from ovsdino.train.config import DataConfig, StageConfig, TextSupervision, TrainConfig, load_config
 from ovsdino.train.dense.batches import BatchSource
-from ovsdino.train.dense.trainer import DenseTrainer, TextBank
+from ovsdino.train.dense.config import DataConfig, DenseConfig, StageConfig, TextSupervision
+from ovsdino.train.dense.text import TextBank
+from ovsdino.train.dense.trainer import DenseTrainer
+from ovsdino.train.start import load_config
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +210,7 @@ def test_learning_rate_warms_up_stays_and_falls(folder, tmp_path):
 def test_yaml_numbers_in_exponent_form_are_floats(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("optim: {lr: 1e-3}")
-    assert load_config(path) == TrainConfig(optim=TrainConfig().optim)
+    assert load_config(path) == DenseConfig(optim=DenseConfig().optim)
 
 
 def test_vocabulary_gives_distractors_and_neighbours_but_no_held_out_word(tmp_path):
@@ -225,7 +227,7 @@ def test_vocabulary_gives_distractors_and_neighbours_but_no_held_out_word(tmp_pa
     model.encode_text = lambda names: torch.nn.functional.normalize(torch.tensor([rows[n] for n in names]), dim=1)
     path = tmp_path / "words.txt"
     path.write_text("\n".join(["crimson", "purple", "justice", "navy", "navyblue", ""]))
-    config = TrainConfig(text=TextSupervision(vocabulary=str(path), exclude=("navy",), num_distractors=2))
+    config = DenseConfig(text=TextSupervision(vocabulary=str(path), exclude=("navy",), num_distractors=2))
     bank = TextBank(model, ("red", "blue"), config)
     torch.testing.assert_close(bank.distractors, torch.tensor([rows["justice"]]))
     assert [len(n) for n in bank.neighbours] == [1, 0]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovsdino.data.segmentation import SegmentationDataset
+from ovsdino.data.segmentation import SegmentationDataset, open_dataset
 from ovsdino.errors import OVSDinoError
-from ovsdino.train.config import DataConfig, StageConfig
+from ovsdino.train.config import stage_at
+from ovsdino.train.dense.config import DataConfig, StageConfig
 from ovsdino.train.image_cache import ImageCache, share_of_machine
 
 GREY = (0.299, 0.587, 0.114)
@@ -52,9 +54,6 @@ class BatchSource:
             counts += torch.bincount(self.pair(index)[1].flatten(), minlength=256)[:num_classes]
         return counts
 
-    def stage(self, step: int, steps: int) -> StageConfig:
-        return next((s for s in self.stages if step < s.until * steps), self.stages[-1])
-
     def sample(self, index: int, stage: StageConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """One augmented crop: image (3, h, w) float in [0, 1], label (h, w) uint8."""
         image, label = self.pair(index)
@@ -90,7 +89,7 @@ class BatchSource:
     def batch(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, h, w) float in [0, 1] and labels (B, h, w) int64 of a step."""
         rng = np.random.default_rng((self.seed, step))
-        stage = self.stage(step, steps)
+        stage = stage_at(self.stages, step, steps)
         # Twice as many crops as needed would be wasted: the mixed-in pixels come from the next image of the batch.
         count = len(self.dataset)
         picks = rng.choice(count, stage.batch, replace=count < stage.batch)
@@ -139,3 +138,32 @@ def prefetch(source: BatchSource, start: int, steps: int, depth: int = 3) -> Ite
     finally:
         stop.set()
         thread.join()
+
+
+def open_training(config: DataConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """Return the images to train on, and those kept out of training to choose by: the last ones by name.
+
+    Raises:
+        OVSDinoError: See `open_dataset`; too few images for `config.selection`.
+    """
+
+    def part(rows: slice) -> SegmentationDataset:
+        dataset = open_dataset(config.dataset, config.root, config.train_split, byte_labels=True)
+        dataset.entries = tuple(sorted(dataset.entries, key=lambda entry: entry.image))[rows]
+        dataset.stems = tuple(entry.stem for entry in dataset.entries)
+        return dataset
+
+    if not Path(config.root).is_dir():
+        raise OVSDinoError(
+            f"data.root: {config.root}: no such folder; it holds the data set (README says how to get one)"
+        )
+    if not config.selection:
+        return open_dataset(config.dataset, config.root, config.train_split, byte_labels=True), None
+    total = len(part(slice(None)))
+    count = round(config.selection * total)
+    if not 0 < count < total:
+        raise OVSDinoError(
+            f"data.selection {config.selection}: is {count} of {total} training images; take a share "
+            "that leaves some on either side"
+        )
+    return part(slice(total - count)), part(slice(total - count, None))

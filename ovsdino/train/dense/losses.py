@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovsdino.data.segmentation import IGNORE_INDEX
-from ovsdino.models.sae import boundary_targets
 
 
 def class_weights(counts: Tensor, power: float, maximum: float) -> Tensor:
@@ -36,6 +35,31 @@ def dice_loss(probability: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     if not present.any():
         return probability.sum() * 0.0
     return (1.0 - 2.0 * intersection / total.clamp_min(1e-6))[present].mean()
+
+
+def boundary_targets(labels: Tensor, size: tuple[int, int], ignore_index: int = 255) -> tuple[Tensor, Tensor]:
+    """Boundary map of a label map at a coarser size.
+
+    A full-resolution pixel is boundary when a 4-neighbour carries another valid label; a coarse pixel is boundary when
+    any of its pixels is.
+
+    Args:
+        labels: (B, H, W) integer labels.
+        size: (h, w) of the target.
+
+    Returns:
+        target (B, 1, h, w) float in {0, 1} and valid (B, 1, h, w) bool.
+    """
+    valid = labels != ignore_index
+    edge = torch.zeros_like(valid)
+    vertical = (labels[:, 1:] != labels[:, :-1]) & valid[:, 1:] & valid[:, :-1]
+    horizontal = (labels[:, :, 1:] != labels[:, :, :-1]) & valid[:, :, 1:] & valid[:, :, :-1]
+    edge[:, 1:] |= vertical
+    edge[:, :-1] |= vertical
+    edge[:, :, 1:] |= horizontal
+    edge[:, :, :-1] |= horizontal
+    target = F.adaptive_max_pool2d(edge[:, None].float(), size)
+    return target, F.adaptive_max_pool2d(valid[:, None].float(), size) > 0
 
 
 def boundary_loss(logits: Tensor, labels: Tensor) -> Tensor:

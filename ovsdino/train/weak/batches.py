@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,56 +18,10 @@ from ovsdino.data.captions import CaptionRecord, CaptionSet
 from ovsdino.data.masks import MaskStore, decode_one
 from ovsdino.data.phrases import phrases, read_phrases
 from ovsdino.errors import OVSDinoError
-from ovsdino.settings import InputPath, Probability, Size, Within
+from ovsdino.train.config import check_multiples
 from ovsdino.train.image_cache import ImageCache, share_of_machine
-from ovsdino.train.weak.robust import RobustConfig, agreement_weight, edge_agreement, perturb_masks, quality_weight
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeakDataConfig:
-    """Images, captions and pseudo-masks, and how they are varied.
-
-    Attributes:
-        kind: of the captions: "jsonl", "coco" or "webdataset"; see `open_captions`.
-        root: folder or zip of the images; for "coco" the folder above `annotations`; for "webdataset" that of the tars.
-        annotations: "jsonl": the file of captions. "coco": the split, for instance train2014. "webdataset": a pattern
-            of the tars' names.
-        masks: folder that `ovsdino masks` wrote for the same images; "" trains without.
-        sam_targets: folder that `ovsdino masks --embeddings` wrote for the same images, for `loss.sam`.
-        caption: "whole" takes a caption as one text; "phrases" takes what it names, each a text.
-        vocabulary: for "phrases", a file of words to look for, one a line; "" takes the parts between commas and "and".
-        height, width: of a crop in pixels, multiples of the patch size.
-        area: of a crop, in shares of the image (or of the caption's box) from the least to the largest.
-        regions: for captions that have boxes. 0 shows what is in a box and nothing around it, a sample a caption. More
-            shows a crop of the image, a sample an image, with up to so many of the captioned boxes that lie in it; all
-            of the image when none does.
-        aspect: a crop's aspect differs from width / height by up to this factor.
-        flip: probability of a mirror image.
-        colour: strength of the changes of brightness, contrast and (0.7 of it) saturation.
-        masks_per_image: pseudo-masks drawn for a crop, without replacement, by the root of their area.
-        min_mask_area: a mask that covers less of the crop than this share is not drawn.
-        workers: processes that make batches; 0 makes them in between. The batches are the same.
-        cache_mb: megabytes of decoded images that all processes of the run on a machine keep together, each its share.
-    """
-
-    kind: Literal["jsonl", "coco", "webdataset"] = "jsonl"
-    root: Annotated[str, InputPath()] = ""
-    annotations: Annotated[str, InputPath(when=("kind", "jsonl"))] = ""
-    masks: Annotated[str, InputPath()] = ""
-    sam_targets: Annotated[str, InputPath()] = ""
-    caption: Literal["phrases", "whole"] = "phrases"
-    vocabulary: Annotated[str, InputPath()] = ""
-    height: Annotated[int, Within(1, 16384)] = 160
-    width: Annotated[int, Within(1, 16384)] = 160
-    area: Annotated[tuple[float, ...], Within(0, 1, above=True), Size(2, 2)] = (0.5, 1.0)
-    regions: Annotated[int, Within(0, 10_000)] = 0
-    aspect: Annotated[float, Within(1, 16)] = 1.33
-    flip: Probability = 0.5
-    colour: Annotated[float, Within(0, 1)] = 0.3
-    masks_per_image: Annotated[int, Within(0, 10_000)] = 16
-    min_mask_area: Probability = 0.002
-    workers: Annotated[int, Within(0, 1024)] = 0
-    cache_mb: Annotated[int, Within(1, 1_000_000)] = 2048
+from ovsdino.train.weak.config import RobustConfig, WeakDataConfig
+from ovsdino.train.weak.robust import agreement_weight, edge_agreement, perturb_masks, quality_weight
 
 
 @dataclass
@@ -163,10 +117,7 @@ class WeakDataset(Dataset[WeakBatch]):
         patch: int,
         seed: int,
     ) -> None:
-        if config.height % patch or config.width % patch or not config.height or not config.width:
-            raise OVSDinoError(
-                f"data.height {config.height}, data.width {config.width}: expected multiples of {patch}, the patch size"
-            )
+        check_multiples({"data.height": config.height, "data.width": config.width}, patch)
         if config.area[0] > config.area[1]:
             raise OVSDinoError(f"data.area: expected two shares in (0, 1], the least first, got {list(config.area)}")
         self.captions, self.masks, self.config, self.robust = captions, masks, config, robust

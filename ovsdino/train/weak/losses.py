@@ -274,7 +274,7 @@ def mask_boundaries(masks: Tensor, weights: Tensor) -> Tensor:
     """Soft boundary target: at each cell the largest weight among the masks whose edge runs there.
 
     A cell is on a mask's edge when one of its four neighbours lies on the other side, so edges are two cells wide as in
-    `ovsdino.models.sae.boundary_targets`; the border of the image is no edge.
+    `ovsdino.train.dense.losses.boundary_targets`; the border of the image is no edge.
 
     Args:
         masks: (B, M, h, w) bool.
@@ -332,3 +332,9 @@ def preservation_loss(pooled_new: Tensor, pooled_old: Tensor) -> Tensor:
         (B, M).
     """
     return 1 - F.cosine_similarity(pooled_new.float(), pooled_old.detach().float(), dim=-1)
+
+
+def sam_alignment_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """1 - cos + smooth L1 between (B, 256, H, W) maps, both averaged over positions."""
+    cosine = F.cosine_similarity(predicted, target, dim=1)
+    return (1.0 - cosine).mean() + F.smooth_l1_loss(predicted, target)

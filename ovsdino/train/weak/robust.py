@@ -3,45 +3,11 @@ masks' extent; each a switch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
-
-from ovsdino.errors import OVSDinoError
-from ovsdino.settings import Count, Probability, Within
-
-
-@dataclass(frozen=True, kw_only=True)
-class RobustConfig:
-    """What training does about masks that may be wrong; the values here switch all of it off.
-
-    Attributes:
-        quality_weights: a mask's losses weigh by its predicted_iou * stability_score.
-        agreement: a mask's losses weigh by how well its edge follows the image's, see `agreement_weight`.
-        trim: share of a batch's masks that are dropped, those of the largest loss.
-        trim_after: steps before anything is dropped; an untrained model's losses say nothing of the masks.
-        merge: probability that a mask is seen as its union with one that touches it.
-        split: probability that half of a mask is seen, cut along a random line.
-    """
-
-    quality_weights: bool = False
-    agreement: bool = False
-    trim: Annotated[float, Within(0, 0.99)] = 0.0
-    trim_after: Count = 0
-    merge: Probability = 0.0
-    split: Probability = 0.0
-
-    def __post_init__(self) -> None:
-        if self.merge + self.split > 1:
-            raise OVSDinoError(
-                f"robust.merge {self.merge}, split {self.split}: expected no more than 1 together (a mask is merged or "
-                "split, never both)"
-            )
 
 
 def quality_weight(predicted_iou: Tensor, stability: Tensor) -> Tensor:

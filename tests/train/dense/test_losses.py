@@ -5,8 +5,14 @@ import math
 import pytest
 import torch
 
-from ovsdino.models.sae import boundary_targets, sam_alignment_loss
-from ovsdino.train.dense.losses import boundary_loss, class_weights, coarse_labels, dice_loss, soft_cross_entropy
+from ovsdino.train.dense.losses import (
+    boundary_loss,
+    boundary_targets,
+    class_weights,
+    coarse_labels,
+    dice_loss,
+    soft_cross_entropy,
+)
 
 
 def test_class_weights_are_inverse_powers_with_mean_one():
@@ -63,11 +69,3 @@ def test_soft_cross_entropy_by_hand_with_a_distractor_class():
     log_sum = math.log(math.e + 1 + math.e**2)
     by_hand = (0.5 * (log_sum - 1) + 0.75 * log_sum) / 1.25
     assert soft_cross_entropy(logits, share, weight).item() == pytest.approx(by_hand, abs=1e-6)
-
-
-def test_sam_alignment_is_zero_for_equal_and_two_point_five_for_opposite_units():
-    unit = torch.zeros(1, 2, 1, 1)
-    unit[:, 0] = 1.0
-    assert sam_alignment_loss(unit, unit).item() == pytest.approx(0.0, abs=1e-6)
-    # cosine -1 gives 2; smooth L1 of the differences (2, 0) is (1.5 + 0) / 2
-    assert sam_alignment_loss(unit, -unit).item() == pytest.approx(2.75, abs=1e-6)

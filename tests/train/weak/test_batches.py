@@ -12,8 +12,8 @@ from PIL import Image
 from ovsdino.data.captions import open_captions
 from ovsdino.data.masks import Manifest, MaskStore, PseudoMask, encode_image, names_digest
 from ovsdino.errors import OVSDinoError
-from ovsdino.train.weak.batches import WeakDataConfig, WeakDataset, batches
-from ovsdino.train.weak.robust import RobustConfig
+from ovsdino.train.weak.batches import WeakDataset, batches
+from ovsdino.train.weak.config import RobustConfig, WeakDataConfig
 
 SIZE = (60, 80)
 NAMES = [f"{i}.png" for i in range(5)]

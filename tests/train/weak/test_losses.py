@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ovsdino.models.sae import SAMAlignment, sam_alignment_loss
 from ovsdino.train.weak.losses import (
     head_pool,
     head_scores,
@@ -20,6 +19,7 @@ from ovsdino.train.weak.losses import (
     preservation_loss,
     region_cover,
     region_share,
+    sam_alignment_loss,
     text_log_prior,
     text_pool_scores,
 )
@@ -241,17 +241,21 @@ def test_preservation_moves_the_new_embedding_alone():
     assert finite_gradient(loss, new) and old.grad is None
 
 
-def test_sam_alignment_on_the_structure_grid_by_hand():
+def test_sam_alignment_is_zero_for_equal_and_two_point_five_for_opposite_units():
+    unit = torch.zeros(1, 2, 1, 1)
+    unit[:, 0] = 1.0
+    assert sam_alignment_loss(unit, unit).item() == pytest.approx(0.0, abs=1e-6)
+    # cosine -1 gives 2; smooth L1 of the differences (2, 0) is (1.5 + 0) / 2
+    assert sam_alignment_loss(unit, -unit).item() == pytest.approx(2.75, abs=1e-6)
+
+
+def test_sam_alignment_of_a_target_three_times_as_long_by_hand():
     torch.manual_seed(0)
-    align, tokens = SAMAlignment(4), torch.randn(2, 4, 3, 5)
-    predicted = align(tokens, (3, 5))
-    weight, bias = align.project.weight[:, :, 0, 0], align.project.bias
-    torch.testing.assert_close(predicted[1, :, 2, 4], weight @ tokens[1, :, 2, 4] + bias)
-    # A target three times as long: cosine 1, so smooth L1 alone is left, |x - 3x| - 1/2 where 2|x| >= 1, else 2 x^2
+    predicted = torch.randn(2, 256, 3, 5)
+    # The cosine is 1, so smooth L1 alone is left, |x - 3x| - 1/2 where 2|x| >= 1, else 2 x^2.
     away = 2 * predicted.abs()
     expected = torch.where(away >= 1, away - 0.5, away.square() / 2).mean().item()
     assert sam_alignment_loss(predicted, 3 * predicted).item() == pytest.approx(expected, abs=1e-5)
-    assert align(tokens).shape == (2, 256, 64, 64)
 
 
 def test_the_prior_is_that_of_the_cells():

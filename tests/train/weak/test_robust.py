@@ -8,8 +8,8 @@ import torch
 
 from ovsdino.errors import OVSDinoError
 from ovsdino.settings import build_config
+from ovsdino.train.weak.config import RobustConfig
 from ovsdino.train.weak.robust import (
-    RobustConfig,
     agreement_weight,
     edge_agreement,
     perturb_masks,

@@ -1,0 +1,109 @@
+"""The settings of a run on pixel labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from ovsdino.settings import InputPath, Positive, Probability, Share, Size, Weight, Within
+from ovsdino.train.config import RunConfig, Side
+
+Phrase = Annotated[str, Size(1, 1000)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A stretch of training at one crop size.
+
+    Attributes:
+        until: the stage ends at this fraction of all steps.
+        height, width: crop size in pixels, multiples of the patch size.
+        batch: images a step.
+        area: smallest fraction of the image that a crop covers.
+        neighbours: probability that a class is called by a vocabulary word near its phrases (`TextSupervision`).
+    """
+
+    until: Share = 1.0
+    height: Side = 256
+    width: Side = 320
+    batch: Positive = 8
+    area: Share = 0.3
+    neighbours: Probability = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they are varied.
+
+    Attributes:
+        root: folder of the data sets.
+        selection: share of the training images that are kept out of training to choose `best.safetensors` by, the last
+            ones by name, so that a video's frames lie on one side but for one cut. 0 chooses nothing: the weights of
+            the last step are the result. `val_split` is measured along the way and chooses nothing in either case.
+        aspect: a crop's aspect differs from width / height by up to this factor.
+        mix: probability that an image receives the pixels of `mix_classes` of another one, at the same place.
+        cache_mb: megabytes of decoded images and labels that are kept; what has not been used longest makes room.
+    """
+
+    dataset: str = "camvid"
+    root: Annotated[str, InputPath()] = "data"
+    train_split: str = "train"
+    val_split: str = "val"
+    selection: Annotated[float, Within(0, 0.9)] = 0.0
+    flip: bool = True
+    aspect: Annotated[float, Within(1, 16)] = 1.2
+    colour: Annotated[float, Within(0, 4)] = 0.35
+    mix: Probability = 0.5
+    mix_classes: tuple[str, ...] = ()
+    cache_mb: Annotated[int, Within(1, 1_000_000)] = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSupervision:
+    """The words a class is called during training.
+
+    Attributes:
+        names: class name in the data set -> phrases; the class's own name when absent.
+        vocabulary: file of words, one a line.
+        num_distractors: words drawn each step as classes that no pixel has.
+        distractor_max_cosine: a word nearer than this to any class's phrase is not a distractor.
+        neighbour_min_cosine, neighbour_margin: a word at least this near to a class's phrases, and by the margin nearer
+            than to any other class's, is a neighbour of the class: another name for it in stages with `neighbours`.
+        exclude: words held out of training altogether, with all words that begin with them.
+    """
+
+    names: dict[str, Annotated[tuple[Phrase, ...], Size(1, 1000)]] = field(default_factory=dict)
+    vocabulary: Annotated[str, InputPath()] = ""
+    num_distractors: Annotated[int, Within(0, 100_000)] = 8
+    distractor_max_cosine: Annotated[float, Within(-1, 1)] = 0.3
+    neighbour_min_cosine: Annotated[float, Within(-1, 1)] = 0.55
+    neighbour_margin: Annotated[float, Within(0, 2)] = 0.1
+    exclude: tuple[Phrase, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the dense losses; `class_power` p weighs a class by frequency^-p."""
+
+    cross_entropy: Weight = 1.0
+    dice: Weight = 0.5
+    coarse: Weight = 0.4
+    boundary: Weight = 0.3
+    class_power: Annotated[float, Within(0, 4)] = 0.4
+    class_weight_max: Annotated[float, Within(0, 1e6, above=True)] = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseConfig(RunConfig):
+    """A run on pixel labels.
+
+    Attributes:
+        train_backbone: True trains the ViT too (nano, from scratch); False keeps it frozen in eval mode.
+    """
+
+    supervision: Literal["labels", "captions"] = "labels"
+    train_backbone: bool = True
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextSupervision = field(default_factory=TextSupervision)
+    loss: LossConfig = field(default_factory=LossConfig)
+    stages: Annotated[tuple[StageConfig, ...], Size(1, 100)] = (StageConfig(),)

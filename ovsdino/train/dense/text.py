@@ -1,0 +1,68 @@
+"""The words of dense training, drawn anew at each step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import read_text
+from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.train.dense.config import DenseConfig
+
+
+class TextBank:
+    """The words of training: phrases of each class, and distractor words that name nothing in the images."""
+
+    def __init__(self, model: OVSDINO, names: tuple[str, ...], config: DenseConfig) -> None:
+        text = config.text
+        unknown = sorted(set(text.names) - set(names))
+        if unknown:
+            raise OVSDinoError(
+                f"text.names: {unknown[0]!r} is not a class of {config.data.dataset}: {', '.join(names)}"
+            )
+        phrases = [text.names.get(name, (name,)) for name in names]
+        leaked = sorted(set(text.exclude) & {p for group in phrases for p in group})
+        if leaked:
+            raise OVSDinoError(f"text.exclude: {leaked[0]!r} is also a training phrase")
+        self.phrases = [model.encode_text(group) for group in phrases]
+        self.classes = torch.stack([group[0] for group in self.phrases])
+        self.distractors = self.classes[:0]
+        self.neighbours = [self.classes[:0] for _ in names]
+        if text.vocabulary:
+            bank = model.encode_text(read_vocabulary(text.vocabulary, text.exclude))
+            near = torch.stack([(bank @ group.T).max(1).values for group in self.phrases], 1)
+            best = near.topk(min(2, len(names)), 1)
+            self.distractors = bank[best.values[:, 0] < text.distractor_max_cosine]
+            clear = best.values[:, 0] >= text.neighbour_min_cosine
+            clear &= best.values[:, 0] - best.values[:, -1] >= text.neighbour_margin
+            self.neighbours = [bank[clear & (best.indices[:, 0] == i)] for i in range(len(names))]
+        self.num_distractors = text.num_distractors
+
+    def draw(self, generator: torch.Generator, neighbours: float = 0.0) -> Tensor:
+        """Text rows of a step, (K + n, D): one phrase a class (its first, half of the time), then distractors.
+
+        Args:
+            neighbours: probability that a class is called by one of its vocabulary neighbours instead.
+        """
+
+        def pick(rows: Tensor) -> Tensor:
+            return rows[int(torch.randint(len(rows), (), generator=generator))]
+
+        rows = []
+        for group, near in zip(self.phrases, self.neighbours, strict=True):
+            if neighbours and len(near) and torch.rand((), generator=generator) < neighbours:
+                rows.append(pick(near))
+            else:
+                rows.append(group[0] if torch.rand((), generator=generator) < 0.5 else pick(group))
+        count = min(self.num_distractors, len(self.distractors))
+        if count:
+            picks = torch.randint(len(self.distractors), (count,), generator=generator)
+            rows.extend(self.distractors[picks])
+        return torch.stack(rows)
+
+
+def read_vocabulary(path: str, exclude: tuple[str, ...]) -> list[str]:
+    """Words of a file, one a line, without those that begin with an excluded one."""
+    words = read_text(path, "list of words", "see text.vocabulary").split("\n")
+    return [word for word in words if word and not (exclude and word.startswith(exclude))]

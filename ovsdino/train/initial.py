@@ -1,0 +1,73 @@
+"""The model that a run begins with: its architecture, and its weights from files or the hub."""
+
+from __future__ import annotations
+
+from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.models.text import HashedTextTower
+from ovsdino.models.weights import load_state, packaged, read_packaged, read_safetensors
+from ovsdino.models.zoo import PROJECTIONS, build_model, load_official
+from ovsdino.train.config import RunConfig
+
+
+def changed_model(config: RunConfig) -> OVSDINO:
+    """Return the model of a configuration, with random weights.
+
+    Raises:
+        OVSDinoError: No such model, or the changes to it do not make one.
+    """
+    try:
+        return build_model(config.model, decoder=config.decoder, changes=config.architecture)
+    except OVSDinoError:
+        raise
+    except Exception as error:  # modules raise whatever sizes that do not fit lead to
+        if not config.architecture:
+            raise
+        raise OVSDinoError(f"architecture: {config.architecture} makes no model: {one_line(error, 160)}") from error
+
+
+def load_weights(model: OVSDINO, config: RunConfig) -> None:
+    """Load nano's text tower and perhaps its backbone, or the published parts of the other models.
+
+    Raises:
+        OVSDinoError: A file is missing or does not fit, or the hub cannot be reached.
+    """
+    if not isinstance(model.text_tower, HashedTextTower):
+        projection = config.projection or None
+        published = projection is not None or model.config.name in PROJECTIONS
+        load_official(
+            model, config.backbone_weights or None, projection, config.clip_weights or None, with_projection=published
+        )
+        return
+    load_text_tower(model, config.text_weights)
+    if config.backbone_weights:
+        load_backbone(model, config.backbone_weights)
+
+
+def load_text_tower(model: OVSDINO, path: str) -> None:
+    """Load nano's text tower from a safetensors file; from the shipped model of the same name where `path` is empty.
+
+    Raises:
+        OVSDinoError: The file is missing or does not fit, or no such model is shipped.
+    """
+    if path:
+        load_state(model.text_tower, read_safetensors(path), path)
+        return
+    if packaged(model.config.name) is None:
+        raise OVSDinoError(
+            "no text tower: distil one (python -m ovsdino.train.pretrain.distill_text) and set text_weights"
+        )
+    state = read_packaged(model.config.name)
+    tower = {k.removeprefix("text_tower."): v for k, v in state.items() if k.startswith("text_tower.")}
+    load_state(model.text_tower, tower, model.config.name)
+
+
+def load_backbone(model: OVSDINO, path: str) -> None:
+    """Load the backbone and its temperature from an earlier run's safetensors file; the decoder stays as it is.
+
+    Raises:
+        OVSDinoError: The file is missing or does not fit.
+    """
+    state = read_safetensors(path)
+    kept = {k: v for k, v in state.items() if k.startswith(("backbone.", "log_scale"))}
+    load_state(model, kept, path, partial=("decoder.", "text_tower."))

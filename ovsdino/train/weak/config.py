@@ -1,0 +1,162 @@
+"""The settings of a run on captions and pseudo-masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from ovsdino.errors import OVSDinoError
+from ovsdino.settings import Count, InputPath, Positive, Probability, Share, Size, Weight, Within
+from ovsdino.train.config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakDataConfig:
+    """Images, captions and pseudo-masks, and how they are varied.
+
+    Attributes:
+        kind: of the captions: "jsonl", "coco" or "webdataset"; see `open_captions`.
+        root: folder or zip of the images; for "coco" the folder above `annotations`; for "webdataset" that of the tars.
+        annotations: "jsonl": the file of captions. "coco": the split, for instance train2014. "webdataset": a pattern
+            of the tars' names.
+        masks: folder that `ovsdino masks` wrote for the same images; "" trains without.
+        sam_targets: folder that `ovsdino masks --embeddings` wrote for the same images, for `loss.sam`.
+        caption: "whole" takes a caption as one text; "phrases" takes what it names, each a text.
+        vocabulary: for "phrases", a file of words to look for, one a line; "" takes the parts between commas and "and".
+        height, width: of a crop in pixels, multiples of the patch size.
+        area: of a crop, in shares of the image (or of the caption's box) from the least to the largest.
+        regions: for captions that have boxes. 0 shows what is in a box and nothing around it, a sample a caption. More
+            shows a crop of the image, a sample an image, with up to so many of the captioned boxes that lie in it; all
+            of the image when none does.
+        aspect: a crop's aspect differs from width / height by up to this factor.
+        flip: probability of a mirror image.
+        colour: strength of the changes of brightness, contrast and (0.7 of it) saturation.
+        masks_per_image: pseudo-masks drawn for a crop, without replacement, by the root of their area.
+        min_mask_area: a mask that covers less of the crop than this share is not drawn.
+        workers: processes that make batches; 0 makes them in between. The batches are the same.
+        cache_mb: megabytes of decoded images that all processes of the run on a machine keep together, each its share.
+    """
+
+    kind: Literal["jsonl", "coco", "webdataset"] = "jsonl"
+    root: Annotated[str, InputPath()] = ""
+    annotations: Annotated[str, InputPath(when=("kind", "jsonl"))] = ""
+    masks: Annotated[str, InputPath()] = ""
+    sam_targets: Annotated[str, InputPath()] = ""
+    caption: Literal["phrases", "whole"] = "phrases"
+    vocabulary: Annotated[str, InputPath()] = ""
+    height: Annotated[int, Within(1, 16384)] = 160
+    width: Annotated[int, Within(1, 16384)] = 160
+    area: Annotated[tuple[float, ...], Within(0, 1, above=True), Size(2, 2)] = (0.5, 1.0)
+    regions: Annotated[int, Within(0, 10_000)] = 0
+    aspect: Annotated[float, Within(1, 16)] = 1.33
+    flip: Probability = 0.5
+    colour: Annotated[float, Within(0, 1)] = 0.3
+    masks_per_image: Annotated[int, Within(0, 10_000)] = 16
+    min_mask_area: Probability = 0.002
+    workers: Annotated[int, Within(0, 1024)] = 0
+    cache_mb: Annotated[int, Within(1, 1_000_000)] = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakLossConfig:
+    """Weights of the terms of training on captions and pseudo-masks; 0 leaves a term out.
+
+    Attributes:
+        contrast: InfoNCE between images, or regions, and their texts.
+        mask: BCE + Dice of each pseudo-mask, its pooled embedding the classifier.
+        pull: a pseudo-mask's embedding is one of its caption's texts.
+        words: the decoder's answer to the words is one of them, the same one at every cell of a pseudo-mask.
+        present: the decoder's answer has each of them in its region; needs pseudo-masks as `words` does.
+        least: the share of a region below which a text that is said of it counts as missing.
+        sam: the structure tokens towards SAM's embedding; needs `data.sam_targets` or `sam_checkpoint`.
+        boundary: BCE + Dice of the boundary logits against the pseudo-masks' edges.
+        preserve: F' stays near F, pooled in the pseudo-masks.
+        pool: how an image becomes one embedding: "heads" is the class token's attention, head by head, of which the
+            one that its own caption agrees with most counts for all captions (Talk2DINO); "text" lets each text look
+            for itself, for a ViT without class token.
+        sharpness: of the attention of "text".
+        adjust: how far the scores of `pull`, `words` and `present` are learnt beyond how common a text is, from 0, not
+            at all, to 1.
+        rarest: the least common that `adjust` takes a text to be, in shares of all cells.
+    """
+
+    contrast: Weight = 1.0
+    mask: Weight = 1.0
+    pull: Weight = 0.5
+    words: Weight = 1.0
+    present: Weight = 1.0
+    least: Share = 0.05
+    sam: Weight = 0.0
+    boundary: Weight = 0.3
+    preserve: Weight = 0.2
+    pool: Literal["text", "heads"] = "text"
+    sharpness: Annotated[float, Within(0, 10_000)] = 10.0
+    adjust: Probability = 1.0
+    rarest: Share = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustConfig:
+    """What training does about masks that may be wrong; the values here switch all of it off.
+
+    Attributes:
+        quality_weights: a mask's losses weigh by its predicted_iou * stability_score.
+        agreement: a mask's losses weigh by how well its edge follows the image's, see `agreement_weight`.
+        trim: share of a batch's masks that are dropped, those of the largest loss.
+        trim_after: steps before anything is dropped; an untrained model's losses say nothing of the masks.
+        merge: probability that a mask is seen as its union with one that touches it.
+        split: probability that half of a mask is seen, cut along a random line.
+    """
+
+    quality_weights: bool = False
+    agreement: bool = False
+    trim: Annotated[float, Within(0, 0.99)] = 0.0
+    trim_after: Count = 0
+    merge: Probability = 0.0
+    split: Probability = 0.0
+
+    def __post_init__(self) -> None:
+        if self.merge + self.split > 1:
+            raise OVSDinoError(
+                f"robust.merge {self.merge}, split {self.split}: expected no more than 1 together (a mask is merged or "
+                "split, never both)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValConfig:
+    """Labelled images to measure on during training; they teach nothing. An empty `root` measures nothing."""
+
+    dataset: str = "camvid"
+    root: Annotated[str, InputPath()] = ""
+    split: str = "val"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakConfig(RunConfig):
+    """A run on captions and pseudo-masks: no pixel label.
+
+    Attributes:
+        batch: images a step, over all processes.
+        train_alignment: train the map between image and text space: nano's linear head, or the projection of the CLIP
+            tower. False keeps it as it was loaded.
+        projection_rate: learning rate of a projection that was loaded, in shares of `optim.lr`: it is trained already.
+            One that begins at random, and nano's head, are trained at the full rate.
+        sam_checkpoint: official SAM weights, for alignment targets made as they are needed.
+        sam_variant: of `sam_checkpoint`.
+    """
+
+    supervision: Literal["labels", "captions"] = "captions"
+    batch: Positive = 16
+    train_alignment: bool = True
+    projection_rate: Probability = 0.1
+    sam_checkpoint: Annotated[str, InputPath()] = ""
+    sam_variant: Literal["vit_b", "vit_l", "vit_h"] = "vit_b"
+    data: WeakDataConfig = field(default_factory=WeakDataConfig)
+    loss: WeakLossConfig = field(default_factory=WeakLossConfig)
+    robust: RobustConfig = field(default_factory=RobustConfig)
+    val: ValConfig = field(default_factory=ValConfig)
+
+    @property
+    def weights_read(self) -> tuple[str, ...]:
+        return (*super().weights_read, self.sam_checkpoint)
