@@ -164,8 +164,9 @@ def training_work(folder: Path, output: Path) -> Work:
 
 def export_work(folder: Path, output: Path) -> Work:
     """The export of a small model to ONNX with its sidecar."""
-    from ovsdino.deploy.export.script import randomise
-    from ovsdino.deploy.export_onnx import export_onnx
+    from ovsdino.deploy.export.publish import publish
+    from ovsdino.deploy.export.random_weights import randomize
+    from ovsdino.deploy.export.trace import export_graph
     from ovsdino.edge.sidecar import Sidecar
     from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
     from ovsdino.models.ovsdino import OVSDINO
@@ -179,19 +180,19 @@ def export_work(folder: Path, output: Path) -> Work:
         text=TextConfig(kind="hashed", width=16, buckets=64),
         short_side=48,
     )
-    model = randomise(OVSDINO(config, HashedTextTower(32, 16, 64)).eval().requires_grad_(False), 0)
+    model = randomize(OVSDINO(config, HashedTextTower(32, 16, 64)).eval().requires_grad_(False), 0)
     path = output / "small.onnx"
 
     def run() -> int:
         output.mkdir(exist_ok=True)
-        export_onnx(model, path, height=48, width=80)
+        publish(path, export_graph(model, height=48, width=80))
         return 0
 
     def check() -> list[str]:
         if not path.exists():
             return []
         try:
-            Sidecar.load(path).check_file(path)
+            Sidecar.load(path).read(path)
         except ValueError as error:
             # A graph without its sidecar is refused, which is safe; one that another sidecar vouches for is not.
             return (
@@ -199,7 +200,7 @@ def export_work(folder: Path, output: Path) -> Work:
             )
         return []
 
-    return Work(run, check, lambda: (Sidecar.load(path).check_file(path), Sidecar.load(path).input))
+    return Work(run, check, lambda: (Sidecar.load(path).read(path), Sidecar.load(path).input))
 
 
 def sha256(path: Path) -> str:

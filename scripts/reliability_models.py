@@ -158,12 +158,12 @@ def export(damaged: str, *, signed: bool = False) -> Maker:
             target="any", input=(1, 3, data.HEIGHT, data.WIDTH), classes=(1, 300), embed_dim=DIM, stride=float(PATCH),
             mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), short_side=data.HEIGHT, patch_size=PATCH, weights="0" * 64,
         )  # fmt: skip
-        sidecar.of_file(graph).save(graph)
+        sidecar.describing(graph.read_bytes()).save(graph)
         image = pixels()
 
         def read() -> None:
             if signed:
-                sidecar.of_file(graph).save(graph)
+                sidecar.describing(graph.read_bytes()).save(graph)
             segmenter = EdgeSegmenter(graph, folder / "bank.safetensors", threads=1)
             try:
                 segmenter.segment(image)

@@ -88,7 +88,7 @@ def torch_model(name: str, random_weights: bool) -> OVSDINO:
     Raises:
         OVSDinoError: unknown name, or weights out of reach.
     """
-    from ovsdino.deploy.export.script import random_model
+    from ovsdino.deploy.export.random_weights import random_model
     from ovsdino.models.zoo import create_model
 
     return random_model(name, SEED) if random_weights else create_model(name)

@@ -6,19 +6,17 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from ovsdino.benchmarks.lib.latency_cases import Case, random_bank, torch_model
 from ovsdino.console import say
+from ovsdino.deploy.export.defaults import Precision
 from ovsdino.edge.bank import TextBank
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 
 CALIBRATION_IMAGES = 16
-
-Precision = Literal["float32", "float16"]
 
 
 def exported(case: Case, folder: Path, calibration: Path | None) -> Case:
@@ -31,8 +29,9 @@ def exported(case: Case, folder: Path, calibration: Path | None) -> Case:
         raise OVSDinoError("int8 is calibrated on real images: name a folder or zip of them with --calibration")
     onnx = case.backend == "onnxruntime"
     if not onnx:
-        from ovsdino.deploy import export_trt
         from ovsdino.deploy.export import tensorrt_api
+        from ovsdino.deploy.export.engine import build_engine
+        from ovsdino.deploy.export.publish import Exported, publish
 
         tensorrt_api.resolve_target(case.backend, "current")  # before minutes go into an export
     base = "float32" if onnx else "float16"  # around int8
@@ -40,7 +39,8 @@ def exported(case: Case, folder: Path, calibration: Path | None) -> Case:
     if not onnx:
         say(f"building {case}")
         source, path = path, path.with_suffix(f".{case.backend}.engine")
-        export_trt.build_engine(source, path, backend=case.backend)
+        settings = tensorrt_api.BuildSettings(target="current")
+        publish(path, build_engine(Exported.read(source), settings, backend=case.backend)[0])
     bank = folder / f"{case.model}.safetensors"
     if not bank.exists():
         write_bank(case.model, case.random_weights, case.classes, bank)
@@ -66,11 +66,13 @@ def graph(
         source = graph(name, random_weights, size, base, base, None, folder)
         Quantize(input=source, output=path, calibration=calibration, images=CALIBRATION_IMAGES).report()
         return path
-    from ovsdino.deploy.export_onnx import export_onnx
+    from ovsdino.deploy.export.publish import publish
+    from ovsdino.deploy.export.trace import export_graph
 
     say(f"exporting {name} {size[0]}x{size[1]} {precision}")
     kind: Precision = "float16" if precision == "float16" else "float32"
-    export_onnx(torch_model(name, random_weights), path, height=size[0], width=size[1], precision=kind)
+    model = torch_model(name, random_weights)
+    publish(path, export_graph(model, height=size[0], width=size[1], precision=kind))
     return path
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ovsdino.benchmarks.lib.latency_report import markdown
-from ovsdino.deploy.quantize import score_table
+from ovsdino.deploy.quantization.report import score_table
 from ovsdino.io.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,47 +1,96 @@
-"""Exported files get their names once they are proven, a file and its sidecar as one."""
+"""Prove an exported file and publish it: the file and its sidecar get their names as one, once they are proven."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ovsdino.edge.sidecar import Sidecar, pending_path, sidecar_path
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import atomic_path, atomic_write
+from ovsdino.io.files import atomic_write, lock_folder
 
-__all__ = ["proven"]
+__all__ = ["Exported", "Proof", "locked_output", "publish"]
 
 
-@contextmanager
-def proven(path: Path) -> Iterator[Path]:
-    """Yield a temporary name that becomes `path`, its sidecar with it, when the block ends well.
+class Exported(NamedTuple):
+    """An exported file in memory: its content, hashed once, and the sidecar that describes it."""
 
-    The block writes the file and its sidecar under the temporary name. When it fails or is interrupted, both vanish and
-    what was at `path` stays as it was. The new sidecar waits under a name of its own while the file is renamed: after a
-    kill between the two renames the old sidecar's hash refuses the new file, and `Sidecar.load` finishes the second.
+    data: bytes
+    sidecar: Sidecar
+
+    @classmethod
+    def of(cls, data: bytes, sidecar: Sidecar, **changes: Any) -> Exported:
+        """Hash new data; the sidecar's other fields are those given, with changes by name."""
+        return cls(data, sidecar.describing(data, **changes))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Exported:
+        """Read a file with its sidecar.
+
+        Raises:
+            OVSDinoError: One of them is missing, changed or damaged.
+        """
+        sidecar = Sidecar.load(path)
+        return cls(sidecar.read(path), sidecar)
+
+    def proven(self, proof: Proof) -> Exported:
+        """Return the same file with the figures of its proof.
+
+        Raises:
+            OVSDinoError: The proof refuses the file.
+        """
+        return self._replace(sidecar=replace(self.sidecar, verified=proof(self)))
+
+
+Proof = Callable[[Exported], "Mapping[str, Any] | None"]
+
+
+def publish(path: Path, exported: Exported, proof: Proof | None = None) -> Sidecar:
+    """Prove an exported file and give it and its sidecar their names.
+
+    When the proof refuses, or the work fails or is interrupted, the files at `path` stay as they were. The new sidecar
+    waits under a name of its own while the file is renamed: after a kill between the two renames the old sidecar's hash
+    refuses the new file, and `Sidecar.load` does the second rename.
+
+    Args:
+        path: Name of the file.
+        exported: Content and sidecar.
+        proof: Returns the figures of a comparison for the sidecar, or raises; by default nothing is compared.
+
+    Returns:
+        The sidecar as written.
 
     Raises:
-        OVSDinoError: the folder cannot be written.
+        OVSDinoError: The proof refuses the file, or it cannot be written.
     """
-    if path.is_dir():
-        raise OVSDinoError(f"{path}: cannot write: it is a folder; choose another --output")
-    pending = pending_path(path)
+    if proof is not None:
+        exported = exported.proven(proof)
+    sidecar, pending = replace(exported.sidecar, file=path.name), pending_path(path)
     try:
-        with atomic_path(path) as temporary:
-            try:
-                yield temporary
-                sidecar = replace(Sidecar.load(temporary), file=path.name)
-                with atomic_write(pending) as file:
-                    file.write(json.dumps(asdict(sidecar), indent=2, allow_nan=False).encode() + b"\n")
-            finally:
-                with suppress(OSError):
-                    sidecar_path(temporary).unlink()
+        with atomic_write(path) as file:
+            file.write(exported.data)
+            with atomic_write(pending) as waiting:
+                waiting.write(sidecar.to_bytes())
         with suppress(FileNotFoundError):  # a reader has done it
             os.replace(pending, sidecar_path(path))
     finally:
         with suppress(OSError):  # renamed, or never written
             pending.unlink()
+    return sidecar
+
+
+@contextmanager
+def locked_output(path: Path) -> Iterator[None]:
+    """Hold the folder of an output while it is made, and refuse one that cannot be written before the work begins.
+
+    Raises:
+        OVSDinoError: The path is a folder, its folder cannot be written, or another export is writing to it.
+    """
+    if path.is_dir():
+        raise OVSDinoError(f"{path}: cannot write: it is a folder; choose another --output")
+    with lock_folder(path.parent, "export"):
+        yield

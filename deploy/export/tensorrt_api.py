@@ -1,4 +1,4 @@
-"""Building engines: the one place where TensorRT 10.3 to 11 and TensorRT-RTX differ.
+"""Build engines: the one place where TensorRT 10.3 to 11 and TensorRT-RTX differ.
 
 | | TensorRT | TensorRT-RTX |
 |---|---|---|
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ovsdino.edge.sidecar import release_of
 from ovsdino.edge.tensorrt_graph import device_sm, tensorrt_module
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
@@ -34,15 +35,15 @@ SHAPES = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # least, usua
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """How an engine is built.
+    """Settings of a build.
 
     Attributes:
         target: "sm86", or several for tensorrt_rtx: "sm86,sm89" (`resolve_target`).
-        shapes: least, usual and most shape of each dynamic input, by its name.
-        workspace: scratch memory that a kernel may use, in MiB; 0 leaves TensorRT's own limit (all of the device).
-        dla: core of the deep learning accelerator that takes what it can, the GPU the rest; None for GPU only.
-        timing_cache: file of kernel timings, read if it is there and written after the build; tensorrt only.
-        effort: builder optimisation level 0..5; None leaves TensorRT's own.
+        shapes: Least, usual and most shape of each dynamic input, by its name.
+        workspace: Scratch memory that a kernel may use, in MiB; 0 leaves TensorRT's own limit (all of the device).
+        dla: Core of the deep learning accelerator that takes what it can, the GPU the rest; None for GPU only.
+        timing_cache: File of kernel timings, read if it is there and written after the build; tensorrt only.
+        effort: Builder optimization level 0..5; None leaves TensorRT's own.
     """
 
     target: str
@@ -64,14 +65,14 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A serialised engine.
+    """A serialized engine.
 
     Attributes:
-        data: the engine.
-        seconds: that the build took.
-        version: of TensorRT.
-        layers: in the order they run; () where neither the log nor the device tells.
-        source: of the layers: "engine inspector", or "builder log" where no device can open the engine.
+        data: The engine.
+        seconds: Duration of the build.
+        version: Version of TensorRT.
+        layers: Layers in the order they run; () where neither the log nor the device tells.
+        source: Where the layers come from: "engine inspector", or "builder log" where no device can open the engine.
     """
 
     data: bytes
@@ -82,28 +83,26 @@ class Built:
 
 
 def version_of(backend: str) -> str:
-    """Version of an installed backend.
+    """Return the version of an installed backend.
 
     Raises:
-        OVSDinoError: it is not installed, or is older than 10.3 (tensorrt).
+        OVSDinoError: It is not installed, or is older than 10.3 (tensorrt).
     """
     version = str(tensorrt_module(backend).__version__)
-    release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if backend == "tensorrt" and release < (10, 3):
+    if backend == "tensorrt" and release_of(version) < (10, 3):
         raise OVSDinoError(f"tensorrt is {version}: expected 10.3 (JetPack 6.1) or newer")
     return version
 
 
 def known_fault(backend: str, version: str, model: str) -> str | None:
-    """Return what others have reported of a release of TensorRT and a model, or None.
+    """Return a warning on a fault that others have reported of a release of TensorRT and a model, or None.
 
     Args:
         backend: "tensorrt" or "tensorrt_rtx".
         version: Its version.
         model: Name of the zoo model.
     """
-    release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if backend != "tensorrt" or release not in ((10, 3), (10, 4)) or model not in DINOV3:
+    if backend != "tensorrt" or release_of(version)[:2] not in ((10, 3), (10, 4)) or model not in DINOV3:
         return None
     return (
         f"{model} is a DINOv3 model, and for those engines of TensorRT 10.3 and 10.4 that give wrong results have been "
@@ -113,7 +112,7 @@ def known_fault(backend: str, version: str, model: str) -> str | None:
 
 
 def resolve_target(backend: str, target: str) -> str:
-    """The GPU architectures to build for, checked against what the backend can do here.
+    """Return the GPU architectures to build for, checked against those that the backend can build for here.
 
     Args:
         backend: "tensorrt" or "tensorrt_rtx".
@@ -123,7 +122,7 @@ def resolve_target(backend: str, target: str) -> str:
         "sm86" or "sm80,sm86".
 
     Raises:
-        OVSDinoError: unknown, not among the backend's, or no such device here; it names the way that works.
+        OVSDinoError: It is unknown, not among the backend's, or not here; the message names the way that works.
     """
     if backend not in BACKENDS:
         raise OVSDinoError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
@@ -151,10 +150,15 @@ def resolve_target(backend: str, target: str) -> str:
 
 
 def build(backend: str, onnx: bytes, settings: BuildSettings) -> Built:
-    """Parses an ONNX graph and builds a strongly typed engine: each tensor has the type that the graph gives it.
+    """Parse an ONNX graph and build a strongly typed engine: each tensor has the type that the graph gives it.
+
+    Args:
+        backend: "tensorrt" or "tensorrt_rtx".
+        onnx: Content of the .onnx file.
+        settings: Settings of the build.
 
     Raises:
-        OVSDinoError: the graph cannot be parsed, no engine can be built, or a setting is not for this backend.
+        OVSDinoError: The graph cannot be parsed, no engine can be built, or a setting is not for this backend.
     """
     trt = tensorrt_module(backend)
     if not 0 <= settings.workspace <= 1 << 20:
@@ -166,7 +170,7 @@ def build(backend: str, onnx: bytes, settings: BuildSettings) -> Built:
     logger = _logger(trt)
     try:
         builder = trt.Builder(logger)
-    except TypeError as error:  # what a factory that returned nothing is called
+    except TypeError as error:  # pybind11's error where a factory returned nothing
         raise OVSDinoError(f"{backend} cannot start: {logger.reason()}") from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -224,7 +228,7 @@ def _config(trt: Any, builder: Any, backend: str, settings: BuildSettings) -> An
 
 def _logger(trt: Any) -> Any:
     class Logger(trt.ILogger):
-        """Keeps errors, and the table of layers among the verbose messages."""
+        """Keep errors, and the table of layers among the verbose messages."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -244,7 +248,7 @@ def _logger(trt: Any) -> Any:
 
 
 def _inspected(trt: Any, logger: Any, data: bytes) -> tuple[Layer, ...]:
-    """The layers of an engine that this machine can open; () without its device."""
+    """Return the layers of an engine that this machine can open; () without its device."""
     try:
         device_sm(0)
     except OVSDinoError:
@@ -272,5 +276,5 @@ def _logged(lines: list[str]) -> tuple[Layer, ...]:
 
 
 def _nodes(metadata: str) -> tuple[str, ...]:
-    """ "[ONNX Layer: a/MatMul][ONNX Layer: a/Softmax]" -> ("a/MatMul", "a/Softmax")."""
+    """Return the names in "[ONNX Layer: a/MatMul][ONNX Layer: a/Softmax]": ("a/MatMul", "a/Softmax")."""
     return tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata))

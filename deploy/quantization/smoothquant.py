@@ -1,4 +1,4 @@
-"""The linears of an exported graph, and SmoothQuant on them (Xiao et al. 2023, arXiv 2211.10438).
+"""Find the linears of an exported graph, and apply SmoothQuant to them (Xiao et al. 2023, arXiv 2211.10438).
 
     s_j = max|x_j|^alpha / max|w_j|^(1 - alpha),    x W = (x / s) (s W)
 
@@ -27,12 +27,12 @@ class Linear:
     """A MatMul or Gemm of a computed activation with a stored weight.
 
     Attributes:
-        name: path of the module in PyTorch by the node's name, else the weight's name.
-        node: name of the node.
-        input: name of the activation.
-        weight: name of the weight's initialiser.
-        shape: of the weight, (in, out).
-        norm: name of the LayerNormalization node whose output is the activation; None: something else makes it.
+        name: Path of the module in PyTorch by the node's name, else the weight's name.
+        node: Name of the node.
+        input: Name of the activation.
+        weight: Name of the weight's initializer.
+        shape: (in, out) of the weight.
+        norm: Name of the LayerNormalization node whose output is the activation; None where another op makes it.
     """
 
     name: str
@@ -44,11 +44,11 @@ class Linear:
 
 
 class Graph:
-    """Who makes and who reads each tensor of a graph."""
+    """The node that makes each tensor of a graph, and the nodes that read it."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.proto = model.graph
-        self.initialisers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.maker = {name: node for node in model.graph.node for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
@@ -56,14 +56,14 @@ class Graph:
                 self.readers.setdefault(name, []).append(node)
 
     def norm_of(self, tensor: str) -> onnx.NodeProto | None:
-        """The LayerNormalization whose output a tensor is, through casts."""
+        """Return the LayerNormalization whose output a tensor is, through casts."""
         node = self.maker.get(tensor)
         while node is not None and node.op_type == "Cast":
             node = self.maker.get(node.input[0])
         return node if node is not None and node.op_type == "LayerNormalization" else None
 
     def final_readers(self, tensor: str) -> Iterable[onnx.NodeProto | None]:
-        """The nodes that read a tensor, through casts; None stands for a graph output."""
+        """Yield the nodes that read a tensor, through casts; None stands for a graph output."""
         if any(output.name == tensor for output in self.proto.output):
             yield None
         for node in self.readers.get(tensor, []):
@@ -74,14 +74,14 @@ class Graph:
 
 
 def find_linears(model: onnx.ModelProto, source: str = "image") -> list[Linear]:
-    """The linears on the way from an input, in the graph's order.
+    """Return the linears on the way from an input, in the graph's order.
 
-    Products of two computed tensors (attention, similarity to the text) are none; neither is a linear that only the
+    Products of two computed tensors (attention, similarity to the text) are left out. So is a linear that only the
     text bank reaches: its range would be that of the words it happened to be calibrated with.
 
     Args:
-        model: names of nodes are made unique in place where they are not.
-        source: the input that must reach the linear.
+        model: The graph; names of nodes are made unique in place.
+        source: The input that must reach the linear.
     """
     name_nodes(model)
     graph = Graph(model)
@@ -93,7 +93,7 @@ def find_linears(model: onnx.ModelProto, source: str = "image") -> list[Linear]:
         reached.update(node.output)
         if node.op_type not in ("MatMul", "Gemm") or node.input[0] not in reached:
             continue
-        weight = graph.initialisers.get(node.input[1])
+        weight = graph.initializers.get(node.input[1])
         if weight is None or len(weight.dims) != 2 or _attribute(node, "transA"):
             continue
         norm = graph.norm_of(node.input[0])
@@ -112,7 +112,7 @@ def find_linears(model: onnx.ModelProto, source: str = "image") -> list[Linear]:
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
-    """Gives every node a name of its own; quantisers tell nodes apart by it."""
+    """Give every node a name of its own, by which nodes are told apart."""
     seen: set[str] = set()
     for index, node in enumerate(model.graph.node):
         if not node.name or node.name in seen:
@@ -121,12 +121,13 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 
 def smooth(model: onnx.ModelProto, linears: Sequence[Linear], largest: Mapping[str, np.ndarray], alpha: float) -> int:
-    """Applies SmoothQuant in place to those linears that read a LayerNorm.
+    """Apply SmoothQuant in place to those linears that read a LayerNorm.
 
     Args:
-        linears: those that will be quantised.
+        model: The graph.
+        linears: The linears that will be quantized.
         largest: (in,) largest absolute value of each channel, by name of the activation.
-        alpha: 0..1, how much of the range moves into the weights.
+        alpha: Share (0..1) of the range that moves into the weights.
 
     Returns:
         Number of linears smoothed.
@@ -147,9 +148,9 @@ def smooth(model: onnx.ModelProto, linears: Sequence[Linear], largest: Mapping[s
         factor[alive] = range_x[alive] ** alpha / range_w[alive] ** (1 - alpha)
         norm = nodes[name]
         ours = all(any(reader is node for node in members) for reader in graph.final_readers(norm.output[0]))
-        if ours and all(part in graph.initialisers for part in norm.input[1:]):
+        if ours and all(part in graph.initializers for part in norm.input[1:]):
             for position in range(1, len(norm.input)):
-                _scale_initialiser(graph, norm, position, 1 / factor)
+                _scale_initializer(graph, norm, position, 1 / factor)
         else:
             _insert_division(graph, members, factor)
         for node, weight in zip(members, weights, strict=True):
@@ -158,9 +159,9 @@ def smooth(model: onnx.ModelProto, linears: Sequence[Linear], largest: Mapping[s
 
 
 def _insert_division(graph: Graph, members: Sequence[onnx.NodeProto], factor: np.ndarray) -> None:
-    """Reads the members' activation through a Mul by 1 / factor."""
+    """Put a Mul by 1 / factor in front of the members."""
     for source in dict.fromkeys(node.input[0] for node in members):
-        kind = onnx.helper.tensor_dtype_to_np_dtype(graph.initialisers[members[0].input[1]].data_type)
+        kind = onnx.helper.tensor_dtype_to_np_dtype(graph.initializers[members[0].input[1]].data_type)
         scale = numpy_helper.from_array((1 / factor).astype(kind), f"{source}_smoothing")
         divide = onnx.helper.make_node("Mul", [source, scale.name], [f"{source}_smooth"], name=f"{source}_smooth_node")
         graph.proto.initializer.append(scale)
@@ -172,39 +173,39 @@ def _insert_division(graph: Graph, members: Sequence[onnx.NodeProto], factor: np
 
 
 def _own_weight(graph: Graph, node: onnx.NodeProto) -> np.ndarray:
-    """The weight (in, out) in float64; a shared initialiser is copied first, so that it changes for this node alone."""
+    """Return the weight (in, out) in float64; a shared one is copied first, so that it changes for this node alone."""
     tensor = _own(graph, node, 1)
     value = numpy_helper.to_array(tensor).astype(np.float64)
     return value.T if _attribute(node, "transB") else value
 
 
 def _set_weight(graph: Graph, node: onnx.NodeProto, value: np.ndarray) -> None:
-    tensor = graph.initialisers[node.input[1]]
+    tensor = graph.initializers[node.input[1]]
     value = value.T if _attribute(node, "transB") else value
     kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value.astype(kind)), tensor.name))
 
 
-def _scale_initialiser(graph: Graph, node: onnx.NodeProto, position: int, factor: np.ndarray) -> None:
-    """Multiplies a norm's gain or bias."""
+def _scale_initializer(graph: Graph, node: onnx.NodeProto, position: int, factor: np.ndarray) -> None:
+    """Multiply a norm's gain or bias."""
     tensor = _own(graph, node, position)
     value = numpy_helper.to_array(tensor)
     tensor.CopyFrom(numpy_helper.from_array((value * factor).astype(value.dtype), tensor.name))
 
 
 def _own(graph: Graph, node: onnx.NodeProto, position: int) -> onnx.TensorProto:
-    """The initialiser at an input of a node, copied under a new name if another node reads it too."""
+    """Return the initializer at an input of a node, copied under a new name if another node reads it too."""
     name = node.input[position]
     if len(graph.readers[name]) > 1:
         copy = onnx.TensorProto()
-        copy.CopyFrom(graph.initialisers[name])
+        copy.CopyFrom(graph.initializers[name])
         copy.name = f"{name}_of_{node.name}"
         graph.proto.initializer.append(copy)
-        graph.initialisers[copy.name] = graph.proto.initializer[-1]
+        graph.initializers[copy.name] = graph.proto.initializer[-1]
         graph.readers[name] = [reader for reader in graph.readers[name] if reader is not node]
         graph.readers[copy.name] = [node]
         node.input[position] = name = copy.name
-    return graph.initialisers[name]
+    return graph.initializers[name]
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:
@@ -212,6 +213,6 @@ def _attribute(node: onnx.NodeProto, name: str) -> int:
 
 
 def _module(node: str, weight: str) -> str:
-    """Where in the PyTorch model a linear is: the exporter names nodes `path.of.module/MatMul`."""
+    """Return the path of a linear in the PyTorch model: the exporter names nodes `path.of.module/MatMul`."""
     path, separator, _ = node.rpartition("/")
     return path if path and separator else weight.removesuffix(".weight")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ovsdino.edge.labels import upsample_argmax
@@ -12,7 +14,7 @@ from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import reading
 from ovsdino.timing import Clock
 
-__all__ = ["OnnxGraph"]
+__all__ = ["OnnxGraph", "open_session"]
 
 
 class OnnxGraph:
@@ -31,21 +33,7 @@ class OnnxGraph:
     """
 
     def __init__(self, data: bytes, sidecar: Sidecar, threads: int) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise OVSDinoError(f"{sidecar.file}: ONNX Runtime is missing: pip install onnxruntime") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Threads that wait by spinning take the cores that a camera's or another process's thread wants. nano on two
-        # cores: 79 ms with and 83 without on an idle machine, 397 with and 247 without beside busy processes.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3  # errors; its warnings are about the graph optimizer's own choices
-        try:
-            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own exception types derive from Exception alone
-            raise OVSDinoError(f"{sidecar.file}: ONNX Runtime refuses it: {one_line(error, 400)}") from error
+        self._session = open_session(data, sidecar.file, threads)
         sidecar.check_graph(self._session.get_modelmeta().custom_metadata_map)
         inputs = {one.name: (list(one.shape), one.type) for one in self._session.get_inputs()}
         outputs = {one.name: (list(one.shape), one.type) for one in self._session.get_outputs()}
@@ -90,3 +78,31 @@ class OnnxGraph:
     def close(self) -> None:
         """Free the session."""
         del self._session
+
+
+def open_session(data: bytes, name: str, threads: int = 0) -> Any:
+    """Open a graph in ONNX Runtime on the CPU.
+
+    Args:
+        data: Content of the .onnx file.
+        name: Name of the file, for errors.
+        threads: Threads of an operator; 0 takes all cores.
+
+    Raises:
+        OVSDinoError: ONNX Runtime is missing or refuses the graph.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise OVSDinoError(f"{name}: ONNX Runtime is missing: pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that wait by spinning take the cores that a camera's or another process's thread wants. nano on two
+    # cores: 79 ms with and 83 without on an idle machine, 397 with and 247 without next to busy processes.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors; its warnings are about the graph optimizer's own choices
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exception types derive from Exception alone
+        raise OVSDinoError(f"{name}: ONNX Runtime refuses it: {one_line(error, 400)}; export it again") from error

@@ -169,14 +169,6 @@ class Sidecar:
         """Return a copy that describes other data: its size and hash, and other fields given by name."""
         return dataclasses.replace(self, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), **changes)
 
-    def of_file(self, path: str | Path, **changes: Any) -> Sidecar:
-        """Return a copy that describes a file."""
-        return dataclasses.replace(self.describing(Path(path).read_bytes(), **changes), file=Path(path).name)
-
-    def check_file(self, path: str | Path) -> None:
-        """Refuse a file that `read` refuses."""
-        self.read(path)
-
     def facts(self) -> dict[str, Any]:
         """Return the fields that a graph carries in its own metadata, so that its hash covers them."""
         return {name: getattr(self, name) for name in GRAPH_FACTS}

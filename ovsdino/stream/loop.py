@@ -1,10 +1,12 @@
 """The newest frame of a camera or video, segmented: masks in time, or marked as late.
 
-    python ovsdino/stream/loop.py SOURCE --engine nano_fp16_sm87.engine --bank bank.safetensors --deadline-ms 50
+`ovsdino stream` runs this loop; `Stream` is the loop for programs of your own:
 
-is `ovsdino stream`; `Stream` is the loop for programs of your own:
+    def on_result(result):
+        if not result.stale:
+            steer(result.labels)
 
-    for every result:  if not result.stale: steer(result.labels)
+    summary = stream.run(on_result)
 
 Two times are told apart. *Camera to mask* is the age of the frame when its labels are there: waiting for the network
 and decoding are in it; older than the deadline, the result is `stale`. *Inference* is the segmenter alone; longer than
@@ -363,16 +365,3 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
 def _percentiles(histogram: Histogram) -> str:
     times = histogram.summary()
     return "-" if times is None else f"p50 {times['p50']:.1f} p95 {times['p95']:.1f} p99 {times['p99']:.1f} ms"
-
-
-def main() -> int:
-    """`ovsdino stream` by its own file; returns the exit code."""
-    import sys
-
-    from ovsdino.cli import main as run
-
-    return run(["stream", *sys.argv[1:]])
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -17,8 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from ovsdino.deploy.export import graph
-from ovsdino.deploy.export_onnx import ExportOnnx, default_size, export_onnx, proven
-from ovsdino.deploy.verify import Rounded
+from ovsdino.deploy.export.publish import Exported, publish
+from ovsdino.deploy.export.rounded import Rounded
+from ovsdino.deploy.export.trace import default_size, export_graph
+from ovsdino.deploy.export_onnx import ExportOnnx
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.weights import weights_digest
@@ -32,18 +34,16 @@ from tests.support.small import SIZE, small_model
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("onnx") / "small.onnx"
-    export_onnx(small_model(), path, **SIZE, batch=2, classes=(1, 40))
+    publish(path, export_graph(small_model(), **SIZE, batch=2, classes=(1, 40)))
     return path
 
 
 @pytest.fixture(scope="module")
-def half(exported: Path) -> Path:
-    """The same graph in float16, as `export_onnx` makes it, without tracing again."""
+def half(exported: Path) -> Exported:
+    """Return the same graph in float16, as `export_graph` makes it, without tracing again."""
     model = onnx.load(exported)
     graph.to_float16(model)
-    path = exported.with_name("half.onnx")
-    path.write_bytes(model.SerializeToString())
-    return path
+    return Exported.of(model.SerializeToString(), Sidecar.load(exported), precision="float16")
 
 
 def inputs(classes: int, batch: int = 2) -> tuple[Tensor, Tensor]:
@@ -66,16 +66,16 @@ def test_any_vocabulary_runs_through_one_export(exported: Path, classes: int) ->
     assert np.abs(found - expected.numpy()).max() < 1e-4 * float(expected.abs().max())
 
 
-def test_float16_rounds_every_tensor_and_stays_close(exported: Path, half: Path) -> None:
+def test_float16_rounds_every_tensor_and_stays_close(exported: Path, half: Exported) -> None:
     image, text = inputs(7)
     exact = run(exported, image, text)
-    rounded = Rounded(half, True).run(image.numpy(), text.numpy())["logits"]
+    rounded = Rounded(*half).run(image.numpy(), text.numpy())["logits"]
     error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
     assert 2.0**-13 < error < 2.0**-7  # an 11-bit significand, and some thirty roundings one after the other
 
 
-def test_the_float16_graph_keeps_norms_and_softmax_in_float32(half: Path) -> None:
-    model = onnx.shape_inference.infer_shapes(onnx.load(half), strict_mode=True)
+def test_the_float16_graph_keeps_norms_and_softmax_in_float32(half: Exported) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(half.data), strict_mode=True)
     types = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.output)}
     types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     wide = {"LayerNormalization", "InstanceNormalization", "Softmax", "ReduceMean", "ReduceSum", "ReduceL2"}
@@ -118,7 +118,7 @@ def test_nodes_are_named_after_their_modules(exported: Path) -> None:
 
 def test_the_sidecar_describes_the_graph(exported: Path) -> None:
     sidecar = Sidecar.load(exported)
-    sidecar.check_file(exported)
+    assert sidecar.read(exported) == exported.read_bytes() and sidecar.file == "small.onnx"
     assert (sidecar.input, sidecar.classes, sidecar.stride) == ((2, 3, 48, 80), (1, 40), 4.0)
     assert (sidecar.kind, sidecar.backend, sidecar.target, sidecar.verified) == ("onnx", "onnx", "any", None)
     assert sidecar.weights == weights_digest(small_model())
@@ -127,7 +127,7 @@ def test_the_sidecar_describes_the_graph(exported: Path) -> None:
 def test_exporting_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     model = small_model(decoder=False)
     before = weights_digest(model), [m.fused_attn for m in model.modules() if hasattr(m, "fused_attn")]
-    sidecar = export_onnx(model, tmp_path / "a.onnx", height=32, width=48, batch=(1, 3), classes=5)
+    sidecar = publish(tmp_path / "a.onnx", export_graph(model, height=32, width=48, batch=(1, 3), classes=5))
     assert before == (weights_digest(model), [m.fused_attn for m in model.modules() if hasattr(m, "fused_attn")])
     assert model.backbone.vit.dynamic_img_size
     assert (sidecar.input, sidecar.classes, sidecar.stride) == ((3, 3, 32, 48), (5, 5), 16.0)
@@ -191,21 +191,9 @@ def test_default_sizes(name: str, size: tuple[int, int]) -> None:
         ({"precision": "int8"}, "precision is 'int8': expected float32 or float16"),
     ],
 )
-def test_refuses_bad_sizes(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_refuses_bad_sizes(changes: dict[str, object], message: str) -> None:
     with pytest.raises(OVSDinoError, match=message):
-        export_onnx(small_model(), tmp_path / "a.onnx", **{**SIZE, **changes})  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_unproven_export_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "small.onnx"
-    path.write_text("before")
-    with pytest.raises(OVSDinoError, match="departs"), proven(path) as temporary:
-        temporary.write_text("after")
-        temporary.with_name(f"{temporary.name}.json").write_text("{}")
-        raise OVSDinoError("departs")
-    assert [file.name for file in tmp_path.iterdir()] == ["small.onnx"]
-    assert path.read_text() == "before"
+        export_graph(small_model(), **{**SIZE, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import ast
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,11 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ovsdino.deploy import export_trt
-from ovsdino.deploy.export import tensorrt_api
-from ovsdino.deploy.export_onnx import export_onnx
-from ovsdino.deploy.export_trt import ExportTrt, build_engine
-from ovsdino.edge import segmenter as trt_runtime
+from ovsdino.deploy.export import compare, engine, tensorrt_api
+from ovsdino.deploy.export.engine import build_engine
+from ovsdino.deploy.export.publish import Exported, publish
+from ovsdino.deploy.export.tensorrt_api import BuildSettings
+from ovsdino.deploy.export.trace import export_graph
+from ovsdino.deploy.export_trt import ExportTrt
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.parsing import run_script
@@ -37,7 +39,7 @@ def rtx() -> ModuleType:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trt") / "small.onnx"
-    export_onnx(small_model(), path, **SIZE, batch=(1, 2), classes=(1, 40), precision="float16")
+    publish(path, export_graph(small_model(), **SIZE, batch=(1, 2), classes=(1, 40), precision="float16"))
     return path
 
 
@@ -92,19 +94,18 @@ def test_the_current_device_must_be_there(rtx: ModuleType) -> None:
 
 
 def test_an_engine_for_two_gpus_and_its_sidecar(rtx: ModuleType, small: Path, tmp_path: Path) -> None:
-    engine = tmp_path / "small.engine"
-    layers = tmp_path / "layers.json"
-    sidecar, seconds = build_engine(
-        small, engine, backend="tensorrt_rtx", target="sm86,sm89", workspace=256, effort=1, layers=layers
-    )
+    path, layers = tmp_path / "small.engine", tmp_path / "layers.json"
+    settings = BuildSettings(target="sm86,sm89", workspace=256, effort=1)
+    built, seconds = build_engine(Exported.read(small), settings, backend="tensorrt_rtx", layers=layers)
     assert seconds > 0
-    sidecar.check_file(engine)
+    sidecar = publish(path, built)
+    assert sidecar.read(path) == built.data
     sidecar.check_runtime("tensorrt_rtx", rtx.__version__, "sm89")
     with pytest.raises(OVSDinoError, match="built for sm86,sm89, this device is sm87"):
         sidecar.check_runtime("tensorrt_rtx", rtx.__version__, "sm87")
     before = Sidecar.load(small)
     assert (sidecar.kind, sidecar.weights, sidecar.classes) == ("engine", before.weights, (1, 40))
-    assert Sidecar.load(engine) == sidecar
+    assert Sidecar.load(path) == sidecar and sidecar.file == "small.engine"
     told = json.loads(layers.read_text())
     # A head size of 16 is the smallest that TensorRT fuses, with 16-wide values; the ViT's two and the SMD's one.
     assert set(told["attention"]["fused"] + told["attention"]["apart"]) == {
@@ -135,17 +136,14 @@ def test_a_dynamic_batch_is_free(small: Path, batch: int) -> None:
         ({"target": "sm87"}, "has no target sm87"),
     ],
 )
-def test_settings_that_cannot_be(
-    rtx: ModuleType, small: Path, tmp_path: Path, settings: dict[str, object], message: str
-) -> None:
-    arguments = {"backend": "tensorrt_rtx", "target": "sm86", **settings}
+def test_settings_that_cannot_be(rtx: ModuleType, small: Path, settings: dict[str, Any], message: str) -> None:
+    asked = BuildSettings(**{"target": "sm86", **settings})
     with pytest.raises(OVSDinoError, match=message):
-        build_engine(small, tmp_path / "a.engine", **arguments)  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())
+        build_engine(Exported.read(small), asked, backend="tensorrt_rtx")
 
 
 def test_a_graph_that_is_none_is_refused(rtx: ModuleType) -> None:
-    settings = tensorrt_api.BuildSettings(target="sm86")
+    settings = BuildSettings(target="sm86")
     with pytest.raises(OVSDinoError, match="cannot parse the graph") as caught:
         tensorrt_api.build("tensorrt_rtx", b"not a graph", settings)
     assert "\n" not in str(caught.value)
@@ -182,7 +180,7 @@ def exported(rtx: ModuleType, output: Path, capsys: pytest.CaptureFixture[str], 
         *("engine", "sidecar", "bytes", "build_s", "backend", "version", "target", "precision", "verified")
     }
     sidecar = Sidecar.load(str(report["engine"]))
-    sidecar.check_file(str(report["engine"]))
+    sidecar.read(str(report["engine"]))
     assert (report["backend"], report["version"]) == ("tensorrt_rtx", rtx.__version__)
     assert (report["target"], report["precision"], report["bytes"]) == ("sm86", "float16", sidecar.bytes)
     assert f"{report['engine']}.json" == report["sidecar"]
@@ -242,8 +240,8 @@ def test_an_engine_that_runs_here_has_figures_of_its_own_or_is_refused(
     sign: float,
     code: int,
 ) -> None:
-    monkeypatch.setattr(export_trt, "_runs_here", lambda sidecar: True)
-    monkeypatch.setattr(trt_runtime, "open_graph", lambda *_, **__: StandIn(small, sign))
+    monkeypatch.setattr(engine, "runs_here", lambda sidecar: True)
+    monkeypatch.setattr(compare, "open_graph", lambda *_, **__: StandIn(small, sign))
     images = tmp_path / "images"
     images.mkdir()
     for index in range(3):

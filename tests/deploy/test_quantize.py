@@ -16,11 +16,17 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from ovsdino.deploy.export import graph as passes
-from ovsdino.deploy.export_trt import build_engine
-from ovsdino.deploy.quantization.calibrate import calibration_images, channel_ranges, open_session, tensor_ranges
-from ovsdino.deploy.quantization.qdq import insert_qdq, quantise_weight
+from ovsdino.deploy.export.engine import build_engine
+from ovsdino.deploy.export.publish import Exported
+from ovsdino.deploy.export.tensorrt_api import BuildSettings
+from ovsdino.deploy.quantization import calibrate
+from ovsdino.deploy.quantization.calibrate import calibration_images, channel_ranges, tensor_ranges
+from ovsdino.deploy.quantization.int8 import compared, quantize, sensitivity
+from ovsdino.deploy.quantization.qdq import insert_qdq, quantize_weight
+from ovsdino.deploy.quantization.recipe import Recipe
 from ovsdino.deploy.quantization.smoothquant import find_linears, smooth
-from ovsdino.deploy.quantize import Quantize, Recipe, compared, quantise, sensitivity
+from ovsdino.deploy.quantize import Quantize
+from ovsdino.edge.onnx_graph import open_session
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.zoo import get_config
@@ -120,8 +126,7 @@ def feeds(count: int = 4) -> list[dict[str, np.ndarray]]:
 
 
 def run(model: onnx.ModelProto, inputs: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
-    session = open_session(model, 1)
-    return [session.run(["logits"], one)[0] for one in inputs]
+    return calibrate.run(model, inputs, 1)
 
 
 def saved(folder: Path, model: onnx.ModelProto | None = None, **changes: Any) -> Path:
@@ -149,7 +154,7 @@ def saved(folder: Path, model: onnx.ModelProto | None = None, **changes: Any) ->
         patch_size=1,
         weights="0" * 64,
     )
-    dataclasses.replace(sidecar.of_file(path), **changes).save(path)
+    sidecar.describing(path.read_bytes(), **changes).save(path)
     return path
 
 
@@ -240,7 +245,7 @@ def test_only_linears_are_quantised_with_symmetric_scales() -> None:
 def test_onnx_runtime_computes_the_linears_in_int8(tmp_path: Path) -> None:
     import onnxruntime
 
-    found = quantise(network(), feeds(), Recipe(skip=("k",), threads=1))  # readers of one Q/DQ pair stay in float there
+    found = quantize(network(), feeds(), Recipe(skip=("k",), threads=1))  # readers of one Q/DQ pair stay in float there
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
@@ -253,14 +258,14 @@ def test_smoothquant_saves_what_plain_quantisation_loses() -> None:
     expected = run(network(), feeds())
     errors = {}
     for alpha in (0.0, 0.5):
-        found = quantise(network(), feeds(), Recipe(alpha=alpha, skip=("fc?", "head"), threads=1))
+        found = quantize(network(), feeds(), Recipe(alpha=alpha, skip=("fc?", "head"), threads=1))
         assert found.linears == ("q", "k")
         _, errors[alpha], _ = compared(expected, run(found.model, feeds()))
     assert errors[0.5] < 0.25 * errors[0.0]
 
 
 def test_labels_survive_int8() -> None:
-    found = quantise(network(), feeds(), Recipe(threads=1))
+    found = quantize(network(), feeds(), Recipe(threads=1))
     assert found.linears == tuple(LINEARS) and found.kept == NARROW
     cosine, _, agreement = compared(run(network(), feeds()), run(found.model, feeds()))
     assert cosine > 0.999 and agreement > 0.98
@@ -270,7 +275,7 @@ def test_a_float16_graph_keeps_float16_around_int8() -> None:
     model = network()
     passes.to_float16(model)
     model = onnx.shape_inference.infer_shapes(model)
-    found = quantise(model, feeds(), Recipe(threads=1))
+    found = quantize(model, feeds(), Recipe(threads=1))
     assert found.linears == tuple(LINEARS)
     scales = [t for t in found.model.graph.initializer if t.name.endswith("_scale")]
     assert scales and all(tensor.data_type == TensorProto.FLOAT16 for tensor in scales)
@@ -280,7 +285,7 @@ def test_a_float16_graph_keeps_float16_around_int8() -> None:
 
 def test_weights_are_rounded_to_the_nearest_level() -> None:
     weight = np.array([[1.27, 0.0], [-0.636, 0.0], [0.004, 0.0]], np.float32)
-    value, scale = quantise_weight(weight, 1, np.dtype(np.float32))
+    value, scale = quantize_weight(weight, 1, np.dtype(np.float32))
     assert value.tolist() == [[127, 0], [-64, 0], [0, 0]]
     assert scale == pytest.approx([0.01, 1.0])  # nothing to represent: any scale does
 
@@ -289,7 +294,7 @@ def test_percentiles_cut_off_what_is_rare() -> None:
     model, inputs = network(), feeds()
     exact = tensor_ranges(model, ["active"], inputs, "minmax", 100.0, 1)["active"]
     cut = tensor_ranges(model, ["active"], inputs, "percentile", 99.0, 1)["active"]
-    session = open_session(_watched(model, "active"), 1)
+    session = open_session(_watched(model, "active").SerializeToString(), "the graph", 1)
     values = np.concatenate([session.run(["active"], one)[0].ravel() for one in inputs])
     assert cut == pytest.approx(np.percentile(np.abs(values), 99.0), rel=0.02) and cut < exact
 
@@ -310,7 +315,7 @@ def test_sensitivity_lists_the_worst_first_and_keep_leaves_them_in_float() -> No
     assert rows[0]["linear"] == "fc2" and [row["error"] for row in rows] == sorted(
         (row["error"] for row in rows), reverse=True
     )
-    found = quantise(model, inputs, Recipe(keep=2, threads=1))
+    found = quantize(model, inputs, Recipe(keep=2, threads=1))
     assert found.sensitivity is not None and len(found.linears) == len(LINEARS) - 2
     assert set(found.kept) == {*NARROW, *(row["linear"] for row in found.sensitivity[:2])}
 
@@ -331,7 +336,7 @@ def test_first_last_and_named_layers_can_be_left_in_float() -> None:
 def test_numbers_out_of_range_are_named(field: str, value: float) -> None:
     changes: dict[str, Any] = {field: value}
     with pytest.raises(OVSDinoError, match=field):
-        quantise(network(), feeds(), Recipe(**changes))
+        quantize(network(), feeds(), Recipe(**changes))
 
 
 def test_calibration_images_are_spread_over_those_there_are(tmp_path: Path) -> None:
@@ -349,14 +354,18 @@ def test_calibration_images_are_spread_over_those_there_are(tmp_path: Path) -> N
     assert len(calibration_images(archive, 100)) == 9
 
 
-def test_the_script_writes_graph_and_sidecar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_writes_graph_and_sidecar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hashed: list[int]
+) -> None:
     path, images = saved(tmp_path), pictures(tmp_path / "images", 4)
+    hashed.clear()
     arguments = ["--input", str(path), "--calibration", str(images), "--threads", "1", "--sensitivity", "--json"]
     assert run_script(Quantize, "quantize.py", arguments) == 0
     report = json.loads(capsys.readouterr().out)
+    assert sorted(hashed) == sorted([path.stat().st_size, report["bytes"]])  # the input and the output, once each
     assert report["output"] == str(tmp_path / "block_int8.onnx") and len(report["sensitivity"]) == len(LINEARS)
     sidecar = Sidecar.load(report["output"])
-    sidecar.check_file(report["output"])
+    sidecar.read(report["output"])
     assert sidecar.precision == "int8" and sidecar.verified == report["verified"]
     assert isinstance(sidecar.quantised, dict)
     assert sidecar.quantised["linears"] == len(LINEARS) and sidecar.quantised["kept"] == list(NARROW)
@@ -368,7 +377,7 @@ def test_the_script_writes_graph_and_sidecar(tmp_path: Path, capsys: pytest.Capt
         "block_int8.onnx.json",
     ]
     assert run_script(Quantize, "quantize.py", ["--input", report["output"], "--calibration", str(images)]) == 2
-    assert "quantised already" in capsys.readouterr().err
+    assert "quantized already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -390,7 +399,7 @@ def test_bad_input_is_refused_in_one_line(fault: str, tmp_path: Path, capsys: py
         path.write_bytes(data)
     elif fault == "not ONNX":
         path.write_bytes(b"\xff" * 100)
-        Sidecar.load(path).of_file(path).save(path)
+        Sidecar.load(path).describing(path.read_bytes()).save(path)
     elif fault == "engine":
         built = {"kind": "engine", "backend": "tensorrt", "version": "10.3.0", "target": "sm87"}
         dataclasses.replace(Sidecar.load(path), **built).save(path)
@@ -409,7 +418,7 @@ def test_bad_input_is_refused_in_one_line(fault: str, tmp_path: Path, capsys: py
         "no sidecar": "sidecar",
         "changed": "SHA-256",
         "not ONNX": "not a readable ONNX graph",
-        "engine": "quantise the .onnx",
+        "engine": "quantize the .onnx",
         "bad": "--keep",
         "itself": "would replace an input",
     }
@@ -422,19 +431,19 @@ def test_a_graph_without_linears_is_refused() -> None:
     del model.graph.node[:]
     model.graph.node.extend(kept)
     with pytest.raises(OVSDinoError, match="no linears"):
-        quantise(model, feeds(1), Recipe())
+        quantize(model, feeds(1), Recipe())
     with pytest.raises(OVSDinoError, match="real images"):
-        quantise(network(), [], Recipe())
+        quantize(network(), [], Recipe())
 
 
 def test_tensorrt_rtx_builds_the_quantised_graph(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     path, images = saved(tmp_path), pictures(tmp_path / "images", 4)
-    int8, engine = tmp_path / "int8.onnx", tmp_path / "int8.engine"
+    int8 = tmp_path / "int8.onnx"
     Quantize(input=path, output=int8, calibration=images, threads=1).report()
-    sidecar, _ = build_engine(int8, engine, backend="tensorrt_rtx", target="sm86")
+    data, sidecar = build_engine(Exported.read(int8), BuildSettings(target="sm86"), backend="tensorrt_rtx")[0]
     assert sidecar.kind == "engine" and sidecar.precision == "int8" and sidecar.quantised
-    assert sidecar.bytes == engine.stat().st_size > 1000
+    assert sidecar.bytes == len(data) > 1000
 
 
 def test_calibration_reads_images_and_nothing_that_starts_a_program(tmp_path: Path) -> None:

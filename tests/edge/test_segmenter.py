@@ -1,4 +1,4 @@
-"""EdgeSegmenter on a graph worked out by hand: results, vocabularies, and what is refused before it is deserialised."""
+"""EdgeSegmenter on a graph worked out by hand: results, vocabularies, and what is refused before it is deserialized."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ovsdino.deploy.export_onnx import write_facts
+from ovsdino.deploy.export.trace import write_facts
 from ovsdino.edge import onnx_graph as runtime_onnx
 from ovsdino.edge import segmenter as trt_runtime
 from ovsdino.edge import tensorrt_graph as runtime_tensorrt
@@ -211,11 +211,11 @@ def refusals() -> dict[str, tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("name", refusals())
-def test_refused_in_one_line_before_anything_is_deserialised(
+def test_refused_in_one_line_before_anything_is_deserialized(
     model: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     def never(*_: Any) -> None:
-        raise AssertionError("deserialised")
+        raise AssertionError("deserialized")
 
     monkeypatch.setattr(runtime_onnx, "OnnxGraph", never)
     monkeypatch.setattr(runtime_tensorrt, "TensorRTGraph", never)
@@ -238,13 +238,13 @@ def test_a_missing_bank_and_bad_numbers_are_refused(model: Path, tmp_path: Path)
             EdgeSegmenter(model, **arguments)
 
 
-def test_an_engine_for_this_device_is_hashed_before_it_is_deserialised(
+def test_an_engine_for_this_device_is_hashed_before_it_is_deserialized(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = runtime_tensorrt.tensorrt_module("tensorrt_rtx").__version__
     change_sidecar(model, kind="engine", backend="tensorrt_rtx", target="sm86,sm87", version=version)
     monkeypatch.setattr(runtime_tensorrt, "device_sm", lambda device: "sm87")
-    monkeypatch.setattr(runtime_tensorrt, "TensorRTGraph", lambda *_: pytest.fail("deserialised"))
+    monkeypatch.setattr(runtime_tensorrt, "TensorRTGraph", lambda *_: pytest.fail("deserialized"))
     model.write_bytes(model.read_bytes()[:-1] + b"\0")
     with pytest.raises(OVSDinoError, match="changed since it was exported"):
         EdgeSegmenter(model, tiny.bank("a", "b"))

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from ovsdino import pipeline
-from ovsdino.deploy.export_onnx import export_onnx
+from ovsdino.deploy.export.publish import publish
+from ovsdino.deploy.export.trace import export_graph
 from ovsdino.edge.bank import TextBank
 from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.models.weights import weights_digest
@@ -30,7 +31,7 @@ def model(torch_side: pipeline.Segmenter, tmp_path_factory: pytest.TempPathFacto
     """nano for images of 4:3, of CamVid's size."""
     path = tmp_path_factory.mktemp("nano") / "nano.onnx"
     height, width = torch_side.inference_size(360, 480)
-    export_onnx(torch_side.model, path, height=height, width=width)
+    publish(path, export_graph(torch_side.model, height=height, width=width))
     return path
 
 

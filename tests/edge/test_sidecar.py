@@ -1,4 +1,4 @@
-"""The sidecar: what it keeps, and what it refuses before anything is deserialised."""
+"""The sidecar: what it keeps, and what it refuses before anything is deserialized."""
 
 from __future__ import annotations
 
@@ -53,17 +53,15 @@ def test_what_is_saved_is_what_is_loaded(engine: Path) -> None:
     loaded = Sidecar.load(engine)
     assert sidecar_path(engine).name == "nano.engine.json"
     assert loaded == ENGINE
-    loaded.check_file(engine)
+    assert loaded.read(engine) == b"engine"
     loaded.check_runtime("tensorrt", "10.3.0.30", "sm87")
     loaded.check_bank(["road", "sky"], (2, 192), "ab" * 32)
     assert sorted(engine.parent.iterdir()) == [engine, sidecar_path(engine)]
 
 
-def test_describes_a_file(engine: Path) -> None:
-    other = engine.with_name("other.onnx")
-    other.write_bytes(b"onnx!")
-    copied = ENGINE.of_file(other, kind="onnx", backend="onnx")
-    assert (copied.file, copied.bytes, copied.kind) == ("other.onnx", 5, "onnx")
+def test_describes_other_data() -> None:
+    copied = ENGINE.describing(b"onnx!", kind="onnx", backend="onnx")
+    assert (copied.bytes, copied.kind) == (5, "onnx")
     assert copied.sha256 == hashlib.sha256(b"onnx!").hexdigest()
     copied.check_runtime("onnx")
 
@@ -166,7 +164,7 @@ def test_a_file_and_its_sidecar_may_be_renamed_together(engine: Path) -> None:
     other = engine.rename(engine.with_name("other.engine"))
     sidecar_path(engine).rename(sidecar_path(other))
     assert Sidecar.load(other).file == "other.engine"
-    Sidecar.load(other).check_file(other)
+    Sidecar.load(other).read(other)
 
 
 def test_a_graph_tells_what_it_is_and_the_sidecar_must_agree() -> None:
@@ -191,13 +189,13 @@ def test_refuses_a_bank_of_another_model() -> None:
 def test_refuses_a_file_that_was_changed(engine: Path) -> None:
     engine.write_bytes(b"enginE")
     with pytest.raises(OVSDinoError, match="changed since it was exported"):
-        ENGINE.check_file(engine)
+        ENGINE.read(engine)
     engine.write_bytes(b"engin")
     with pytest.raises(OVSDinoError, match="5 bytes, its sidecar says 6"):
-        ENGINE.check_file(engine)
+        ENGINE.read(engine)
     engine.unlink()
     with pytest.raises(OVSDinoError, match="no such file"):
-        ENGINE.check_file(engine)
+        ENGINE.read(engine)
 
 
 @pytest.mark.parametrize(

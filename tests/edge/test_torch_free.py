@@ -102,14 +102,13 @@ def test_runs_where_torch_cannot_be_imported(files: list[str]) -> None:
 def test_an_engine_is_compared_with_its_graph_without_torch(files: list[str]) -> None:
     code = """
 import sys
-from pathlib import Path
 import numpy as np
-from ovsdino.deploy.export.compare import compare_engine, words
+from ovsdino.deploy.export.compare import compare_engine
+from ovsdino.deploy.export.inputs import Images, bank_rows
+from ovsdino.deploy.export.publish import Exported
 from ovsdino.deploy.export_trt import ExportTrt
-from ovsdino.edge.sidecar import Sidecar
-from ovsdino.deploy.verify import Images
-path, images = Path(sys.argv[1]), Images((np.load(sys.argv[3]),), (), "one image")
-found = compare_engine(path, path, images, words(Sidecar.load(path), Path(sys.argv[2])))
+graph, images = Exported.read(sys.argv[1]), Images((np.load(sys.argv[3]),), (), "one image")
+found = compare_engine(graph, graph, images, bank_rows(graph.sidecar, sys.argv[2]))
 print(round(found.cosine, 6), found.label_agreement, found.source, *sorted({"torch", "timm"} & set(sys.modules)))
 """
     block = BLOCK.format(blocked={"torch", "timm", "open_clip", "torchvision", "scipy"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ovsdino.deploy.export.script import randomise
+from ovsdino.deploy.export.random_weights import randomize
 from ovsdino.models.backbone import freeze
 from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
 from ovsdino.models.ovsdino import OVSDINO
@@ -23,4 +23,4 @@ def small_model(*, decoder: bool = True) -> OVSDINO:
     config = CONFIG if decoder else CONFIG.replace(sae=None, smd=None)
     model = OVSDINO(config, HashedTextTower(32, 16, 64))
     freeze(model)
-    return randomise(model, 0)
+    return randomize(model, 0)

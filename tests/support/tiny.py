@@ -1,4 +1,4 @@
-"""A graph of the exporter's form, small enough to work out by hand: a 4x4 patch's mean colour against the bank."""
+"""A graph of the exporter's form, small enough to work out by hand: a 4x4 patch's mean color against the bank."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from ovsdino.deploy.export.publish import Exported
 from ovsdino.edge.bank import TextBank
 from ovsdino.edge.sidecar import Sidecar
 
@@ -56,7 +57,7 @@ def graph(path: Path, batch: int | tuple[int, int] = 1, inputs: tuple[str, str] 
 
 
 def sidecar(path: Path, **changes: Any) -> Sidecar:
-    """What the exporter would say of the file."""
+    """Return the sidecar that the exporter would write for the file."""
     facts: dict[str, Any] = {
         "kind": "onnx",
         "file": path.name,
@@ -77,23 +78,22 @@ def sidecar(path: Path, **changes: Any) -> Sidecar:
         "patch_size": PATCH,
         "weights": WEIGHTS,
     }
-    return Sidecar(**{**facts, **changes}).of_file(path)
+    return Sidecar(**{**facts, **changes}).describing(path.read_bytes())
 
 
-def another(path: Path) -> None:
-    """Something else in the file's place, 13 bytes, with its sidecar."""
-    path.write_bytes(b"another graph")
-    sidecar(path).save(path)
+def another(path: Path) -> Exported:
+    """Return 13 bytes to publish in the place of a file, with the file's sidecar otherwise."""
+    return Exported.of(b"another graph", sidecar(path))
 
 
 def bank(*names: str, seed: int = 0, weights: str = WEIGHTS, columns: int = DIM) -> TextBank:
-    """Random rows of length one for the given names."""
+    """Return random rows of length one for the given names."""
     rows = np.random.default_rng(seed).standard_normal((len(names), columns))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return TextBank(names=names, text=rows.astype(np.float32), model="tiny", weights=weights)
 
 
 def expected_logits(image: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """The graph's formula: (3, H, W) normalised, (K, 3) -> (K, h, w)."""
+    """Compute the graph's formula: (3, H, W) normalized, (K, 3) -> (K, h, w)."""
     cells = image.reshape(3, HEIGHT // PATCH, PATCH, WIDTH // PATCH, PATCH).mean((2, 4), dtype=np.float64)
     return SCALE * np.einsum("kd,dhw->khw", text, cells)

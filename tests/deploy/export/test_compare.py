@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from ovsdino.deploy.export import tensorrt_api
-from ovsdino.deploy.export.compare import compare, words
-from ovsdino.deploy.verify import Images, runner
-from ovsdino.edge.sidecar import Sidecar
+from ovsdino.deploy.export.compare import compare, runner
+from ovsdino.deploy.export.inputs import Images, bank_rows, random_rows
+from ovsdino.deploy.export.publish import Exported
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.zoo import CONFIGS
 from tests.support import tiny
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return tiny.graph(tmp_path / "tiny.onnx", batch=2)
+def model(tmp_path: Path) -> Exported:
+    return Exported.read(tiny.graph(tmp_path / "tiny.onnx", batch=2))
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def images() -> Images:
     return Images(tuple(random.integers(0, 256, (48, 64, 3), dtype=np.uint8) for _ in range(3)), (), "random images")
 
 
-def test_a_graph_agrees_with_itself_on_the_images_that_are_named(model: Path, images: Images) -> None:
-    sidecar = Sidecar.load(model)
-    run = runner(model, sidecar, words(sidecar, None))
+def test_a_graph_agrees_with_itself_on_the_images_that_are_named(model: Exported, images: Images) -> None:
+    sidecar = model.sidecar
+    run = runner(model, random_rows(sidecar.embed_dim, sidecar.classes))
     found = compare(run, run, sidecar, images, reference="ONNX Runtime")  # 3 images in batches of 2
     assert (found.cosine, found.label_agreement, found.images) == (pytest.approx(1), 1.0, 3)
     told = found.to_dict()
@@ -38,9 +38,9 @@ def test_a_graph_agrees_with_itself_on_the_images_that_are_named(model: Path, im
     found.check()
 
 
-def test_an_engine_that_departs_is_refused(model: Path, images: Images) -> None:
-    sidecar = Sidecar.load(model)
-    run = runner(model, sidecar, words(sidecar, None))
+def test_an_engine_that_departs_is_refused(model: Exported, images: Images) -> None:
+    sidecar = model.sidecar
+    run = runner(model, random_rows(sidecar.embed_dim, sidecar.classes))
     opposite = compare(lambda image: -run(image), run, sidecar, images, reference="ONNX Runtime")
     assert opposite.worst_cosine == pytest.approx(-1) and opposite.label_agreement < 0.2
     with pytest.raises(OVSDinoError, match=r"the engine departs from ONNX Runtime: cosine -1\.0.*on 3 random images"):
@@ -52,16 +52,16 @@ def test_an_engine_that_departs_is_refused(model: Path, images: Images) -> None:
         compare(lambda image: run(image)[:, :1], run, sidecar, images, reference="ONNX Runtime")
 
 
-def test_the_words_are_a_banks_or_seeded(model: Path, tmp_path: Path) -> None:
-    sidecar = Sidecar.load(model)
+def test_the_words_are_a_banks_or_seeded(model: Exported, tmp_path: Path) -> None:
+    sidecar = model.sidecar
     path = tiny.bank("road", "sky").save(tmp_path / "bank.safetensors")
-    assert np.array_equal(words(sidecar, path), tiny.bank("road", "sky").text)
-    rows = words(sidecar, None)
+    assert np.array_equal(bank_rows(sidecar, path), tiny.bank("road", "sky").text)
+    rows = random_rows(sidecar.embed_dim, sidecar.classes)
     assert rows.shape[1] == tiny.DIM and np.allclose(np.linalg.norm(rows, axis=1), 1)
-    assert np.array_equal(rows, words(sidecar, None))
+    assert np.array_equal(rows, random_rows(sidecar.embed_dim, sidecar.classes))
     other = tiny.bank("road", "sky", weights="1" * 64).save(tmp_path / "other.safetensors")
     with pytest.raises(OVSDinoError, match="other weights"):
-        words(sidecar, other)
+        bank_rows(sidecar, other)
 
 
 @pytest.mark.parametrize("version", ["10.3.0", "10.3.0.30", "10.4.0"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ovsdino.deploy.export.publish import proven
+from ovsdino.deploy.export.publish import Exported, publish
 from ovsdino.deploy.quantize import Quantize
 from ovsdino.edge.sidecar import Sidecar, pending_path, sidecar_path
 from ovsdino.errors import OVSDinoError
@@ -26,27 +27,58 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_file_and_sidecar_get_their_names_together(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "new.onnx"
-    with proven(path) as temporary:
-        tiny.another(temporary)
-        assert not path.exists() and not sidecar_path(path).exists()
+    path, model = tmp_path / "deep" / "new.onnx", tiny.graph(tmp_path / "tiny.onnx")
+
+    def proof(exported: Exported) -> dict[str, float]:
+        assert exported.data == b"another graph" and not path.exists() and not sidecar_path(path).exists()
+        return {"cosine": 1.0, "label_agreement": 1.0, "images": 1}
+
+    written = publish(path, tiny.another(model), proof)
     assert sorted(path.parent.iterdir()) == [path, sidecar_path(path)]
     sidecar = Sidecar.load(path)
-    sidecar.check_file(path)
+    assert sidecar == written and sidecar.read(path) == b"another graph"
     assert sidecar.file == "new.onnx" and sidecar.bytes == 13
+    assert sidecar.verified is not None and sidecar.verified["cosine"] == 1.0
 
 
-@pytest.mark.parametrize("fault", [KeyboardInterrupt, OVSDinoError, "no sidecar"])
-def test_a_failed_export_leaves_the_old_pair(model: Path, fault: type[BaseException] | str) -> None:
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, OVSDinoError])
+def test_a_refused_export_leaves_the_old_pair(model: Path, fault: type[BaseException]) -> None:
     before = {path.name: path.read_bytes() for path in model.parent.iterdir()}
-    expected = OVSDinoError if isinstance(fault, str) else fault
-    with pytest.raises(expected), proven(model) as temporary:
-        if isinstance(fault, str):
-            temporary.write_bytes(b"x")
-        else:
-            tiny.another(temporary)
-            raise fault
+
+    def proof(_: Exported) -> None:
+        raise fault
+
+    with pytest.raises(fault):
+        publish(model, tiny.another(model), proof)
     assert {path.name: path.read_bytes() for path in model.parent.iterdir()} == before
+
+
+def test_an_export_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "taken.onnx"
+    folder.mkdir()
+    model = tiny.graph(tmp_path / "tiny.onnx")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OVSDinoError, match="cannot write: is a folder"):
+        publish(folder, tiny.another(model))
+    assert sorted(tmp_path.iterdir()) == before and not list(folder.iterdir())
+
+
+def test_a_file_is_hashed_once_and_its_sidecar_written_once(
+    model: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = tiny.another(model)
+    assert hashed.count(13) == 1
+    renamed: list[str] = []
+    replace = os.replace
+
+    def noted(source: Path, target: Path) -> None:
+        renamed.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    publish(model, exported, lambda _: {"cosine": 1.0, "label_agreement": 1.0, "images": 1})
+    assert hashed.count(13) == 1
+    assert renamed == [".tiny.onnx.json.pending", "tiny.onnx", "tiny.onnx.json"]
 
 
 @pytest.mark.parametrize("rename", [1, 2, 3])
@@ -56,24 +88,22 @@ def test_a_kill_at_any_of_the_renames_leaves_a_pair_that_fits(model: Path, renam
     code = f"""
 import os, signal
 from pathlib import Path
-from ovsdino.deploy.export.publish import proven
+from ovsdino.deploy.export.publish import publish
 from tests.support import tiny
-real, done = os.replace, []
-with proven(Path({str(model)!r})) as temporary:
-    tiny.another(temporary)
-    def replace(*names):
-        done.append(names)
-        if len(done) == {rename}: os.kill(os.getpid(), signal.SIGKILL)
-        real(*names)
-    os.replace = replace
+real, done, path = os.replace, [], Path({str(model)!r})
+exported = tiny.another(path)
+def replace(*names):
+    done.append(names)
+    if len(done) == {rename}: os.kill(os.getpid(), signal.SIGKILL)
+    real(*names)
+os.replace = replace
+publish(path, exported)
 """
     killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
-    Sidecar.load(model).check_file(model)
-    assert model.read_bytes() == (old if rename < 3 else b"another graph")
-    with proven(model) as temporary:  # and the next export is not in its way
-        tiny.another(temporary)
-    Sidecar.load(model).check_file(model)
+    assert Sidecar.load(model).read(model) == (old if rename < 3 else b"another graph")
+    publish(model, tiny.another(model))  # and the next export is not in its way
+    assert Sidecar.load(model).read(model) == b"another graph"
     assert not pending_path(model).exists()
 
 

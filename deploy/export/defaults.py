@@ -1,0 +1,12 @@
+"""Defaults and thresholds of an export, which its options show and its functions keep to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["AGREEMENT", "CLASSES", "COSINE", "Precision"]
+
+Precision = Literal["float32", "float16"]
+CLASSES = (1, 256)  # least and most rows of the text bank
+COSINE = 0.999  # least cosine of the logits, for the worst image
+AGREEMENT = 0.995  # least share of pixels with the same label

@@ -1,0 +1,134 @@
+"""Build an engine from a graph in memory; TensorRT itself is called in `ovsdino.deploy.export.tensorrt_api`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto
+
+from ovsdino.console import say
+from ovsdino.deploy.export import tensorrt_api
+from ovsdino.deploy.export.publish import Exported
+from ovsdino.deploy.export.tensorrt_api import SHAPES, BuildSettings, Built, Layer
+from ovsdino.edge.sidecar import Sidecar
+from ovsdino.edge.tensorrt_graph import device_sm
+from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import atomic_write, reading
+
+__all__ = ["Attention", "attention", "build_engine", "runs_here"]
+
+log = logging.getLogger("ovsdino")
+
+USUAL_CLASSES = 19  # kernels are chosen for this K, or the nearest in range: a street's vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Which attentions of a graph the engine runs as one kernel.
+
+    Attributes:
+        fused: Names of the Softmax nodes inside a fused kernel.
+        apart: Names of the others.
+    """
+
+    fused: tuple[str, ...]
+    apart: tuple[str, ...]
+
+
+def attention(graph: ModelProto, layers: Sequence[Layer]) -> Attention:
+    """Look for each attention of the ViT and of the structure decoder among the engine's fused kernels.
+
+    TensorRT names those `_gemm_mha_v2...`; the softmax of the upsampling, outside any module, is not one of them.
+    """
+    wanted = [n.name for n in graph.graph.node if n.op_type == "Softmax" and not n.name.startswith("/")]
+    inside = {node for layer in layers if "mha" in layer.name.lower() for node in layer.nodes}
+    return Attention(
+        fused=tuple(name for name in wanted if name in inside),
+        apart=tuple(name for name in wanted if name not in inside),
+    )
+
+
+def build_engine(
+    graph: Exported,
+    settings: BuildSettings,
+    *,
+    backend: str = "tensorrt",
+    least_batch: int = 1,
+    layers: Path | None = None,
+) -> tuple[Exported, float]:
+    """Build an engine; its sidecar is the graph's, with what the engine adds.
+
+    The graph's figures are not the engine's: `verified` is None until the engine itself was run.
+
+    Args:
+        graph: The graph that it is built from.
+        settings: How it is built; its shapes are those of the graph.
+        backend: "tensorrt" or "tensorrt_rtx".
+        least_batch: Smallest batch of a graph whose batch is dynamic.
+        layers: JSON file to write the engine's layers to.
+
+    Returns:
+        The engine, and the seconds of the build.
+
+    Raises:
+        OVSDinoError: It is not a graph, the target cannot be built for, or no engine can be built.
+    """
+    sidecar = graph.sidecar
+    if sidecar.kind != "onnx":
+        raise OVSDinoError(f"{sidecar.file}: an engine; give the .onnx that `python deploy/export_onnx.py` writes")
+    target = tensorrt_api.resolve_target(backend, settings.target)
+    with reading(sidecar.file, "ONNX graph", sidecar.rebuild()):
+        model = onnx.load_model_from_string(graph.data)
+    sidecar.check_graph({entry.key: entry.value for entry in model.metadata_props})
+    known = tensorrt_api.known_fault(backend, tensorrt_api.version_of(backend), sidecar.model)
+    if known:
+        log.warning("%s", known)
+    settings = dataclasses.replace(settings, target=target, shapes=_shapes(model, sidecar, least_batch))
+    built = tensorrt_api.build(backend, graph.data, settings)
+    file = Path(sidecar.file).with_suffix(".engine").name
+    facts = {"kind": "engine", "file": file, "backend": backend, "version": built.version, "target": target}
+    fused = attention(model, built.layers)
+    if built.layers:
+        total = len(fused.fused) + len(fused.apart)
+        say(f"attention: {len(fused.fused)} of {total} fused, {len(built.layers)} layers ({built.source})")
+    if layers is not None:
+        _write_layers(layers, built, fused)
+    return Exported.of(built.data, sidecar, **facts, verified=None), built.seconds
+
+
+def runs_here(sidecar: Sidecar) -> bool:
+    """Tell whether this machine has a device that the engine was built for."""
+    try:
+        return device_sm(0) in sidecar.target.split(",")
+    except OVSDinoError:
+        return False
+
+
+def _shapes(graph: ModelProto, sidecar: Sidecar, least_batch: int) -> dict[str, SHAPES]:
+    """Return the optimization profile: the ranges of K and of the batch, where the graph leaves them open."""
+    shapes: dict[str, SHAPES] = {}
+    batch, *rest = sidecar.input
+    least, most = sidecar.classes
+    ranges = {"image": (least_batch, 1, batch, tuple(rest)), "text": (least, USUAL_CLASSES, most, (sidecar.embed_dim,))}
+    for value in graph.graph.input:
+        if any(dim.HasField("dim_param") for dim in value.type.tensor_type.shape.dim):
+            low, usual, high, others = ranges[value.name]
+            usual = min(max(usual, low), high)
+            shapes[value.name] = ((low, *others), (usual, *others), (high, *others))
+    return shapes
+
+
+def _write_layers(path: Path, built: Built, fused: Attention) -> None:
+    data = {
+        "source": built.source,
+        "attention": {"fused": list(fused.fused), "apart": list(fused.apart)},
+        "layers": [{"name": one.name, "kind": one.kind, "nodes": list(one.nodes)} for one in built.layers],
+    }
+    with atomic_write(path) as file:
+        file.write(json.dumps(data, indent=1).encode() + b"\n")

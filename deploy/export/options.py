@@ -1,0 +1,149 @@
+"""Options that the scripts share; torch and ONNX are imported only when something is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ovsdino.console import say
+from ovsdino.deploy.export.defaults import AGREEMENT, CLASSES, COSINE, Precision
+from ovsdino.errors import OVSDinoError
+from ovsdino.options import ModelOptions
+
+if TYPE_CHECKING:
+    from ovsdino.deploy.export.inputs import Images
+    from ovsdino.deploy.export.publish import Exported, Proof
+    from ovsdino.models.ovsdino import OVSDINO
+
+__all__ = ["SUFFIXES", "ExportOptions", "ModelSource", "VerifyOptions", "output_file", "reported"]
+
+SUFFIXES = {"float32": "fp32", "float16": "fp16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource(ModelOptions):
+    """The model, and its weights."""
+
+    random_weights: int | None = None
+    """Seed of random weights in place of the model's own, for timing and tests: no file is fetched."""
+
+    def load(self) -> OVSDINO:
+        """Return the model on the CPU in eval mode.
+
+        Raises:
+            OVSDinoError: The name is unknown; weights are missing, damaged or out of reach; or files were named
+                together with --random-weights.
+        """
+        if self.random_weights is None:
+            return self.load_model()
+        for name in self.weight_files:
+            option = name.replace("_", "-")
+            raise OVSDinoError(f"--random-weights {self.random_weights}: leave it out, or leave out --{option}")
+        from ovsdino.deploy.export.random_weights import random_model
+
+        return random_model(self.model, self.random_weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Images on which an export is compared with PyTorch, and the thresholds."""
+
+    skip_verify: bool = False
+    """Do not compare; the sidecar then says that nobody did."""
+    images: Path | None = None
+    """Folder of images to compare on, in place of the data set."""
+    dataset: str = "camvid"
+    """Data set to compare on, with its class names as the words."""
+    root: Path | None = None
+    """Folder of the data set. Default: $OVSDINO_DATA, else ../shared/data next to the checkout, else seeded noise."""
+    split: str = "val"
+    """Split of the data set."""
+    limit: int = 20
+    """Most images to compare on."""
+    cosine: float = COSINE
+    """Least cosine of the logits, for each image."""
+    agreement: float = AGREEMENT
+    """Least share of pixels with the same label, mean over the images; not asked of random weights."""
+
+    def find(self) -> Images:
+        """Return the images; see `ovsdino.deploy.export.inputs.find_images`."""
+        from ovsdino.deploy.export.inputs import find_images
+
+        return find_images(self.images, self.dataset, self.root, self.split, self.limit)
+
+    def proof(self, model: OVSDINO, *, labels_count: bool) -> Proof | None:
+        """Return the comparison of an exported file with PyTorch, or None where it was not asked for.
+
+        Args:
+            model: The model that was exported.
+            labels_count: Also ask for the same labels: not of random weights, whose labels depend on a rounding.
+        """
+        if self.skip_verify:
+            return None
+
+        def prove(exported: Exported) -> dict[str, Any]:
+            from ovsdino.deploy.export.compare import verify
+
+            found = verify(model, exported, self.find())
+            say(found.tell())
+            found.check(self.cosine, self.agreement if labels_count else None)
+            return found.to_dict()
+
+        return prove
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(ModelSource):
+    """Options of both exports."""
+
+    output: Path
+    """Folder, or file, to write; the sidecar lies next to it."""
+    height: int | None = None
+    """Height of the input image in pixels, a multiple of the patch. Default: the model's own short side."""
+    width: int | None = None
+    """Width, likewise. Default: 4:3 for nano, square for the others."""
+    batch: tuple[int, ...] = (1,)
+    """Images at once; two numbers, least and most, make it dynamic."""
+    classes: tuple[int, ...] = CLASSES
+    """Rows of the text bank: least and most; one number fixes them."""
+    verify: VerifyOptions = field(default_factory=VerifyOptions)
+    json: bool = False
+    """Print one JSON object on stdout."""
+
+    def graph(self, model: OVSDINO, precision: Precision) -> Exported:
+        """Return the model's graph, unverified.
+
+        Raises:
+            OVSDinoError: A size or a range is not valid, or the model cannot be exported.
+        """
+        from ovsdino.deploy.export.trace import default_size, export_graph
+
+        for name, value in (("batch", self.batch), ("classes", self.classes)):
+            if len(value) not in (1, 2):
+                raise OVSDinoError(f"{name} is {' '.join(map(str, value))}: expected one number, or least and most")
+        usual = default_size(model.config)
+        height = usual[0] if self.height is None else self.height
+        width = usual[1] if self.width is None else self.width
+        batch, classes = (self.batch[0], self.batch[-1]), (self.classes[0], self.classes[-1])
+        started = time.perf_counter()
+        exported = export_graph(model, height=height, width=width, batch=batch, classes=classes, precision=precision)
+        say(f"exported {model.config.name} {precision} {height}x{width} in {time.perf_counter() - started:.1f} s")
+        return exported
+
+    def proof_of(self, model: OVSDINO) -> Proof | None:
+        """Return the comparison of the graph with PyTorch."""
+        return self.verify.proof(model, labels_count=self.random_weights is None)
+
+
+def output_file(output: Path, name: str, suffix: str) -> Path:
+    """Return `output` if it names a file with the suffix, else the named file in the folder `output`."""
+    return output if output.suffix == suffix else output / f"{name}{suffix}"
+
+
+def reported(verified: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what --json prints of a sidecar's figures: also on how many images, which, and against what."""
+    shown = ("cosine", "label_agreement", "images", "source", "reference")
+    return None if verified is None else {name: verified[name] for name in shown if name in verified}
