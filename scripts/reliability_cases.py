@@ -24,7 +24,7 @@ HANGS = 180  # seconds after which a case hangs
 REFUSED, DONE, INTERRUPTED = 2, 0, 130
 WARM = ("torch", "torchvision", "cv2", "ovsdino.pipeline", "ovsdino.models.zoo", "ovsdino.stream.loop",
         "ovsdino.train.dense.trainer", "ovsdino.train.start", "ovsdino.train.masks.generators",
-        "ovsdino.train.masks.sam", "ovsdino.data.corrupt", "ovsdino.eval.evaluate", "ovsdino.eval.report",
+        "ovsdino.train.masks.embeddings", "ovsdino.train.masks.corrupt", "ovsdino.eval.evaluate", "ovsdino.eval.report",
         "skimage.segmentation",
         "torch.utils.tensorboard", "ovsdino.commands.eval", "ovsdino.commands.segment", "ovsdino.commands.stream",
         "ovsdino.commands.masks", "ovsdino.commands.report", "ovsdino.commands.text")  # fmt: skip

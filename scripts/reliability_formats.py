@@ -120,9 +120,9 @@ def masks(damaged: str) -> Maker:
     """Return the maker of a store of masks, its manifest or its shard to be damaged."""
 
     def make(folder: Path) -> tuple[Path, Reader]:
-        from ovsdino.data.corrupt import corrupt_rows
         from ovsdino.data.masks import Manifest, MaskStore, PseudoMask, decode, encode_image, names_digest
-        from ovsdino.train.masks.generators import statistics
+        from ovsdino.train.masks.corrupt import corrupt_rows
+        from ovsdino.train.masks.make import statistics
 
         names = ["a.png", "b.png"]
         row, column = np.mgrid[:HEIGHT, :WIDTH]
@@ -342,7 +342,7 @@ def sam_embeddings(folder: Path) -> tuple[Path, Reader]:
     import torch
     from safetensors.torch import save_file
 
-    from ovsdino.train.masks.sam import SamTargets
+    from ovsdino.train.masks.embeddings import SamTargets
 
     path = folder / "embeddings-00000.safetensors"
     save_file({"a.png": torch.ones(4, 8, 8).half()}, path, {"filled": json.dumps({"a.png": [6.0, 8.0]})})

@@ -53,7 +53,7 @@ class Masks:
     def run(self) -> int:
         from ovsdino.data.images import ImageSource
         from ovsdino.io.files import atomic_write, lock_folder
-        from ovsdino.train.masks.generators import contact_sheet, parse_part, statistics
+        from ovsdino.train.masks.make import contact_sheet, parse_part, statistics
 
         part = parse_part(self.shard)
         source = None if self.images is None else ImageSource(self.images)
@@ -114,10 +114,11 @@ class Masks:
 
     def _writer(self, source: ImageSource | None, part: tuple[int, int]) -> Callable[[Progress], MaskStore]:
         """Return what writes the store, once all options are known to fit together."""
-        from ovsdino.data.corrupt import check_corruption, corrupt_store
         from ovsdino.data.masks import MaskStore, names_digest
-        from ovsdino.train.masks.generators import SegmentAnything, make_masks
-        from ovsdino.train.masks.sam import write_embeddings
+        from ovsdino.train.masks.corrupt import check_corruption, corrupt_store
+        from ovsdino.train.masks.embeddings import write_embeddings
+        from ovsdino.train.masks.generators import SegmentAnything
+        from ovsdino.train.masks.make import make_masks
 
         if self.from_ is None:
             for option, value in (("--corrupt", self.corrupt), ("--seed", self.seed)):

@@ -1,1 +1,1 @@
-"""Pseudo-masks and SAM's targets, made before training."""
+"""Pseudo-masks and SAM's embeddings, made before training."""

@@ -15,7 +15,7 @@ from ovsdino.models.backbone import freeze
 from ovsdino.models.sam import SAMEncoder
 from ovsdino.models.zoo import PROJECTIONS
 from ovsdino.train.distributed import gather, gather_objects
-from ovsdino.train.masks.sam import SamOnTheFly, SamSource, SamTargets
+from ovsdino.train.masks.embeddings import SamOnTheFly, SamSource, SamTargets
 from ovsdino.train.segmentation import SegmentationTrainer
 from ovsdino.train.trainer import Log
 from ovsdino.train.weak.batches import WeakBatch, WeakDataset, batches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from ovsdino.data.masks import Manifest, MaskStore, PseudoMask, decode, encode_image
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.train.masks.make import Progress, images_by_shard, silent
 
 Kind = Literal["merge", "dilate", "shift", "drop"]
 KINDS: tuple[Kind, ...] = ("merge", "dilate", "shift", "drop")
@@ -25,7 +26,7 @@ def corrupt_store(
     share: float,
     seed: int,
     part: tuple[int, int] = (0, 1),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> MaskStore:
     """Write a corrupted copy of a finished store; the shards that are there already stay, those of part i of n are
     every n-th, from i.
@@ -38,15 +39,8 @@ def corrupt_store(
     old = source.manifest
     settings = {**old.settings, "corrupt": {"share": share, "seed": seed}}
     store = MaskStore.create(output, Manifest(**{**asdict(old), "settings": settings}))
-    shards = [shard for shard in store.missing() if shard % part[1] == part[0]]
-    total, done = sum(len(store.images_of(shard)) for shard in shards), 0
-    for shard in shards:
-        rows = []
-        for row in source.read(shard):
-            rows.append(corrupt_rows(row, share, seed))
-            done += 1
-            progress(done, total)
-        store.write(shard, rows)
+    for shard, images in images_by_shard(store, store.missing(), part, progress):
+        store.write(shard, [corrupt_rows(row, share, seed) for _, row in zip(images, source.read(shard), strict=True)])
     return store
 
 

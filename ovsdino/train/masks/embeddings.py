@@ -25,6 +25,7 @@ from ovsdino.data.masks import MaskStore
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
 from ovsdino.models.sam import SAMEncoder
+from ovsdino.train.masks.make import Progress, images_by_shard, silent
 
 
 def filled_cells(height: int, width: int, cells: int, side: int = 1024) -> tuple[float, float]:
@@ -139,7 +140,7 @@ def write_embeddings(
     store: MaskStore,
     embed: Callable[[np.ndarray], Tensor],
     part: tuple[int, int] = (0, 1),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
     log: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Writes the files of embeddings that are missing beside a store's shards; those of part i of n.
@@ -148,19 +149,15 @@ def write_embeddings(
         embed: (H, W, 3) uint8 -> (256, 64, 64).
     """
     paths = [store.folder / f"embeddings-{shard:05d}.safetensors" for shard in range(store.shards)]
-    shards = [s for s in range(store.shards) if s % part[1] == part[0] and not paths[s].exists()]
-    total, done = sum(len(store.images_of(shard)) for shard in shards), 0
-    for shard in shards:
+    missing = [shard for shard, path in enumerate(paths) if not path.exists()]
+    for shard, images in images_by_shard(store, missing, part, progress):
         found, filled = {}, {}
-        for index in store.images_of(shard):
-            name = source.names[index]
+        for name in map(source.names.__getitem__, images):
             try:
                 image = source.read(name)
                 found[name] = embed(image).to("cpu", torch.float16).contiguous()
                 filled[name] = filled_cells(image.shape[0], image.shape[1], found[name].shape[-1])
             except OVSDinoError as error:
                 log(f"left without embedding: {one_line(error)}")
-            done += 1
-            progress(done, total)
         with atomic_write(paths[shard]) as file:
             file.write(save(found, {"filled": json.dumps(filled)}))

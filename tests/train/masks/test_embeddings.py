@@ -9,7 +9,7 @@ from ovsdino.data.images import ImageSource
 from ovsdino.data.masks import MaskStore
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.sam import SAMEncoder
-from ovsdino.train.masks.sam import SamOnTheFly, SamTargets, crop_embedding, filled_cells, write_embeddings
+from ovsdino.train.masks.embeddings import SamOnTheFly, SamTargets, crop_embedding, filled_cells, write_embeddings
 from tests.support.weak_folder import make_folder, trainer, write_config
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ovsdino.cli import main
-from ovsdino.data.corrupt import KINDS, corrupt_masks, corrupt_rows, corrupt_store
 from ovsdino.data.masks import Manifest, MaskStore, PseudoMask, decode, encode_image, names_digest
 from ovsdino.errors import OVSDinoError
+from ovsdino.train.masks.corrupt import KINDS, corrupt_masks, corrupt_rows, corrupt_store
 
 SIZE = (360, 480)
 
