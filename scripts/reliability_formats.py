@@ -86,7 +86,7 @@ def zip_of(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def image_zip(folder: Path) -> tuple[Path, Reader]:
-    from ovsdino.data.images import ImageSource
+    from ovsdino.io.tree import ImageSource
 
     path = zip_of(folder / "a.zip", {"images/a.png": picture("PNG"), "images/b.jpg": picture("JPEG")})
 

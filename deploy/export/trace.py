@@ -72,8 +72,6 @@ def export_graph(
     _check_size(config, height, width)
     if precision not in ("float32", "float16"):
         raise OVSDinoError(f"precision is {precision!r}: expected float32 or float16")
-    if config.sae is not None and model.decoder is not None and config.sae.source == "sam":
-        raise OVSDinoError(f"{config.name}: reads SAM's embedding at inference; only a distilled model is exported")
     traced = _traced(model, height, width, batches, (least, most))
     if precision == "float16":
         graph.to_float16(traced)

@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from ovsdino.data.images import ImageSource
 from ovsdino.deploy.quantization.recipe import Method
 from ovsdino.edge.onnx_graph import open_session
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import reading
 from ovsdino.io.images import load_image
+from ovsdino.io.tree import ImageSource
 
 __all__ = ["calibration_images", "channel_ranges", "run", "tensor_ranges"]
 
@@ -29,7 +29,7 @@ def calibration_images(source: str | Path, count: int) -> list[np.ndarray]:
     """Read real images, spread evenly over those there are (frames of a video that follow each other are alike).
 
     Args:
-        source: One image, or a folder or zip file as `ovsdino.data.images.ImageSource` reads it.
+        source: One image, or a folder or zip file as `ovsdino.io.tree.ImageSource` reads it.
         count: Most images.
 
     Returns:

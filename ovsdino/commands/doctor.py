@@ -1,10 +1,27 @@
-"""`ovsdino doctor`: what is built, found and missing."""
+"""`ovsdino doctor`: versions, native kernels, devices, weights, extras and environment variables of an installation."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import platform
+import re
 from dataclasses import dataclass
+from typing import Any
 
 from ovsdino.console import print_json
+
+__all__ = ["ENVIRONMENT", "Doctor"]
+
+ENVIRONMENT = {
+    "OVSDINO_BACKEND": "implementation of the ops: auto (default), reference, sdpa, cpu, triton, cuda",
+    "OVSDINO_CUDA": "at installation: auto (default; CUDA kernels if nvcc is found), 0 or 1",
+    "OVSDINO_CUDA_ARCHS": "at installation: GPU architectures, for instance 87;90",
+    "OVSDINO_DATA": "folder of data sets for `ovsdino eval` and `ovsdino probe` without --root, and for the tests",
+    "OVSDINO_OFFLINE": "1: never ask the network for weights; those in the hub's cache are used",
+    "TRITON_INTERPRET": "1: Triton kernels run in Python, on CPU tensors too (tests; slow)",
+}
+_CORE = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "rich", "huggingface_hub")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +32,167 @@ class Doctor:
     """Print one JSON object on stdout."""
 
     def run(self) -> int:
-        from ovsdino.doctor import examine, print_report
-
         report = examine()
         if self.json:
             print_json(report)
         else:
             print_report(report)
         return 2 if report["problems"] else 0
+
+
+def examine() -> dict[str, Any]:
+    """Return everything `ovsdino doctor` reports, ready for JSON.
+
+    Returns:
+        "ovsdino", "python", "platform", "packages", "native", "ops", "devices", "weights", "extras", "environment", and
+        "problems": one line for each thing that must be fixed (a missing GPU or extra is none).
+    """
+    import ovsdino
+
+    native, native_problems = _native()
+    weights, weight_problems = _weights()
+    environment, environment_problems = _environment()
+    return {
+        "ovsdino": ovsdino.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "packages": {name: _version(name) for name in _CORE},
+        "native": native,
+        "ops": _ops(),
+        "devices": _devices(),
+        "weights": weights,
+        "extras": _extras(),
+        "environment": environment,
+        "problems": native_problems + weight_problems + environment_problems,
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print the report as plain text on stdout."""
+
+    def section(title: str, rows: dict[str, str]) -> None:
+        for index, (key, value) in enumerate(rows.items()):
+            print(f"{title if index == 0 else '':<13}{f'{key}: {value}' if key else value}")
+
+    section("ovsdino", {"": f"{report['ovsdino']}, Python {report['python']}, {report['platform']}"})
+    section("packages", {"": ", ".join(f"{k} {v or 'missing'}" for k, v in report["packages"].items())})
+    native = report["native"]
+    built = ", ".join(f"{k} {v}" for k, v in native["build"].items() if v != "") if native["found"] else native["error"]
+    section("native", {"": built if native["found"] else f"missing ({built}); ops run their PyTorch reference"})
+    section("ops", {op: ", ".join(f"{d}: {'/'.join(b)}" for d, b in by.items()) for op, by in report["ops"].items()})
+    section("devices", {d["name"]: d["description"] for d in report["devices"]})
+    section("weights", {w["model"]: f"{w['state']}, {w['bytes'] / 1e6:.1f} MB, {w['file']}" for w in report["weights"]})
+    section(
+        "extras",
+        {
+            name: ", ".join(f"{package} {version or 'missing'}" for package, version in packages.items())
+            for name, packages in report["extras"].items()
+        },
+    )
+    section(
+        "environment",
+        {
+            name: f"{'not set' if entry['value'] is None else repr(entry['value'])} ({entry['meaning']})"
+            for name, entry in report["environment"].items()
+        },
+    )
+    for problem in report["problems"]:
+        print(f"to fix: {problem}")
+    if not report["problems"]:
+        print("no problems found")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _native() -> tuple[dict[str, Any], list[str]]:
+    from ovsdino.ops import dispatch
+
+    if dispatch.native is None:
+        return {"found": False, "error": dispatch.native_error, "build": {}}, []
+    return {"found": True, "error": "", "build": dict(dispatch.native.build_info())}, []
+
+
+def _ops() -> dict[str, dict[str, list[str]]]:
+    """Return for each op the backends that can run, by device type, the preferred one first."""
+    import torch
+
+    from ovsdino.ops import dispatch
+
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return {op: {d: dispatch.available(op, d) for d in devices} for op in dispatch.OP_BACKENDS}
+
+
+def _devices() -> list[dict[str, str]]:
+    import torch
+
+    found = [
+        {"name": "cpu", "description": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"}
+    ]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        size = properties.total_memory / 2**30
+        what = f"{properties.name}, compute capability {properties.major}.{properties.minor}, {size:.0f} GiB"
+        found.append({"name": f"cuda:{index}", "description": what})
+    if len(found) == 1:
+        found.append({"name": "cuda", "description": "none (torch sees no CUDA device)"})
+    return found
+
+
+def _weights() -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the shipped weight files, held against their manifest, and one line for each problem."""
+    from ovsdino.io.files import sha256_of
+    from ovsdino.models import weights
+
+    rows, problems = [], []
+    for name, entry in weights.manifest().items():
+        path = weights.WEIGHTS / entry.file
+        if not path.is_file():
+            state = "missing"
+        elif sha256_of(path) != entry.sha256:
+            state = "damaged"
+        else:
+            state = "ok"
+        rows.append({"model": name, "file": str(path), "bytes": entry.bytes, "state": state})
+        if state != "ok":
+            problems.append(f"{path}: {state}; reinstall ovsdino")
+    if not rows:
+        problems.append(f"{weights.MANIFEST}: no shipped weights; reinstall ovsdino")
+    return rows, problems
+
+
+def _extras() -> dict[str, dict[str, str | None]]:
+    """Return the version of each extra's packages, None where one is missing; nothing if ovsdino is not installed."""
+    try:
+        requirements = importlib.metadata.requires("ovsdino") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    extras: dict[str, dict[str, str | None]] = {}
+    for requirement in requirements:
+        match = re.match(r"\s*([A-Za-z0-9._-]+).*;.*\bextra\s*==\s*['\"]([^'\"]+)['\"]", requirement)
+        if match:
+            extras.setdefault(match[2], {})[match[1]] = _version(match[1])
+    return extras
+
+
+def _environment() -> tuple[dict[str, dict[str, str | None]], list[str]]:
+    report: dict[str, dict[str, str | None]] = {
+        name: {"value": os.environ.get(name), "meaning": meaning} for name, meaning in ENVIRONMENT.items()
+    }
+    problems = []
+    from ovsdino.ops.dispatch import BACKENDS
+
+    backend = os.environ.get("OVSDINO_BACKEND")
+    if backend and backend not in BACKENDS:
+        problems.append(f"OVSDINO_BACKEND={backend}: expected one of {', '.join(BACKENDS)}")
+    cuda = os.environ.get("OVSDINO_CUDA")
+    if cuda and cuda not in ("auto", "0", "1"):
+        problems.append(f"OVSDINO_CUDA={cuda}: expected auto, 0 or 1")
+    data = os.environ.get("OVSDINO_DATA")
+    if data and not os.path.isdir(data):
+        problems.append(f"OVSDINO_DATA={data}: no such folder")
+    return report, problems

@@ -12,8 +12,8 @@ from ovsdino.console import note_escapes, print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError
 
 if TYPE_CHECKING:
-    from ovsdino.data.images import ImageSource
     from ovsdino.data.masks import MaskStore
+    from ovsdino.io.tree import ImageSource
     from ovsdino.train.masks.generators import MaskGenerator
 
 Progress = Callable[[int, int], None]
@@ -51,8 +51,8 @@ class Masks:
     """Print one JSON object on stdout: the folder, how many images are done, and the statistics once all are."""
 
     def run(self) -> int:
-        from ovsdino.data.images import ImageSource
         from ovsdino.io.files import atomic_write, lock_folder
+        from ovsdino.io.tree import ImageSource
         from ovsdino.train.masks.make import contact_sheet, parse_part, statistics
 
         part = parse_part(self.shard)

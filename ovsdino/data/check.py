@@ -17,6 +17,7 @@ from ovsdino.io.files import atomic_write
 __all__ = ["Check", "check_dataset", "convert_dataset"]
 
 CAMVID_EXPECTED = {"train": 367, "val": 101, "test": 233}
+SAMPLE = 20  # images and labels that are decoded, evenly spread
 SHOWN = 5  # of a longer list of files
 
 
@@ -59,15 +60,14 @@ class Check:
         return {**found, "usable": self.usable}
 
 
-def check_dataset(name: str, root: str | Path, split: str = "val", *, every: bool = False, sample: int = 20) -> Check:
+def check_dataset(name: str, root: str | Path, split: str = "val", *, every: bool = False) -> Check:
     """Looks at a data set's files and reads labels and images.
 
     Args:
         name: see `open_dataset`.
         root: see `open_dataset`.
         split: see `open_dataset`.
-        every: decode all images and labels, not a sample.
-        sample: how many to decode, evenly spread.
+        every: Decode all images and labels, not 20 of them.
 
     Raises:
         OVSDinoError: unknown name, or no such folder or split. What is wrong with the files is in the result.
@@ -88,7 +88,7 @@ def check_dataset(name: str, root: str | Path, split: str = "val", *, every: boo
         check.problems.append(f"{check.images} of {check.expected} images are there{_obtain(name)}")
     if check.expected is not None and check.images > check.expected:
         check.notes.append(f"{check.images} images, {check.expected} in the official split")
-    _read(check, dataset, every, sample)
+    _read(check, dataset, every)
     return check
 
 
@@ -110,9 +110,9 @@ def _benchmark(check: Check, name: str, root: Path, split: str) -> SegmentationD
     return dataset_of(name, layout)
 
 
-def _read(check: Check, dataset: SegmentationDataset, every: bool, sample: int) -> None:
+def _read(check: Check, dataset: SegmentationDataset, every: bool) -> None:
     count = len(dataset)
-    indices = range(count) if every or count <= sample else np.linspace(0, count - 1, sample).round().astype(int)
+    indices = range(count) if every or count <= SAMPLE else np.linspace(0, count - 1, SAMPLE).round().astype(int)
     unexpected: dict[int, str] = {}
     broken: list[str] = []
     for index in map(int, indices):

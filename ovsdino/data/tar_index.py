@@ -20,11 +20,11 @@ from typing import Any
 
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write, is_litter, read_json, reading
+from ovsdino.io.tree import MAX_FILE_BYTES
 
 FORMAT = 1
 TEXTS = (".txt", ".json")  # small files whose text the index keeps: one reading of the tar is enough
 MAX_TEXT = 1 << 20  # bytes of such a file
-MAX_IMAGE = 400_000_000  # bytes of an image: the largest that is read, as RGB, with room to spare
 MAX_SHARDS = 100_000
 REMEDY = "see data.annotations"
 
@@ -121,8 +121,8 @@ def read_member(path: Path, member: Member) -> bytes:
     Raises:
         OVSDinoError: the tar is gone or shorter than it was.
     """
-    if member.size > MAX_IMAGE:
-        raise OVSDinoError(f"{path}: cannot read {member.name}: {member.size} bytes, at most {MAX_IMAGE}")
+    if member.size > MAX_FILE_BYTES:
+        raise OVSDinoError(f"{path}: cannot read {member.name}: {member.size} bytes, at most {MAX_FILE_BYTES}")
     with reading(path, "tar", REMEDY), path.open("rb") as file:
         file.seek(member.offset)
         data = file.read(member.size)

@@ -316,7 +316,7 @@ def _layers(segmenter: Segmenter, sample: BoundarySample) -> tuple[dict[str, Ten
         layers = {f"block {index}": tokens for index, tokens in enumerate(blocks)}
         layers["F"] = final
         maps: dict[str, Tensor] = {}
-        if model.decoder is not None and model.decoder.sae.sam is None:  # else SAM's encoder would have to run too
+        if model.decoder is not None:
             structure = model.decoder.sae(image, [blocks[tap] for tap in config.backbone.taps])
             layers["SAE structure S"] = structure.tokens
             layers["SAE guide G"] = structure.guide

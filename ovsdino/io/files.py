@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import glob
 import hashlib
 import io
 import json
@@ -329,14 +328,9 @@ class _WholeWrites(io.BufferedWriter):
         raise io.UnsupportedOperation("written through write() only")
 
 
-def remove_orphans(folder: Path, stem: str = ".") -> None:
-    """Remove temporary files of `atomic_path` whose writers are gone.
-
-    Args:
-        folder: Where they lie.
-        stem: What their names begin with; all of the folder by default.
-    """
-    for orphan in folder.glob(f"{glob.escape(stem)}*.tmp*"):
+def remove_orphans(folder: Path) -> None:
+    """Remove the temporary files of `atomic_path` in a folder whose writers are gone."""
+    for orphan in folder.glob(".*.tmp*"):
         if not TEMPORARY.fullmatch(orphan.name):
             continue
         with suppress(OSError):

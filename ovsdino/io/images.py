@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.io.files import atomic_write
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +24,6 @@ __all__ = [
     "MAX_PIXELS",
     "SUFFIXES",
     "ImageLike",
-    "atomic_write",
     "expand_paths",
     "load_image",
     "source_name",

@@ -41,13 +41,12 @@ def seal_safetensors(data: bytes) -> bytes:
     return whole.replace(_entry(ZEROS), _entry(digest), 1)
 
 
-def check_safetensors(data: bytes, source: object, remedy: str = REMEDY) -> None:
+def check_safetensors(data: bytes, source: object) -> None:
     """Check the hash in a safetensors file, if it has one.
 
     Args:
         data: The file's content.
         source: Its name, for the message.
-        remedy: What the user can do about it; ends the message.
 
     Raises:
         OVSDinoError: The hash is not the content's, or is missing from a file whose header names this writer.
@@ -63,19 +62,19 @@ def check_safetensors(data: bytes, source: object, remedy: str = REMEDY) -> None
         return
     if claims[1] is None:
         if claims[0] == WRITER["writer"]:
-            raise _damaged(source, remedy)
+            raise _damaged(source, REMEDY)
         return
     found = re.search(rb'"sha256":"([0-9a-f]{64})"', header)
     if found is None:
         if claims[0] is None:
             return  # another project's idea of a hash
-        raise _damaged(source, remedy)
+        raise _damaged(source, REMEDY)
     start = 8 + found.start(1)
     digest = hashlib.sha256(data[:start])
     digest.update(ZEROS.encode())
     digest.update(memoryview(data)[start + 64 :])
     if digest.hexdigest().encode() != found[1]:
-        raise _damaged(source, remedy)
+        raise _damaged(source, REMEDY)
 
 
 def seal_zip(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The files of a data set, below a folder or in a zip: listed, and read with caps, in any process."""
+"""Read files below a folder or in a zip: images, label maps, bytes, each with a cap, in any process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import is_litter, reading
-from ovsdino.io.images import FORMATS, MAX_PIXELS, load_image
+from ovsdino.io.images import FORMATS, MAX_PIXELS, SUFFIXES, load_image
 
-__all__ = ["MAX_FILE_BYTES", "FileTree"]
+__all__ = ["MAX_FILE_BYTES", "FileTree", "ImageSource"]
 
 MAX_FILE_BYTES = 400_000_000  # of one file, unpacked: `MAX_PIXELS` as RGB with room to spare
 LABEL_FORMATS = ("PNG", "BMP")  # without loss; of TIFF Pillow decodes some kinds wrongly
@@ -133,3 +133,40 @@ class FileTree:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_zip": None}  # an open archive does not travel to another process
+
+
+class ImageSource:
+    """Read the images of a folder (and the folders in it) or of a zip, for work that reads no label.
+
+    Where it has a folder `images`, only what lies in that is taken: labels are images as well.
+
+    Args:
+        source: The folder or zip.
+
+    Attributes:
+        names: Paths within the source, sorted.
+
+    Raises:
+        OVSDinoError: There is no such folder or zip, or no image in it.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        self.source = Path(source)
+        if not self.source.is_dir() and not (self.source.is_file() and zipfile.is_zipfile(self.source)):
+            raise OVSDinoError(f"{source}: not a folder or zip of images")
+        self._tree = FileTree(self.source, contained=False)
+        found = [name for name in self._tree.names() if name.lower().endswith(SUFFIXES)]
+        if not found:
+            raise OVSDinoError(f"{source}: no image in it (looked for {', '.join(SUFFIXES)})")
+        self.names = [name for name in found if "images" in PurePosixPath(name).parts[:-1]] or found
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, name: str) -> np.ndarray:
+        """Return an image, (H, W, 3) uint8.
+
+        Raises:
+            OVSDinoError: The image cannot be read.
+        """
+        return self._tree.image(name)

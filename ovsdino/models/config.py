@@ -45,7 +45,6 @@ class SAEConfig:
         structure_dim: channels of the structure tokens S (SAM's embedding width is 256).
         blocks: residual convolution blocks at 4x, 2x and 1x the token grid.
         depthwise: depthwise-separable convolutions (cheap in FLOPs) or dense 3x3 ones (cheap in seconds on a CPU).
-        source: "distilled" (SAM is needed in training only) or "sam" (SAM's embedding is also an input).
     """
 
     guide_dim: Width = 64
@@ -53,7 +52,6 @@ class SAEConfig:
     structure_dim: Width = 256
     blocks: Annotated[tuple[int, int, int], Within(0, 100), Size(3, 3)] = (0, 1, 1)
     depthwise: bool = True
-    source: Literal["distilled", "sam"] = "distilled"
 
 
 @dataclass(frozen=True, kw_only=True)

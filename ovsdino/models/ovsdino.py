@@ -135,22 +135,20 @@ class OVSDINO(nn.Module):
         flat = normalise(flat, dim=-1)
         return torch.stack([normalise(part.mean(0), dim=-1) for part in flat.split([len(g) for g in groups])])
 
-    def encode_image(self, image: Tensor, sam_embedding: Tensor | None = None) -> ImageFeatures:
+    def encode_image(self, image: Tensor) -> ImageFeatures:
         """image (B, 3, H, W), normalised, H and W multiples of `stride_multiple` -> features for `decode`."""
         features, taps = self.backbone(image)
-        return self._with_structure(image, features, taps, sam_embedding)
+        return self._with_structure(image, features, taps)
 
-    def encode_with_attention(self, image: Tensor, sam_embedding: Tensor | None = None) -> tuple[ImageFeatures, Tensor]:
+    def encode_with_attention(self, image: Tensor) -> tuple[ImageFeatures, Tensor]:
         """As `encode_image`, and the class token's attention (B, heads, N): see `Backbone.with_attention`."""
         features, taps, attention = self.backbone.with_attention(image)
-        return self._with_structure(image, features, taps, sam_embedding), attention
+        return self._with_structure(image, features, taps), attention
 
-    def _with_structure(
-        self, image: Tensor, features: Tensor, taps: Sequence[Tensor], sam_embedding: Tensor | None
-    ) -> ImageFeatures:
+    def _with_structure(self, image: Tensor, features: Tensor, taps: Sequence[Tensor]) -> ImageFeatures:
         if self.decoder is None:
             return ImageFeatures(features, backbone=features)
-        structure = self.decoder.sae(image, taps, sam_embedding)
+        structure = self.decoder.sae(image, taps)
         tokens = features
         if self.decoder.smd is not None:
             tokens = self.decoder.smd(features, structure.tokens)

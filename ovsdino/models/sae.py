@@ -77,7 +77,6 @@ class StructureAwareEncoder(nn.Module):
         self.down1 = conv(mid, deep, stride=2, depthwise=dw)
         self.stage1 = stage(deep, config.blocks[2], depthwise=True)
         self.taps = nn.ModuleList(nn.Linear(embed_dim, deep) for _ in range(num_taps))
-        self.sam = nn.Linear(256, deep) if config.source == "sam" else None
         self.merge = ResidualBlock(deep, depthwise=True)
         self.up2 = nn.Conv2d(deep, mid, 1)
         self.merge2 = conv(mid, mid, depthwise=dw)
@@ -85,13 +84,12 @@ class StructureAwareEncoder(nn.Module):
         self.merge4 = conv(fine, fine, depthwise=dw)
         self.boundary = nn.Conv2d(fine, 1, 1)
 
-    def forward(self, image: Tensor, taps: Sequence[Tensor], sam_embedding: Tensor | None = None) -> Structure:
+    def forward(self, image: Tensor, taps: Sequence[Tensor]) -> Structure:
         """Encodes structure.
 
         Args:
             image: (B, 3, H, W) normalised; resized here to 16 times the token grid when it is not already.
             taps: tapped patch tokens, each (B, embed_dim, h, w), shallow first.
-            sam_embedding: (B, 256, 64, 64) SAM image embedding; only with `source="sam"`.
         """
         h, w = taps[0].shape[-2:]
         if image.shape[-2:] != (16 * h, 16 * w):
@@ -101,11 +99,6 @@ class StructureAwareEncoder(nn.Module):
         deep = self.stage1(self.down1(mid))
         for project, tap in zip(self.taps, taps, strict=True):
             deep = deep + project(tap.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(deep.shape)
-        if self.sam is not None:
-            if sam_embedding is None:
-                raise ValueError('structure source "sam" needs sam_embedding (B, 256, 64, 64)')
-            sam = F.interpolate(sam_embedding, (h, w), mode="bilinear", align_corners=False)
-            deep = deep + self.sam(sam.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(deep.shape)
         tokens = self.merge(deep)
         mid = self.merge2(mid + F.interpolate(self.up2(tokens), scale_factor=2.0, mode="bilinear"))
         guide = self.merge4(fine + F.interpolate(self.up4(mid), scale_factor=2.0, mode="bilinear"))

@@ -1,8 +1,7 @@
 """SAM's image encoder as a teacher: what the structure tokens S are aligned with.
 
 The encoder is timm's (`samvit_*`, the same network as segment-anything's `ImageEncoderViT`); official
-`sam_vit_*.pth` files and timm's hub weights both load. It is needed in training, and at inference only with
-`SAEConfig(source="sam")`.
+`sam_vit_*.pth` files and timm's hub weights both load. It is needed in training only.
 """
 
 from __future__ import annotations

@@ -220,6 +220,7 @@ def _shared(source: str) -> tuple[str, Path]:
     config = read_json(config_path, kind)
     with reading(config_path, kind):
         name, digest = config["model"], config["weights"]["sha256"]
+        config["config"]["sae"].pop("source", None)  # of older folders, where it was always "distilled"
         same = config["config"] == get_config(name).to_dict()
     if not same:
         raise OVSDinoError(f"{config_path}: made for another version of {name}; train it again or install that version")

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovsdino import doctor
 from ovsdino.cli import main
+from ovsdino.commands import doctor
 from ovsdino.commands.segment import unique_stems
 from ovsdino.models.text import TEMPLATES
 from tests.support import trees
@@ -293,7 +293,7 @@ def test_an_internal_error_is_exit_code_1_with_its_traceback(
     def broken() -> None:
         raise KeyError("lost")
 
-    monkeypatch.setattr("ovsdino.doctor.examine", broken)
+    monkeypatch.setattr("ovsdino.commands.doctor.examine", broken)
     code, data, err = run_json(capsys, "doctor", "--json")
     assert code == 1 and "KeyError" in data["error"] and "Traceback" in err
 

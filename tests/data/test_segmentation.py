@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from ovsdino.data.check import check_dataset
-from ovsdino.data.images import ImageSource
 from ovsdino.data.segmentation import CAMVID_NAMES, open_dataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.images import expand_paths, load_image
+from ovsdino.io.tree import ImageSource
 
 
 def png(array):

@@ -152,13 +152,3 @@ def test_patch_fourteen_resizes_the_image_for_the_pixel_stem():
     )
     model = OVSDINO(config, HashedTextTower(32, 16, 64)).eval()
     assert model(torch.randn(1, 3, 42, 56), model.encode_text(["a"])).shape == (1, 1, 12, 16)
-
-
-def test_sam_source_asks_for_the_embedding():
-    config = TINY.replace(sae=SAEConfig(guide_dim=16, mid_dim=16, structure_dim=32, source="sam"))
-    model = OVSDINO(config, HashedTextTower(32, 16, 64)).eval()
-    image = torch.randn(1, 3, 32, 32)
-    with pytest.raises(ValueError, match="sam_embedding"):
-        model.encode_image(image)
-    one, two = (model.encode_image(image, torch.randn(1, 256, 64, 64)).structure.tokens for _ in range(2))
-    assert not torch.equal(one, two)

@@ -20,10 +20,10 @@ from safetensors.torch import save
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from ovsdino.data.images import ImageSource
 from ovsdino.data.masks import MaskStore
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
+from ovsdino.io.tree import ImageSource
 from ovsdino.models.sam import SAMEncoder
 from ovsdino.train.masks.make import Progress, images_by_shard, silent
 

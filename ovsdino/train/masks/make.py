@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ovsdino.data.images import ImageSource
 from ovsdino.data.masks import (
     SHARD_SIZE,
     ImageRow,
@@ -24,6 +23,7 @@ from ovsdino.data.masks import (
     names_digest,
 )
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.io.tree import ImageSource
 from ovsdino.train.masks.generators import MaskGenerator
 
 Progress = Callable[[int, int], None]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.ops import roi_align
 from torchvision.transforms import v2
 
-from ovsdino.data.images import ImageSource
 from ovsdino.errors import OVSDinoError
+from ovsdino.io.tree import ImageSource
 from ovsdino.models.config import IMAGENET_MEAN, IMAGENET_STD
 from ovsdino.train.image_cache import ImageCache, share_of_machine
 from ovsdino.train.pretrain.config import CropStage, SelfDistillConfig

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from ovsdino.cli import main
-from ovsdino.data.images import ImageSource
 from ovsdino.data.masks import MaskStore
 from ovsdino.errors import OVSDinoError
+from ovsdino.io.tree import ImageSource
 from ovsdino.models.sam import SAMEncoder
 from ovsdino.train.masks.embeddings import SamOnTheFly, SamTargets, crop_embedding, filled_cells, write_embeddings
 from tests.support.weak_folder import make_folder, trainer, write_config

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from ovsdino.cli import main
-from ovsdino.data.images import ImageSource
 from ovsdino.data.masks import MaskStore, PseudoMask, decode
 from ovsdino.errors import OVSDinoError
 from ovsdino.io import images as imageio
 from ovsdino.io.files import lock_folder
+from ovsdino.io.tree import ImageSource
 from ovsdino.train.masks.generators import Felzenszwalb, without_duplicates
 from ovsdino.train.masks.make import make_masks, parse_part, statistics
 

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import v2
 
-from ovsdino.data.images import ImageSource
 from ovsdino.errors import OVSDinoError
+from ovsdino.io.tree import ImageSource
 from ovsdino.models.zoo import build_model
 from ovsdino.train.initial import load_backbone
 from ovsdino.train.pretrain.config import CropStage, SelfDistillConfig
