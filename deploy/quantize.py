@@ -88,7 +88,7 @@ class Quantize(Recipe):
             return self._report(output, self.calibration)
 
     def _report(self, output: Path, calibration: Path) -> dict[str, Any]:
-        from ovsdino.data.segmentation import open_dataset
+        from ovsdino.data.datasets import open_dataset
         from ovsdino.deploy.export.inputs import random_rows
         from ovsdino.deploy.export.publish import Exported, publish
         from ovsdino.deploy.export.trace import write_facts

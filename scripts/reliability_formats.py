@@ -103,7 +103,7 @@ def labels_of(classes: int) -> bytes:
 
 
 def data_zip(folder: Path) -> tuple[Path, Reader]:
-    from ovsdino.data.segmentation import open_dataset
+    from ovsdino.data.datasets import open_dataset
 
     path = zip_of(folder / "camvid_val.zip", {"images/a.png": picture("PNG"), "labels/a.png": labels_of(11)})
     return path, lambda: list(open_dataset("camvid", folder, "val"))
@@ -246,7 +246,7 @@ def bsds_mat(folder: Path) -> tuple[Path, Reader]:
 
 
 def split_list(folder: Path) -> tuple[Path, Reader]:
-    from ovsdino.data.segmentation import open_dataset
+    from ovsdino.data.datasets import open_dataset
 
     path = folder / "ImageSets/Segmentation/val.txt"
     files = {f"JPEGImages/{n}.jpg": picture("JPEG") for n in "ab"}
@@ -256,7 +256,7 @@ def split_list(folder: Path) -> tuple[Path, Reader]:
 
 
 def class_list(folder: Path) -> tuple[Path, Reader]:
-    from ovsdino.data.segmentation import open_dataset
+    from ovsdino.data.datasets import open_dataset
 
     files_of(folder, {"images/a.png": picture("PNG"), "labels/a.png": labels_of(3)})
     path = folder / "classes.json"

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ovsdino
-from ovsdino.data.segmentation import open_dataset
+from ovsdino.data.datasets import open_dataset
 from ovsdino.io.files import atomic_write
 from ovsdino.models import smd
 

@@ -70,7 +70,7 @@ def find_images(folder: Path | None, dataset: str, root: Path | None, split: str
             "--images DIR, or --dataset and --root"
         )
         return synthetic(min(limit, SYNTHETIC))
-    from ovsdino.data.segmentation import open_dataset
+    from ovsdino.data.datasets import open_dataset
 
     data = open_dataset(dataset, place, split)
     names = data.names[1:] if data.has_background else data.names

@@ -75,7 +75,8 @@ class Eval(SegmenterOptions):
     summed over the data set; a class neither labelled nor predicted anywhere is null and left out."""
 
     def run(self) -> int:
-        from ovsdino.data.segmentation import BENCHMARKS, open_dataset
+        from ovsdino.data.benchmarks import SPECS
+        from ovsdino.data.datasets import open_dataset
         from ovsdino.eval import evaluate, read_class_names
         from ovsdino.eval.distributed import shard_from_environment
         from ovsdino.eval.evaluate import dataset_vocabulary
@@ -85,7 +86,7 @@ class Eval(SegmenterOptions):
         class_names = read_class_names(self.class_names) if self.class_names else {}
         dataset = open_dataset(self.dataset, root, self.split)
         dataset_vocabulary(dataset.names, class_names, has_background=dataset.has_background)
-        name = self.protocol or ("talk2dino" if self.dataset in BENCHMARKS else "native")
+        name = self.protocol or ("talk2dino" if self.dataset in SPECS else "native")
         protocol = self._protocol(name)
         native: dict[str, Any] = {"background": self.background, "window": self.window, "stride": self.stride}
         with shard_from_environment() as shard:

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from ovsdino.data.benchmarks import SPECS, dataset_of, find_layout
-from ovsdino.data.segmentation import CAMVID_SOURCE, SegmentationDataset, open_dataset
+from ovsdino.data.datasets import CAMVID_SOURCE, open_dataset
+from ovsdino.data.segmentation import SegmentationDataset
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
 

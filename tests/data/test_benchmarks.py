@@ -12,7 +12,7 @@ from PIL import Image
 from ovsdino.data import names
 from ovsdino.data.benchmarks import SPECS
 from ovsdino.data.check import check_dataset, convert_dataset
-from ovsdino.data.segmentation import open_dataset
+from ovsdino.data.datasets import open_dataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.vocabulary import Vocabulary
 from tests.support import trees

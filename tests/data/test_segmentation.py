@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from ovsdino.data.check import check_dataset
-from ovsdino.data.segmentation import CAMVID_NAMES, open_dataset
+from ovsdino.data.datasets import open_dataset
+from ovsdino.data.names import CAMVID
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.images import expand_paths, load_image
 from ovsdino.io.tree import ImageSource
@@ -39,7 +40,7 @@ def archive(tmp_path):
 
 def test_zip_is_read_in_order_and_ids_beyond_the_classes_are_ignored(archive):
     dataset = open_dataset("camvid", archive, "val")
-    assert (len(dataset), dataset.stems, dataset.names) == (2, ("a", "b"), CAMVID_NAMES)
+    assert (len(dataset), dataset.stems, dataset.names) == (2, ("a", "b"), CAMVID)
     sample = dataset[1]
     assert sample.label.tolist() == [[0, 1, 2], [9, 255, 255]]
     assert sample.image.shape == (2, 3, 3) and sample.image.dtype == np.uint8 and sample.image[0, 0, 0] == 7

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ovsdino.cli import main
-from ovsdino.data.segmentation import open_dataset
+from ovsdino.data.datasets import open_dataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval import evaluate, read_class_names
 from ovsdino.eval.distributed import Shard

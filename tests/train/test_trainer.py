@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ovsdino.data.segmentation import open_dataset
+from ovsdino.data.datasets import open_dataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval import evaluate
 from ovsdino.models.zoo import build_model

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovsdino.data.segmentation import SegmentationDataset, open_dataset
+from ovsdino.data.datasets import open_dataset
+from ovsdino.data.segmentation import SegmentationDataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.train.config import stage_at
 from ovsdino.train.dense.config import DataConfig, StageConfig

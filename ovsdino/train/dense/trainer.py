@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ovsdino.data.segmentation import SegmentationDataset, open_dataset
+from ovsdino.data.datasets import open_dataset
+from ovsdino.data.segmentation import SegmentationDataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import freeze
 from ovsdino.train.config import check_multiples, stage_at

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ovsdino.console import run_command
-from ovsdino.data.segmentation import open_dataset
+from ovsdino.data.datasets import open_dataset
 from ovsdino.io.files import atomic_write
 from ovsdino.parsing import parse
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ovsdino.data.captions import open_captions
+from ovsdino.data.datasets import open_dataset
 from ovsdino.data.masks import MaskStore
-from ovsdino.data.segmentation import SegmentationDataset, open_dataset
+from ovsdino.data.segmentation import SegmentationDataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import freeze
 from ovsdino.models.sam import SAMEncoder
