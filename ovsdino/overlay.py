@@ -10,9 +10,9 @@ from PIL import Image
 
 from ovsdino.legend import Entry, with_legend
 
-__all__ = ["BACKGROUND_COLOUR", "PALETTE", "class_colours", "draw_overlay"]
+__all__ = ["BACKGROUND_COLOR", "PALETTE", "class_colors", "draw_overlay"]
 
-BACKGROUND_COLOUR = (0, 0, 0)
+BACKGROUND_COLOR = (0, 0, 0)
 
 # Twenty-four colors of which any two are at least 21 apart in CIEDE2000 and 37 in CIELAB, and each 21 from black (the
 # background) and white (the borders). Street words have the ones nearest to Cityscapes' colors.
@@ -60,11 +60,11 @@ SAME = {
 
 
 PALETTE = np.array([*STREET.values(), *MORE], dtype=np.uint8)
-BLACK_AND_WHITE = np.array([BACKGROUND_COLOUR, (255, 255, 255)], dtype=np.uint8)
+BLACK_AND_WHITE = np.array([BACKGROUND_COLOR, (255, 255, 255)], dtype=np.uint8)
 STREET_ROWS = {name: row for row, name in enumerate(STREET)}
 
 
-def class_colours(names: Sequence[str]) -> np.ndarray:
+def class_colors(names: Sequence[str]) -> np.ndarray:
     """Return a color for each class of a list, no two of them alike.
 
     Up to 24 classes get colors of `PALETTE`, of which any two are at least 21 apart in CIEDE2000; each further class
@@ -89,12 +89,12 @@ def class_colours(names: Sequence[str]) -> np.ndarray:
         if row not in chosen and len(taken) < len(PALETTE):
             chosen[row] = next(place for place in _order(key) if place not in taken)
             taken.add(chosen[row])
-    colours = np.zeros((len(names), 3), dtype=np.uint8)
+    colors = np.zeros((len(names), 3), dtype=np.uint8)
     rows = list(chosen)
-    colours[rows] = PALETTE[[chosen[row] for row in rows]]
+    colors[rows] = PALETTE[[chosen[row] for row in rows]]
     rest = [row for row in range(len(names)) if row not in chosen]
-    colours[rest] = _far_colors(np.vstack([PALETTE, BLACK_AND_WHITE]), len(rest))
-    return colours
+    colors[rest] = _far_colors(np.vstack([PALETTE, BLACK_AND_WHITE]), len(rest))
+    return colors
 
 
 def draw_overlay(
@@ -106,21 +106,21 @@ def draw_overlay(
     boundaries: bool = True,
     legend: bool = True,
 ) -> Image.Image:
-    """Lays class colours over an image, draws the borders between classes, and adds a legend below.
+    """Lays class colors over an image, draws the borders between classes, and adds a legend below.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) integers, indices into `entries`.
-        entries: name, colour and fraction (0..1) of each label value.
-        alpha: weight of the colour, 0..1.
+        entries: name, color and fraction (0..1) of each label value.
+        alpha: weight of the color, 0..1.
         boundaries: draw a light line where two classes meet.
         legend: add a strip below the image with the classes, those with pixels first, the largest before the others.
 
     Returns:
         An RGB picture of W x H, higher by the legend (and at least 160 wide) if there is one.
     """
-    colours = np.array([colour for _, colour, _ in entries], dtype=np.float32).reshape(-1, 3)
-    blended = image.astype(np.float32) * (1.0 - alpha) + colours[labels] * alpha
+    colors = np.array([color for _, color, _ in entries], dtype=np.float32).reshape(-1, 3)
+    blended = image.astype(np.float32) * (1.0 - alpha) + colors[labels] * alpha
     if boundaries:
         thickness = max(1, round(min(labels.shape) / 360))
         line = _borders(labels, thickness)

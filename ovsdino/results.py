@@ -15,7 +15,7 @@ from ovsdino.data.rle import encode_mask
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, refuse_inputs
 from ovsdino.io.images import ImageLike, load_image
-from ovsdino.overlay import BACKGROUND_COLOUR, class_colours, draw_overlay
+from ovsdino.overlay import BACKGROUND_COLOR, class_colors, draw_overlay
 from ovsdino.vocabulary import BACKGROUND
 
 __all__ = ["Segmentation"]
@@ -81,10 +81,10 @@ class Segmentation:
         return tuple((counts / max(1, self.labels.size)).tolist())
 
     @cached_property
-    def colours(self) -> np.ndarray:
-        """(len(all_names), 3) uint8 RGB; the same name has the same colour in every image."""
-        colours = class_colours(self.names)
-        return np.vstack([colours, [BACKGROUND_COLOUR]]).astype(np.uint8) if self.background else colours
+    def colors(self) -> np.ndarray:
+        """(len(all_names), 3) uint8 RGB; the same name has the same color in every image."""
+        colors = class_colors(self.names)
+        return np.vstack([colors, [BACKGROUND_COLOR]]).astype(np.uint8) if self.background else colors
 
     def mask(self, name: str | int) -> np.ndarray:
         """(H, W) bool: the pixels of one class, by name or index.
@@ -113,11 +113,11 @@ class Segmentation:
         boundaries: bool = True,
         legend: bool = True,
     ) -> Image.Image:
-        """The class colours laid over the image, with borders and a legend.
+        """The class colors laid over the image, with borders and a legend.
 
         Args:
             image: what to draw on; the segmented image by default.
-            alpha: weight of the colours, 0..1.
+            alpha: weight of the colors, 0..1.
             boundaries: draw a light line where two classes meet.
             legend: add a strip below with the names and shares; without it the picture has the image's size.
 
@@ -133,15 +133,15 @@ class Segmentation:
             raise OVSDinoError(
                 f"the image is {picture.shape[1]}x{picture.shape[0]}, the labels are {self.width}x{self.height}"
             )
-        entries = list(zip(self.all_names, map(tuple, self.colours.tolist()), self.fractions, strict=True))
+        entries = list(zip(self.all_names, map(tuple, self.colors.tolist()), self.fractions, strict=True))
         return draw_overlay(picture, self.labels, entries, alpha=alpha, boundaries=boundaries, legend=legend)
 
     def to_image(self) -> Image.Image:
-        """The labels as an indexed image with the class colours as palette; 16-bit grey beyond 256 values."""
+        """The labels as an indexed image with the class colors as palette; 16-bit gray beyond 256 values."""
         if len(self.all_names) > 256:
             return Image.fromarray(self.labels.astype(np.uint16))
         picture = Image.fromarray(self.labels.astype(np.uint8))
-        picture.putpalette(self.colours.tobytes())
+        picture.putpalette(self.colors.tobytes())
         return picture
 
     def to_png(self, path: str | os.PathLike[str]) -> Path:

@@ -123,7 +123,7 @@ def _pair(tree: FileTree, images: str, segments: str) -> BsdsDataset:
 
 
 def boundaries(segments: np.ndarray) -> np.ndarray:
-    """(A, H, W) region ids -> bool: pixels whose right, lower or lower right neighbour is of another region."""
+    """(A, H, W) region ids -> bool: pixels whose right, lower or lower right neighbor is of another region."""
     edge = np.zeros(segments.shape, dtype=bool)
     edge[:, :, :-1] |= segments[:, :, :-1] != segments[:, :, 1:]
     edge[:, :-1] |= segments[:, :-1] != segments[:, 1:]

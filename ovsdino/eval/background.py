@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovsdino.models.backbone import normalise
+from ovsdino.models.backbone import normalize
 
 __all__ = ["Cleaning", "clean_background"]
 
@@ -59,7 +59,7 @@ def clean_background(
             f"attention {tuple(attention.shape)} does not cover the patches of tokens {tuple(tokens.shape)}"
         )
     maps = attention.softmax(-1) if cleaning == "protocol" else attention
-    pooled = normalise(torch.einsum("bmn,bdn->bmd", maps, tokens.flatten(2).to(maps.dtype)), dim=-1)
+    pooled = normalize(torch.einsum("bmn,bdn->bmd", maps, tokens.flatten(2).to(maps.dtype)), dim=-1)
     weights = (pooled @ text.T.to(pooled.dtype)).softmax(-1 if cleaning == "protocol" else 1)  # (B, M, K)
     mixed = torch.einsum("bmk,bmn->bkn", weights, maps) / weights.sum(1).unsqueeze(-1)
     share = mixed.softmax(-1)

@@ -20,7 +20,7 @@ class BoundaryF1:
     segmentation?", BMVC 2013).
 
     For class c in one image let B and B' be the contours of its ground-truth and predicted masks: the pixels of the
-    mask with a 4-neighbour inside the image that is labelled (not ignored) and of another class. The border of the
+    mask with a 4-neighbor inside the image that is labelled (not ignored) and of another class. The border of the
     image is no contour, and neither is the border of an ignored region. With θ = `tolerance` x the image diagonal,
 
         precision = share of B' within Euclidean distance < θ (or 0) of a pixel of B
@@ -95,7 +95,7 @@ class BoundaryIoU:
 
 
 def contour(labels: np.ndarray, ignore: np.ndarray) -> np.ndarray:
-    """(H, W) bool: labelled pixels with a labelled 4-neighbour of another class."""
+    """(H, W) bool: labelled pixels with a labelled 4-neighbor of another class."""
     edge = np.zeros(labels.shape, dtype=bool)
     across = (labels[:, 1:] != labels[:, :-1]) & ~ignore[:, 1:] & ~ignore[:, :-1]
     edge[:, 1:] |= across

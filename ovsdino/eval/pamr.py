@@ -12,19 +12,19 @@ __all__ = ["PAMR_CHUNK", "PAMR_DILATIONS", "pamr", "pamr_affinity"]
 
 PAMR_DILATIONS = (1, 2, 4, 8, 12, 24)
 PAMR_CHUNK = 30  # classes refined at once
-NEIGHBOURS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
+NEIGHBORS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
 
 
 def pamr_affinity(image: Tensor, dilations: Sequence[int] = PAMR_DILATIONS) -> Tensor:
-    """Return how much each pixel takes from its neighbours, from the colours alone.
+    """Return how much each pixel takes from its neighbors, from the colors alone.
 
-    For neighbour j: -|x_i - x_j| / (1e-8 + 0.1 s), with s one standard deviation (n - 1) a pixel and channel over the
-    nine values of every dilation together, the centre counted once a dilation; mean over channels, softmax over the
-    neighbours of all dilations.
+    For neighbor j: -|x_i - x_j| / (1e-8 + 0.1 s), with s one standard deviation (n - 1) a pixel and channel over the
+    nine values of every dilation together, the center counted once a dilation; mean over channels, softmax over the
+    neighbors of all dilations.
 
     Args:
         image: (C, H, W) float, 0..255.
-        dilations: Distances of the neighbours, in pixels, each at least 1.
+        dilations: Distances of the neighbors, in pixels, each at least 1.
 
     Returns:
         (8 D, H, W), dilation by dilation, rows of the 3x3 stencil from top left; sums to one over the first axis.
@@ -32,16 +32,16 @@ def pamr_affinity(image: Tensor, dilations: Sequence[int] = PAMR_DILATIONS) -> T
     channels, height, width = image.shape
     reach = max(dilations)
     padded = F.pad(image[None], [reach] * 4, mode="replicate")[0]
-    offsets = [(dy * d, dx * d) for d in dilations for dy, dx in NEIGHBOURS]
+    offsets = [(dy * d, dx * d) for d in dilations for dy, dx in NEIGHBORS]
     logits = image.new_zeros(len(offsets), height, width)
-    centres, count = len(dilations), len(offsets) + len(dilations)
+    centers, count = len(dilations), len(offsets) + len(dilations)
     for channel in range(channels):
         around = torch.stack(
             [_shifted(padded[channel : channel + 1], reach, dy, dx, height, width)[0] for dy, dx in offsets]
         )
-        around -= image[channel]  # the centres become 0, so their share of each sum is known
+        around -= image[channel]  # the centers become 0, so their share of each sum is known
         mean = around.sum(0) / count
-        squares = (around - mean).square_().sum(0) + centres * mean.square()
+        squares = (around - mean).square_().sum(0) + centers * mean.square()
         deviation = (squares / (count - 1)).sqrt_()
         logits -= around.abs_() / (1e-8 + 0.1 * deviation)
     return (logits / channels).softmax(0)
@@ -54,9 +54,9 @@ def pamr(
     dilations: Sequence[int] = PAMR_DILATIONS,
     chunk: int = PAMR_CHUNK,
 ) -> Tensor:
-    """Score maps made to follow the image's edges: `iterations` times the affinity-weighted mean of the neighbours.
+    """Score maps made to follow the image's edges: `iterations` times the affinity-weighted mean of the neighbors.
 
-    Replicated borders. The (K, 48, H, W) tensor of all neighbours is never made: each neighbour is a view of the padded
+    Replicated borders. The (K, 48, H, W) tensor of all neighbors is never made: each neighbor is a view of the padded
     maps, added with its weight.
 
     Args:
@@ -81,7 +81,7 @@ def pamr(
     weights = pamr_affinity(image, dilations)
     height, width = scores.shape[1:]
     reach = max(dilations)
-    offsets = [(dy * d, dx * d) for d in dilations for dy, dx in NEIGHBOURS]
+    offsets = [(dy * d, dx * d) for d in dilations for dy, dx in NEIGHBORS]
     parts = []
     for part in scores.split(chunk):
         for _ in range(iterations):

@@ -27,7 +27,7 @@ from ovsdino.data.bsds import BoundarySample, BsdsDataset, boundaries
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval.edges import BoundaryScore, Matching, OptimalScore
 from ovsdino.io.files import atomic_write
-from ovsdino.models.backbone import normalise
+from ovsdino.models.backbone import normalize
 from ovsdino.ops import preprocess
 
 if TYPE_CHECKING:
@@ -175,8 +175,8 @@ def probe(
             weight, bias = readouts[name]
             maps[name] = _boundary_map(torch.einsum("chw,ck->khw", features, weight) + bias[:, None, None])
             pairs.setdefault(name, []).append((_contrast(features, _grid(segmenter, sample)), separated))
-        colours = _contrast(_pixels(sample), _grid(segmenter, sample), cosine=False)
-        pairs.setdefault(GRADIENT, []).append((colours, separated))
+        colors = _contrast(_pixels(sample), _grid(segmenter, sample), cosine=False)
+        pairs.setdefault(GRADIENT, []).append((colors, separated))
         maps[GRADIENT] = image_gradient(_pixels(sample))
         for name, strength in maps.items():
             size = tuple(sample.image.shape[:2])
@@ -282,7 +282,7 @@ def write_plot(result: Probe, path: Path, title: str) -> bool:
         axes.set_ylim(middle - half, middle + half)  # small differences must look small
         for block in result.taps if key == "f" else ():
             axes.axvline(block, color="0.88", linewidth=6, zorder=0)
-        axes.set_xlabel("block" + (" (grey: recommended taps)" if key == "f" else ""))
+        axes.set_xlabel("block" + (" (gray: recommended taps)" if key == "f" else ""))
         axes.set_title(label, fontsize=10)
         axes.set_xticks([row.block for row in blocks])
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
@@ -353,13 +353,13 @@ def _boundary_map(predicted: Tensor) -> Tensor:
 
 
 def _separated(segments: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Of each pair of adjacent cells: do at least half of the annotators put their centres in different regions?"""
+    """Of each pair of adjacent cells: do at least half of the annotators put their centers in different regions?"""
     height, width = segments.shape[1:]
     rows = ((np.arange(grid[0]) + 0.5) * height / grid[0]).astype(int)
     columns = ((np.arange(grid[1]) + 0.5) * width / grid[1]).astype(int)
-    centres = segments[:, rows][:, :, columns]
-    right = (centres[:, :, 1:] != centres[:, :, :-1]).mean(0)
-    down = (centres[:, 1:] != centres[:, :-1]).mean(0)
+    centers = segments[:, rows][:, :, columns]
+    right = (centers[:, :, 1:] != centers[:, :, :-1]).mean(0)
+    down = (centers[:, 1:] != centers[:, :-1]).mean(0)
     return np.concatenate([right.ravel(), down.ravel()]) >= 0.5
 
 
@@ -368,7 +368,7 @@ def _contrast(features: Tensor, grid: tuple[int, int], *, cosine: bool = True) -
     if tuple(features.shape[1:]) != grid:
         features = F.adaptive_avg_pool2d(features, grid)
     if cosine:
-        features = normalise(features - features.mean((1, 2), keepdim=True), dim=0)
+        features = normalize(features - features.mean((1, 2), keepdim=True), dim=0)
     right = (features[:, :, 1:] - features[:, :, :-1]).square().sum(0)  # of unit vectors: 2 (1 - cosine)
     down = (features[:, 1:] - features[:, :-1]).square().sum(0)
     return torch.cat([right.flatten(), down.flatten()]).numpy()

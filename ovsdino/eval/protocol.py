@@ -39,7 +39,7 @@ class Protocol:
         window: side of the sliding window, in pixels of the resized image; a smaller image is one window, resized to
             window x window for the network.
         stride: step of the window; the last one is shifted inward to end at the border.
-        templates: prompts with one {} each; a class's text embeddings are averaged before they are normalised.
+        templates: prompts with one {} each; a class's text embeddings are averaged before they are normalized.
         score: sigmoid of the cosine, or the cosine itself.
         window_align_corners: of the bilinear upsampling from the score grid to the window.
         final_align_corners: of the bilinear resize from the merged map to the image.

@@ -60,7 +60,7 @@ def load_image(source: ImageLike, *, name: str | None = None, copy: bool = False
 
     Files are JPEG, PNG, WebP, BMP or TIFF, told by content and not by name. EXIF orientation is applied, and a damaged
     EXIF block is passed over; of an animation or multi-page file the first frame is taken; 16-bit samples are scaled by
-    1/257; grey, palette and CMYK become RGB; transparent pixels are laid over white.
+    1/257; gray, palette and CMYK become RGB; transparent pixels are laid over white.
 
     Args:
         source: A path; the bytes of an image file, or a binary file that can seek; a `PIL.Image.Image`; an ndarray
@@ -213,7 +213,7 @@ def _from_pil(image: Image.Image, name: str) -> np.ndarray:
     width, height = image.size
     _check_size(height, width, name)
     inverted = _check_tiff(image, name)
-    key = _transparent_colour(image)
+    key = _transparent_color(image)
     image.load()  # a file just opened stands at its first frame
     upright = _upright(image)
     mode = upright.mode
@@ -247,10 +247,10 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _transparent_colour(image: Image.Image) -> Any:
-    """Return the transparent colour of a PNG on the scale of the decoded samples; Pillow leaves it on the file's.
+def _transparent_color(image: Image.Image) -> Any:
+    """Return the transparent color of a PNG on the scale of the decoded samples; Pillow leaves it on the file's.
 
-    A colour of 16 bits a channel is compared in 8, as its pixels are.
+    A color of 16 bits a channel is compared in 8, as its pixels are.
     """
     key = image.info.get("transparency")
     tiles = getattr(image, "tile", None)  # of a file whose pixels are not decoded yet
@@ -270,9 +270,9 @@ def _check_tiff(image: Image.Image, name: str) -> bool:
     tags = getattr(image, "tag_v2", None)
     if image.format != "TIFF" or not tags:
         return False
-    compressed, photometric, colours = tags.get(259, 1) != 1, tags.get(262), tags.get(277, 1)
+    compressed, photometric, colors = tags.get(259, 1) != 1, tags.get(262), tags.get(277, 1)
     bits, signed = max(tags.get(258, (1,))), 2 in tags.get(339, (1,))
-    if tags.get(284) == 2 and colours > 1 and ((bits > 8 and not compressed) or photometric in (0, 1)):
+    if tags.get(284) == 2 and colors > 1 and ((bits > 8 and not compressed) or photometric in (0, 1)):
         kind = f"{bits}-bit samples in separate planes"
     elif bits == 16 and signed:
         kind = "signed 16-bit samples"

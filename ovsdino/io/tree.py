@@ -20,7 +20,7 @@ __all__ = ["MAX_FILE_BYTES", "FileTree", "ImageSource"]
 MAX_FILE_BYTES = 400_000_000  # of one file, unpacked: `MAX_PIXELS` as RGB with room to spare
 LABEL_FORMATS = ("PNG", "BMP")  # without loss; of TIFF Pillow decodes some kinds wrongly
 ORIENTATION = 0x0112  # the EXIF tag
-GREY, DEPTH_BYTE, TYPE_BYTE = 0, 24, 25  # of a PNG's header
+GRAY, DEPTH_BYTE, TYPE_BYTE = 0, 24, 25  # of a PNG's header
 
 
 class FileTree:
@@ -110,7 +110,7 @@ class FileTree:
             return ids.astype(np.uint8)
         if not np.issubdtype(ids.dtype, np.integer):
             raise OVSDinoError(f"{where}: holds {ids.dtype} numbers: expected an index PNG")
-        if data.startswith(b"\x89PNG") and data[TYPE_BYTE] == GREY and data[DEPTH_BYTE] in (2, 4):
+        if data.startswith(b"\x89PNG") and data[TYPE_BYTE] == GRAY and data[DEPTH_BYTE] in (2, 4):
             ids //= 255 // (2 ** data[DEPTH_BYTE] - 1)  # Pillow spreads two and four bits over 0..255
         return ids
 

@@ -158,8 +158,8 @@ class Backbone(nn.Module):
         return final.transpose(1, 2).reshape(-1, self.config.embed_dim, h, w)
 
 
-def normalise(x: Tensor, dim: int = 1) -> Tensor:
-    """L2 normalisation, safe at zero."""
+def normalize(x: Tensor, dim: int = 1) -> Tensor:
+    """L2 normalization, safe at zero."""
     return F.normalize(x, dim=dim, eps=1e-6)
 
 
@@ -174,4 +174,4 @@ def num_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-__all__ = ["Backbone", "freeze", "nano_vit", "normalise", "num_parameters"]
+__all__ = ["Backbone", "freeze", "nano_vit", "normalize", "num_parameters"]

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovsdino.models.backbone import Backbone, normalise
+from ovsdino.models.backbone import Backbone, normalize
 from ovsdino.models.config import ModelConfig
 from ovsdino.models.sae import Structure, StructureAwareEncoder
 from ovsdino.models.smd import StructureModulatedDecoder
@@ -132,11 +132,11 @@ class OVSDINO(nn.Module):
         if not all(groups):
             raise ValueError(f"a class has no name in {list(names)!r}")
         flat = self.text_tower.encode([name for group in groups for name in group], templates).float()
-        flat = normalise(flat, dim=-1)
-        return torch.stack([normalise(part.mean(0), dim=-1) for part in flat.split([len(g) for g in groups])])
+        flat = normalize(flat, dim=-1)
+        return torch.stack([normalize(part.mean(0), dim=-1) for part in flat.split([len(g) for g in groups])])
 
     def encode_image(self, image: Tensor) -> ImageFeatures:
-        """image (B, 3, H, W), normalised, H and W multiples of `stride_multiple` -> features for `decode`."""
+        """image (B, 3, H, W), normalized, H and W multiples of `stride_multiple` -> features for `decode`."""
         features, taps = self.backbone(image)
         return self._with_structure(image, features, taps)
 
@@ -156,7 +156,7 @@ class OVSDINO(nn.Module):
 
     def coarse_logits(self, features: ImageFeatures, text: Tensor) -> Tensor:
         """scale * cos(F', text): (B, K, h, w); text as `decode` takes it."""
-        tokens = normalise(features.tokens.float())
+        tokens = normalize(features.tokens.float())
         equation = "bdhw,kd->bkhw" if text.ndim == 2 else "bdhw,bkd->bkhw"
         return torch.einsum(equation, tokens, text * self.log_scale.exp())
 

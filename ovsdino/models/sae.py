@@ -32,12 +32,12 @@ class Structure:
 
 
 def norm(channels: int) -> nn.Module:
-    """Normalisation that does not depend on the batch: training runs on small batches, deployment on one image."""
+    """Normalization that does not depend on the batch: training runs on small batches, deployment on one image."""
     return nn.GroupNorm(8 if channels % 8 == 0 else 1, channels)
 
 
 def conv(c_in: int, c_out: int, *, stride: int = 1, depthwise: bool = False) -> nn.Sequential:
-    """3x3 convolution (dense, or depthwise then pointwise), normalisation, GELU."""
+    """3x3 convolution (dense, or depthwise then pointwise), normalization, GELU."""
     if depthwise:
         layers: list[nn.Module] = [
             nn.Conv2d(c_in, c_in, 3, stride, 1, groups=c_in, bias=False),
@@ -88,7 +88,7 @@ class StructureAwareEncoder(nn.Module):
         """Encodes structure.
 
         Args:
-            image: (B, 3, H, W) normalised; resized here to 16 times the token grid when it is not already.
+            image: (B, 3, H, W) normalized; resized here to 16 times the token grid when it is not already.
             taps: tapped patch tokens, each (B, embed_dim, h, w), shallow first.
         """
         h, w = taps[0].shape[-2:]

@@ -43,7 +43,7 @@ class SAMEncoder(nn.Module):
             raise OVSDinoError(f"unknown SAM variant {variant!r}; available: {', '.join(VARIANTS)}")
         self.img_size = img_size
         self.timm_name = VARIANTS[variant]
-        # segment-anything normalises with 1e-6; timm's default of 1e-5 shifts the embedding by 5e-5.
+        # segment-anything normalizes with 1e-6; timm's default of 1e-5 shifts the embedding by 5e-5.
         norm = functools.partial(nn.LayerNorm, eps=1e-6)
         self.encoder: Any = timm.create_model(
             self.timm_name, pretrained=False, num_classes=0, img_size=img_size, norm_layer=norm
@@ -68,7 +68,7 @@ class SAMEncoder(nn.Module):
         load_state(self.encoder, state, str(path))
 
     def preprocess(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """SAM's input: longest side to `img_size`, normalised, padded with zeros at the right and the bottom.
+        """SAM's input: longest side to `img_size`, normalized, padded with zeros at the right and the bottom.
 
         Args:
             image: (B, 3, H, W) float RGB in 0..255.

@@ -1,6 +1,6 @@
 """Structure-Modulated Decoder (SMD): structure attention on the patch tokens behind a preservation gate.
 
-For head m, with e_i = W_e S_i centred over the tokens (the module is OVS-DINO's, arXiv 2604.08461; the algebra ours):
+For head m, with e_i = W_e S_i centered over the tokens (the module is OVS-DINO's, arXiv 2604.08461; the algebra ours):
 
     logit_ij = q_i . k_j / sqrt(d) - lambda_m |e_i - e_j|^2      lambda_m = softplus(l_m)
     o_i      = g_i sum_j softmax_j(logit_ij) v_j                 g_i = sigmoid(W_g [x_i ; S_i])

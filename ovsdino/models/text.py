@@ -151,7 +151,7 @@ class HashedTextTower(TextTower):
 
 
 class ClipTextTower(TextTower):
-    """CLIP ViT-B/16's text encoder (open_clip), templates averaged un-normalised, then Talk2DINO's projection.
+    """CLIP ViT-B/16's text encoder (open_clip), templates averaged un-normalized, then Talk2DINO's projection.
 
     CLIP itself is read at the first use and is no part of the state dict: it is frozen and comes from elsewhere.
 

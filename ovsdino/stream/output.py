@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_path, atomic_write, file_identity, refuse_inputs
-from ovsdino.overlay import BACKGROUND_COLOUR, class_colours, draw_overlay
+from ovsdino.overlay import BACKGROUND_COLOR, class_colors, draw_overlay
 from ovsdino.stream.loop import StreamResult
 from ovsdino.stream.sources import import_cv2, opencv_name
 from ovsdino.stream.video_file import check_video
@@ -35,7 +35,7 @@ def overlay(result: StreamResult, names: Sequence[str]) -> np.ndarray:
         (H, W, 3) uint8 RGB.
     """
     pixels = _rgb(result.frame.pixels)
-    colours = [*map(tuple, class_colours(names).tolist()), BACKGROUND_COLOUR]
+    colours = [*map(tuple, class_colors(names).tolist()), BACKGROUND_COLOR]
     entries = [(name, colour, 0.0) for name, colour in zip((*names, "background"), colours, strict=True)]
     picture = draw_overlay(pixels, result.labels, entries, legend=False)
     if result.stale:

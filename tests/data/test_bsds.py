@@ -82,7 +82,7 @@ def test_damaged_mat_files_are_named_in_one_line(tmp_path: Path) -> None:
 
 
 def test_boundaries_by_hand() -> None:
-    # right, lower and lower right neighbours: the last row and column have only what is inside
+    # right, lower and lower right neighbors: the last row and column have only what is inside
     assert boundaries(REGIONS[None].astype(np.int32))[0].astype(int).tolist() == [[0, 1, 0], [1, 1, 1], [0, 0, 0]]
 
 

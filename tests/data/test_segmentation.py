@@ -162,7 +162,7 @@ def test_a_label_drawn_on_the_stored_pixels_is_turned_with_the_image(tmp_path, o
         Image.fromarray(PICTURE[:, :, 0]),
         Image.fromarray(PICTURE).convert("P"),
     ],
-    ids=["16 bits", "alpha", "grey", "palette"],
+    ids=["16 bits", "alpha", "gray", "palette"],
 )
 def test_all_kinds_of_images_are_read_as_segment_reads_them(tmp_path, picture):
     buffer = io.BytesIO()
@@ -236,7 +236,7 @@ def test_more_classes_than_a_byte_holds(tmp_path):
 
 
 def test_ids_of_few_bits_are_not_spread(tmp_path):
-    # one row of the ids 0, 1, 2, 3 in a grey PNG of 2 bits, written by hand
+    # one row of the ids 0, 1, 2, 3 in a gray PNG of 2 bits, written by hand
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

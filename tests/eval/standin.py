@@ -1,4 +1,4 @@
-"""A model whose scores can be worked out by hand: the mean colour of each patch against the text."""
+"""A model whose scores can be worked out by hand: the mean color of each patch against the text."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from ovsdino.models.ovsdino import ImageFeatures
 
 
-class PatchColours:
-    """Tokens are the mean normalised colours of the patches, D = 3; attention looks at red, green and blue patches."""
+class PatchColors:
+    """Tokens are the mean normalized colors of the patches, D = 3; attention looks at red, green and blue patches."""
 
     stride_multiple = 14
 
     def __init__(self) -> None:
-        self.config = SimpleNamespace(name="colours", mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5), embed_dim=3)
+        self.config = SimpleNamespace(name="colors", mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5), embed_dim=3)
         self.batches: list[tuple[int, ...]] = []
 
     def encode_image(self, image: Tensor) -> ImageFeatures:

@@ -26,7 +26,7 @@ from ovsdino.results import Segmentation
 from ovsdino.timing import Clock
 from ovsdino.vocabulary import Vocabulary
 from ovsdino.windows import Batches
-from tests.eval.standin import PatchColours
+from tests.eval.standin import PatchColors
 
 
 class Left:
@@ -110,12 +110,12 @@ def test_class_name_files_hold_texts_or_lists(tmp_path: Path) -> None:
         read_class_names(tmp_path / "missing.json")
 
 
-class Colours:
+class Colors:
     """What `evaluate` needs of a Segmenter, around the stand-in model."""
 
     def __init__(self) -> None:
-        self.model = PatchColours()
-        self.name, self.device, self.dtype, self.batches = "colours", torch.device("cpu"), torch.float32, Batches(2)
+        self.model = PatchColors()
+        self.name, self.device, self.dtype, self.batches = "colors", torch.device("cpu"), torch.float32, Batches(2)
         self.words: list[Any] = []
 
     def clock(self) -> Clock:
@@ -146,7 +146,7 @@ SMALL = Protocol(short_side=56, max_long_side=256, window=56, stride=28)
 
 
 def test_a_protocol_keeps_background_out_of_the_words(tmp_path: Path) -> None:
-    segmenter = Colours()
+    segmenter = Colors()
     segmenter.model.config.mean, segmenter.model.config.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     dataset = open_dataset("voc21", pascal_tree(tmp_path))
     protocol = dataclasses.replace(SMALL, background=0.1)
@@ -163,7 +163,7 @@ def test_a_protocol_keeps_background_out_of_the_words(tmp_path: Path) -> None:
 
 
 def test_templates_of_ones_own_reach_the_text_tower(tmp_path: Path) -> None:
-    segmenter = Colours()
+    segmenter = Colors()
     seen: list[Any] = []
     segmenter.model.encode_text = lambda names, templates=None: seen.append(templates) or torch.eye(3)[:, :3]  # type: ignore
     dataset = open_dataset("folder", folder_of_three(tmp_path))
@@ -186,13 +186,13 @@ def folder_of_three(root: Path) -> Path:
 def test_a_background_must_be_the_data_sets(tmp_path: Path) -> None:
     dataset = open_dataset("voc21", pascal_tree(tmp_path / "voc"))
     with pytest.raises(OVSDinoError, match="needs a constant background"):
-        evaluate(Colours(), dataset, protocol=SMALL)  # type: ignore[arg-type]
+        evaluate(Colors(), dataset, protocol=SMALL)  # type: ignore[arg-type]
     other = open_dataset("voc20", tmp_path / "voc")
     with pytest.raises(OVSDinoError, match="has no background class"):
-        evaluate(Colours(), other, protocol=dataclasses.replace(SMALL, background=0.5))  # type: ignore[arg-type]
+        evaluate(Colors(), other, protocol=dataclasses.replace(SMALL, background=0.5))  # type: ignore[arg-type]
     with pytest.raises(OVSDinoError, match="'background' is not a class"):
         evaluate(
-            Colours(),  # type: ignore[arg-type]
+            Colors(),  # type: ignore[arg-type]
             dataset,
             protocol=dataclasses.replace(SMALL, background=0.5),
             class_names={"background": "wall"},

@@ -99,7 +99,7 @@ def test_boundary_f1_precision_and_recall_by_hand() -> None:
     predicted[12] = 0
     metric = BoundaryF1(2)
     metric.update(predicted, target, np.zeros((30, 40), bool))
-    # contour of b: target 8 of 9 pixels (all but the centre), predicted all 6; the predicted centre is not in the
+    # contour of b: target 8 of 9 pixels (all but the center), predicted all 6; the predicted center is not in the
     # target's contour: 5 hits. precision 5/6, recall 5/8 -> F1 = 2 * 5 / (6 + 8)
     assert metric.per_class()[1] == pytest.approx(10 / 14)
 

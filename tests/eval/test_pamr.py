@@ -1,4 +1,4 @@
-"""PAMR against a loop over pixels and neighbours in float64."""
+"""PAMR against a loop over pixels and neighbors in float64."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def direct(image: np.ndarray, scores: np.ndarray, iterations: int, dilations: tu
                 # one deviation over all dilations; the pixel itself counts for the deviation only
                 spots = [s for stencil in stencils for s in stencil]
                 deviation = [np.std([image[c][s] for s in spots], ddof=1) for c in range(channels)]
-                neighbours = [s for stencil in stencils for index, s in enumerate(stencil) if index != 4]
+                neighbors = [s for stencil in stencils for index, s in enumerate(stencil) if index != 4]
                 logits = [
                     np.mean(
                         [-abs(image[c, y, x] - image[c][spot]) / (1e-8 + 0.1 * deviation[c]) for c in range(channels)]
                     )
-                    for spot in neighbours
+                    for spot in neighbors
                 ]
                 weights = np.exp(np.array(logits) - max(logits))
                 weights /= weights.sum()
                 for k in range(len(scores)):
-                    out[k, y, x] = sum(w * scores[k][s] for w, s in zip(weights, neighbours, strict=True))
+                    out[k, y, x] = sum(w * scores[k][s] for w, s in zip(weights, neighbors, strict=True))
         scores = out
     return scores
 
@@ -76,8 +76,8 @@ def test_affinities_sum_to_one_and_a_flat_score_stays() -> None:
     torch.testing.assert_close(pamr(image, flat), flat)
 
 
-def test_scores_follow_a_colour_edge() -> None:
-    # black left, white right; the score's edge is two columns off and moves to the colours' edge
+def test_scores_follow_a_color_edge() -> None:
+    # black left, white right; the score's edge is two columns off and moves to the colors' edge
     image = torch.zeros(3, 16, 16)
     image[:, :, 8:] = 255
     scores = torch.zeros(1, 16, 16)

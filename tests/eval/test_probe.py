@@ -30,7 +30,7 @@ from ovsdino.eval.probe import (
 
 
 class Planted:
-    """Images of two colours that meet at a random column; everybody drew that border."""
+    """Images of two colors that meet at a random column; everybody drew that border."""
 
     def __init__(self, images: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)

@@ -16,14 +16,14 @@ from ovsdino.eval.pamr import pamr
 from ovsdino.eval.protocol import Protocol, label_image, preset, score_map
 from ovsdino.eval.resize import resize_bilinear
 from ovsdino.windows import Batches
-from tests.eval.standin import PatchColours
+from tests.eval.standin import PatchColors
 
 SMALL = Protocol(short_side=56, max_long_side=256, window=56, stride=28)
 TEXT = torch.eye(3)
 
 
 def scores_of(image: np.ndarray, protocol: Protocol, text: torch.Tensor = TEXT, **options: Any) -> np.ndarray:
-    return score_map(PatchColours(), image, text, protocol, **options).numpy()  # type: ignore[arg-type]
+    return score_map(PatchColors(), image, text, protocol, **options).numpy()  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_values_out_of_range_are_named(change: dict[str, Any]) -> None:
 def test_an_unknown_preset_and_a_window_off_the_patches_are_named() -> None:
     with pytest.raises(OVSDinoError, match="available: talk2dino, dinov3, native"):
         preset("mmseg", "voc21", 768)
-    with pytest.raises(OVSDinoError, match="window is 60: colours needs a multiple of 14, for instance 56"):
+    with pytest.raises(OVSDinoError, match="window is 60: colors needs a multiple of 14, for instance 56"):
         scores_of(np.zeros((60, 60, 3), np.uint8), dataclasses.replace(SMALL, window=60))
 
 
@@ -125,7 +125,7 @@ def test_merged_windows_equal_the_direct_derivation(picture: np.ndarray, batch_s
 
 
 def test_windows_come_in_batches(picture: np.ndarray) -> None:
-    model = PatchColours()
+    model = PatchColors()
     tall = dataclasses.replace(SMALL, short_side=96, max_long_side=500)  # 96 x 136: 3 x 4 windows
     score_map(model, picture, TEXT, tall, batches=Batches(5))  # type: ignore[arg-type]
     assert [shape[0] for shape in model.batches] == [5, 5, 2]
@@ -136,7 +136,7 @@ def test_an_image_below_the_window_is_one_window_resized(picture: np.ndarray) ->
     # 40 x 300 -> the long side stops at 112: 15 x 112, three windows of 15 x 56, shown to the network as 56 x 56
     strip = np.kron(picture[:40, :10], np.ones((1, 30, 1), np.uint8))
     protocol = dataclasses.replace(SMALL, max_long_side=112)
-    model = PatchColours()
+    model = PatchColors()
     found = score_map(model, strip, TEXT, protocol)  # type: ignore[arg-type]
     assert found.shape == (3, 15, 112) and model.batches == [(3, 3, 56, 56)]
     crop = torch.from_numpy(resize_bilinear(strip, (15, 112))[:, :56].copy()).permute(2, 0, 1)[None].float()
@@ -164,9 +164,9 @@ def test_background_is_a_constant_channel_placed_first(picture: np.ndarray) -> N
     found = scores_of(picture, dataclasses.replace(SMALL, background=0.55))
     assert (found[0] == np.float32(0.55)).all()
     np.testing.assert_array_equal(found[1:], plain)
-    labels = label_image(PatchColours(), picture, TEXT, dataclasses.replace(SMALL, background=0.99))  # type: ignore[arg-type]
+    labels = label_image(PatchColors(), picture, TEXT, dataclasses.replace(SMALL, background=0.99))  # type: ignore[arg-type]
     assert (labels == 0).all()
-    labels = label_image(PatchColours(), picture, TEXT, dataclasses.replace(SMALL, background=0.0))  # type: ignore[arg-type]
+    labels = label_image(PatchColors(), picture, TEXT, dataclasses.replace(SMALL, background=0.0))  # type: ignore[arg-type]
     assert set(np.unique(labels)) <= {1, 2, 3}
 
 
@@ -182,7 +182,7 @@ def test_pamr_refines_each_window_on_its_own_pixels(picture: np.ndarray) -> None
 
 def test_cleaning_uses_the_attention_of_each_window(picture: np.ndarray) -> None:
     square = picture[:, :96]
-    model = PatchColours()
+    model = PatchColors()
     crop = torch.from_numpy(resize_bilinear(square, (56, 56)).copy()).permute(2, 0, 1)[None].float()
     values = (crop / 255 - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.2, 0.25, 0.5]).view(3, 1, 1)
     features, attention = model.encode_with_attention(values)
@@ -203,7 +203,7 @@ def test_labels_are_the_argmax_of_the_softmax_at_image_size(
     scores = torch.from_numpy(scores_of(picture, protocol))[None]
     full = F.interpolate(scores.double(), picture.shape[:2], mode="bilinear", align_corners=align_corners)
     probability = full.softmax(1)
-    labels = label_image(PatchColours(), picture, TEXT, protocol)  # type: ignore[arg-type]
+    labels = label_image(PatchColors(), picture, TEXT, protocol)  # type: ignore[arg-type]
     assert labels.shape == picture.shape[:2]
     margin = probability.topk(2, 1).values.diff(dim=1).abs()[0, 0] > 1e-6
     assert margin.float().mean() > 0.99
@@ -211,7 +211,7 @@ def test_labels_are_the_argmax_of_the_softmax_at_image_size(
 
 
 def test_memory_running_out_halves_the_batch(picture: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
-    class Tight(PatchColours):
+    class Tight(PatchColors):
         def encode_image(self, image: torch.Tensor) -> Any:
             if len(image) > 2:
                 raise torch.OutOfMemoryError("no room")

@@ -25,7 +25,7 @@ from ovsdino.eval.protocol import Protocol, label_image, score_map
 from ovsdino.eval.resize import fit_size, resize_bilinear
 from ovsdino.models.ovsdino import ImageFeatures
 from ovsdino.windows import window_offsets
-from tests.eval.standin import PatchColours
+from tests.eval.standin import PatchColors
 from tests.support import official
 
 GOLDEN = dict(np.load(Path(__file__).with_name("golden") / "published.npz"))
@@ -38,7 +38,7 @@ PROTOCOLS = {
 }
 
 
-class Recorded(PatchColours):
+class Recorded(PatchColors):
     """The stand-in with ImageNet's statistics, as the published code has them; keeps the first window it was given."""
 
     def __init__(self) -> None:
@@ -77,11 +77,11 @@ def test_windows() -> None:
         near("window corners", found, golden(f"{case}_corners"), 0)
 
 
-def test_normalisation() -> None:
+def test_normalization() -> None:
     model = Recorded()
     score_map(model, GOLDEN["full_image"], golden("full_text"), PROTOCOLS["full"])
     assert model.window is not None
-    near("normalised window", model.window, golden("full_input"), 1e-6)
+    near("normalized window", model.window, golden("full_input"), 1e-6)
 
 
 def test_similarity() -> None:
@@ -105,8 +105,8 @@ def test_upsampling_to_the_window() -> None:
 
 
 def test_pamr() -> None:
-    colours = golden("full_resized")[:, :56].permute(2, 0, 1).float()
-    near("PAMR", pamr(colours, golden("full_window")), golden("full_refined"), 1e-5)
+    colors = golden("full_resized")[:, :56].permute(2, 0, 1).float()
+    near("PAMR", pamr(colors, golden("full_window")), golden("full_refined"), 1e-5)
 
 
 def test_merge_and_background() -> None:

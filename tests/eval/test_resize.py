@@ -42,7 +42,7 @@ def test_equal_to_the_installed_opencv() -> None:
 
 
 def test_two_pixels_to_four_by_hand() -> None:
-    # centres of the four at -0.25, 0.25, 0.75, 1.25 of the two: 0, 25 %, 75 % and 100 % of 200
+    # centers of the four at -0.25, 0.25, 0.75, 1.25 of the two: 0, 25 %, 75 % and 100 % of 200
     image = np.zeros((1, 2, 1), np.uint8)
     image[0, 1] = 200
     assert resize_bilinear(image, (1, 4))[0, :, 0].tolist() == [0, 50, 150, 200]

@@ -36,7 +36,7 @@ class Window:
     """What the network says about one window: patch tokens (32*32, D), attention logits (heads, 32*32)."""
 
     left: int
-    colours: Tensor
+    colors: Tensor
     tokens: Tensor
     attention: Tensor
 
@@ -127,7 +127,7 @@ def text(clip: official.State, data_root: Path) -> Tensor:
 
 
 def dinov2(w: official.State, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """(3, 448, 448) normalised -> patch tokens after the last norm (1024, 768), attention logits (12, 1024)."""
+    """(3, 448, 448) normalized -> patch tokens after the last norm (1024, 768), attention logits (12, 1024)."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, (768,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
@@ -156,11 +156,11 @@ def windows(image: np.ndarray, weights: official.State) -> list[Window]:
     resized = cv2.resize(image, (600, 448), interpolation=cv2.INTER_LINEAR)  # 402 * 448 / 300 = 600.3
     found = []
     for left in (0, 152):
-        colours = torch.from_numpy(resized[:, left : left + 448].astype(np.float32)).permute(2, 0, 1)
+        colors = torch.from_numpy(resized[:, left : left + 448].astype(np.float32)).permute(2, 0, 1)
         mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
         with torch.no_grad():
-            tokens, attention = dinov2(weights, (colours / 255 - mean) / std)
-        found.append(Window(left, colours, tokens, attention))
+            tokens, attention = dinov2(weights, (colors / 255 - mean) / std)
+        found.append(Window(left, colors, tokens, attention))
     return found
 
 
@@ -190,17 +190,17 @@ def refined(image: Tensor, scores: Tensor) -> Tensor:
     """PAMR: (3, H, W) in 0..255 and (K, H, W) -> (K, H, W)."""
     height, width = image.shape[1:]
 
-    def neighbours(maps: Tensor, dilation: int) -> Tensor:
+    def neighbors(maps: Tensor, dilation: int) -> Tensor:
         wide = F.pad(maps[None], [dilation] * 4, mode="replicate")[0]
         steps = (0, dilation, 2 * dilation)
         nine = [wide[:, y : y + height, x : x + width] for y in steps for x in steps]
         return torch.stack(nine[:4] + nine[5:], 1)
 
-    around = torch.cat([neighbours(image, dilation) for dilation in (1, 2, 4, 8, 12, 24)], 1)
+    around = torch.cat([neighbors(image, dilation) for dilation in (1, 2, 4, 8, 12, 24)], 1)
     deviation = torch.cat([around, image[:, None].expand(-1, 6, -1, -1)], 1).std(1, keepdim=True)
     affinity = (-(around - image[:, None]).abs() / (1e-8 + 0.1 * deviation)).mean(0).softmax(0)
     for _ in range(10):
-        around = torch.cat([neighbours(scores, dilation) for dilation in (1, 2, 4, 8, 12, 24)], 1)
+        around = torch.cat([neighbors(scores, dilation) for dilation in (1, 2, 4, 8, 12, 24)], 1)
         scores = (affinity * around).sum(1)
     return scores
 
@@ -232,7 +232,7 @@ def test_windows_and_merge(model: ovsdino.Segmenter, image: np.ndarray, windows:
     maps = [to_window(sigmoid_scores(window, text)) for window in windows]
     protocol = preset("talk2dino", "voc20", 768)
     for window, expected in zip(windows, maps, strict=True):
-        crop = window.colours.permute(1, 2, 0).numpy().astype(np.uint8)
+        crop = window.colors.permute(1, 2, 0).numpy().astype(np.uint8)
         same(score_map(model.model, crop, text, protocol), expected)
     expected = merged(windows, maps)
     same(score_map(model.model, image, model.encode_text(NAMES), protocol, batches=Batches(1)), expected)
@@ -266,7 +266,7 @@ def test_pamr_with_cleaning_and_background(
     maps = []
     for window in windows:
         scores = to_window(cleaned(sigmoid_scores(window, text), window, text, "released"))
-        maps.append(refined(window.colours, scores))
+        maps.append(refined(window.colors, scores))
     expected = torch.cat([torch.full((1, 448, 600), 0.55), merged(windows, maps)])
     settings = {**vars(preset("talk2dino", "coco-object", 768)), "pamr_iterations": 10}
     same(score_map(model.model, image, text, Protocol(**settings), batches=Batches(1)), expected)

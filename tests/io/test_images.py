@@ -20,15 +20,15 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write
 from ovsdino.io.images import MAX_PIXELS, expand_paths, load_image
 
-# Four colours in a 2x3 grid: position tells orientation, value tells conversion.
+# Four colors in a 2x3 grid: position tells orientation, value tells conversion.
 PIXELS = np.array(
     [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [200, 100, 50], [255, 255, 255]]], dtype=np.uint8
 )
-GREY = np.array([[0, 50, 100], [150, 200, 255]], dtype=np.uint8)
+GRAY = np.array([[0, 50, 100], [150, 200, 255]], dtype=np.uint8)
 
 
 def grey_rgb() -> np.ndarray:
-    return np.repeat(GREY[:, :, None], 3, axis=2)
+    return np.repeat(GRAY[:, :, None], 3, axis=2)
 
 
 def write_exif_rotated(path: Path) -> None:
@@ -77,12 +77,12 @@ GOLDEN: list[tuple[str, Callable[[Path], object], Callable[[], np.ndarray]]] = [
     ("animated.webp", write_animation, lambda: PIXELS),
     ("animated.png", write_pages, lambda: PIXELS),
     ("pages.tiff", write_pages, lambda: PIXELS),
-    ("grey.png", lambda p: Image.fromarray(GREY).save(p), grey_rgb),
-    ("grey16.png", lambda p: Image.fromarray(GREY.astype(np.uint16) * 257).save(p), grey_rgb),
-    ("grey16.tif", lambda p: Image.fromarray(GREY.astype(np.uint16) * 257).save(p), grey_rgb),
-    ("float.tif", lambda p: Image.fromarray(GREY.astype(np.float32) / 255).save(p), grey_rgb),
+    ("gray.png", lambda p: Image.fromarray(GRAY).save(p), grey_rgb),
+    ("grey16.png", lambda p: Image.fromarray(GRAY.astype(np.uint16) * 257).save(p), grey_rgb),
+    ("grey16.tif", lambda p: Image.fromarray(GRAY.astype(np.uint16) * 257).save(p), grey_rgb),
+    ("float.tif", lambda p: Image.fromarray(GRAY.astype(np.float32) / 255).save(p), grey_rgb),
     ("cmyk.tif", lambda p: Image.fromarray(PIXELS).convert("CMYK").save(p), lambda: PIXELS),
-    ("bits.png", lambda p: Image.fromarray(GREY > 99).save(p), lambda: np.where(grey_rgb() > 99, 255, 0)),
+    ("bits.png", lambda p: Image.fromarray(GRAY > 99).save(p), lambda: np.where(grey_rgb() > 99, 255, 0)),
 ]
 
 
@@ -107,8 +107,8 @@ def test_a_damaged_exif_block_does_not_cost_the_picture(kind: str) -> None:
     assert got.shape == PIXELS.shape and (kind == "JPEG" or (got == PIXELS).all())
 
 
-def png(samples: np.ndarray, depth: int, colour_type: int, transparent: tuple[int, ...]) -> bytes:
-    """A PNG made by hand after its specification: Pillow writes no grey of 2 bits and no key of 16."""
+def png(samples: np.ndarray, depth: int, color_type: int, transparent: tuple[int, ...]) -> bytes:
+    """A PNG made by hand after its specification: Pillow writes no gray of 2 bits and no key of 16."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -116,7 +116,7 @@ def png(samples: np.ndarray, depth: int, colour_type: int, transparent: tuple[in
     height, width = samples.shape[:2]
     bits = (samples.reshape(height, -1, 1) >> np.arange(depth)[::-1]) & 1
     rows = b"".join(b"\0" + np.packbits(row.ravel().astype(np.uint8)).tobytes() for row in bits)
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
     key = struct.pack(f">{len(transparent)}H", *transparent)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         (chunk(b"IHDR", header), chunk(b"tRNS", key), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
@@ -132,7 +132,7 @@ def test_the_transparent_grey_of_a_png_is_white_at_every_depth(depth: int) -> No
         np.testing.assert_array_equal(load_image(png(samples, depth, 0, (key,)))[:, :, 1], expected)
 
 
-def test_the_transparent_colour_of_a_16_bit_png_is_white() -> None:
+def test_the_transparent_color_of_a_16_bit_png_is_white() -> None:
     samples = np.array([[[2560, 5120, 7680], [0, 0, 0], [65535, 0, 0]]] * 2)  # the low bytes of the first are 0 too
     found = load_image(png(samples, 16, 2, (2560, 5120, 7680)))
     np.testing.assert_array_equal(found[0], [[255, 255, 255], [0, 0, 0], [255, 0, 0]])
@@ -140,7 +140,7 @@ def test_the_transparent_colour_of_a_16_bit_png_is_white() -> None:
 
 def test_white_is_zero_is_undone_in_16_bits_and_in_floats(tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile")
-    for values in (65535 - GREY.astype(np.uint16) * 257, 1 - GREY.astype(np.float32) / 255, 255 - GREY):
+    for values in (65535 - GRAY.astype(np.uint16) * 257, 1 - GRAY.astype(np.float32) / 255, 255 - GRAY):
         tifffile.imwrite(tmp_path / "w.tif", values, photometric="miniswhite")
         np.testing.assert_array_equal(load_image(tmp_path / "w.tif"), grey_rgb())
 
@@ -149,7 +149,7 @@ def test_white_is_zero_is_undone_in_16_bits_and_in_floats(tmp_path: Path) -> Non
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("planes", ["contig", "separate"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
-@pytest.mark.parametrize("kind", ["grey", "grey and alpha", "colour"])
+@pytest.mark.parametrize("kind", ["gray", "gray and alpha", "color"])
 def test_a_tiff_is_read_rightly_or_refused(
     kind: str, dtype: type, planes: str, compression: str | None, order: str, tmp_path: Path
 ) -> None:
@@ -157,17 +157,17 @@ def test_a_tiff_is_read_rightly_or_refused(
     rgb = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     scale = {np.uint8: 1, np.uint16: 257, np.int16: 128, np.float32: 1 / 255}[dtype]
     opaque = np.full((20, 24), 255)
-    channels = {"grey": rgb[..., 0], "grey and alpha": np.dstack([rgb[..., 0], opaque]), "colour": rgb}[kind]
+    channels = {"gray": rgb[..., 0], "gray and alpha": np.dstack([rgb[..., 0], opaque]), "color": rgb}[kind]
     values = (channels * float(scale)).astype(dtype)
-    options = {} if kind == "grey" else {"planarconfig": planes}
-    if kind == "grey and alpha":
+    options = {} if kind == "gray" else {"planarconfig": planes}
+    if kind == "gray and alpha":
         options["extrasamples"] = ["unassalpha"]
-    if planes == "separate" and kind != "grey":
+    if planes == "separate" and kind != "gray":
         values = np.ascontiguousarray(np.moveaxis(values, -1, 0))
     tifffile.imwrite(
         tmp_path / "a.tif",
         values,
-        photometric="rgb" if kind == "colour" else "minisblack",
+        photometric="rgb" if kind == "color" else "minisblack",
         compression=compression,
         byteorder=order,
         **options,
@@ -176,9 +176,9 @@ def test_a_tiff_is_read_rightly_or_refused(
         got = load_image(tmp_path / "a.tif")
     except OVSDinoError as error:
         assert "PNG" in str(error) or "raw mode" in str(error)
-        assert (kind, dtype) != ("colour", np.uint8)  # what a camera or a scanner writes
+        assert (kind, dtype) != ("color", np.uint8)  # what a camera or a scanner writes
         return
-    np.testing.assert_array_equal(got, rgb if kind == "colour" else np.repeat(rgb[..., :1], 3, axis=2))
+    np.testing.assert_array_equal(got, rgb if kind == "color" else np.repeat(rgb[..., :1], 3, axis=2))
 
 
 def test_a_value_that_a_resize_pushed_over_the_end_is_taken_and_one_beyond_is_named() -> None:
@@ -263,8 +263,8 @@ def test_arrays_tensors_and_pil_images_agree() -> None:
     ]
     for source in sources:
         np.testing.assert_array_equal(load_image(source), PIXELS)
-    for grey in (GREY, GREY[:, :, None], torch.from_numpy(GREY), torch.from_numpy(GREY)[None]):
-        np.testing.assert_array_equal(load_image(grey), grey_rgb())
+    for gray in (GRAY, GRAY[:, :, None], torch.from_numpy(GRAY), torch.from_numpy(GRAY)[None]):
+        np.testing.assert_array_equal(load_image(gray), grey_rgb())
 
 
 @pytest.mark.parametrize(

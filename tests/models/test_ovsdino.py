@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ovsdino.models import zoo
-from ovsdino.models.backbone import normalise, num_parameters
+from ovsdino.models.backbone import normalize, num_parameters
 from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.text import HashedTextTower
@@ -31,7 +31,7 @@ def test_fresh_decoder_is_the_baseline_bit_for_bit(tiny):
     with torch.no_grad():
         tokens, _ = tiny.backbone(image)
         scaled_text = text * tiny.log_scale.exp()
-        baseline = torch.einsum("bdhw,kd->bkhw", normalise(tokens), scaled_text)
+        baseline = torch.einsum("bdhw,kd->bkhw", normalize(tokens), scaled_text)
         features = tiny.encode_image(image)
         assert torch.equal(features.tokens, tokens)
         assert torch.equal(tiny.coarse_logits(features, text), baseline)

@@ -66,8 +66,8 @@ def test_keys_and_shapes_are_the_official_ones_at_full_size(variant):
 
 def test_preprocessing_keeps_the_ratio_and_pads_right_and_bottom():
     encoder = SAMEncoder("vit_b", img_size=SIDE)
-    grey = torch.tensor([123.675, 116.28, 103.53])[:, None, None].expand(1, 3, 30, 60) + 57.0
-    x, filled = encoder.preprocess(grey)
+    gray = torch.tensor([123.675, 116.28, 103.53])[:, None, None].expand(1, 3, 30, 60) + 57.0
+    x, filled = encoder.preprocess(gray)
     assert filled == (128, 256)
     assert x.shape == (1, 3, SIDE, SIDE)
     assert (x[:, :, 128:] == 0).all()

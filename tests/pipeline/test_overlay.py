@@ -14,7 +14,7 @@ from skimage.color import deltaE_cie76, deltaE_ciede2000, rgb2lab
 
 from ovsdino import fonts, legend
 from ovsdino.data.names import CAMVID
-from ovsdino.overlay import PALETTE, STREET, _lab, class_colours, draw_overlay
+from ovsdino.overlay import PALETTE, STREET, _lab, class_colors, draw_overlay
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_CIEDE2000, LEAST_CIELAB = 21.0, 37.0
@@ -39,7 +39,7 @@ def test_any_two_colors_of_the_palette_can_be_told_apart() -> None:
 
 @pytest.mark.parametrize("names", [("automobile", "biker"), ("heavens", "asphalt"), ("car", "automobile", "vehicle")])
 def test_words_that_looked_alike_do_not(names: tuple[str, ...]) -> None:
-    assert least(class_colours(names))[0] >= LEAST_CIEDE2000
+    assert least(class_colors(names))[0] >= LEAST_CIEDE2000
 
 
 def test_no_list_of_up_to_twenty_words_has_like_colors() -> None:
@@ -48,24 +48,24 @@ def test_no_list_of_up_to_twenty_words_has_like_colors() -> None:
     for size in (2, 5, 11, 19, 20):
         for _ in range(20):
             names = rng.choice(sorted(set(words)), size, replace=False).tolist()
-            ciede2000, cielab = least(np.vstack([class_colours(names), [(0, 0, 0)]]))
+            ciede2000, cielab = least(np.vstack([class_colors(names), [(0, 0, 0)]]))
             assert ciede2000 >= LEAST_CIEDE2000 and cielab >= 20, names
 
 
 def test_a_word_keeps_its_color() -> None:
     for name, color in STREET.items():
-        assert class_colours(["zebra", "giraffe", name])[2].tolist() == list(color)
-    np.testing.assert_array_equal(class_colours(["zebra"])[0], class_colours(["road", "zebra"])[1])
-    np.testing.assert_array_equal(class_colours(["Automobile"]), class_colours(["car"]))
-    pair = class_colours(["zebra", "giraffe"])
-    np.testing.assert_array_equal(class_colours(["zebra", "giraffe", "okapi"])[:2], pair)
+        assert class_colors(["zebra", "giraffe", name])[2].tolist() == list(color)
+    np.testing.assert_array_equal(class_colors(["zebra"])[0], class_colors(["road", "zebra"])[1])
+    np.testing.assert_array_equal(class_colors(["Automobile"]), class_colors(["car"]))
+    pair = class_colors(["zebra", "giraffe"])
+    np.testing.assert_array_equal(class_colors(["zebra", "giraffe", "okapi"])[:2], pair)
 
 
 def test_more_classes_than_the_palette_have_colors_of_their_own() -> None:
-    assert class_colours([]).shape == (0, 3)
-    colors = class_colours([str(i) for i in range(171)])
+    assert class_colors([]).shape == (0, 3)
+    colors = class_colors([str(i) for i in range(171)])
     assert len(np.unique(colors, axis=0)) == 171 and least(colors)[1] >= 10
-    assert class_colours([str(i) for i in range(1500)]).shape == (1500, 3)
+    assert class_colors([str(i) for i in range(1500)]).shape == (1500, 3)
 
 
 def test_lab_is_the_standards() -> None:

@@ -90,7 +90,7 @@ class FakeConfig:
 
 
 class Brightness(nn.Module):
-    """A model whose logits are known: per 4x4 patch its mean grey g and 1 - g, minus the mean of its whole input.
+    """A model whose logits are known: per 4x4 patch its mean gray g and 1 - g, minus the mean of its whole input.
 
     The last term makes each window differ, so that the merging shows.
     """
@@ -116,8 +116,8 @@ class Brightness(nn.Module):
             if self.allocator is not None:
                 self.allocator()
             raise torch.OutOfMemoryError("no memory")
-        grey = F.avg_pool2d(image.mean(1, keepdim=True), 4)
-        return torch.cat([grey, 1 - grey], 1) - image.mean((1, 2, 3), keepdim=True)
+        gray = F.avg_pool2d(image.mean(1, keepdim=True), 4)
+        return torch.cat([gray, 1 - gray], 1) - image.mean((1, 2, 3), keepdim=True)
 
     def decode(self, features: Tensor, text: Tensor) -> Tensor:
         return torch.einsum("bdhw,kd->bkhw", features, text)
@@ -235,13 +235,13 @@ def test_one_image_is_no_batch(image: Any) -> None:
         brightness()[0].segment_batch(image, ["bright", "dark"])
 
 
-@pytest.mark.parametrize("kind", ["array", "view", "grey", "tensor"])
+@pytest.mark.parametrize("kind", ["array", "view", "gray", "tensor"])
 def test_a_result_keeps_its_image_when_the_caller_writes_the_next_frame(kind: str) -> None:
     frame = np.full((16, 16, 3), 7, np.uint8)
     given: Any = {
         "array": frame,
         "view": frame[:8],
-        "grey": frame[:, :, 0],
+        "gray": frame[:, :, 0],
         "tensor": torch.from_numpy(frame).permute(2, 0, 1),
     }[kind]
     result = brightness()[0].segment(given, ["bright", "dark"])

@@ -1,4 +1,4 @@
-"""The result object: shares, masks, colours, and the forms other tools read, on a map worked out by hand."""
+"""The result object: shares, masks, colors, and the forms other tools read, on a map worked out by hand."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def test_label_png_keeps_the_indices_and_carries_the_palette(tmp_path: Path) -> 
     with Image.open(path) as picture:
         assert picture.mode == "P"
         np.testing.assert_array_equal(np.asarray(picture), LABELS)
-        colours = np.asarray(picture.convert("RGB"))
-    np.testing.assert_array_equal(colours[0, 0], (130, 0, 102))  # the palette's road
-    np.testing.assert_array_equal(colours[1, 3], (0, 0, 0))
+        colors = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(colors[0, 0], (130, 0, 102))  # the palette's road
+    np.testing.assert_array_equal(colors[1, 3], (0, 0, 0))
 
 
 def test_more_than_256_labels_are_written_as_16_bits(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_more_than_256_labels_are_written_as_16_bits(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(picture), labels)
 
 
-def test_overlay_mixes_the_colour_in_the_given_share() -> None:
+def test_overlay_mixes_the_color_in_the_given_share() -> None:
     plain = result().overlay(alpha=0.25, boundaries=False, legend=False)
     assert plain.size == (4, 2)
     # 0.75 * 100 + 0.25 * (130, 0, 102), rounded half to even

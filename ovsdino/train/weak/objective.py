@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovsdino.models.backbone import normalise
+from ovsdino.models.backbone import normalize
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.sae import Structure
 from ovsdino.ops import mask_pool
@@ -122,7 +122,7 @@ class Outputs:
             else:
                 features = model.encode_image(images)
         self.features = features.float()
-        self.text = normalise(model.text_tower.project(inputs.text_rows).float(), dim=-1)
+        self.text = normalize(model.text_tower.project(inputs.text_rows).float(), dim=-1)
         self.scale = model.log_scale.exp()
         self.tokens = self.features.tokens.flatten(2).transpose(1, 2)
         self.cover = region_cover(inputs.regions, *self.features.tokens.shape[-2:]).flatten(2)
@@ -146,7 +146,7 @@ class Outputs:
     @cached_property
     def prototypes(self) -> Tensor:
         """(B, M, D), `pooled` with length one."""
-        return normalise(self.pooled, dim=-1)
+        return normalize(self.pooled, dim=-1)
 
     @cached_property
     def mask_logits(self) -> Tensor:
