@@ -1,9 +1,9 @@
-"""Frames from cameras, streams, video files and folders: read in a thread of its own, the newest kept, faults survived.
+"""Read frames from cameras, streams, video files and folders: in a thread of its own, the newest kept, faults survived.
 
-A robot must segment what is in front of it now. So reading never waits for the network and the network never waits for
-a queue: `Capture` reads as fast as the source gives, `LatestFrame` holds one frame, and a frame that was replaced
-before anyone took it is counted as dropped. A source that fails is opened again, at growing intervals; one that hangs
-inside a driver's read(), which nothing in Python can interrupt, is left behind with its thread.
+A robot must segment what is in front of it now. So reading never waits for the network, and the network never waits for
+a queue: `Capture` reads as fast as the source gives frames, `LatestFrame` holds one frame, and a frame that was replaced
+before it was taken counts as dropped. A source that fails is opened again, at growing intervals. One that hangs inside
+a driver's read(), which nothing in Python can interrupt, is left behind with its thread.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ovsdino.errors import OVSDinoError, one_line
 
 __all__ = ["Capture", "CaptureCounts", "CaptureLimits", "Frame", "LatestFrame", "Source", "SourceError"]
 
-MAX_CORRUPT = 30  # frames in a row that cannot be decoded: a second of a camera, then it is opened anew
-MAX_HUNG = 4  # threads left in a driver; more would help no more, and each holds a stack and a device
+MAX_CORRUPT = 30  # frames in a row that cannot be decoded: one second of a camera; then it is opened again
+MAX_HUNG = 4  # threads left in a driver; each holds a stack and a device
 
 
 class SourceError(OVSDinoError):
@@ -30,27 +30,27 @@ class SourceError(OVSDinoError):
 
 
 class Source(Protocol):
-    """Where frames come from; used by one thread only, and made anew for each attempt to open it.
+    """A source of frames; used by one thread only, and made again for each attempt to open it.
 
     Attributes:
-        live: a camera or stream, which is opened again when it ends; False for files, whose end is the end.
-        period_s: seconds between frames where that is known, 0 where not.
+        live: Whether it is opened again when it ends: True for a camera or stream, False for files.
+        period_s: Seconds between frames where that is known, 0 where not.
     """
 
     live: bool
     period_s: float
 
     def open(self) -> None:
-        """Opens it; raises anything when it is not there."""
+        """Open the source; raise anything when it is not there."""
 
     def grab(self) -> float | None:
-        """Waits for the next frame; the time it was taken, in seconds of the capture's clock, or None at the end."""
+        """Wait for the next frame; return when it was taken, in seconds of the capture's clock, or None at the end."""
 
     def retrieve(self) -> np.ndarray:
-        """The grabbed frame, decoded: (H, W, 3) uint8 RGB, or NV12 (H*3//2, W) uint8; raises when it is damaged."""
+        """Return the grabbed frame, (H, W, 3) uint8 RGB or NV12 (H*3//2, W) uint8; raise when it is damaged."""
 
     def close(self) -> None:
-        """Releases it."""
+        """Release the source."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Frame:
 
     Attributes:
         sequence: 1, 2, 3, ... of all frames captured, across reconnections; a gap is a dropped frame.
-        captured: monotonic seconds when it was taken.
+        captured: Monotonic seconds when it was taken.
         pixels: (H, W, 3) uint8 RGB, or NV12 (H*3//2, W) uint8.
     """
 
@@ -72,7 +72,7 @@ class LatestFrame:
     """Room for one frame between one writer and one reader.
 
     Args:
-        keep_all: the writer waits until its frame was taken, so that none is dropped: for files, not for cameras.
+        keep_all: The writer waits until its frame was taken, so that none is dropped: for files, not for cameras.
     """
 
     def __init__(self, keep_all: bool = False) -> None:
@@ -85,18 +85,18 @@ class LatestFrame:
 
     @property
     def dropped(self) -> int:
-        """Frames replaced before they were taken."""
+        """The number of frames replaced before they were taken."""
         with self._condition:
             return self._dropped
 
     def put(self, frame: Frame) -> bool:
-        """Stores a frame in place of the one that is there; False when it is older than the newest, or after close."""
+        """Store a frame in place of the one that is there; return False for one older than the newest, or after close."""
         with self._condition:
             while self.keep_all and self._frame is not None and not self._closed:
                 self._condition.wait()
             if self._closed:
                 return False
-            if frame.sequence <= self._newest:  # of a reader that was given up and came back late
+            if frame.sequence <= self._newest:  # from a reader that was given up and came back late
                 self._dropped += 1
                 return False
             self._dropped += self._frame is not None
@@ -105,7 +105,7 @@ class LatestFrame:
             return True
 
     def take(self, timeout: float) -> Frame | None:
-        """The newest frame, each at most once; None when there is none within `timeout` seconds."""
+        """Return the newest frame, each at most once, or None where none comes within `timeout` seconds."""
         with self._condition:
             self._condition.wait_for(lambda: self._frame is not None or self._closed, timeout)
             frame, self._frame = self._frame, None
@@ -113,7 +113,7 @@ class LatestFrame:
             return frame
 
     def close(self) -> None:
-        """Lets everyone go who waits."""
+        """Release everyone who waits."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
@@ -124,10 +124,10 @@ class CaptureLimits:
     """How long a source may be silent.
 
     Attributes:
-        open_s: seconds to open, and to the first frame.
-        stall_s: seconds without a frame after which it counts as stalled and is opened again.
-        backoff_s: first and longest pause before it is opened again; the pause doubles from one to the other.
-        give_up_s: end with an error after so many seconds without a frame; None: never.
+        open_s: Seconds to open, and to the first frame.
+        stall_s: Seconds without a frame after which it counts as stalled and is opened again.
+        backoff_s: First and longest pause before it is opened again; the pause doubles from one to the other.
+        give_up_s: Seconds without a frame after which reading ends with an error; None: never.
     """
 
     open_s: float = 15.0
@@ -145,14 +145,14 @@ class CaptureLimits:
 
 @dataclass(kw_only=True)
 class CaptureCounts:
-    """What happened so far.
+    """Counts of a capture so far.
 
     Attributes:
-        captured: frames that could be read.
-        corrupt: frames that could not.
-        stalls: times that the source hung and its thread was left behind.
-        failures: times that it raised or ended.
-        reconnects: times that frames came again after either.
+        captured: Frames that could be read.
+        corrupt: Frames that could not.
+        stalls: Times that the source hung and its thread was left behind.
+        failures: Times that it raised or ended.
+        reconnects: Times that frames came again after either.
     """
 
     captured: int = 0
@@ -163,16 +163,16 @@ class CaptureCounts:
 
 
 class Capture:
-    """Reads a source in its own thread into a `LatestFrame`.
+    """Read a source in a thread of its own into a `LatestFrame`.
 
-    `check` must be called now and then, from any one thread: it is what notices a reader that hangs.
+    `check` must be called now and then, from any one thread: it notices a reader that hangs.
 
     Args:
-        factory: makes a source, closed; called before each attempt to open it.
-        slot: receives the frames.
-        limits: see `CaptureLimits`.
-        clock: monotonic seconds; that of the source's timestamps.
-        say: is told of faults and of their end, in one line, from any thread.
+        factory: Makes a source, closed; called before each attempt to open it.
+        slot: Receives the frames.
+        limits: See `CaptureLimits`.
+        clock: Monotonic seconds, the clock of the source's timestamps.
+        say: Is told of faults and of their end, in one line, from any thread.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Capture:
         self._factory, self._slot, self._clock, self._say = factory, slot, clock, say
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._generation = 0  # a reader of an older one was left behind, and whatever it brings is not wanted
+        self._generation = 0  # a reader of an older generation was left behind, and its frames are not wanted
         self._thread: threading.Thread | None = None
         self._hung: list[threading.Thread] = []
         self._due: float | None = None  # when the step in progress counts as hung; None while nothing can hang
@@ -201,18 +201,18 @@ class Capture:
 
     @property
     def finished(self) -> bool:
-        """No more frames will come: the end of a file, or `error` says why."""
+        """Whether no more frames will come: at the end of a file, or where `error` says why."""
         with self._lock:
             return self.ended or self.error is not None
 
     def start(self) -> None:
-        """Starts to read."""
+        """Start to read."""
         with self._lock:
             self._progress = self._clock()
             self._launch()
 
     def stop(self, timeout: float = 1.0) -> None:
-        """Ends reading; a thread that hangs in a driver is not waited for longer than `timeout` seconds."""
+        """End reading; wait for a thread that hangs in a driver for at most `timeout` seconds."""
         self._stop.set()
         self._slot.close()
         with self._lock:
@@ -222,7 +222,7 @@ class Capture:
             thread.join(timeout)
 
     def check(self, now: float) -> None:
-        """Leaves a hung reader behind and starts another; ends with `error` when the source is given up."""
+        """Leave a hung reader behind and start another; set `error` when the source is given up."""
         message = ""
         with self._lock:
             if self.ended or self.error is not None or self._stop.is_set():
@@ -273,7 +273,7 @@ class Capture:
                 source.open()
                 self._read(source, generation)
                 return
-            except Exception as error:  # whatever a driver raises, the answer is the same: open it again
+            except Exception as error:  # whatever a driver raises, the source is opened again
                 if not self._failed(generation, error, source is None or source.live):
                     return
             finally:
@@ -282,7 +282,7 @@ class Capture:
                         source.close()
 
     def _wait(self, generation: int) -> bool:
-        """The pause before an attempt; False when this reader is not wanted any more."""
+        """Pause before an attempt; return False when this reader is not wanted any more."""
         with self._lock:
             if generation != self._generation:
                 return False
@@ -292,7 +292,7 @@ class Capture:
         return not self._stop.wait(pause)
 
     def _begin(self, generation: int, limit_s: float) -> bool:
-        """Says that a step begins that may hang; False when this reader is not wanted any more."""
+        """Note that a step begins that may hang; return False when this reader is not wanted any more."""
         with self._lock:
             if generation != self._generation or self._stop.is_set():
                 return False
@@ -350,14 +350,14 @@ class Capture:
                     )
 
     def _failed(self, generation: int, error: Exception, live: bool) -> bool:
-        """Takes note of a fault; whether to try again."""
+        """Note a fault; return whether to try again."""
         with self._lock:
             if generation != self._generation or self._stop.is_set():
                 return False
             self._due = None
             if not live or not self.counts.captured:
-                mend = "" if isinstance(error, OVSDinoError) else f"{type(error).__name__}: "
-                self.error = SourceError(mend + (one_line(error) or "the source failed"))
+                kind = "" if isinstance(error, OVSDinoError) else f"{type(error).__name__}: "
+                self.error = SourceError(kind + (one_line(error) or "the source failed"))
                 return False
             self.counts.failures += 1
             first, self._faulty = not self._faulty, True

@@ -1,4 +1,4 @@
-"""The newest frame of a camera or video, segmented: masks in time, or marked as late.
+"""Segment the newest frame of a camera or video: masks in time, or marked as late.
 
 `ovsdino stream` runs this loop; `Stream` is the loop for programs of your own:
 
@@ -36,23 +36,23 @@ POLL_S = 0.05  # how often an idle loop looks at the source
 
 
 class Segments(Protocol):
-    """What `EdgeSegmenter` is to this loop: anything that labels an image."""
+    """Anything that labels an image, such as an `EdgeSegmenter`."""
 
     @property
     def segment(self) -> Callable[..., Any]:
-        """Take (H, W, 3) uint8 RGB and an engine's options, return an object with `labels` (H, W)."""
+        """A function of (H, W, 3) uint8 RGB and an engine's options; its result has `labels` (H, W)."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A segmenter, the name to report it by, and options that its `segment` takes with every frame."""
+    """A segmenter, its name in reports, and the options of its `segment`."""
 
     name: str
     segmenter: Segments
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def segment(self, pixels: np.ndarray) -> Any:
-        """Labels one frame."""
+        """Label one frame."""
         return self.segmenter.segment(pixels, **self.options)
 
 
@@ -61,12 +61,12 @@ class StreamResult:
     """The labels of one frame.
 
     Attributes:
-        frame: the frame, with its sequence number and its time.
+        frame: The frame, with its sequence number and its time.
         labels: (H, W) integers at the frame's size.
-        engine: which engine made them.
-        finished: monotonic seconds when the labels were there.
-        inference_ms: the segmenter alone.
-        stale: older than the deadline when they were there.
+        engine: Name of the engine that made them.
+        finished: Monotonic seconds when the labels were there.
+        inference_ms: Milliseconds of the segmenter alone.
+        stale: Whether the frame was older than the deadline when the labels were there.
     """
 
     frame: Frame
@@ -78,11 +78,11 @@ class StreamResult:
 
     @property
     def camera_to_mask_ms(self) -> float:
-        """Age of the frame when its labels were there."""
+        """The age of the frame when its labels were there."""
         return 1e3 * (self.finished - self.frame.captured)
 
     def age_ms(self, now: float) -> float:
-        """Age of the frame at a later moment: what a consumer must look at before it acts on an older result."""
+        """Return the age of the frame at a later moment; look at it before acting on an older result."""
         return 1e3 * (now - self.frame.captured)
 
 
@@ -106,20 +106,21 @@ class Tally:
 
 
 class Stream:
-    """Segments the newest frame again and again, until a limit, the source's end, or `stop`.
+    """Segment the newest frame again and again, until a limit, the source's end, or `stop`.
 
     Args:
-        capture: reads the source into `slot`; started and stopped by `run`.
-        slot: where the frames come from.
-        engines: the one to use and its smaller stand-ins, the largest first; all give labels of the same classes.
-        watchdog: chooses among them; None: no deadline.
-        frames, seconds: end after so many results, or seconds after the first frame; None: no limit.
-        report_s: seconds between two reports; None: none.
-        say: receives reports and faults, one line each.
-        clock: monotonic seconds, the capture's clock.
+        capture: Reads the source into `slot`; started and stopped by `run`.
+        slot: Holds the newest frame.
+        engines: The engine to use and its smaller stand-ins, the largest first; all label the same classes.
+        watchdog: Chooses among them; None: no deadline.
+        frames: Most results; None: no limit.
+        seconds: Seconds after the first frame; None: no limit.
+        report_s: Seconds between two reports; None: no reports.
+        say: Receives reports and faults, one line each.
+        clock: Monotonic seconds, the capture's clock.
 
     Raises:
-        OVSDinoError: no engine, or a limit out of range.
+        OVSDinoError: There is no engine, or a limit is out of range.
     """
 
     def __init__(
@@ -157,16 +158,16 @@ class Stream:
         self._used = dict.fromkeys((engine.name for engine in engines), 0)
 
     def run(self, on_result: Callable[[StreamResult], None] = lambda result: None) -> dict[str, Any]:
-        """Runs the loop.
+        """Run the loop.
 
         Args:
-            on_result: receives each `StreamResult`; the time it takes costs frames, not camera-to-mask time.
+            on_result: Receives each `StreamResult`; the time it takes costs frames, not camera-to-mask time.
 
         Returns:
             The summary; "ended" says why: "frames", "seconds", "source", "stopped", or "error" with its "error".
 
         Raises:
-            OVSDinoError: not one frame came, or an engine cannot segment any.
+            OVSDinoError: Not one frame came, or an engine cannot segment any.
         """
         self._capture.start()
         try:
@@ -203,12 +204,12 @@ class Stream:
                 return "error" if self._capture.error is not None else "source"
 
     def _one(self, frame: Frame) -> StreamResult | None:
-        """Segments a frame; None when it was used up by warming up, or the engine raised."""
+        """Segment a frame; return None where it was used to warm up, or the engine raised."""
         if self._total is None:
             self._warm_up(frame.pixels)
             self._total, self._recent = Tally(self._clock()), Tally(self._clock())
             if not (self._slot.keep_all or self._capture.finished):
-                return None  # warming up made it old, and a newer one is there or will be
+                return None  # it grew old while the engines warmed up, and a newer one will come
         assert self._total is not None and self._recent is not None
         if frame.pixels.shape != self._size:
             self._size_changes += self._size is not None
@@ -243,7 +244,7 @@ class Stream:
         return result
 
     def _warm_up(self, pixels: np.ndarray) -> None:
-        """Runs each engine once, so that a switch never meets a cold one."""
+        """Run each engine once, so that a switch never meets a cold one."""
         begun = self._clock()
         for engine in self._engines:
             try:
@@ -295,9 +296,9 @@ class Stream:
         )
 
     def summary(self, ended: str) -> dict[str, Any]:
-        """All figures so far, ready for JSON: times in ms, counts of the whole run.
+        """Return all figures so far, ready for JSON: times in ms, counts of the whole run.
 
-        `captured` is `frames` + `failed` + `dropped`, and at most two more: that of the warm-up and one not yet taken.
+        `captured` is `frames` + `failed` + `dropped`, and at most two more: one of the warm-up and one not yet taken.
         """
         now = self._clock()
         total, counts = self._total or Tally(now), self._capture.counts
@@ -329,7 +330,7 @@ class Stream:
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """The summary in lines for a person."""
+    """Return the summary in lines for a person."""
     lines = [f"{summary['frames']} frames in {summary['seconds']:.1f} s, {summary['fps']:.1f} fps ({summary['ended']})"]
     for name, key in (("camera to mask", "camera_to_mask_ms"), ("inference", "inference_ms")):
         times = summary[key]
@@ -343,7 +344,7 @@ def describe(summary: dict[str, Any]) -> str:
 
 @contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM sets `stop`, the next acts as ever. In another thread than the main one: nothing."""
+    """Set `stop` at the first SIGINT or SIGTERM and let the next act as usual; outside the main thread do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Overlays of a stream, written beside the loop: a folder of pictures or a video file."""
+"""Write the overlays of a stream next to the loop: a folder of pictures or a video file."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from ovsdino.stream.video_file import check_video
 __all__ = ["OverlayWriter", "overlay", "VIDEO_CODECS"]
 
 VIDEO_CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
-STALE_COLOUR = (230, 30, 30)
-MAX_FILL_S = 10.0  # of a gap in the frames, the longest that a video repeats a picture for
+STALE_COLOR = (230, 30, 30)
+MAX_FILL_S = 10.0  # longest gap in the frames that a video fills by repeating a picture
 LEAST_FREE = 16 << 20  # bytes of the disk at which a video ends while its index still has room
 
 
 def overlay(result: StreamResult, names: Sequence[str]) -> np.ndarray:
-    """The frame with its classes in colour; a stale one has a red frame and its age.
+    """Draw a frame with its classes in color; a stale one gets a red border and its age.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -41,25 +41,25 @@ def overlay(result: StreamResult, names: Sequence[str]) -> np.ndarray:
     if result.stale:
         draw = ImageDraw.Draw(picture)
         thickness = max(3, min(picture.size) // 60)
-        draw.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=STALE_COLOUR, width=thickness)
+        draw.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=STALE_COLOR, width=thickness)
         font = ImageFont.load_default(max(12, picture.height // 20))
         text = f"stale, {result.camera_to_mask_ms:.0f} ms"
-        draw.text((2 * thickness, 2 * thickness), text, fill=STALE_COLOUR, font=font)
+        draw.text((2 * thickness, 2 * thickness), text, fill=STALE_COLOR, font=font)
     return np.asarray(picture)
 
 
 class OverlayWriter:
-    """Draws and writes overlays in a thread of its own, so that the loop does not wait for a disk.
+    """Draw and write overlays in a thread of its own, so that the loop does not wait for a disk.
 
     Args:
-        path: a folder for NNNNNNNN.jpg, named by sequence number, or a video file (.mp4, .mkv, .avi).
-        names: the classes, in the order of the labels.
-        fps: of the video. Pictures are repeated so that it runs as fast as the frames were taken.
-        keep_all: write every result, and let the loop wait; otherwise those that come too fast are left out.
-        inputs: files and folders that are read, and that no picture may replace.
+        path: A folder for NNNNNNNN.jpg, named by sequence number, or a video file (.mp4, .mkv, .avi).
+        names: The classes, in the order of the labels.
+        fps: Frames a second of the video. Pictures are repeated so that it runs as fast as the frames were taken.
+        keep_all: Write every result, and let the loop wait; otherwise those that come too fast are left out.
+        inputs: Files and folders that are read, and that no picture may replace.
 
     Raises:
-        OVSDinoError: a suffix that is no video's, a file that cannot be written, or an input.
+        OVSDinoError: The suffix is not a video's, the file cannot be written, or it is an input.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class OverlayWriter:
         self._thread.start()
 
     def __call__(self, result: StreamResult) -> None:
-        """Takes one result.
+        """Take one result.
 
         Raises:
-            OVSDinoError: an earlier one could not be written.
+            OVSDinoError: An earlier one could not be written.
         """
         self._raise()
         try:
@@ -101,10 +101,10 @@ class OverlayWriter:
         self.close()
 
     def close(self) -> None:
-        """Writes what waits and finishes the file.
+        """Write what waits and finish the file.
 
         Raises:
-            OVSDinoError: a picture could not be written, or the video is incomplete and did not get its name.
+            OVSDinoError: A picture could not be written, or the video is incomplete and did not get its name.
         """
         self._queue.put(None)
         self._thread.join()
@@ -153,7 +153,7 @@ class _FolderWriter:
             Image.fromarray(picture).save(file, "JPEG", quality=90)
 
     def close(self) -> None:
-        """Each picture is whole by itself."""
+        """Do nothing: each picture is whole by itself."""
 
 
 class _VideoWriter:
@@ -215,7 +215,7 @@ class _VideoWriter:
 
 
 class _NoPictureError(Exception):
-    """The video would be empty; it gets no name, and that is no fault."""
+    """The video would be empty; it gets no name, which is not an error."""
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What `ovsdino stream` reads: cameras, video files, RTSP and GStreamer through OpenCV, and folders of images."""
+"""Sources of `ovsdino stream`: cameras, video files, RTSP and GStreamer through OpenCV, and folders of images."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = [
     "playing_rate",
 ]
 
-DEFAULT_FPS = 10.0  # of a folder, and of a video file that does not say
+DEFAULT_FPS = 10.0  # of a folder, and of a video file without a rate
 CAMERA_FPS = 30.0  # of a video made of a camera's results, unless --fps says otherwise
-MIN_FPS, MAX_FPS = 0.01, 1000.0  # what a file says beyond these is no rate
+MIN_FPS, MAX_FPS = 0.01, 1000.0  # a rate beyond these in a file is not believed
 MAX_DRIVER_AGE_S = 10.0  # a kernel timestamp older than this is of another clock
 
 
@@ -39,10 +39,11 @@ class SourceOptions:
     """How a source is read.
 
     Attributes:
-        fps: frames a second to ask a camera for, or to play files at; None: the camera's or file's own.
-        width, height: size in pixels to ask a camera for; None: its own.
-        keep_all: files are read as fast as they are taken, and not at `fps`.
-        nv12: the pipeline gives NV12, which goes to the network as it is.
+        fps: Frames a second to ask a camera for, or to play files at; None: the camera's or file's own.
+        width: Frame width in pixels to ask a camera for; None: its own.
+        height: Frame height, likewise.
+        keep_all: Files are read as fast as they are taken, and not at `fps`.
+        nv12: The pipeline gives NV12, which goes to the network as it is.
     """
 
     fps: float | None = None
@@ -58,14 +59,15 @@ class SourceOptions:
 
 
 def make_source(name: str, options: SourceOptions) -> Callable[[], Source]:
-    """A function that makes the source of a name, closed.
+    """Return a function that makes the source of a name, closed.
 
     Args:
-        name: a video file or a folder; where there is none of that name: camera number or /dev/videoN, GStreamer
+        name: A video file or a folder; where there is none of that name: camera number or /dev/videoN, GStreamer
             pipeline with "!", or address with "://".
+        options: How it is read.
 
     Raises:
-        OVSDinoError: none of these, or OpenCV is missing where it is needed.
+        OVSDinoError: It is none of these, or OpenCV is missing where it is needed.
     """
     shown = one_line(name)
     live = True
@@ -101,7 +103,7 @@ def make_source(name: str, options: SourceOptions) -> Callable[[], Source]:
 
 
 def playing_rate(name: str, options: SourceOptions) -> float:
-    """Frames a second at which a video made of a source's results should be played."""
+    """Return the frames a second at which a video of a source's results should be played."""
     if options.fps is not None:
         return options.fps
     if os.path.isdir(name):
@@ -116,7 +118,7 @@ def playing_rate(name: str, options: SourceOptions) -> float:
 
 
 def files_of(name: str) -> list[Path]:
-    """Return the files and the folder that a source is read from, as far as its name tells: what must not be replaced.
+    """Return the files and the folder that a source is read from, as far as its name tells; they must not be replaced.
 
     Raises:
         OVSDinoError: A folder that cannot be listed, or one without images.
@@ -142,10 +144,10 @@ def opencv_name(name: str | os.PathLike[str]) -> str:
 
 
 def import_cv2() -> Any:
-    """OpenCV, on first use.
+    """Import OpenCV.
 
     Raises:
-        OVSDinoError: not installed.
+        OVSDinoError: It is not installed.
     """
     try:
         import cv2
@@ -158,7 +160,7 @@ def import_cv2() -> Any:
 
 
 class Pace:
-    """Holds files to a number of frames a second; a reader that was late is not made to catch up."""
+    """Hold files to a number of frames a second; a reader that was late does not catch up."""
 
     def __init__(self, period_s: float) -> None:
         self.period_s = period_s
@@ -199,15 +201,16 @@ class FolderSource:
         return load_image(self._file)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no file is held."""
 
 
 class OpenCVSource:
     """A camera, address, GStreamer pipeline or video file through OpenCV.
 
     Args:
-        kind: camera, address, gstreamer or file.
-        target: camera number, address, pipeline or path.
+        kind: "camera", "address", "gstreamer" or "file".
+        target: Camera number, address, pipeline or path.
+        options: How it is read.
     """
 
     def __init__(self, kind: str, target: str, options: SourceOptions) -> None:
@@ -236,13 +239,13 @@ class OpenCVSource:
         else:
             self._video = cv2.VideoCapture(self._target)
         if not self._video.isOpened():
-            mend = {
+            remedy = {
                 "camera": "is it connected, free, and are you in the group video?",
                 "gstreamer": 'try the pipeline with gst-launch-1.0; it must end in "appsink"',
                 "address": "is it reachable, with the right name and password?",
                 "file": "is it a video in a format that this OpenCV decodes?",
             }[self._kind]
-            raise SourceError(f"{self._kind} {one_line(self._target)}: cannot be opened: {mend}")
+            raise SourceError(f"{self._kind} {one_line(self._target)}: cannot be opened: {remedy}")
         if self._kind == "camera":
             wishes = (
                 (cv2.CAP_PROP_BUFFERSIZE, 1),  # a driver's queue is latency

@@ -12,18 +12,18 @@ from ovsdino.stream.sources import import_cv2
 
 __all__ = ["check_video"]
 
-Element = tuple[bytes, int | None]  # its kind, and where it ends in the file; None where its header leaves that open
+Element = tuple[bytes, int | None]  # its kind and its end in the file; None where its header leaves that open
 
 
 def check_video(path: Path, pictures: int) -> None:
     """Raise where a video lacks its end or a picture.
 
-    The container is read for itself: with 1 KiB of the last picture and the index missing, FFmpeg still counts all
-    pictures of an .avi (measured). FFmpeg writes nothing more after a first failure, so that what is lost is the end.
+    The container itself is read: with 1 KiB of the last picture and the index missing, FFmpeg still counts all
+    pictures of an .avi (measured). After a first failure FFmpeg writes nothing more, so the loss is at the end.
 
     Args:
         path: An .mp4, .mkv or .avi file.
-        pictures: How many were written to it.
+        pictures: Number of pictures that were written to it.
 
     Raises:
         OVSDinoError: It is incomplete, or cannot be read.
@@ -42,7 +42,7 @@ def check_video(path: Path, pictures: int) -> None:
 
 
 def _is_whole(file: BinaryIO, size: int, next_element: Callable[[BinaryIO, int], Element]) -> bool:
-    """Whether the outermost elements of a file end within it, and the one that holds the index is there."""
+    """Tell whether the outermost elements of a file end within it, and the one with the index is there."""
     position, kinds = 0, set()
     while position < size:
         file.seek(position)
@@ -55,14 +55,14 @@ def _is_whole(file: BinaryIO, size: int, next_element: Callable[[BinaryIO, int],
 
 
 def _riff(file: BinaryIO, position: int) -> Element:
-    """AVI: the list's length is written into its header at the end, and is 0 before."""
+    """Read an element of AVI: the list's length is written into its header at the end, and is 0 before."""
     header = file.read(8)
     length = int.from_bytes(header[4:], "little")
     return header[:4], position + 8 + length + length % 2 if len(header) == 8 and length else None
 
 
 def _mp4(file: BinaryIO, position: int) -> Element:
-    """ISO 14496-12: the box "moov", with the place of every picture, is written last."""
+    """Read a box of ISO 14496-12: "moov", with the place of every picture, is written last."""
     header = file.read(16)
     length, kind = int.from_bytes(header[:4], "big"), header[4:8]
     if length == 1:
@@ -71,7 +71,7 @@ def _mp4(file: BinaryIO, position: int) -> Element:
 
 
 def _matroska(file: BinaryIO, position: int) -> Element:
-    """RFC 8794: the length of the "Segment" is written into its header at the end, and is all ones before."""
+    """Read an element of RFC 8794: the length of "Segment" is written at the end, and is all ones before."""
     identity = _vint(file, keep_marker=True)
     length = _vint(file, keep_marker=False)
     kind = b"Segment" if identity == 0x18538067 else b"EBML"
@@ -79,7 +79,7 @@ def _matroska(file: BinaryIO, position: int) -> Element:
 
 
 def _vint(file: BinaryIO, *, keep_marker: bool) -> int | None:
-    """An integer whose first byte says how many bytes follow; None where it is cut off or all ones."""
+    """Read an integer whose first byte says how many bytes follow; None where it is cut off or all ones."""
     first = file.read(1)
     if not first or not first[0]:
         return None
@@ -96,7 +96,7 @@ def _vint(file: BinaryIO, *, keep_marker: bool) -> int | None:
 
 
 def _count(path: Path) -> int | None:
-    """How many pictures OpenCV finds, undecoded where it can; None where it opens no such file."""
+    """Count the pictures that OpenCV finds, undecoded where it can; None where it does not open the file."""
     cv2 = import_cv2()
     video = cv2.VideoCapture(str(path))
     try:

@@ -1,4 +1,4 @@
-"""What a loop with a deadline needs to know of itself: time percentiles in bounded memory, and when to do less."""
+"""Watch a loop with a deadline: time percentiles in bounded memory, and when to do less."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Histogram:
         self.maximum = 0.0
 
     def add(self, ms: float) -> None:
-        """Counts one duration, 0 or more."""
+        """Count one duration, 0 or more."""
         place = math.floor(math.log(ms / self.LOWEST_MS) / self.GROWTH) if ms > self.LOWEST_MS else 0
         self._counts[min(place, self.BINS - 1)] += 1
         self.count += 1
         self.maximum = max(self.maximum, ms)
 
     def quantile(self, share: float) -> float | None:
-        """The least duration that `share` (0..1) of all do not exceed; None when there are none."""
+        """Return the least duration that `share` (0..1) of all do not exceed; None when there are none."""
         if not self.count:
             return None
         rank = max(1, math.ceil(share * self.count))
@@ -47,7 +47,7 @@ class Histogram:
         raise AssertionError("the counts are fewer than their sum")
 
     def summary(self) -> dict[str, float] | None:
-        """p50, p95, p99 and the longest, in ms to a microsecond; None when there are none."""
+        """Return p50, p95, p99 and the longest, in ms to a microsecond; None when there are none."""
         if not self.count:
             return None
         parts = {f"p{round(100 * share)}": self.quantile(share) or 0.0 for share in (0.5, 0.95, 0.99)}
@@ -55,19 +55,20 @@ class Histogram:
 
 
 class Watchdog:
-    """Chooses among engines, the largest first: a smaller one after too many misses, a larger one when there is room.
+    """Choose among engines, the largest first: a smaller one after too many misses, a larger one when there is room.
 
     Down: `misses` of the last `window` results were older than the deadline. Up: for `recover_s` seconds nine in ten of
-    the last `window` results took at most `headroom` of the deadline. Whoever comes back up and soon misses again waits
-    twice as long the next time, up to `LONGEST` times `recover_s`, so that the loop does not swing.
+    the last `window` results took at most `headroom` of the deadline. When a larger engine misses again shortly after
+    the way up, the next attempt waits twice as long, up to `LONGEST` times `recover_s`, so that the loop does not
+    swing.
 
     Args:
-        levels: engines to choose from.
-        deadline_ms: age that a result may have.
-        window: results looked at.
-        misses: how many of them may not be late.
-        headroom: share of the deadline, below 1.
-        recover_s: seconds of calm before a larger engine is tried.
+        levels: Number of engines.
+        deadline_ms: Age that a result may have.
+        window: Number of results looked at.
+        misses: Number of late results among them at which a smaller engine takes over.
+        headroom: Share of the deadline, below 1.
+        recover_s: Seconds of calm before a larger engine is tried.
     """
 
     LONGEST = 16
@@ -102,7 +103,7 @@ class Watchdog:
         self._hold_s = recover_s
 
     def record(self, age_ms: float, now: float) -> int:
-        """Takes one result's age at `now` (seconds); the engine for the next."""
+        """Take one result's age at `now` (seconds) and return the engine for the next."""
         self._recent.append(age_ms)
         if self.level + 1 < self._levels and sum(age > self.deadline_ms for age in self._recent) >= self._misses:
             self._descend(now)
@@ -116,7 +117,7 @@ class Watchdog:
         return self.level
 
     def fail(self, now: float) -> int:
-        """The engine in use raised: a smaller one if there is one."""
+        """Take note that the engine in use raised, and return a smaller one if there is one."""
         if self.level + 1 < self._levels:
             self._descend(now)
         return self.level
@@ -139,6 +140,6 @@ class Watchdog:
         self._fresh_start()
 
     def _fresh_start(self) -> None:
-        """What one engine took says nothing of another."""
+        """Forget the times: those of one engine say nothing of another."""
         self._recent.clear()
         self._calm_since = None
