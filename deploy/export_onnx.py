@@ -29,7 +29,7 @@ class ExportOnnx(ExportOptions):
         model = self.load()
         path = output_file(self.output, f"{model.config.name}_{SUFFIXES[self.precision]}", ".onnx")
         with locked_output(path):
-            sidecar = publish(path, self.graph(model, self.precision), self.proof_of(model))
+            sidecar = publish(path, self.graph(model, self.precision))
         say(f"wrote {path} ({sidecar.bytes:,} bytes)")
         if self.json:
             found = {"model": sidecar.model, "precision": sidecar.precision, "bytes": sidecar.bytes}

@@ -13,11 +13,11 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ovsdino.console import print_json, say
 from ovsdino.deploy.export.defaults import Precision
-from ovsdino.deploy.export.options import SUFFIXES, ExportOptions, output_file, reported
+from ovsdino.deploy.export.options import SUFFIXES, BuildOptions, ExportOptions, output_file, reported
 
 if TYPE_CHECKING:
     from ovsdino.deploy.export.publish import Exported
@@ -26,14 +26,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportTrt(ExportOptions):
+class ExportTrt(BuildOptions, ExportOptions):
     """Build an engine of a model: exported, compared with PyTorch, built, run where its device is here."""
 
-    backend: Literal["tensorrt", "tensorrt_rtx"] = "tensorrt"
-    """tensorrt builds for the GPU it runs on; tensorrt_rtx for any of its targets, with no GPU."""
-    target: str = "current"
-    """GPU architecture: current, sm75, sm80, sm86, sm87 (Jetson Orin), sm89, sm90, sm120; with tensorrt_rtx also
-    several, with commas between."""
     precision: Precision = "float16"
     """Of weights and arithmetic; norms and softmax stay in float32, inputs and outputs too."""
     onnx: Path | None = None
@@ -42,26 +37,21 @@ class ExportTrt(ExportOptions):
     """Text bank to compare the engine on, with --onnx. Default: seeded random rows, and no labels are asked for."""
     keep_onnx: bool = False
     """Keep the graph next to the engine."""
-    workspace: int = 0
-    """Scratch memory a kernel may use, in MiB. Default: TensorRT's own limit."""
-    dla: int | None = None
-    """Core of the deep learning accelerator that takes what it can (tensorrt on Jetson with JetPack 6)."""
-    timing_cache: Path | None = None
-    """File of kernel timings, read and written, so that the next build is fast (tensorrt)."""
-    effort: int | None = None
-    """Builder optimization level, 0 to 5. Default: TensorRT's own."""
-    layers: Path | None = None
-    """JSON file for the engine's layers, which say whether attention was fused."""
 
     def run(self) -> int:
         from ovsdino.deploy.export import tensorrt_api
+        from ovsdino.deploy.export.engine import build_engine
         from ovsdino.deploy.export.publish import Exported, locked_output, publish
         from ovsdino.io.files import refuse_inputs
 
         tensorrt_api.version_of(self.backend)
         target = tensorrt_api.resolve_target(self.backend, self.target)  # before the minutes of an export
-        model = self.load() if self.onnx is None else None
-        stem = self.onnx.stem if self.onnx else f"{model.config.name}_{SUFFIXES[self.precision]}" if model else ""
+        model = None
+        if self.onnx is not None:
+            stem = self.onnx.stem
+        else:
+            model = self.load()
+            stem = f"{model.config.name}_{SUFFIXES[self.precision]}"
         path = output_file(self.output, f"{stem}_{target.replace(',', '-')}", ".engine")
         inputs = [one for one in (self.onnx, self.bank) if one is not None]
         refuse_inputs([one for one in (path, self.layers, self.timing_cache) if one is not None], inputs)
@@ -70,31 +60,16 @@ class ExportTrt(ExportOptions):
                 graph = Exported.read(str(self.onnx))
             else:
                 graph = self.graph(model, self.precision)
-                proof = self.proof_of(model)
-                graph = graph if proof is None else graph.proven(proof)
                 if self.keep_onnx:
                     publish(path.with_name(f"{stem}.onnx"), graph)
-            engine, seconds = self._build(graph, target)
-            sidecar = publish(path, engine, lambda engine: self._proof(engine, graph, model))
+            engine, seconds = build_engine(graph, self, least_batch=min(self.batch))
+            sidecar = publish(path, engine.proven(self._figures(engine, graph, model)))
         say(f"wrote {path} ({sidecar.bytes:,} bytes), built in {seconds:.1f} s for {target}")
         if self.json:
             print_json(self._report(path, sidecar, seconds))
         return 0
 
-    def _build(self, graph: Exported, target: str) -> tuple[Exported, float]:
-        from ovsdino.deploy.export.engine import build_engine
-        from ovsdino.deploy.export.tensorrt_api import BuildSettings
-
-        settings = BuildSettings(
-            target=target,
-            workspace=self.workspace,
-            dla=self.dla,
-            timing_cache=self.timing_cache,
-            effort=self.effort,
-        )
-        return build_engine(graph, settings, backend=self.backend, least_batch=min(self.batch), layers=self.layers)
-
-    def _proof(self, engine: Exported, graph: Exported, model: OVSDINO | None) -> dict[str, Any] | None:
+    def _figures(self, engine: Exported, graph: Exported, model: OVSDINO | None) -> dict[str, Any] | None:
         """Run the engine where its device is here and return its figures, None where nobody ran it.
 
         Raises:
@@ -119,10 +94,7 @@ class ExportTrt(ExportOptions):
             text, labels_count = bank_rows(sidecar, self.bank), True
         else:
             text, labels_count = random_rows(sidecar.embed_dim, sidecar.classes), False
-        found = compare_engine(engine, graph, images, text)
-        say(found.tell())
-        found.check(self.verify.cosine, self.verify.agreement if labels_count else None)
-        return found.to_dict()
+        return self.verify.check(compare_engine(engine, graph, images, text), labels_count=labels_count)
 
     def _report(self, path: Path, sidecar: Sidecar, seconds: float) -> dict[str, Any]:
         return {

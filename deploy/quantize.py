@@ -114,13 +114,12 @@ class Quantize(Recipe):
         }
         write_facts(found.model, dataclasses.replace(sidecar, precision="int8"))
         result = Exported.of(found.model.SerializeToString(), sidecar, precision="int8", quantised=facts)
-
-        def proof(_: Exported) -> dict[str, Any]:
-            figures = agreement(model, found.model, feeds, self.least_agreement, self.threads)
-            images = {"source": f"calibration images of {calibration.name}"}
-            return figures | images | {"reference": f"the {sidecar.precision} graph"}
-
-        written = publish(output, result, proof)
+        figures = agreement(model, found.model, feeds, self.least_agreement, self.threads)
+        figures |= {
+            "source": f"calibration images of {calibration.name}",
+            "reference": f"the {sidecar.precision} graph",
+        }
+        written = publish(output, result.proven(figures))
         return {
             "output": str(output),
             "sidecar": f"{output}.json",

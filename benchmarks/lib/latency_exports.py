@@ -31,6 +31,7 @@ def exported(case: Case, folder: Path, calibration: Path | None) -> Case:
     if not onnx:
         from ovsdino.deploy.export import tensorrt_api
         from ovsdino.deploy.export.engine import build_engine
+        from ovsdino.deploy.export.options import BuildOptions
         from ovsdino.deploy.export.publish import Exported, publish
 
         tensorrt_api.resolve_target(case.backend, "current")  # before minutes go into an export
@@ -39,8 +40,7 @@ def exported(case: Case, folder: Path, calibration: Path | None) -> Case:
     if not onnx:
         say(f"building {case}")
         source, path = path, path.with_suffix(f".{case.backend}.engine")
-        settings = tensorrt_api.BuildSettings(target="current")
-        publish(path, build_engine(Exported.read(source), settings, backend=case.backend)[0])
+        publish(path, build_engine(Exported.read(source), BuildOptions(backend=case.backend))[0])
     bank = folder / f"{case.model}.safetensors"
     if not bank.exists():
         write_bank(case.model, case.random_weights, case.classes, bank)

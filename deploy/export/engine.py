@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -14,8 +13,9 @@ from onnx import ModelProto
 
 from ovsdino.console import say
 from ovsdino.deploy.export import tensorrt_api
+from ovsdino.deploy.export.options import BuildOptions
 from ovsdino.deploy.export.publish import Exported
-from ovsdino.deploy.export.tensorrt_api import SHAPES, BuildSettings, Built, Layer
+from ovsdino.deploy.export.tensorrt_api import Built, Layer, Shapes
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensorrt_graph import device_sm
 from ovsdino.errors import OVSDinoError
@@ -54,24 +54,15 @@ def attention(graph: ModelProto, layers: Sequence[Layer]) -> Attention:
     )
 
 
-def build_engine(
-    graph: Exported,
-    settings: BuildSettings,
-    *,
-    backend: str = "tensorrt",
-    least_batch: int = 1,
-    layers: Path | None = None,
-) -> tuple[Exported, float]:
+def build_engine(graph: Exported, settings: BuildOptions, *, least_batch: int = 1) -> tuple[Exported, float]:
     """Build an engine; its sidecar is the graph's, with what the engine adds.
 
     The graph's figures are not the engine's: `verified` is None until the engine itself was run.
 
     Args:
         graph: The graph that it is built from.
-        settings: How it is built; its shapes are those of the graph.
-        backend: "tensorrt" or "tensorrt_rtx".
+        settings: How it is built.
         least_batch: Smallest batch of a graph whose batch is dynamic.
-        layers: JSON file to write the engine's layers to.
 
     Returns:
         The engine, and the seconds of the build.
@@ -79,7 +70,7 @@ def build_engine(
     Raises:
         OVSDinoError: It is not a graph, the target cannot be built for, or no engine can be built.
     """
-    sidecar = graph.sidecar
+    sidecar, backend = graph.sidecar, settings.backend
     if sidecar.kind != "onnx":
         raise OVSDinoError(f"{sidecar.file}: an engine; give the .onnx that `python deploy/export_onnx.py` writes")
     target = tensorrt_api.resolve_target(backend, settings.target)
@@ -89,16 +80,15 @@ def build_engine(
     known = tensorrt_api.known_fault(backend, tensorrt_api.version_of(backend), sidecar.model)
     if known:
         log.warning("%s", known)
-    settings = dataclasses.replace(settings, target=target, shapes=_shapes(model, sidecar, least_batch))
-    built = tensorrt_api.build(backend, graph.data, settings)
+    built = tensorrt_api.build(graph.data, settings, target, _shapes(model, sidecar, least_batch))
     file = Path(sidecar.file).with_suffix(".engine").name
     facts = {"kind": "engine", "file": file, "backend": backend, "version": built.version, "target": target}
     fused = attention(model, built.layers)
     if built.layers:
         total = len(fused.fused) + len(fused.apart)
         say(f"attention: {len(fused.fused)} of {total} fused, {len(built.layers)} layers ({built.source})")
-    if layers is not None:
-        _write_layers(layers, built, fused)
+    if settings.layers is not None:
+        _write_layers(settings.layers, built, fused)
     return Exported.of(built.data, sidecar, **facts, verified=None), built.seconds
 
 
@@ -110,9 +100,9 @@ def runs_here(sidecar: Sidecar) -> bool:
         return False
 
 
-def _shapes(graph: ModelProto, sidecar: Sidecar, least_batch: int) -> dict[str, SHAPES]:
+def _shapes(graph: ModelProto, sidecar: Sidecar, least_batch: int) -> dict[str, Shapes]:
     """Return the optimization profile: the ranges of K and of the batch, where the graph leaves them open."""
-    shapes: dict[str, SHAPES] = {}
+    shapes: dict[str, Shapes] = {}
     batch, *rest = sidecar.input
     least, most = sidecar.classes
     ranges = {"image": (least_batch, 1, batch, tuple(rest)), "text": (least, USUAL_CLASSES, most, (sidecar.embed_dim,))}

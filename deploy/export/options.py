@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ovsdino.console import say
 from ovsdino.deploy.export.defaults import AGREEMENT, CLASSES, COSINE, Precision
@@ -14,11 +14,20 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.options import ModelOptions
 
 if TYPE_CHECKING:
+    from ovsdino.deploy.export.compare import Verification
     from ovsdino.deploy.export.inputs import Images
-    from ovsdino.deploy.export.publish import Exported, Proof
+    from ovsdino.deploy.export.publish import Exported
     from ovsdino.models.ovsdino import OVSDINO
 
-__all__ = ["SUFFIXES", "ExportOptions", "ModelSource", "VerifyOptions", "output_file", "reported"]
+__all__ = [
+    "SUFFIXES",
+    "BuildOptions",
+    "ExportOptions",
+    "ModelSource",
+    "VerifyOptions",
+    "output_file",
+    "reported",
+]
 
 SUFFIXES = {"float32": "fp32", "float16": "fp16"}
 
@@ -74,25 +83,19 @@ class VerifyOptions:
 
         return find_images(self.images, self.dataset, self.root, self.split, self.limit)
 
-    def proof(self, model: OVSDINO, *, labels_count: bool) -> Proof | None:
-        """Return the comparison of an exported file with PyTorch, or None where it was not asked for.
+    def check(self, found: Verification, *, labels_count: bool) -> dict[str, Any]:
+        """Print the figures of a comparison, refuse those below a threshold, and return the others for the sidecar.
 
         Args:
-            model: The model that was exported.
+            found: The figures.
             labels_count: Also ask for the same labels: not of random weights, whose labels depend on a rounding.
+
+        Raises:
+            OVSDinoError: A figure is below its threshold.
         """
-        if self.skip_verify:
-            return None
-
-        def prove(exported: Exported) -> dict[str, Any]:
-            from ovsdino.deploy.export.compare import verify
-
-            found = verify(model, exported, self.find())
-            say(found.tell())
-            found.check(self.cosine, self.agreement if labels_count else None)
-            return found.to_dict()
-
-        return prove
+        say(found.tell())
+        found.check(self.cosine, self.agreement if labels_count else None)
+        return found.to_dict()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +117,12 @@ class ExportOptions(ModelSource):
     """Print one JSON object on stdout."""
 
     def graph(self, model: OVSDINO, precision: Precision) -> Exported:
-        """Return the model's graph, unverified.
+        """Return the model's graph, compared with PyTorch.
 
         Raises:
-            OVSDinoError: A size or a range is not valid, or the model cannot be exported.
+            OVSDinoError: A size or a range is not valid, the model cannot be exported, or its graph departs.
         """
+        from ovsdino.deploy.export.compare import verify
         from ovsdino.deploy.export.trace import default_size, export_graph
 
         for name, value in (("batch", self.batch), ("classes", self.classes)):
@@ -131,11 +135,32 @@ class ExportOptions(ModelSource):
         started = time.perf_counter()
         exported = export_graph(model, height=height, width=width, batch=batch, classes=classes, precision=precision)
         say(f"exported {model.config.name} {precision} {height}x{width} in {time.perf_counter() - started:.1f} s")
-        return exported
+        if self.verify.skip_verify:
+            return exported
+        found = verify(model, exported, self.verify.find())
+        return exported.proven(self.verify.check(found, labels_count=self.random_weights is None))
 
-    def proof_of(self, model: OVSDINO) -> Proof | None:
-        """Return the comparison of the graph with PyTorch."""
-        return self.verify.proof(model, labels_count=self.random_weights is None)
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How an engine is built."""
+
+    backend: Literal["tensorrt", "tensorrt_rtx"] = "tensorrt"
+    """tensorrt builds for the GPU it runs on; tensorrt_rtx for any of its targets, with no GPU."""
+    target: str = "current"
+    """GPU architecture: current, sm75, sm80, sm86, sm87 (Jetson Orin), sm89, sm90, sm120; with tensorrt_rtx also
+    several, with commas between."""
+    workspace: int = 0
+    """Scratch memory a kernel may use, in MiB. Default: TensorRT's own limit, all of the device."""
+    dla: int | None = None
+    """Core of the deep learning accelerator that takes what it can, the GPU the rest (tensorrt on Jetson with
+    JetPack 6)."""
+    timing_cache: Path | None = None
+    """File of kernel timings, read and written, so that the next build is fast (tensorrt)."""
+    effort: int | None = None
+    """Builder optimization level, 0 to 5. Default: TensorRT's own."""
+    layers: Path | None = None
+    """JSON file for the engine's layers, which say whether attention was fused."""
 
 
 def output_file(output: Path, name: str, suffix: str) -> Path:

@@ -1,9 +1,9 @@
-"""Prove an exported file and publish it: the file and its sidecar get their names as one, once they are proven."""
+"""Publish an exported file: it is held in memory until it is proven, then gets its name together with its sidecar."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from ovsdino.edge.sidecar import Sidecar, pending_path, sidecar_path
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, lock_folder
 
-__all__ = ["Exported", "Proof", "locked_output", "publish"]
+__all__ = ["Exported", "locked_output", "publish"]
 
 
 class Exported(NamedTuple):
@@ -37,49 +37,39 @@ class Exported(NamedTuple):
         sidecar = Sidecar.load(path)
         return cls(sidecar.read(path), sidecar)
 
-    def proven(self, proof: Proof) -> Exported:
-        """Return the same file with the figures of its proof.
-
-        Raises:
-            OVSDinoError: The proof refuses the file.
-        """
-        return self._replace(sidecar=replace(self.sidecar, verified=proof(self)))
+    def proven(self, figures: Mapping[str, Any] | None) -> Exported:
+        """Return the same file with the figures of its comparison in its sidecar; None where nobody compared it."""
+        return self._replace(sidecar=replace(self.sidecar, verified=figures))
 
 
-Proof = Callable[[Exported], "Mapping[str, Any] | None"]
+def publish(path: Path, exported: Exported) -> Sidecar:
+    """Give an exported file and its sidecar their names, as one.
 
-
-def publish(path: Path, exported: Exported, proof: Proof | None = None) -> Sidecar:
-    """Prove an exported file and give it and its sidecar their names.
-
-    When the proof refuses, or the work fails or is interrupted, the files at `path` stay as they were. The new sidecar
-    waits under a name of its own while the file is renamed: after a kill between the two renames the old sidecar's hash
-    refuses the new file, and `Sidecar.load` does the second rename.
+    When the work fails or is interrupted, the files at `path` stay as they were. The new sidecar waits under a name of
+    its own while the file is renamed: after a kill between the two renames the old sidecar's hash refuses the new file,
+    and `Sidecar.load` does the second rename.
 
     Args:
         path: Name of the file.
         exported: Content and sidecar.
-        proof: Returns the figures of a comparison for the sidecar, or raises; by default nothing is compared.
 
     Returns:
         The sidecar as written.
 
     Raises:
-        OVSDinoError: The proof refuses the file, or it cannot be written.
+        OVSDinoError: The file cannot be written.
     """
-    if proof is not None:
-        exported = exported.proven(proof)
     sidecar, pending = replace(exported.sidecar, file=path.name), pending_path(path)
     try:
         with atomic_write(path) as file:
             file.write(exported.data)
             with atomic_write(pending) as waiting:
                 waiting.write(sidecar.to_bytes())
-        with suppress(FileNotFoundError):  # a reader has done it
-            os.replace(pending, sidecar_path(path))
-    finally:
-        with suppress(OSError):  # renamed, or never written
-            pending.unlink()
+    except BaseException:
+        pending.unlink(missing_ok=True)
+        raise
+    with suppress(FileNotFoundError):  # a reader has done it
+        os.replace(pending, sidecar_path(path))
     return sidecar
 
 

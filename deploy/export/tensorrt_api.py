@@ -16,42 +16,22 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from ovsdino.deploy.export.options import BuildOptions
 from ovsdino.edge.sidecar import release_of
 from ovsdino.edge.tensorrt_graph import device_sm, tensorrt_module
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
 
-__all__ = ["BACKENDS", "Built", "BuildSettings", "Layer", "build", "known_fault", "resolve_target", "version_of"]
+__all__ = ["BACKENDS", "Built", "Layer", "build", "known_fault", "resolve_target", "version_of"]
 
 BACKENDS = ("tensorrt", "tensorrt_rtx")
 DINOV3 = ("s16v3", "b16v3")
 CAPABILITY = re.compile(r"sm\d{2,3}")
-SHAPES = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # least, usual, most
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildSettings:
-    """Settings of a build.
-
-    Attributes:
-        target: "sm86", or several for tensorrt_rtx: "sm86,sm89" (`resolve_target`).
-        shapes: Least, usual and most shape of each dynamic input, by its name.
-        workspace: Scratch memory that a kernel may use, in MiB; 0 leaves TensorRT's own limit (all of the device).
-        dla: Core of the deep learning accelerator that takes what it can, the GPU the rest; None for GPU only.
-        timing_cache: File of kernel timings, read if it is there and written after the build; tensorrt only.
-        effort: Builder optimization level 0..5; None leaves TensorRT's own.
-    """
-
-    target: str
-    shapes: dict[str, SHAPES] = field(default_factory=dict)
-    workspace: int = 0
-    dla: int | None = None
-    timing_cache: Path | None = None
-    effort: int | None = None
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # least, usual, most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,17 +129,19 @@ def resolve_target(backend: str, target: str) -> str:
     return ",".join(sorted(set(wanted), key=lambda one: int(one[2:])))
 
 
-def build(backend: str, onnx: bytes, settings: BuildSettings) -> Built:
+def build(onnx: bytes, settings: BuildOptions, target: str, shapes: Mapping[str, Shapes]) -> Built:
     """Parse an ONNX graph and build a strongly typed engine: each tensor has the type that the graph gives it.
 
     Args:
-        backend: "tensorrt" or "tensorrt_rtx".
         onnx: Content of the .onnx file.
-        settings: Settings of the build.
+        settings: How it is built.
+        target: "sm86", or several for tensorrt_rtx: "sm86,sm89" (`resolve_target`).
+        shapes: Least, usual and most shape of each dynamic input, by its name.
 
     Raises:
         OVSDinoError: The graph cannot be parsed, no engine can be built, or a setting is not for this backend.
     """
+    backend = settings.backend
     trt = tensorrt_module(backend)
     if not 0 <= settings.workspace <= 1 << 20:
         raise OVSDinoError(f"workspace is {settings.workspace}: expected 0 to {1 << 20} MiB")
@@ -177,7 +159,7 @@ def build(backend: str, onnx: bytes, settings: BuildSettings) -> Built:
     if not parser.parse(onnx):
         found = [one_line(parser.get_error(index).desc(), 200) for index in range(parser.num_errors)]
         raise OVSDinoError(f"{backend} {trt.__version__} cannot parse the graph: {'; '.join(found[:2])}")
-    config = _config(trt, builder, backend, settings)
+    config = _config(trt, builder, settings, target, shapes)
     started = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - started
@@ -193,20 +175,20 @@ def build(backend: str, onnx: bytes, settings: BuildSettings) -> Built:
     return Built(data=data, seconds=seconds, version=str(trt.__version__), layers=layers, source=source)
 
 
-def _config(trt: Any, builder: Any, backend: str, settings: BuildSettings) -> Any:
+def _config(trt: Any, builder: Any, settings: BuildOptions, target: str, shapes: Mapping[str, Shapes]) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if settings.workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace << 20)
     if settings.effort is not None:
         config.builder_optimization_level = settings.effort
-    if settings.shapes:
+    if shapes:
         profile = builder.create_optimization_profile()
-        for name, (least, usual, most) in settings.shapes.items():
+        for name, (least, usual, most) in shapes.items():
             profile.set_shape(name, least, usual, most)
         config.add_optimization_profile(profile)
-    if backend == "tensorrt_rtx":
-        targets = settings.target.split(",")
+    if settings.backend == "tensorrt_rtx":
+        targets = target.split(",")
         config.num_compute_capabilities = len(targets)
         for index, one in enumerate(targets):
             config.set_compute_capability(trt.ComputeCapability.__members__[one.upper()], index)
@@ -214,7 +196,7 @@ def _config(trt: Any, builder: Any, backend: str, settings: BuildSettings) -> An
         cores = int(builder.num_DLA_cores)
         if not 0 <= settings.dla < cores:
             raise OVSDinoError(
-                f"dla is {settings.dla}: this device and {backend} {trt.__version__} have "
+                f"dla is {settings.dla}: this device and {settings.backend} {trt.__version__} have "
                 f"{f'cores 0 to {cores - 1}' if cores else 'no DLA core'}; leave out --dla to use the GPU"
             )
         config.default_device_type = trt.DeviceType.DLA

@@ -1,4 +1,4 @@
-"""`ovsdino stream`: a camera or video in, masks in time out, and an account of what was late."""
+"""`ovsdino stream`: a camera or video in, masks in time out, and a count of the late ones."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamCommand:
-    """Segment the newest frame of a camera or video, again and again, and tell what was late.
+    """Segment the newest frame of a camera or video, again and again, and count the late results.
 
-    With --engine and --bank it needs no torch: that is for robots. With --classes it runs a model of the zoo: that is
-    for a first try. Ctrl-C ends it with the summary.
+    With --engine and --bank it needs no torch, as on a robot. With --classes it runs a model of the zoo, as for a first
+    try. Ctrl-C ends it with the summary.
     """
 
     source: Annotated[str, Argument("SOURCE")]
     """Camera number or /dev/videoN, video file, folder of images, rtsp:// address, or a GStreamer pipeline in quotes
-    that ends in "! appsink". A name that is there is that file or folder; /dev/video0 is a camera in any case."""
+    that ends in "! appsink". A name of a file or folder that exists is that one; /dev/video0 is always a camera."""
     engine: Path | None = None
     """TensorRT engine or ONNX file made by deploy/export_trt.py or deploy/export_onnx.py."""
     fallback: tuple[Path, ...] = ()
@@ -44,7 +44,7 @@ class StreamCommand:
     device: str | None = None
     """Without --engine: cpu, cuda or cuda:N. Default: CUDA if there is one."""
     background: Annotated[float | None, OptionalValue("T", DEFAULT_BACKGROUND)] = None
-    """Leave pixels less certain than T (0..1, 0.5 if no number follows) unlabelled."""
+    """Leave pixels less certain than T (0..1, 0.5 if no number follows) unlabeled."""
     fps: float | None = None
     """Frames a second to ask a camera for, or to play a file or folder at. Default: its own, 10 for a folder."""
     width: int | None = None
@@ -68,11 +68,11 @@ class StreamCommand:
     headroom: float = 0.6
     """Share of the deadline that results must keep within before it tries the larger engine again."""
     recover: float = 5.0
-    """Seconds that they must do so; doubled each time the larger engine soon misses again."""
+    """Seconds that they must do so; doubled each time the larger engine misses again shortly afterwards."""
     stall: float = 2.0
     """Seconds without a frame after which the source is opened again."""
     give_up: float | None = None
-    """Seconds without a frame after which it ends with an error. Default: it tries for ever."""
+    """Seconds without a frame after which it ends with an error. Default: it tries forever."""
     report: float = 5.0
     """Seconds between two lines of figures on stderr."""
     output: Path | None = None
@@ -144,7 +144,7 @@ class StreamCommand:
         )
 
     def _engines(self) -> tuple[list[Engine], tuple[str, ...]]:
-        """The engines, the largest first, and the classes of all."""
+        """Return the engines, the largest first, and the classes of all."""
         from ovsdino.stream.loop import Engine
 
         if self.engine is None:
@@ -162,8 +162,7 @@ class StreamCommand:
             raise OVSDinoError(
                 f"{len(self.bank)} text banks for {len(files)} engines: expected --bank with 1, or one each"
             )
-        from ovsdino.edge.bank import TextBank
-        from ovsdino.edge.segmenter import EdgeSegmenter
+        from ovsdino.edge import EdgeSegmenter, TextBank
 
         loaded = [TextBank.load(path) for path in self.bank]
         banks = loaded * len(files) if len(loaded) == 1 else loaded

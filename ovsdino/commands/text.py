@@ -11,7 +11,7 @@ from ovsdino.options import SegmenterOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Text(SegmenterOptions):
-    """Write the text bank of a class list, which an exported model takes beside the image."""
+    """Write the text bank of a class list, which an exported model takes with the image."""
 
     classes: str
     """Words, separated by commas; "car|automobile" averages two words for one class."""

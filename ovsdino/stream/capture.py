@@ -1,9 +1,9 @@
 """Read frames from cameras, streams, video files and folders: in a thread of its own, the newest kept, faults survived.
 
 A robot must segment what is in front of it now. So reading never waits for the network, and the network never waits for
-a queue: `Capture` reads as fast as the source gives frames, `LatestFrame` holds one frame, and a frame that was replaced
-before it was taken counts as dropped. A source that fails is opened again, at growing intervals. One that hangs inside
-a driver's read(), which nothing in Python can interrupt, is left behind with its thread.
+a queue: `Capture` reads as fast as the source gives frames, `LatestFrame` holds one frame, and a frame that is replaced
+before it is taken counts as dropped. A source that fails is opened again, at growing intervals. One that hangs inside a
+driver's read(), which nothing in Python can interrupt, is left behind with its thread.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class LatestFrame:
             return self._dropped
 
     def put(self, frame: Frame) -> bool:
-        """Store a frame in place of the one that is there; return False for one older than the newest, or after close."""
+        """Store a frame in place of the last; return False for one older than the newest, and after `close`."""
         with self._condition:
             while self.keep_all and self._frame is not None and not self._closed:
                 self._condition.wait()

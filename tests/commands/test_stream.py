@@ -19,7 +19,7 @@ from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.errors import OVSDinoError
 from ovsdino.stream.capture import Capture, Frame, LatestFrame
 from ovsdino.stream.loop import Engine, Stream, StreamResult
-from ovsdino.stream.output import STALE_COLOUR, OverlayWriter, overlay
+from ovsdino.stream.output import STALE_COLOR, OverlayWriter, overlay
 from ovsdino.stream.sources import Pace, SourceOptions, make_source, playing_rate
 from tests.support import tiny
 
@@ -159,7 +159,7 @@ def test_an_overlay_has_a_colour_for_each_class_and_a_red_frame_when_it_is_stale
     assert fresh.shape == stale.shape == (60, 80, 3)
     assert fresh[30, 10].tolist() == [129, 64, 115]  # half of grey and of road's (130, 0, 102)
     assert fresh[30, 70].tolist() == [64, 118, 148]  # and of sky's (0, 107, 168)
-    assert tuple(stale[0, 0]) == tuple(stale[-1, -1]) == STALE_COLOUR != tuple(fresh[0, 0])
+    assert tuple(stale[0, 0]) == tuple(stale[-1, -1]) == STALE_COLOR != tuple(fresh[0, 0])
 
 
 def test_an_overlay_of_nv12_is_drawn_in_colour():

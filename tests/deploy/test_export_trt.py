@@ -17,8 +17,8 @@ from PIL import Image
 
 from ovsdino.deploy.export import compare, engine, tensorrt_api
 from ovsdino.deploy.export.engine import build_engine
+from ovsdino.deploy.export.options import BuildOptions
 from ovsdino.deploy.export.publish import Exported, publish
-from ovsdino.deploy.export.tensorrt_api import BuildSettings
 from ovsdino.deploy.export.trace import export_graph
 from ovsdino.deploy.export_trt import ExportTrt
 from ovsdino.edge.sidecar import Sidecar
@@ -95,8 +95,8 @@ def test_the_current_device_must_be_there(rtx: ModuleType) -> None:
 
 def test_an_engine_for_two_gpus_and_its_sidecar(rtx: ModuleType, small: Path, tmp_path: Path) -> None:
     path, layers = tmp_path / "small.engine", tmp_path / "layers.json"
-    settings = BuildSettings(target="sm86,sm89", workspace=256, effort=1)
-    built, seconds = build_engine(Exported.read(small), settings, backend="tensorrt_rtx", layers=layers)
+    settings = BuildOptions(backend="tensorrt_rtx", target="sm86,sm89", workspace=256, effort=1, layers=layers)
+    built, seconds = build_engine(Exported.read(small), settings)
     assert seconds > 0
     sidecar = publish(path, built)
     assert sidecar.read(path) == built.data
@@ -137,15 +137,15 @@ def test_a_dynamic_batch_is_free(small: Path, batch: int) -> None:
     ],
 )
 def test_settings_that_cannot_be(rtx: ModuleType, small: Path, settings: dict[str, Any], message: str) -> None:
-    asked = BuildSettings(**{"target": "sm86", **settings})
+    asked = BuildOptions(**{"backend": "tensorrt_rtx", "target": "sm86", **settings})
     with pytest.raises(OVSDinoError, match=message):
-        build_engine(Exported.read(small), asked, backend="tensorrt_rtx")
+        build_engine(Exported.read(small), asked)
 
 
 def test_a_graph_that_is_none_is_refused(rtx: ModuleType) -> None:
-    settings = BuildSettings(target="sm86")
+    settings = BuildOptions(backend="tensorrt_rtx", target="sm86")
     with pytest.raises(OVSDinoError, match="cannot parse the graph") as caught:
-        tensorrt_api.build("tensorrt_rtx", b"not a graph", settings)
+        tensorrt_api.build(b"not a graph", settings, "sm86", {})
     assert "\n" not in str(caught.value)
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from ovsdino.deploy.export import graph as passes
 from ovsdino.deploy.export.engine import build_engine
+from ovsdino.deploy.export.options import BuildOptions
 from ovsdino.deploy.export.publish import Exported
-from ovsdino.deploy.export.tensorrt_api import BuildSettings
 from ovsdino.deploy.quantization import calibrate
 from ovsdino.deploy.quantization.calibrate import calibration_images, channel_ranges, tensor_ranges
 from ovsdino.deploy.quantization.int8 import compared, quantize, sensitivity
@@ -441,7 +441,7 @@ def test_tensorrt_rtx_builds_the_quantised_graph(tmp_path: Path) -> None:
     path, images = saved(tmp_path), pictures(tmp_path / "images", 4)
     int8 = tmp_path / "int8.onnx"
     Quantize(input=path, output=int8, calibration=images, threads=1).report()
-    data, sidecar = build_engine(Exported.read(int8), BuildSettings(target="sm86"), backend="tensorrt_rtx")[0]
+    data, sidecar = build_engine(Exported.read(int8), BuildOptions(backend="tensorrt_rtx", target="sm86"))[0]
     assert sidecar.kind == "engine" and sidecar.precision == "int8" and sidecar.quantised
     assert sidecar.bytes == len(data) > 1000
 

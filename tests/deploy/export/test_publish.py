@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ovsdino.deploy.export.publish import Exported, publish
+from ovsdino.deploy.export.publish import publish
 from ovsdino.deploy.quantize import Quantize
 from ovsdino.edge.sidecar import Sidecar, pending_path, sidecar_path
 from ovsdino.errors import OVSDinoError
@@ -20,6 +20,8 @@ from tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
 
+FIGURES = {"cosine": 1.0, "label_agreement": 1.0, "images": 1}
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -28,12 +30,7 @@ def model(tmp_path: Path) -> Path:
 
 def test_file_and_sidecar_get_their_names_together(tmp_path: Path) -> None:
     path, model = tmp_path / "deep" / "new.onnx", tiny.graph(tmp_path / "tiny.onnx")
-
-    def proof(exported: Exported) -> dict[str, float]:
-        assert exported.data == b"another graph" and not path.exists() and not sidecar_path(path).exists()
-        return {"cosine": 1.0, "label_agreement": 1.0, "images": 1}
-
-    written = publish(path, tiny.another(model), proof)
+    written = publish(path, tiny.another(model).proven(FIGURES))
     assert sorted(path.parent.iterdir()) == [path, sidecar_path(path)]
     sidecar = Sidecar.load(path)
     assert sidecar == written and sidecar.read(path) == b"another graph"
@@ -41,16 +38,27 @@ def test_file_and_sidecar_get_their_names_together(tmp_path: Path) -> None:
     assert sidecar.verified is not None and sidecar.verified["cosine"] == 1.0
 
 
-@pytest.mark.parametrize("fault", [KeyboardInterrupt, OVSDinoError])
-def test_a_refused_export_leaves_the_old_pair(model: Path, fault: type[BaseException]) -> None:
-    before = {path.name: path.read_bytes() for path in model.parent.iterdir()}
+@pytest.mark.parametrize("rename", [1, 2, 3])
+def test_an_interrupted_export_leaves_a_pair_that_fits(
+    model: Path, rename: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, exported = {path.name: path.read_bytes() for path in model.parent.iterdir()}, tiny.another(model)
+    done: list[Path] = []
+    replace = os.replace
 
-    def proof(_: Exported) -> None:
-        raise fault
+    def interrupted(source: Path, target: Path) -> None:
+        done.append(target)
+        if len(done) == rename:
+            raise KeyboardInterrupt
+        replace(source, target)
 
-    with pytest.raises(fault):
-        publish(model, tiny.another(model), proof)
-    assert {path.name: path.read_bytes() for path in model.parent.iterdir()} == before
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(model, exported)
+    if rename < 3:
+        assert {path.name: path.read_bytes() for path in model.parent.iterdir()} == before
+    else:
+        assert Sidecar.load(model).read(model) == exported.data
 
 
 def test_an_export_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
@@ -76,7 +84,7 @@ def test_a_file_is_hashed_once_and_its_sidecar_written_once(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", noted)
-    publish(model, exported, lambda _: {"cosine": 1.0, "label_agreement": 1.0, "images": 1})
+    publish(model, exported.proven(FIGURES))
     assert hashed.count(13) == 1
     assert renamed == [".tiny.onnx.json.pending", "tiny.onnx", "tiny.onnx.json"]
 
