@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ovsdino.commands.data import data_root
 from ovsdino.console import print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError
 from ovsdino.options import SegmenterOptions
@@ -34,9 +34,7 @@ class ProbeLayers(SegmenterOptions):
     """Print one JSON object on stdout; scores in 0..1."""
 
     def run(self) -> int:
-        root = self.root or os.environ.get("OVSDINO_DATA")
-        if not root:
-            raise OVSDinoError("--root is missing: name the folder that holds the data set, or set OVSDINO_DATA")
+        root = data_root(self.root)
         if self.dataset != "bsds500":
             raise OVSDinoError(f"unknown data set {self.dataset!r} for the probe; available: bsds500")
         from ovsdino.data.bsds import open_bsds

@@ -36,9 +36,12 @@ class Segment(SegmenterOptions):
     """Side of a sliding window in pixels of the resized image. Default: the whole image at once."""
     stride: int | None = None
     """Step of the window. Default: half of it."""
+    warm_up: bool = False
+    """Segment the first image of each shape once before it is timed: what a first call allocates and compiles is then
+    not in its "ms"."""
     json: bool = False
-    """Print one JSON object on stdout. Each shape of image then runs once before it is timed: "ms" is the time after
-    warm-up of reading, resizing, network and labels, without writing the pictures."""
+    """Print one JSON object on stdout; "ms" is the time of reading, resizing, network and labels, without writing the
+    pictures."""
 
     def run(self) -> int:
         from ovsdino.io.files import file_identity
@@ -65,10 +68,10 @@ class Segment(SegmenterOptions):
         return 2 if any("error" in entry for entry in entries) else 0
 
     def _expand(self) -> tuple[list[Path], list[dict[str, Any]]]:
-        """The files to segment, and an entry for each folder that gives none.
+        """Return the files to segment, and an entry for each folder that gives none.
 
         Raises:
-            OVSDinoError: there is no file at all.
+            OVSDinoError: There is no file at all.
         """
         from ovsdino.io.images import expand_paths
 
@@ -85,7 +88,7 @@ class Segment(SegmenterOptions):
 
 
 class _Worker:
-    """Segments one file after another; the model is loaded when the first readable image is there."""
+    """Segment one file after another; the model is loaded when the first readable image is there."""
 
     def __init__(self, options: Segment, vocabulary: Vocabulary, inputs: set[Any]) -> None:
         self.options = options
@@ -95,12 +98,15 @@ class _Worker:
         self.warm: set[tuple[int, ...]] = set()
 
     def one(self, path: Path, stem: str) -> dict[str, Any]:
-        """Reads, segments and writes one image; its JSON entry."""
+        """Read, segment and write one image, and return its JSON entry."""
         from ovsdino.io.files import refuse_inputs
         from ovsdino.io.images import load_image
+        from ovsdino.timing import Clock
 
+        clock = Clock()
         try:
-            pixels = load_image(path)
+            with clock("load"):
+                pixels = load_image(path)
             refuse_inputs((self.options.output / f"{stem}_{kind}.png" for kind in ("overlay", "labels")), self.inputs)
         except OVSDinoError as error:
             return failed(path, error)
@@ -111,14 +117,15 @@ class _Worker:
             "window": self.options.window,
             "stride": self.options.stride,
         }
-        if self.options.json and pixels.shape not in self.warm:
+        if self.options.warm_up and pixels.shape not in self.warm:
             self.segmenter.segment(pixels, self.vocabulary, **options)
             self.warm.add(pixels.shape)
         try:
-            result = self.segmenter.segment(path if self.options.json else pixels, self.vocabulary, **options)
+            result = self.segmenter.segment(pixels, self.vocabulary, **options)
             written = result.save(self.options.output, stem)
         except OVSDinoError as error:
             return failed(path, error)
+        result.stages_ms["load"] += clock.ms["load"]
         found = result.to_dict()
         if not self.options.json:
             shares = sorted(found["classes"], key=lambda entry: -entry["fraction"])
@@ -134,9 +141,9 @@ def failed(path: Path, error: OVSDinoError) -> dict[str, Any]:
 
 
 def unique_stems(paths: Sequence[Path]) -> list[str]:
-    """A name for the outputs of each path: its stem, or stem and suffix, or with a number where that is taken too.
+    """Return a name for the outputs of each path: its stem, its stem and suffix, or its stem and a number.
 
-    Case does not count, for file systems that ignore it. The same file given twice keeps its name.
+    A later form is taken where the earlier ones belong to other paths. Case does not count, for file systems that ignore it. The same file given twice keeps its name.
     """
     owners: dict[str, str] = {}
     stems = []

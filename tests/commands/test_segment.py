@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from ovsdino.cli import main
+from ovsdino.pipeline import Segmenter
+from ovsdino.results import Segmentation
 
 FAST = ["--classes", "road,sky", "--short-side", "64", "--device", "cpu"]
 
@@ -102,3 +104,24 @@ def test_names_that_are_not_utf8_and_words_that_the_terminal_lacks_are_done(
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(notes) == (0 if as_json else 1) and all("a_\\udce9.png: written with escapes" in note for note in notes)
     assert len(os.listdir(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize(("extra", "calls"), [([], 3), (["--warm-up"], 5)])
+def test_warm_up_segments_the_first_image_of_each_shape_once_more(
+    extra: list[str], calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    segment = Segmenter.segment
+
+    def counted(self: Segmenter, image: np.ndarray, *args: Any, **options: Any) -> Segmentation:
+        seen.append(image.shape)
+        return segment(self, image, *args, **options)
+
+    monkeypatch.setattr(Segmenter, "segment", counted)
+    for name, turned in (("a", False), ("b", False), ("c", True)):
+        path = picture(tmp_path / f"{name}.png")
+        if turned:
+            Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    code, data, _ = run_json(capsys, tmp_path, *extra, "--output", tmp_path / "out")
+    assert code == 0 and len(seen) == calls and len(data["images"]) == 3
+    assert all(image["stages_ms"]["load"] > 0 for image in data["images"])
