@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from ovsdino.benchmarks.lib.machine import machine_facts
+from ovsdino.benchmarks.lib.memory import extra_mb
 from ovsdino.benchmarks.lib.op_cases import CASES, GPU_SHARE, Case, Setting
-from ovsdino.benchmarks.lib.timing import extra_mb, interleaved
+from ovsdino.benchmarks.lib.timing import interleaved
 from ovsdino.io.files import atomic_write
 from ovsdino.ops import use_backend
 

@@ -1,16 +1,19 @@
-"""The options that say which model runs, for every command and script that takes `--model`."""
+"""Options of several commands and scripts: which model runs, and where the data sets are."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from ovsdino.errors import OVSDinoError
 
 if TYPE_CHECKING:
     from ovsdino.models.ovsdino import OVSDINO
     from ovsdino.pipeline import Segmenter
 
-__all__ = ["DType", "ModelOptions", "SegmenterOptions"]
+__all__ = ["DType", "ModelOptions", "SegmenterOptions", "data_root"]
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 
@@ -67,3 +70,15 @@ class SegmenterOptions(ModelOptions):
         from ovsdino.pipeline import load
 
         return load(self.model, self.device, dtype=self.dtype, short_side=self.short_side, **self.weight_files)
+
+
+def data_root(given: Path | None) -> Path:
+    """Return the folder of the data sets: the one given, else that of the environment.
+
+    Raises:
+        OVSDinoError: There is none.
+    """
+    root = given or os.environ.get("OVSDINO_DATA")
+    if not root:
+        raise OVSDinoError("--root is missing: name the folder that holds the data set, or set OVSDINO_DATA")
+    return Path(root)

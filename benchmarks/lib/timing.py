@@ -1,13 +1,10 @@
-"""Interleaved timing and peak extra memory, on the CPU and on CUDA."""
+"""Interleaved timing, on the CPU and on CUDA."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,18 +22,18 @@ def interleaved(
     least: int = 3,
     budget_s: float = 2.0,
 ) -> list[float]:
-    """Median milliseconds of each function, called in turn so that a drift of the machine meets all alike.
+    """Return the median milliseconds of each function, called in turn so that a drift of the machine meets all alike.
 
     Args:
-        functions: what to time. Each is called once first to warm up; a first call of more than a quarter of the
+        functions: Functions to time. Each is called once first to warm up; a first call of more than a quarter of the
             budget counts, so that slow baselines are not called more often than they need be.
         device: "cpu" times calls by the clock. "cuda" times, between two events, the replay of a CUDA graph that calls
             the function on one copy of the inputs after the other, as many as overflow the level 2 cache twice; a
             function that cannot be captured is called in place of its graph.
-        inputs: arguments of every function.
-        rounds: calls of each; 0: as many as fit `budget_s`, at least `least` and at most 200.
-        least: see `rounds`.
-        budget_s: seconds for all calls together.
+        inputs: Arguments of every function.
+        rounds: Calls of each; 0: as many as fit `budget_s`, at least `least` and at most 200.
+        least: See `rounds`.
+        budget_s: Seconds for all calls together.
     """
     if device == "cuda":
         copies = rotation(inputs, torch.cuda.get_device_properties(0).L2_cache_size)
@@ -52,7 +49,7 @@ def medians(
     least: int,
     budget_s: float,
 ) -> list[float]:
-    """Median milliseconds of each call; `once` gives the seconds of one."""
+    """Return the median milliseconds of each call; `once` gives the seconds of one."""
     first = [once(call) for call in calls]
     slow = max(first) > budget_s / 4
     samples = [[taken] if slow else [] for taken in first]
@@ -66,14 +63,14 @@ def medians(
 
 
 def clock_time(call: Callable[[], object]) -> float:
-    """Seconds by the clock."""
+    """Return the seconds of a call by the clock."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def event_time(call: Callable[[], object]) -> float:
-    """Seconds on the device, between events on the current stream."""
+    """Return the seconds of a call on the device, between events on the current stream."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -84,7 +81,7 @@ def event_time(call: Callable[[], object]) -> float:
 
 
 def rotation(inputs: tuple, cache_bytes: int) -> list[tuple]:
-    """The inputs and copies of them: enough that each is out of a cache of this size when its turn comes again."""
+    """Return the inputs and so many copies that each is out of a cache of this size when its turn comes again."""
     size = sum(x.numel() * x.element_size() for x in inputs if isinstance(x, Tensor))
     if size == 0:
         return [inputs]
@@ -93,12 +90,12 @@ def rotation(inputs: tuple, cache_bytes: int) -> list[tuple]:
 
 
 def copied(x: Any) -> Any:
-    """A tensor's copy in memory of its own, a leaf if it was one that asks for gradients; anything else as it is."""
+    """Return a copy of a tensor, a leaf if it was one that asks for gradients; anything else as it is."""
     return x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
 
 
 def captured(function: Function, copies: Sequence[tuple]) -> Callable[[], object]:
-    """A call that replays a CUDA graph of the function on every copy; where that fails, one that calls it."""
+    """Return a call that replays a CUDA graph of the function on every copy; where that fails, one that calls it."""
 
     def plain() -> None:
         for inputs in copies:
@@ -119,44 +116,3 @@ def captured(function: Function, copies: Sequence[tuple]) -> Callable[[], object
         torch.cuda.synchronize()
         return plain
     return graph.replay
-
-
-def extra_mb(function: Function, inputs: tuple, device: str) -> float | None:
-    """Peak megabytes (10^6 bytes) that a call takes beyond its inputs and its result; None where it cannot be told.
-
-    The function has run before, so that threads and tuned kernels are there already.
-
-    On CUDA what torch's allocator counts. On Linux the peak of the resident memory (VmHWM, set back by writing 5 to
-    /proc/self/clear_refs, freed memory given back to the system before): pages of 4 KB, native allocations included.
-    """
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        kept = function(*inputs)
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before - result_bytes(kept)) / 1e6
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident("VmRSS")
-        kept = function(*inputs)
-        return max((resident("VmHWM") - before - result_bytes(kept)) / 1e6, 0.0)
-    except (OSError, AttributeError, ValueError):
-        return None
-
-
-def resident(field: str) -> int:
-    """Bytes by a field of /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(f"/proc/self/status has no {field}")
-
-
-def result_bytes(result: object) -> int:
-    """Bytes of the tensors of a result."""
-    if isinstance(result, Tensor):
-        return result.numel() * result.element_size()
-    return sum(map(result_bytes, result)) if isinstance(result, tuple | list) else 0

@@ -1,4 +1,4 @@
-"""Puts the tables of docs/edge.md between their markers, from the files in benchmarks/results.
+"""Put the tables of docs/edge.md between their markers, from the files in benchmarks/results.
 
 python benchmarks/studies/edge_tables.py
 """
@@ -6,21 +6,20 @@ python benchmarks/studies/edge_tables.py
 from __future__ import annotations
 
 import json
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ovsdino.benchmarks.lib.latency_report import markdown
+from ovsdino.benchmarks.lib.report import RESULTS, ROOT, placed, write_text
 from ovsdino.deploy.quantization.report import score_table
-from ovsdino.io.files import atomic_write
+from ovsdino.parsing import run_script
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS, DOCUMENT = ROOT / "benchmarks" / "results", ROOT / "docs" / "edge.md"
-END = "<!-- end -->"
+DOCUMENT = ROOT / "docs" / "edge.md"
 
 
-def quantisation(report: dict[str, Any]) -> str:
-    """What int8 costs: quantize.py's --json."""
+def quantization(report: dict[str, Any]) -> str:
+    """Return the table of the cost of int8, from the JSON of deploy/quantize.py."""
     facts, rows = report["quantised"], report["results"]
     worst = ", ".join(f"`{row['linear']}` {row['error']:.4f}" for row in (report["sensitivity"] or [])[:5])
     method = f"percentile {facts['percentile']}" if facts["method"] == "percentile" else facts["method"]
@@ -36,27 +35,25 @@ def quantisation(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"latency_cpu.json": markdown, "latency_b14_cpu.json": markdown, "quantize_nano.json": quantisation}
+TABLES = {"latency_cpu.json": markdown, "latency_b14_cpu.json": markdown, "quantize_nano.json": quantization}
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
-    """The document with its tables made anew; one whose file is missing says so."""
+    """Return the document with its tables made anew; one whose file is missing says so."""
     for name, table in TABLES.items():
-        begin = f"<!-- {name} -->"
-        head, rest = text.split(begin, 1)
         path = results / name
-        body = table(json.loads(path.read_text())) if path.exists() else "Not measured."
-        text = f"{head}{begin}\n{body}\n{END}{rest.split(END, 1)[1]}"
+        text = placed(text, name, table(json.loads(path.read_text())) if path.exists() else "Not measured.")
     return text
 
 
-def main() -> int:
-    """Rewrites the document."""
-    text = filled(DOCUMENT.read_text(encoding="utf-8"))
-    with atomic_write(DOCUMENT) as file:
-        file.write(text.encode())
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class EdgeTables:
+    """Write the tables of docs/edge.md from benchmarks/results."""
+
+    def run(self) -> int:
+        write_text(DOCUMENT, filled(DOCUMENT.read_text(encoding="utf-8")))
+        return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_script(EdgeTables, "edge_tables.py"))

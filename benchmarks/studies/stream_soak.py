@@ -10,7 +10,6 @@ system sees it, over the last cycle against the cycle after warm-up.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -25,16 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from ovsdino.console import print_json, run_command
+from ovsdino.benchmarks.lib.board import cpu_name
+from ovsdino.benchmarks.lib.report import ROOT, ReportOptions
+from ovsdino.console import say
 from ovsdino.edge.segmenter import EdgeSegmenter
-from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.io.files import atomic_write
-from ovsdino.parsing import parse
+from ovsdino.errors import OVSDinoError
+from ovsdino.parsing import run_script
 from ovsdino.stream.capture import Capture, CaptureLimits, LatestFrame
 from ovsdino.stream.loop import Engine, Stream, StreamResult
 from ovsdino.stream.watchdog import Watchdog
 
-ROOT = Path(__file__).resolve().parents[2]
 CLASSES = "sky,building,pole,road,sidewalk,tree,sign,fence,car,pedestrian,bicyclist"
 MOST_GROWTH = 0.01
 STALL_S = 0.5
@@ -42,7 +41,7 @@ STALL_S = 0.5
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong, from when to when, in shares of a cycle."""
+    """A fault of the camera or the engine, from when to when, in shares of a cycle."""
 
     kind: str
     begin: float
@@ -59,7 +58,7 @@ FAULTS = (
 
 
 class Timeline:
-    """Which fault is on now."""
+    """Tell which fault is on now."""
 
     def __init__(self, cycle_s: float) -> None:
         self.cycle_s = cycle_s
@@ -142,12 +141,12 @@ class Memory:
             self.samples.append((time.monotonic() - self.start, pages * page))
 
     def between(self, begin: float, end: float) -> float:
-        """Median bytes of a stretch of time, in seconds from the start."""
+        """Return the median bytes of a stretch of time, in seconds from the start."""
         return statistics.median(size for when, size in self.samples if begin <= when < end)
 
 
 class Witness:
-    """Looks at every result for itself, apart from what the loop counts."""
+    """Look at every result for itself, apart from what the loop counts."""
 
     def __init__(self, deadline_ms: float) -> None:
         self.deadline_ms = deadline_ms
@@ -165,27 +164,22 @@ class Witness:
 
 
 def soak(large: Path, small: Path, bank: Path, *, seconds: float, cycles: int = 6, threads: int = 1) -> dict[str, Any]:
-    """Runs the loop; the report, ready for JSON.
+    """Run the loop and return the report, ready for JSON.
 
     Args:
-        large, small: exported models of the same classes.
-        bank: their text bank.
-        seconds: in all; the first two cycles are warm-up.
-        cycles: rounds of all faults, at least 4.
-        threads: of each engine on the CPU.
+        large: Exported model.
+        small: Smaller exported model of the same classes.
+        bank: Text bank of both.
+        seconds: Length of the test; the first two cycles are warm-up.
+        cycles: Rounds of all faults, at least 4.
+        threads: CPU threads of each engine.
     """
     cycle_s = seconds / cycles
     engines = [EdgeSegmenter(path, bank, threads=threads) for path in (large, small)]
     usual_ms = usual_time(engines[0])
     deadline_ms = max(60.0, 4 * usual_ms)
     timeline = Timeline(cycle_s)
-    slot, said = LatestFrame(), 0
-
-    def say(message: str) -> None:
-        nonlocal said
-        said += 1
-        print(one_line(message), file=sys.stderr, flush=True)
-
+    slot = LatestFrame()
     limits = CaptureLimits(stall_s=min(STALL_S, cycle_s / 40), backoff_s=(0.05, 0.5))
     capture = Capture(lambda: FaultyCamera(timeline), slot, limits=limits, say=say)
     watchdog = Watchdog(2, deadline_ms, window=10, misses=2, recover_s=cycle_s / 20)
@@ -229,7 +223,7 @@ def soak(large: Path, small: Path, bank: Path, *, seconds: float, cycles: int = 
 
 
 def usual_time(segmenter: EdgeSegmenter) -> float:
-    """Median milliseconds of a frame."""
+    """Return the median milliseconds of a frame."""
     image, times = np.zeros((360, 480, 3), np.uint8), []
     for _ in range(6):
         begun = time.monotonic()
@@ -238,14 +232,8 @@ def usual_time(segmenter: EdgeSegmenter) -> float:
     return statistics.median(times[1:])
 
 
-def cpu_name() -> str:
-    """The processor's name; benchmarks/lib/machine.py's would import torch."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-
-
 def export(folder: Path) -> tuple[Path, Path, Path]:
-    """nano at its own size and at a smaller one, and their bank."""
+    """Export the nano model at its own size and at a smaller one, and write their bank."""
     files = folder / "large.onnx", folder / "small.onnx", folder / "bank.safetensors"
     script = str(ROOT / "deploy" / "export_onnx.py")
     commands = [
@@ -261,8 +249,8 @@ def export(folder: Path) -> tuple[Path, Path, Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Soak test of the stream loop."""
+class StreamSoak(ReportOptions):
+    """Run the stream loop on a camera that misbehaves; the exit code is 1 where a check failed."""
 
     seconds: float = 180.0
     """Length of the test."""
@@ -274,54 +262,34 @@ class Options:
     """Text bank of both."""
     threads: int = 1
     """CPU threads of an engine."""
-    output: Path | None = None
-    """Also write the report here, indented."""
-    json: bool = False
-    """Print one JSON object on stdout."""
+
+    def run(self) -> int:
+        report = self.report()
+        self.publish(report, text)
+        return 0 if report["passed"] else 1
+
+    def report(self) -> dict[str, Any]:
+        """Return the report of the soak.
+
+        Raises:
+            OVSDinoError: Not all files given, or too short.
+        """
+        if not self.seconds >= 12:
+            raise OVSDinoError(f"--seconds is {self.seconds}: expected 12 or more, for six cycles of all faults")
+        given = [path for path in (self.engine, self.fallback, self.bank) if path is not None]
+        if len(given) == 3:
+            return soak(*given, seconds=self.seconds, threads=self.threads)
+        if given:
+            raise OVSDinoError("give --engine, --fallback and --bank together, or none to export nano")
+        with tempfile.TemporaryDirectory() as folder:
+            return soak(*export(Path(folder)), seconds=self.seconds, threads=self.threads)
 
 
-def run(options: Options) -> dict[str, Any]:
-    """The soak that the options ask for.
-
-    Raises:
-        OVSDinoError: not all files given, or too short.
-    """
-    if not options.seconds >= 12:
-        raise OVSDinoError(f"--seconds is {options.seconds}: expected 12 or more, for six cycles of all faults")
-    files = (options.engine, options.fallback, options.bank)
-    given = [path for path in files if path is not None]
-    if len(given) == 3:
-        return soak(*given, seconds=options.seconds, threads=options.threads)
-    if given:
-        raise OVSDinoError("give --engine, --fallback and --bank together, or none to export nano")
-    with tempfile.TemporaryDirectory() as folder:
-        return soak(*export(Path(folder)), seconds=options.seconds, threads=options.threads)
-
-
-def main() -> int:
-    """Parse the line and return the exit code: 1 when a check failed."""
-    args = sys.argv[1:]
-
-    def body() -> int:
-        options = parse(Options, "stream_soak.py", args)
-        return 0 if options is None else tell(options, run(options))
-
-    return run_command(args, body)
-
-
-def tell(options: Options, report: dict[str, Any]) -> int:
-    """Write and print the report; returns 1 when a check failed."""
-    if options.output is not None:
-        with atomic_write(options.output) as file:
-            file.write((json.dumps(report, indent=1) + "\n").encode())
-    if options.json:
-        print_json(report)
-    else:
-        for name, good in report["checks"].items():
-            print("ok  " if good else "FAIL", name)
-        print(f"memory {report['rss_mb']['after_warm_up']} -> {report['rss_mb']['at_the_end']} MB")
-    return 0 if report["passed"] else 1
+def text(report: dict[str, Any]) -> str:
+    """Return the checks and the memory as lines."""
+    lines = [f"{'ok  ' if good else 'FAIL'} {name}" for name, good in report["checks"].items()]
+    return "\n".join([*lines, f"memory {report['rss_mb']['after_warm_up']} -> {report['rss_mb']['at_the_end']} MB"])
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_script(StreamSoak, "stream_soak.py"))

@@ -1,6 +1,6 @@
 """How much of structure attention's work a tile-skipping kernel could leave out on real images.
 
-    python benchmarks/studies/tile_skipping.py [--root ../shared/data] [--model nano] [--json] [--output F]
+    python benchmarks/studies/tile_skipping.py --root data [--model nano] [--json] [--output F]
 
 A pair of 64-token tiles may be skipped where every logit lies so far below its row's maximum that a whole row of N such
 terms adds less than TOLERANCE to the softmax: gap > ln(N / TOLERANCE). Two figures a head, as shares of tile pairs:
@@ -11,11 +11,9 @@ way); `oracle` knows every logit. Tokens in raster order, and in blocks of 8x8 (
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import ovsdino
+from ovsdino.benchmarks.lib.report import ReportOptions
 from ovsdino.data.datasets import open_dataset
-from ovsdino.io.files import atomic_write
 from ovsdino.models import smd
+from ovsdino.options import ModelOptions, data_root
+from ovsdino.parsing import run_script
 
 TILE = 64
 TOLERANCE = 1e-6
@@ -35,7 +34,7 @@ WORDS = ("sky", "building", "tree", "road", "car")
 
 
 def attention_inputs(model: Any, pixels: np.ndarray, side: int) -> list[tuple[Tensor, ...]]:
-    """q, k, e, lam of every decoder block for one picture resized to a square."""
+    """Return q, k, e and lam of every decoder block for one picture resized to a square."""
     image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (model.config.mean, model.config.std))
     image = (F.interpolate(image, (side, side), mode="bilinear", antialias=True) - mean) / std
@@ -56,12 +55,12 @@ def attention_inputs(model: Any, pixels: np.ndarray, side: int) -> list[tuple[Te
 
 
 def blocks_of_eight(grid: int) -> Tensor:
-    """The order that makes a tile of 64 tokens an 8x8 block of the grid."""
+    """Return the order that makes a tile of 64 tokens an 8x8 block of the grid."""
     return torch.arange(grid * grid).view(grid // 8, 8, grid // 8, 8).permute(0, 2, 1, 3).reshape(-1)
 
 
 def skipped(q: Tensor, k: Tensor, e: Tensor, lam: float) -> tuple[float, float]:
-    """(box, oracle): shares of tile pairs that can be skipped, for one head; q and k (N, d), e (N, r)."""
+    """Return (box, oracle), the shares of tile pairs that can be skipped, for one head; q and k (N, d), e (N, r)."""
     tokens, scale = q.shape[0], q.shape[1] ** -0.5
     tiles = tokens // TILE
     gap = math.log(tokens / TOLERANCE)
@@ -77,7 +76,7 @@ def skipped(q: Tensor, k: Tensor, e: Tensor, lam: float) -> tuple[float, float]:
 
 
 def rows(model: Any, pictures: list[tuple[str, np.ndarray]], side: int) -> Iterator[dict[str, Any]]:
-    """A row for each block, head and order of tokens, the pictures' mean."""
+    """Yield a row for each block, head and order of tokens: the mean over the pictures."""
     grid = side // model.config.patch_size
     inputs = [attention_inputs(model, pixels, side) for _, pixels in pictures]
     for order_name, order in (("raster", torch.arange(grid * grid)), ("8x8 blocks", blocks_of_eight(grid))):
@@ -100,44 +99,44 @@ def rows(model: Any, pictures: list[tuple[str, np.ndarray]], side: int) -> Itera
                 }
 
 
-def main() -> int:
-    """Prints the shares by head, and their mean, which bounds the speed-up by 1 / (1 - mean)."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, default=Path("../shared/data"), help="folder with CamVid")
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--side", type=int, default=1024, help="pictures are resized to this square")
-    parser.add_argument("--images", type=int, default=6, help="evenly spaced pictures of CamVid val")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    model = ovsdino.load(options.model, device="cpu").model
-    data = open_dataset("camvid", options.root, "val")
-    chosen = [data[i] for i in np.linspace(0, len(data) - 1, options.images).astype(int)]
-    found = list(rows(model, [(sample.stem, sample.image) for sample in chosen], options.side))
-    means = {
-        f"{order}, {kind}": round(float(np.mean([row[kind] for row in found if row["order"] == order])), 4)
-        for order in ("raster", "8x8 blocks")
-        for kind in ("box", "oracle")
-    }
-    report = {
-        "model": options.model,
-        "images": [sample.stem for sample in chosen],
-        "tile": TILE,
-        "tolerance": TOLERANCE,
-        "mean_share": means,
-        "heads": found,
-    }
-    if options.output:
-        with atomic_write(options.output) as partial:
-            partial.write((json.dumps(report, indent=1) + "\n").encode())
-    if options.json:
-        print(json.dumps(report))
-        return 0
-    for row in found:
-        print("  ".join(f"{key} {value}" for key, value in row.items()))
-    print("mean share of tile pairs:", ", ".join(f"{key} {100 * value:.1f} %" for key, value in means.items()))
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class TileSkipping(ReportOptions, ModelOptions):
+    """Print the shares by head, and their mean, which bounds the gain in speed by 1 / (1 - mean)."""
+
+    root: Path | None = None
+    """Folder with CamVid. Default: $OVSDINO_DATA."""
+    side: int = 1024
+    """Pictures are resized to a square of this side."""
+    images: int = 6
+    """Evenly spaced pictures of CamVid val."""
+
+    def run(self) -> int:
+        model = self.load_model()
+        data = open_dataset("camvid", data_root(self.root), "val")
+        chosen = [data[i] for i in np.linspace(0, len(data) - 1, self.images).astype(int)]
+        found = list(rows(model, [(sample.stem, sample.image) for sample in chosen], self.side))
+        means = {
+            f"{order}, {kind}": round(float(np.mean([row[kind] for row in found if row["order"] == order])), 4)
+            for order in ("raster", "8x8 blocks")
+            for kind in ("box", "oracle")
+        }
+        report = {
+            "model": self.model,
+            "images": [sample.stem for sample in chosen],
+            "tile": TILE,
+            "tolerance": TOLERANCE,
+            "mean_share": means,
+            "heads": found,
+        }
+        return self.publish(report, text)
+
+
+def text(report: dict[str, Any]) -> str:
+    """Return the report as lines."""
+    lines = ["  ".join(f"{key} {value}" for key, value in row.items()) for row in report["heads"]]
+    means = ", ".join(f"{key} {100 * value:.1f} %" for key, value in report["mean_share"].items())
+    return "\n".join([*lines, f"mean share of tile pairs: {means}"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_script(TileSkipping, "tile_skipping.py"))

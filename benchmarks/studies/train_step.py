@@ -7,52 +7,61 @@ The ratio, weighted by the stages' shares of the steps, says how many steps the 
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
+import functools
 import tempfile
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from ovsdino.benchmarks.lib.machine import machine_facts
+from ovsdino.benchmarks.lib.report import ReportOptions
 from ovsdino.benchmarks.lib.timing import interleaved
+from ovsdino.console import say
+from ovsdino.parsing import Argument, run_script
 from ovsdino.train.dense.trainer import DenseTrainer
 from ovsdino.train.start import load_config
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*", help="key=value, e.g. data.root=DIR threads=1")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        trainers = []
-        for decoder in ("true", "false"):
-            changes = [*args.overrides, f"decoder={decoder}", f"output={folder}"]
-            trainers.append(DenseTrainer(load_config(args.config, changes), log=print))
+@dataclass(frozen=True, kw_only=True)
+class TrainStep(ReportOptions):
+    """Time training steps of the full model and of the plain head."""
+
+    config: Annotated[str, Argument("CONFIG.yaml")]
+    """Configuration of a dense training."""
+    overrides: Annotated[tuple[str, ...], Argument("[KEY=VALUE...]")] = ()
+    """Changes to it, for instance data.root=DIR threads=1."""
+    rounds: int = 5
+    """Steps of each side."""
+
+    def run(self) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            trainers = []
+            for decoder in ("true", "false"):
+                changes = [*self.overrides, f"decoder={decoder}", f"output={folder}"]
+                trainers.append(DenseTrainer(load_config(self.config, changes), log=say))
+            return self.publish(self._measured(trainers), text)
+
+    def _measured(self, trainers: list[DenseTrainer]) -> dict[str, Any]:
         steps, begin, results = trainers[0].config.optim.steps, 0.0, []
-        full_total = plain_total = 0.0
+        totals = [0.0, 0.0]
         for stage in trainers[0].config.stages:
-            batch = trainers[0].source.batch(
-                int(begin * steps) + 1, steps
-            )  # one past the border, whatever its rounding
-            timed = [lambda t=t, b=batch: t.train_step(b) for t in trainers]
-            full, plain = (ms / 1e3 for ms in interleaved(timed, "cpu", rounds=args.rounds))
-            share = stage.until - begin
-            full_total, plain_total, begin = full_total + share * full, plain_total + share * plain, stage.until
+            first = int(begin * steps) + 1  # one past the border, whatever its rounding
+            batch = trainers[0].source.batch(first, steps)
+            timed = [functools.partial(trainer.train_step, batch) for trainer in trainers]
+            full, plain = (ms / 1e3 for ms in interleaved(timed, "cpu", rounds=self.rounds))
+            share, begin = stage.until - begin, stage.until
+            totals = [total + share * seconds for total, seconds in zip(totals, (full, plain), strict=True)]
             size = f"{stage.batch}x{stage.height}x{stage.width}"
             results.append({"stage": size, "share": round(share, 4), "full_s": full, "plain_s": plain})
-            print(f"{size}: full {full:.3f} s, plain {plain:.3f} s, ratio {full / plain:.2f}", file=sys.stderr)
-    report = {
-        "machine": machine_facts(),
-        "results": results,
-        "full_s": full_total,
-        "plain_s": plain_total,
-        "ratio": full_total / plain_total,
-    }
-    print(json.dumps(report) if args.json else f"weighted by the stages: {report['ratio']:.2f} plain steps a full step")
-    return 0
+            say(f"{size}: full {full:.3f} s, plain {plain:.3f} s, ratio {full / plain:.2f}")
+        full, plain = totals
+        machine = machine_facts()
+        return {"machine": machine, "results": results, "full_s": full, "plain_s": plain, "ratio": full / plain}
+
+
+def text(report: dict[str, Any]) -> str:
+    """Return the report as one line."""
+    return f"weighted by the stages: {report['ratio']:.2f} plain steps in the time of a full step"
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_script(TrainStep, "train_step.py"))

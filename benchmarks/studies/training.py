@@ -8,20 +8,25 @@ of a process of its own that runs one side alone; "extra" is what it lies above 
 
 from __future__ import annotations
 
-import argparse
+import functools
 import json
 import subprocess
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import timm.layers
 import torch
 
 from ovsdino.benchmarks.lib.machine import machine_facts
-from ovsdino.benchmarks.lib.timing import clock_time, medians, resident
+from ovsdino.benchmarks.lib.memory import peak_mb, resident_mb
+from ovsdino.benchmarks.lib.report import ReportOptions
+from ovsdino.benchmarks.lib.timing import clock_time, medians
+from ovsdino.console import print_json
 from ovsdino.models.backbone import freeze
 from ovsdino.models.zoo import build_model
 from ovsdino.ops import use_backend
+from ovsdino.parsing import run_script
 from ovsdino.train.config import OptimConfig
 from ovsdino.train.weak.config import WeakConfig, WeakDataConfig
 from ovsdino.train.weak.objective import Inputs, WeakObjective
@@ -29,10 +34,66 @@ from ovsdino.train.weak.objective import Inputs, WeakObjective
 BACKENDS = {"native": "auto", "plain": "reference"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training(ReportOptions):
+    """Time steps of weakly supervised training, and measure their memory."""
+
+    model: str = "nano"
+    """Model of the zoo, with random weights."""
+    batch: int = 8
+    """Images of a step."""
+    size: int = 352
+    """Side of the images in pixels."""
+    masks: int = 16
+    """Pseudo-masks of an image."""
+    rounds: int = 5
+    """Steps of each side."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the steps run."""
+    float32: bool = False
+    """Train without autocast to bfloat16."""
+    only: Literal["native", "plain"] | None = None
+    """Measure the memory of this side alone, in this process."""
+
+    def run(self) -> int:
+        if self.only is not None:
+            print_json(self._alone(self.only))
+            return 0
+        memory = {side: self._memory_of(side) for side in BACKENDS}
+        step = Step(self)
+        calls = [functools.partial(step.on, backend) for backend in BACKENDS.values()]
+        times = dict(zip(BACKENDS, medians(calls, clock_time, self.rounds, 3, 60.0), strict=True))
+        case = {name: getattr(self, name) for name in ("model", "batch", "size", "masks", "device")}
+        case["precision"] = "float32" if self.float32 else "bf16"
+        results = [
+            {**case, "ops": side, "images_per_s": round(1e3 * self.batch / ms, 3), "step_ms": round(ms, 1)}
+            | memory[side]
+            for side, ms in times.items()
+        ]
+        return self.publish({"machine": machine_facts(self.device), "results": results}, text)
+
+    def _memory_of(self, side: str) -> dict[str, float]:
+        """Return the peak resident memory of a process that runs one side alone, and the share of the steps in it."""
+        command = [sys.executable, __file__, "--only", side, "--model", self.model, "--batch", str(self.batch)]
+        command += ["--size", str(self.size), "--masks", str(self.masks), "--device", self.device]
+        done = subprocess.run(command + ["--float32"] * self.float32, capture_output=True, text=True, check=True)
+        found: dict[str, float] = json.loads(done.stdout)
+        return found
+
+    def _alone(self, side: str) -> dict[str, float]:
+        """Run two steps of one side, and return the memory that `_memory_of` asks of this process."""
+        step = Step(self)
+        before = resident_mb()
+        for _ in range(2):
+            step.on(BACKENDS[side])
+        peak = torch.cuda.max_memory_allocated() / 1e6 if self.device == "cuda" else peak_mb()
+        return {"peak_mb": round(peak, 1), "extra_mb": round(peak - before, 1)}
+
+
 class Step:
     """A training step on random images; the ViT frozen, everything behind it trained."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: Training) -> None:
         torch.manual_seed(0)
         timm.layers.set_fused_attn(args.device == "cuda")
         model = build_model(args.model)
@@ -59,74 +120,28 @@ class Step:
         loss.backward()
         self.optimiser.step()
 
+    def on(self, backend: str) -> None:
+        """Run a step with the ops of a backend, to its end on the device."""
+        with use_backend(backend):
+            self()
+        if self.images.is_cuda:
+            torch.cuda.synchronize()
+
 
 def blobs(batch: int, count: int, side: int) -> torch.Tensor:
-    """(batch, count, side, side) bool ellipses of 0.3 to 8 % of the area, as pseudo-masks are: small and compact."""
+    """Return (batch, count, side, side) bool ellipses of 0.3 to 8 % of the area, as pseudo-masks are."""
     centre = torch.rand(batch, count, 2, 1, 1) * side
     radius = (0.03 + 0.13 * torch.rand(batch, count, 2, 1, 1)) * side
     grid = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
     return (((grid - centre) / radius) ** 2).sum(2) < 1
 
 
-def peak_mb(args: argparse.Namespace, side: str) -> dict[str, float]:
-    """Peak resident megabytes of a process that runs one side alone, and what of it the steps added."""
-    command = [sys.executable, __file__, "--only", side, "--model", args.model, "--batch", str(args.batch)]
-    command += ["--size", str(args.size), "--masks", str(args.masks), "--device", args.device]
-    done = subprocess.run(command + ["--float32"] * args.float32, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
-
-
-def alone(args: argparse.Namespace) -> dict[str, float]:
-    """What `peak_mb` asks of its child."""
-    step = Step(args)
-    before = resident("VmRSS")
-    with use_backend(BACKENDS[args.only]):
-        for _ in range(2):
-            step()
-    peak = torch.cuda.max_memory_allocated() if args.device == "cuda" else resident("VmHWM")
-    return {"peak_mb": round(peak / 1e6, 1), "extra_mb": round((peak - before) / 1e6, 1)}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=352, help="side of the images in pixels")
-    parser.add_argument("--masks", type=int, default=16, help="pseudo-masks an image")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--float32", action="store_true", help="no bf16 autocast")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
-    parser.add_argument("--only", choices=tuple(BACKENDS), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.only:
-        print(json.dumps(alone(args)))
-        return 0
-    memory = {side: peak_mb(args, side) for side in BACKENDS}
-    step = Step(args)
-    calls = []
-    for backend in BACKENDS.values():
-
-        def call(backend: str = backend) -> None:
-            with use_backend(backend):
-                step()
-
-        calls.append(call)
-    times = dict(zip(BACKENDS, medians(calls, clock_time, args.rounds, 3, 60.0), strict=True))
-    case = {"model": args.model, "batch": args.batch, "size": args.size, "masks": args.masks, "device": args.device}
-    case["precision"] = "float32" if args.float32 else "bf16"
-    results: list[dict[str, Any]] = [
-        {**case, "ops": side, "images_per_s": round(1e3 * args.batch / ms, 3), "step_ms": round(ms, 1), **memory[side]}
-        for side, ms in times.items()
-    ]
-    if args.json:
-        print(json.dumps({"machine": machine_facts(args.device), "results": results}))
-    else:
-        for row in results:
-            print(f"{row['ops']:7} {row['images_per_s']:8.2f} images/s, peak {row['peak_mb']:.0f} MB")
-    return 0
+def text(report: dict[str, Any]) -> str:
+    """Return the report as lines."""
+    return "\n".join(
+        f"{row['ops']:7} {row['images_per_s']:8.2f} images/s, peak {row['peak_mb']:.0f} MB" for row in report["results"]
+    )
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_script(Training, "training.py"))

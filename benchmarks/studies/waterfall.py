@@ -1,4 +1,4 @@
-"""What each optimisation of the CPU kernels brings, one a row, interleaved in one process.
+"""The gain of each optimization of the CPU kernels, one for each row, interleaved in one process.
 
     python benchmarks/studies/waterfall.py [--quick] [--output benchmarks/results/waterfall_cpu.json] [--write]
 
@@ -7,11 +7,9 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +19,22 @@ import torch.nn.functional as F
 from ovsdino.benchmarks.lib.inputs import image_logits, resized
 from ovsdino.benchmarks.lib.machine import machine_facts
 from ovsdino.benchmarks.lib.op_cases import Setting, attention_cases, guided_cases, pool_cases, preprocess_cases
+from ovsdino.benchmarks.lib.report import RESULTS, json_text, placed, write_text
 from ovsdino.benchmarks.lib.timing import interleaved
-from ovsdino.io.files import atomic_write
+from ovsdino.console import say
+from ovsdino.errors import OVSDinoError
 from ovsdino.ops import dispatch, upsample_argmax, use_backend
+from ovsdino.parsing import run_script
 
 DOCUMENT = Path(__file__).resolve().parent / "waterfall.md"
-BEGIN, END = "<!-- benchmarks/studies/waterfall.py --write -->", "<!-- end -->"
+MARKER = "benchmarks/studies/waterfall.py --write"
 
 Step = tuple[str, Callable[[], object]]
 
 
 @contextmanager
 def kernels(isa: str, threads: int) -> Iterator[None]:
-    """The CPU kernels of one instruction set on some threads."""
+    """Use the CPU kernels of one instruction set on some threads."""
     before = torch.get_num_threads()
     dispatch.native.set_isa(isa)
     torch.set_num_threads(threads)
@@ -53,7 +54,7 @@ def by(isa: str, threads: int, function: Callable[..., object], *inputs: Any) ->
 
 
 def instruction_sets() -> list[str]:
-    """Those of the build that this processor has, the least first."""
+    """Return the instruction sets of the build that this processor has, the least first."""
     found = []
     for name in ("baseline", "avx2", "avx512"):
         try:
@@ -66,7 +67,7 @@ def instruction_sets() -> list[str]:
 
 
 def ladder(function: Callable[..., object], *inputs: Any) -> list[Step]:
-    """The native kernel on one thread by each instruction set, then on all threads."""
+    """Return the native kernel on one thread by each instruction set, then on all threads."""
     names, threads = instruction_sets(), torch.get_num_threads()
     spoken = {"baseline": "native kernel, baseline instructions, 1 thread", "avx2": "AVX2", "avx512": "AVX-512"}
     steps = [(spoken[name], by(name, 1, function, *inputs)) for name in names]
@@ -74,7 +75,7 @@ def ladder(function: Callable[..., object], *inputs: Any) -> list[Step]:
 
 
 def unprunable(h: int, w: int) -> torch.Tensor:
-    """Logits of 150 classes that all reach the bar of every cell: each is high at one corner and low at the next."""
+    """Return logits of 150 classes that all reach the bar of every cell: high at one corner and low at the next."""
     signs = torch.randint(0, 2, (1, 150, 1, 1)) * 2.0 - 1.0
     board = (torch.arange(h)[:, None] + torch.arange(w)) % 2 * 2.0 - 1.0
     return 10.0 * signs * board + torch.randn(1, 150, h, w)
@@ -100,7 +101,7 @@ def upsample_steps() -> Iterator[Step]:
 
 
 def groups() -> Iterator[tuple[str, list[Step]]]:
-    """(title, steps); the first step of each is plain PyTorch."""
+    """Yield (title, steps); the first step of each is plain PyTorch."""
     s = Setting(device="cpu", gpu=False)
     yield "`upsample_argmax`, 150×(73×146) → 1024×2048, float32", list(upsample_steps())
 
@@ -153,7 +154,7 @@ def groups() -> Iterator[tuple[str, list[Step]]]:
 
 
 def measure(budget_s: float) -> list[dict[str, Any]]:
-    """A row a step: its time, and its gain over the step before and over the first."""
+    """Return a row for each step: its time, and its gain over the step before and over the first."""
     found = []
     for title, steps in groups():
         times = interleaved([function for _, function in steps], "cpu", budget_s=budget_s)
@@ -167,12 +168,12 @@ def measure(budget_s: float) -> list[dict[str, Any]]:
                     "total": round(times[0] / ms, 1),
                 }
             )
-            print(f"{title}: {name}: {ms:.2f} ms", file=sys.stderr, flush=True)
+            say(f"{title}: {name}: {ms:.2f} ms")
     return found
 
 
 def table(report: dict[str, Any], source: str) -> str:
-    """Markdown, a table a group."""
+    """Return the report in Markdown, one table for each group."""
     facts = report["machine"]
     isa = facts["native"]["isa"]
     lines = [f"{facts['cpu']}, {facts['threads']} threads, {isa}, torch {facts['torch']}; `{source}`.", ""]
@@ -186,28 +187,29 @@ def table(report: dict[str, Any], source: str) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Measures and prints the tables; writes them where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repeats")
-    parser.add_argument("--output", type=Path, default=DOCUMENT.parent / "results" / "waterfall_cpu.json")
-    parser.add_argument("--write", action="store_true", help="write the JSON, and the tables into waterfall.md")
-    options = parser.parse_args()
-    if dispatch.native is None:
-        print(f"error: the native module is missing: {dispatch.native_error}", file=sys.stderr)
-        return 2
-    torch.manual_seed(0)
-    report = {"machine": machine_facts(), "results": measure(1.0 if options.quick else 10.0)}
-    text = table(report, f"benchmarks/results/{options.output.name}")
-    if options.write:
-        head, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN, 1)
-        page = f"{head}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}"
-        for path, content in ((options.output, json.dumps(report, indent=1) + "\n"), (DOCUMENT, page)):
-            with atomic_write(path) as file:
-                file.write(content.encode())
-    print(text)
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class Waterfall:
+    """Measure the steps of each kernel and print their tables."""
+
+    quick: bool = False
+    """Repeat less."""
+    output: Path = RESULTS / "waterfall_cpu.json"
+    """JSON file for --write."""
+    write: bool = False
+    """Write the JSON, and the tables into waterfall.md."""
+
+    def run(self) -> int:
+        if dispatch.native is None:
+            raise OVSDinoError(f"the native module is missing: {dispatch.native_error}")
+        torch.manual_seed(0)
+        report = {"machine": machine_facts(), "results": measure(1.0 if self.quick else 10.0)}
+        text = table(report, f"benchmarks/results/{self.output.name}")
+        if self.write:
+            write_text(self.output, json_text(report))
+            write_text(DOCUMENT, placed(DOCUMENT.read_text(encoding="utf-8"), MARKER, text))
+        print(text)
+        return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_script(Waterfall, "waterfall.py"))

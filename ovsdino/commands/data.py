@@ -1,14 +1,13 @@
-"""`ovsdino data`: checks a data set and converts its labels."""
+"""`ovsdino data`: check a data set and convert its labels."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from ovsdino.console import print_json, say
-from ovsdino.errors import OVSDinoError
+from ovsdino.options import data_root
 from ovsdino.parsing import Argument
 
 
@@ -75,15 +74,3 @@ class Convert:
         else:
             print(f"{self.name} {self.split}: {len(written)} files, e.g. {written[0]}")
         return 0
-
-
-def data_root(given: Path | None) -> Path:
-    """The folder of the data sets.
-
-    Raises:
-        OVSDinoError: none given.
-    """
-    root = given or os.environ.get("OVSDINO_DATA")
-    if not root:
-        raise OVSDinoError("--root is missing: name the folder that holds the data set, or set OVSDINO_DATA")
-    return Path(root)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ovsdino.commands.data import data_root
 from ovsdino.console import print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError
-from ovsdino.options import SegmenterOptions
+from ovsdino.options import SegmenterOptions, data_root
 from ovsdino.parsing import OptionalValue
 from ovsdino.vocabulary import DEFAULT_BACKGROUND
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ovsdino.commands.data import data_root
 from ovsdino.console import print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError
-from ovsdino.options import SegmenterOptions
+from ovsdino.options import SegmenterOptions, data_root
 
 if TYPE_CHECKING:
     from ovsdino.eval.probe import Probe

@@ -143,7 +143,8 @@ def failed(path: Path, error: OVSDinoError) -> dict[str, Any]:
 def unique_stems(paths: Sequence[Path]) -> list[str]:
     """Return a name for the outputs of each path: its stem, its stem and suffix, or its stem and a number.
 
-    A later form is taken where the earlier ones belong to other paths. Case does not count, for file systems that ignore it. The same file given twice keeps its name.
+    A later form is taken where the earlier ones belong to other paths. Case does not count, for file systems that
+    ignore it. The same file given twice keeps its name.
     """
     owners: dict[str, str] = {}
     stems = []

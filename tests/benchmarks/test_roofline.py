@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovsdino.benchmarks import roofline
-from ovsdino.benchmarks.roofline import DEVICES, EFFICIENCY, committed_rows, plain_row, zoo_row
+from ovsdino.benchmarks.lib.report import RESULTS, ROOT
+from ovsdino.benchmarks.lib.roofline_rows import DEVICES, EFFICIENCY, Device, committed_rows, plain_row, zoo_row
+from ovsdino.benchmarks.lib.roofline_tables import expected_table, markdown
+from ovsdino.benchmarks.roofline import Roofline
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.zoo import build_model
 
@@ -106,7 +108,7 @@ def test_bound_and_expectation_follow_from_compute_and_memory(rows):
 
 def test_int8_halves_the_linear_layers_and_leaves_the_rest():
     row = plain_row("S", 448, 448)
-    device = roofline.Device("one", 1.0, 2.0, 1e9, "")
+    device = Device("one", 1.0, 2.0, 1e9, "")
     times = row.on(device)
     expected = row.total.linear / 2e9 + row.total.other / 1e9
     assert times["int8"]["compute_ms"] == pytest.approx(expected, rel=1e-5)
@@ -114,10 +116,10 @@ def test_int8_halves_the_linear_layers_and_leaves_the_rest():
 
 def test_the_committed_tables_are_what_the_script_makes(committed):
     plain, zoo = committed
-    report = json.loads(roofline.RESULTS.read_text())
+    report = json.loads((RESULTS / "roofline.json").read_text())
     assert report["results"] == json.loads(json.dumps([row.to_dict() for row in (*plain, *zoo)]))
-    assert roofline.markdown(plain, zoo) in roofline.DOCUMENT.read_text()
-    assert roofline.expected_table(zoo) in roofline.JETSON.read_text()
+    assert markdown(plain, zoo) in (ROOT / "benchmarks" / "roofline.md").read_text()
+    assert expected_table(zoo) in (ROOT / "docs" / "jetson.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -132,11 +134,11 @@ def test_the_committed_tables_are_what_the_script_makes(committed):
 )
 def test_bad_options_are_refused_in_one_line(arguments, message):
     with pytest.raises(OVSDinoError, match=message):
-        roofline.run(roofline.Options(**arguments))
+        Roofline(**arguments).run()
 
 
 def test_json_is_one_object_of_the_model_asked_for(capsys):
-    roofline.run(roofline.Options(model="nano", classes=11, json=True))
+    assert Roofline(model="nano", classes=11, json=True).run() == 0
     (row,) = json.loads(capsys.readouterr().out)["results"]
     assert (row["model"], row["height"], row["width"]) == ("nano", 352, 464)
     assert row["parameters_million"] < 6 and row["gflop"] == pytest.approx(sum(row["gflop_parts"].values()), abs=0.01)

@@ -25,8 +25,8 @@ OPTIONS = {  # the dataclass of a script's options
     "deploy/quantize.py": "Quantize",
     "deploy/verify.py": "Verify",
     "benchmarks/latency.py": "Latency",
-    "benchmarks/roofline.py": "Options",
-    "benchmarks/studies/stream_soak.py": "Options",
+    "benchmarks/roofline.py": "Roofline",
+    "benchmarks/studies/stream_soak.py": "StreamSoak",
 }
 
 

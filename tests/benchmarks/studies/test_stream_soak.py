@@ -26,4 +26,4 @@ def test_every_fault_of_a_camera_is_survived_and_told(tmp_path):
 )
 def test_bad_options_are_refused_in_one_line(arguments, message):
     with pytest.raises(OVSDinoError, match=message):
-        stream_soak.run(stream_soak.Options(**arguments))
+        stream_soak.StreamSoak(**arguments).run()
