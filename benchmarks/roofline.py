@@ -15,8 +15,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ovsdino.benchmarks.lib.report import RESULTS, ROOT, ReportOptions, json_text, placed, write_text
-from ovsdino.benchmarks.lib.roofline_rows import DEVICES, EFFICIENCY, committed_rows, zoo_row
+from ovsdino.benchmarks.lib.report import RESULTS, ROOT, ReportOptions, json_text, placed, save
+from ovsdino.benchmarks.lib.roofline_rows import DEVICES, EFFICIENCY, Row, committed_rows, zoo_row
 from ovsdino.benchmarks.lib.roofline_tables import expected_table, markdown
 from ovsdino.errors import OVSDinoError
 from ovsdino.parsing import run_script
@@ -43,7 +43,8 @@ class Roofline(ReportOptions):
         if self.model is not None:
             if self.write:
                 raise OVSDinoError("--write makes the committed tables: leave out --model")
-            plain, zoo = [], [zoo_row(self.model, self.height, self.width, self.classes)]
+            plain: list[Row] = []
+            zoo = [zoo_row(self.model, self.height, self.width, self.classes)]
         elif self.height or self.width:
             raise OVSDinoError("--height and --width without --model: name one")
         else:
@@ -54,10 +55,10 @@ class Roofline(ReportOptions):
             "results": [row.to_dict() for row in (*plain, *zoo)],
         }
         if self.write:
-            write_text(RESULTS / "roofline.json", json_text(report))
+            save(RESULTS / "roofline.json", json_text(report))
             pages = {"benchmarks/roofline.md": markdown(plain, zoo), "docs/jetson.md": expected_table(zoo)}
             for name, table in pages.items():
-                write_text(ROOT / name, placed((ROOT / name).read_text(encoding="utf-8"), MARKER, table))
+                save(ROOT / name, placed((ROOT / name).read_text(encoding="utf-8"), MARKER, table))
             if not self.json:
                 return 0
         return self.publish(report, lambda _: markdown(plain, zoo))

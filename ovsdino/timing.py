@@ -1,12 +1,13 @@
-"""The clock: milliseconds by stage, on the CPU or with a device to wait for. It needs no torch."""
+"""The clock: milliseconds by stage, on the CPU or with a device, and their percentiles. It needs no torch."""
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-__all__ = ["Clock"]
+__all__ = ["Clock", "medians", "percentiles"]
 
 
 class Clock:
@@ -43,3 +44,19 @@ class Clock:
         """Add a share (0..1) of each stage of another clock, as of a batch to one of its images."""
         for stage, ms in other.ms.items():
             self.add(stage, ms * share)
+
+
+def percentiles(samples: Sequence[float], percents: Sequence[int] = (50, 95, 99)) -> dict[str, float]:
+    """Return percentiles by name (``p50``), each interpolated between the two nearest samples."""
+    ordered, found = sorted(samples), {}
+    for percent in percents:
+        place = percent / 100 * (len(ordered) - 1)
+        low = int(place)
+        high = min(low + 1, len(ordered) - 1)
+        found[f"p{percent}"] = ordered[low] + (place - low) * (ordered[high] - ordered[low])
+    return found
+
+
+def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median of each stage over rounds that have the same stages."""
+    return {stage: statistics.median(ms[stage] for ms in rounds) for stage in rounds[0]}

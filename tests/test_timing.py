@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ovsdino.timing import Clock
+from ovsdino.timing import Clock, medians, percentiles
 
 
 def test_stages_add_up_in_the_order_in_which_they_first_ended() -> None:
@@ -42,3 +42,14 @@ def test_a_share_of_a_batch_is_added_to_what_is_there() -> None:
     image.add("decode", 1.0)
     image.add_share(batch, 0.25)
     assert image.ms == {"decode": 1.5, "encode": 2.0}
+
+
+def test_percentiles_are_interpolated_between_the_two_nearest_samples() -> None:
+    found = percentiles([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert found == {"p50": 3.0, "p95": 4.8, "p99": 4.96}  # at 2, 3.8 and 3.96 of 0..4
+    assert percentiles([7.0], (5, 50)) == {"p5": 7.0, "p50": 7.0}
+
+
+def test_medians_are_taken_stage_by_stage() -> None:
+    rounds = [{"encode": 3.0, "decode": 1.0}, {"encode": 1.0, "decode": 9.0}, {"encode": 2.0, "decode": 2.0}]
+    assert medians(rounds) == {"encode": 2.0, "decode": 2.0}

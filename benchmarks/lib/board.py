@@ -1,6 +1,6 @@
-"""What the board says of itself: power mode, clocks, JetPack, TensorRT, and the power drawn while something runs.
+"""Facts of the board: power mode, clocks, JetPack, TensorRT, and the power drawn while something runs.
 
-Whatever a machine does not have is absent from the answer; nothing is guessed. Nothing here imports torch.
+A fact that a machine does not have is absent from the answer; nothing is guessed. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ SMI_QUERY = ("clocks.sm", "clocks.mem", "power.limit", "driver_version")
 
 
 def board_facts(root: Path = Path("/")) -> dict[str, Any]:
-    """JSON-ready facts of the device.
+    """Return JSON-ready facts of the device.
 
     Args:
-        root: where /proc, /sys and /etc are looked up.
+        root: Folder in which /proc, /sys and /etc are looked up.
 
     Returns:
-        Those that can be told of: ``board`` (device tree), ``l4t`` and ``jetpack``, ``nvpmodel``, ``cpu_mhz``,
+        Those that can be told of ``board`` (device tree), ``l4t`` and ``jetpack``, ``nvpmodel``, ``cpu_mhz``,
         ``gpu_mhz``, ``governor``, ``packages`` (versions of the inference libraries), ``nvidia_smi``.
     """
     facts: dict[str, Any] = {
@@ -50,7 +50,7 @@ def board_facts(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system knows it."""
+    """Return the processor's name as the system knows it."""
     for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -58,7 +58,7 @@ def cpu_name() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the inference libraries that are installed."""
+    """Return the versions of the inference libraries that are installed."""
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -67,26 +67,26 @@ def versions() -> dict[str, str]:
 
 
 def parse_l4t(text: str) -> str | None:
-    """ "36.4.3" from the first line of /etc/nv_tegra_release."""
+    """Return the release, as in 36.4.3, from the first line of /etc/nv_tegra_release."""
     found = re.search(r"R(\d+)[^,]*, REVISION: ([\d.]+)", text)
     return f"{found[1]}.{found[2]}" if found else None
 
 
 def parse_nvpmodel(text: str) -> str | None:
-    """ "MAXN_SUPER" from the answer of `nvpmodel -q`."""
+    """Return the power mode, as in MAXN_SUPER, from the answer of `nvpmodel -q`."""
     found = re.search(r"NV Power Mode: *(\S+)", text)
     return found[1] if found else None
 
 
 def parse_smi(text: str) -> dict[str, str]:
-    """The first GPU's fields of `nvidia-smi --query-gpu`; fields it does not support are left out."""
+    """Return the first GPU's fields of `nvidia-smi --query-gpu`; fields it does not support are left out."""
     values = [value.strip() for value in text.splitlines()[0].split(",")] if text.strip() else []
     pairs = zip(SMI_QUERY, values, strict=False)
     return {name: value for name, value in pairs if value and not value.startswith("[")}
 
 
 def parse_tegrastats(line: str) -> float | None:
-    """Watts of the whole module by a line of tegrastats: VDD_IN (Orin NX, Nano), or the sum of AGX Orin's rails."""
+    """Return the module's watts by a line of tegrastats: VDD_IN (Orin NX, Nano), or the sum of AGX Orin's rails."""
     rails = {name: float(now) / 1e3 for name, now in re.findall(r"(V[A-Z0-9_]+) (\d+)mW/\d+mW", line)}
     if not rails:
         return None
@@ -94,7 +94,7 @@ def parse_tegrastats(line: str) -> float | None:
 
 
 def watts() -> tuple[str, list[str], Any] | None:
-    """(name, command that prints a line a sample, parser) of what measures power here; None: nothing does."""
+    """Return name, command (one line for each sample) and parser of the tool that measures power here."""
     if shutil.which("tegrastats"):
         return "tegrastats", ["tegrastats", "--interval", "200"], parse_tegrastats
     if shutil.which("nvidia-smi"):
@@ -105,7 +105,7 @@ def watts() -> tuple[str, list[str], Any] | None:
 
 @contextlib.contextmanager
 def power(result: dict[str, Any]) -> Iterator[None]:
-    """Puts ``power_w`` {source, mean, most, samples} of the block into `result`, if something here measures it."""
+    """Put ``power_w`` {source, mean, most, samples} of the block into `result`, if something here measures it."""
     source = watts()
     if source is None:
         yield
@@ -134,13 +134,13 @@ def power(result: dict[str, Any]) -> Iterator[None]:
 
 
 def load_average() -> float | None:
-    """Processes that wanted to run in the last minute: with more than these threads, the figures are not quiet ones."""
+    """Return how many processes wanted to run in the last minute; more than the threads disturb the figures."""
     text = _text(Path("/proc/loadavg"))
     return float(text.split()[0]) if text else None
 
 
 def stamp() -> str:
-    """Now, UTC."""
+    """Return the time now, UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
@@ -159,14 +159,14 @@ def _text(path: Path) -> str | None:
 
 
 def _mhz(folder: Path, pattern: str, divisor: float) -> int | None:
-    """The highest clock of the files that match."""
+    """Return the highest clock of the files that match."""
     found = [_number(_text(path) or "") for path in sorted(folder.glob(pattern))]
     known = [value for value in found if value is not None]
     return round(max(known) / divisor) if known else None
 
 
 def _answer(*command: str) -> str | None:
-    """What a program prints, or None without it."""
+    """Return the output of a program, or None without it."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -150,7 +150,7 @@ def _refinement(cost: Cost, model: OVSDINO, coarse: Tensor, guide: Tensor, text:
 def plain_vit(name: str, height: int, width: int) -> tuple[dict[str, Cost], int, int]:
     """Return cost, linear weights and other weights of a timm transformer by itself."""
     with torch.device("meta"):
-        vit = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True).eval()
+        vit: Any = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True).eval()
     counter = Counter()
     with torch.inference_mode(), counter:
         vit.forward_features(torch.empty(1, 3, height, width, device="meta"))

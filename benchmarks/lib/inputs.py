@@ -1,4 +1,4 @@
-"""What the benchmarks feed the ops: logits of a photograph, masks like objects."""
+"""Inputs of the ops: logits of a photograph, masks like objects."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ NOUNS = (
 
 @functools.cache
 def image_logits(device: str) -> tuple[Tensor, str]:
-    """Logits of 150 classes for a photograph, (1, 150, h, w), and what made them.
+    """Return logits of 150 classes for a photograph, (1, 150, h, w), and their origin.
 
-    The shipped nano model reads scikit-learn's china.jpg; without either, classes are the colours and places of 150
+    The shipped nano model reads scikit-learn's china.jpg; without either, classes are the colors and places of 150
     pixels of the picture (a made one without scikit-learn), which gives regions and borders of the same kind.
     """
     try:
@@ -64,7 +64,7 @@ def resized(logits: Tensor, h: int, w: int) -> Tensor:
 
 
 def blobs(count: int, side: int, share: float) -> Tensor:
-    """(1, count, side * side) bool: ellipses of about `share` of the area, like an object's mask."""
+    """Return (1, count, side * side) bool: ellipses of about `share` of the area, like an object's mask."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[:side, :side]
     radius = (share * side * side / np.pi) ** 0.5

@@ -1,4 +1,4 @@
-"""What latency.py times: a model on a backend at a precision and an input size, from an image array to labels.
+"""The cases of latency.py: a model on a backend at a precision and an input size, from an image array to labels.
 
     python benchmarks/lib/latency_cases.py CASE.json IMAGE.npy RUNS
 
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ovsdino.benchmarks.lib.memory import peak_mb
 from ovsdino.errors import OVSDinoError
+from ovsdino.timing import medians
 
 if TYPE_CHECKING:
     import torch
@@ -46,16 +48,16 @@ class Case:
     """One thing to time.
 
     Attributes:
-        model: name of the zoo model.
-        backend: one of `PRECISIONS`.
-        precision: of the network; what goes in and comes out is float32.
+        model: Name of the zoo model.
+        backend: One of `PRECISIONS`.
+        precision: Number format of the network; its inputs and outputs are float32.
         size: (H, W) that the network sees.
-        classes: words.
-        engine: exported file, for the backends that run one.
-        bank: text bank file, for the same.
-        random_weights: weights and text bank drawn at random, for timing without any download.
+        classes: Words.
+        engine: Exported file, for the backends that run one.
+        bank: Text bank file, for the same.
+        random_weights: Weights and text bank drawn at random, for timing without any download.
         device: "cpu" or "cuda", for torch.
-        threads: of the CPU; None leaves it to the library.
+        threads: CPU threads; None leaves them to the library.
     """
 
     model: str
@@ -75,7 +77,7 @@ class Case:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What tells cases apart in the report."""
+        """The four facts that tell cases apart in the report."""
         return self.model, self.backend, self.precision, self.input
 
     def __str__(self) -> str:
@@ -83,10 +85,10 @@ class Case:
 
 
 def torch_model(name: str, random_weights: bool) -> OVSDINO:
-    """A zoo model on the CPU.
+    """Return a zoo model on the CPU.
 
     Raises:
-        OVSDinoError: unknown name, or weights out of reach.
+        OVSDinoError: Unknown name, or weights out of reach.
     """
     from ovsdino.deploy.export.random_weights import random_model
     from ovsdino.models.zoo import create_model
@@ -95,7 +97,7 @@ def torch_model(name: str, random_weights: bool) -> OVSDINO:
 
 
 def random_bank(classes: int, width: int) -> torch.Tensor:
-    """(K, D) float32, rows of length one."""
+    """Return (K, D) float32, rows of length one."""
     import torch
 
     rows = torch.randn(classes, width, generator=torch.Generator().manual_seed(SEED))
@@ -103,10 +105,10 @@ def random_bank(classes: int, width: int) -> torch.Tensor:
 
 
 def torch_segmenter(case: Case) -> Segmenter:
-    """The pipeline of a case: whatever the image, the network sees `case.size`.
+    """Return the pipeline of a case: whatever the image, the network sees `case.size`.
 
     Raises:
-        OVSDinoError: see `ovsdino.load`; or a size that the model cannot take.
+        OVSDinoError: See `ovsdino.load`; or a size that the model cannot take.
     """
     import torch
 
@@ -136,7 +138,7 @@ def torch_segmenter(case: Case) -> Segmenter:
 
 
 def torch_run(segmenter: Segmenter, case: Case, image: np.ndarray) -> Once:
-    """A call that segments the image and gives its stages, in milliseconds."""
+    """Return a call that segments the image and gives its stages, in milliseconds."""
 
     def once() -> dict[str, float]:
         start = time.perf_counter()
@@ -148,7 +150,7 @@ def torch_run(segmenter: Segmenter, case: Case, image: np.ndarray) -> Once:
 
 
 def edge_run(case: Case, image: np.ndarray) -> Once:
-    """The same by the torch-free runtime; the graph is one stage, `encode`."""
+    """Return the same call by the torch-free runtime; the graph is one stage, `encode`."""
     from ovsdino.edge.segmenter import EdgeSegmenter
 
     assert case.engine is not None and case.bank is not None
@@ -164,16 +166,16 @@ def edge_run(case: Case, image: np.ndarray) -> Once:
 
 
 def prepared(case: Case, image: np.ndarray) -> Once:
-    """A case ready to be called.
+    """Return a case ready to be called.
 
     Raises:
-        OVSDinoError: it cannot run here; the message says why.
+        OVSDinoError: It cannot run here; the message says why.
     """
     return torch_run(torch_segmenter(case), case, image) if case.backend in TORCH else edge_run(case, image)
 
 
 def shares(case: Case, image: np.ndarray, runs: int) -> list[dict[str, Any]]:
-    """Where PyTorch's time goes: rows of model, precision, input, part, p50_ms and share of the end-to-end time.
+    """Return the parts of PyTorch's time: rows of model, precision, input, part, p50_ms and share of the whole.
 
     The parts are timed inside one whole run, with the device waited for at both ends of each. "ours" sums what this
     project adds to a text-aligned DINO: SAE, SMD, the refinement of the logits, and the labels.
@@ -217,7 +219,7 @@ def shares(case: Case, image: np.ndarray, runs: int) -> list[dict[str, Any]]:
         stages = once()
         parts = {name: stages[name] for name in ("preprocess", "postprocess", "end_to_end")} | spent
         rounds.append(parts | {"ours": sum(parts[name] for name in ours)})
-    middle = {name: float(np.median([parts[name] for parts in rounds])) for name in rounds[0]}
+    middle = medians(rounds)
     facts = {"model": case.model, "precision": case.precision, "input": case.input}
     return [
         facts | {"part": name, "p50_ms": round(ms, 3), "share": round(ms / middle["end_to_end"], 4)}
@@ -225,19 +227,8 @@ def shares(case: Case, image: np.ndarray, runs: int) -> list[dict[str, Any]]:
     ]
 
 
-def peak_mb() -> float:
-    """Most resident memory of this process so far, in 10^6 bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return round(int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6, 1)
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(most * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
-
-
 def case_of(data: dict[str, Any]) -> Case:
-    """The inverse of `dataclasses.asdict` through JSON."""
+    """Return the case that `case_json` wrote."""
     return Case(**{**data, "size": tuple(data["size"]), "classes": tuple(data["classes"])})
 
 
@@ -246,12 +237,12 @@ def case_json(case: Case) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """The child process of latency.py that measures the memory of one case."""
+    """Measure the memory of one case, as the child process of latency.py."""
     case = case_of(json.loads(Path(arguments[0]).read_text()))
     once = prepared(case, np.load(arguments[1]))
     for _ in range(int(arguments[2])):
         once()
-    print(json.dumps({"peak_mb": peak_mb()}))
+    print(json.dumps({"peak_mb": round(peak_mb(), 1)}))
     return 0
 
 

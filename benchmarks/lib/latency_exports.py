@@ -20,7 +20,7 @@ CALIBRATION_IMAGES = 16
 
 
 def exported(case: Case, folder: Path, calibration: Path | None) -> Case:
-    """The case with a fresh graph or engine of its model, size and precision, and its text bank, in `folder`.
+    """Return the case with a fresh graph or engine of its model, size and precision, and its text bank, in `folder`.
 
     Raises:
         OVSDinoError: TensorRT without TensorRT or a device; or int8 without images.
@@ -57,7 +57,7 @@ def graph(
     calibration: Path | None,
     folder: Path,
 ) -> Path:
-    """An ONNX file of a model; int8 is quantised from a graph of the precision `base`."""
+    """Export an ONNX file of a model; int8 is quantized from a graph of the precision `base`."""
     path = folder / f"{name}_{size[0]}x{size[1]}_{precision}.onnx"
     if precision == "int8":
         from ovsdino.deploy.quantize import Quantize
@@ -77,7 +77,7 @@ def graph(
 
 
 def write_bank(name: str, random_weights: bool, words: Sequence[str], path: Path) -> None:
-    """The words by a model's text tower, or at random."""
+    """Write the words by a model's text tower, or at random."""
     from ovsdino.models.weights import weights_digest
     from ovsdino.vocabulary import Vocabulary
 
@@ -91,10 +91,10 @@ def write_bank(name: str, random_weights: bool, words: Sequence[str], path: Path
 
 
 def engine_case(path: Path, bank: Path | None, words: Sequence[str], threads: int | None, folder: Path) -> Case:
-    """The case of an exported file, by its sidecar.
+    """Return the case of an exported file, by its sidecar.
 
     Raises:
-        OVSDinoError: no sidecar; or no bank, and the file's weights are not those of the zoo's model.
+        OVSDinoError: No sidecar; or no bank, and the file's weights are not those of the zoo's model.
     """
     sidecar = Sidecar.load(path)
     if bank is None:

@@ -15,11 +15,11 @@ COLUMNS = (
     *("end to end p50", "p95", "p99", "images/s", "peak MB"),
 )
 KEY = ("model", "backend", "precision", "input")
-COLOURS = {"preprocess": "#8da0cb", "encode": "#fc8d62", "decode": "#66c2a5", "postprocess": "#e78ac3"}
+COLORS = {"preprocess": "#8da0cb", "encode": "#fc8d62", "decode": "#66c2a5", "postprocess": "#e78ac3"}
 
 
 def grouped(report: dict[str, Any]) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:
-    """Case -> stage -> row, in the report's order."""
+    """Return the rows by case and stage, in the report's order."""
     found: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for row in report["results"]:
         found.setdefault(tuple(row[name] for name in KEY), {})[row["stage"]] = row
@@ -27,7 +27,7 @@ def grouped(report: dict[str, Any]) -> dict[tuple[str, ...], dict[str, dict[str,
 
 
 def title(report: dict[str, Any]) -> str:
-    """Machine and task in a line."""
+    """Return machine and task in a line."""
     facts = report["machine"]
     packages = "".join(f", {name} {version}" for name, version in facts.get("packages", {}).items())
     board = facts.get("board") or facts.get("gpu") or facts["cpu"]
@@ -41,7 +41,7 @@ def title(report: dict[str, Any]) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The tables of latency and of shares."""
+    """Return the tables of latency and of shares."""
     speed = {tuple(row[name] for name in KEY): row["images_per_s"] for row in report["throughput"]}
     lines = [
         f"{title(report)}.",
@@ -83,10 +83,10 @@ def _ms(row: dict[str, Any] | None, field: str) -> str:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Stages of each case as stacked bars, with a whisker from p50 to p99 end to end.
+    """Draw the stages of each case as stacked bars, with a whisker from p50 to p99 end to end.
 
     Raises:
-        OVSDinoError: matplotlib is not installed, an unknown file type, or the file cannot be written.
+        OVSDinoError: Matplotlib is not installed, an unknown file type, or the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -100,10 +100,10 @@ def plot(report: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     for place, stages in enumerate(cases.values()):
         left = 0.0
-        for name, colour in COLOURS.items():
+        for name, color in COLORS.items():
             if name in stages:
                 width = stages[name]["p50_ms"]
-                axes.barh(place, width, left=left, color=colour, label=name if place == 0 or name == "decode" else None)
+                axes.barh(place, width, left=left, color=color, label=name if place == 0 or name == "decode" else None)
                 left += width
         whole = stages["end_to_end"]
         axes.plot([whole["p50_ms"], whole["p99_ms"]], [place, place], "|-", color="black", linewidth=1)

@@ -1,4 +1,4 @@
-"""What the benchmarks say of the machine: its facts and measured limits."""
+"""The machine of a benchmark: its facts and measured limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ovsdino.ops import dispatch
 
 
 def machine_facts(device: str = "cpu") -> dict[str, Any]:
-    """Name, software and measured limits of the machine that a benchmark ran on.
+    """Return name, software and measured limits of the machine that a benchmark ran on.
 
     Args:
         device: "cpu" or "cuda".
@@ -21,7 +21,7 @@ def machine_facts(device: str = "cpu") -> dict[str, Any]:
     Returns:
         JSON-ready facts; ``bandwidth_gbs`` (copying, read plus write), ``gemm_gflops`` (float32, 1024 or 8192
         square) and ``rates_gflops`` (the same for other dtypes; tf32 on CUDA only) are measured here and now, with the
-        threads that the benchmarks use. Besides, whatever ``board.board_facts`` can tell.
+        threads that the benchmarks use. All that ``board.board_facts`` can tell is added.
     """
     facts: dict[str, Any] = {
         "device": device,
@@ -47,7 +47,7 @@ def machine_facts(device: str = "cpu") -> dict[str, Any]:
 
 
 def bandwidth(device: str) -> float:
-    """Bytes a second that a copy of 256 MiB reads and writes."""
+    """Return the bytes a second that a copy of 256 MiB reads and writes."""
     source = torch.ones(64 << 20, device=device)
     target = torch.empty_like(source)
     seconds = interleaved([lambda: target.copy_(source)], device, rounds=5)[0] / 1e3
@@ -55,7 +55,7 @@ def bandwidth(device: str) -> float:
 
 
 def gemm_rate(device: str, dtype: torch.dtype = torch.float32, tf32: bool = False) -> float:
-    """Floating-point operations a second of a square matrix product, float32 without tf32 unless asked for."""
+    """Return the operations a second of a square matrix product, float32 without tf32 unless asked for."""
     size = 8192 if device == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     allowed, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, tf32

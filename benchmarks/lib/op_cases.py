@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -200,15 +201,15 @@ def biased_sdpa(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: T
     return F.scaled_dot_product_attention(q, k, v, attn_mask=n_by_n_bias(e, lam)) * gate.unsqueeze(-1)
 
 
-def folded(*inputs: Tensor) -> Tensor:
-    """The whole op through torch's choice of SDPA: fold, attention, gate."""
-    return structure_attention_folded(*inputs, 48**-0.5)
+def folded(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor) -> Tensor:
+    """Compute the whole op through torch's choice of SDPA: fold, attention, gate."""
+    return structure_attention_folded(q, k, v, e, lam, gate, 48**-0.5)
 
 
 def folded_by(backend: SDPBackend) -> Callable[..., Tensor]:
-    def run(*inputs: Tensor) -> Tensor:
+    def run(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor) -> Tensor:
         with sdpa_kernel(backend):
-            return folded(*inputs)
+            return folded(q, k, v, e, lam, gate)
 
     return run
 
@@ -222,7 +223,8 @@ def flexible(compiled: bool = True) -> Callable[..., Tensor]:
             squared = sum((e[b, head, i, c] - e[b, head, j, c]).float().square() for c in range(e.shape[-1]))
             return score - lam[head] * squared
 
-        return flex_attention(q, k, v, score_mod=bias) * gate.unsqueeze(-1)
+        out: Any = flex_attention(q, k, v, score_mod=bias)  # a tuple only where auxiliary outputs are asked for
+        return out * gate.unsqueeze(-1)
 
     return torch.compile(run, dynamic=False) if compiled else run
 
@@ -253,9 +255,7 @@ def attention_cases(s: Setting) -> Iterator[Case]:
         yield case(inputs, "sdpa", "N x N bias by matrix product", materialised, floor=3.0)
         yield case(inputs, "sdpa", "SDPA with that bias", biased_sdpa, slow=True)
 
-        def reference(*inputs: Tensor) -> Tensor:
-            return structure_attention_reference(*inputs, 48**-0.5)
-
+        reference = functools.partial(structure_attention_reference, scale=48**-0.5)
         yield case(inputs, "sdpa", "the float64-safe reference", reference, slow=True)
         return
 
@@ -356,7 +356,7 @@ def pipeline_cases(s: Setting) -> Iterator[Case]:
 
     def encoded(dtype: torch.dtype) -> Any:
         with torch.inference_mode(), torch.autocast(s.device, dtype, enabled=dtype != torch.float32):
-            features = model.encode_image(image)
+            features: Any = model.encode_image(image)
         features.structure.guide = features.structure.guide.float()
         return features
 
@@ -394,7 +394,7 @@ def library_resizes(side: int, antialias: bool) -> list[tuple[str, Callable[[Ten
     def by_pil(image: Tensor) -> Tensor:  # always antialiased
         return normalised(np.array(Image.fromarray(image.numpy()).resize((side, side), Image.Resampling.BILINEAR)))
 
-    found = [("PIL", by_pil)] if antialias else []
+    found: list[tuple[str, Callable[[Tensor], Tensor]]] = [("PIL", by_pil)] if antialias else []
     try:
         import cv2
     except ImportError:

@@ -11,7 +11,7 @@ from typing import Any
 from ovsdino.console import print_json
 from ovsdino.io.files import atomic_write
 
-__all__ = ["END", "RESULTS", "ROOT", "ReportOptions", "json_text", "placed", "write_text"]
+__all__ = ["END", "RESULTS", "ROOT", "ReportOptions", "json_text", "placed", "save"]
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -30,7 +30,7 @@ class ReportOptions:
     def publish(self, report: dict[str, Any], text: Callable[[dict[str, Any]], str]) -> int:
         """Write the report to --output, print it as JSON or as ``text`` gives it, and return the exit code 0."""
         if self.output is not None:
-            write_text(self.output, json_text(report))
+            save(self.output, json_text(report))
         if self.json:
             print_json(report)
         else:
@@ -43,7 +43,7 @@ def json_text(report: dict[str, Any]) -> str:
     return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_text(path: Path, text: str) -> None:
+def save(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def interleaved(
         copies = rotation(inputs, torch.cuda.get_device_properties(0).L2_cache_size)
         calls = [captured(function, copies) for function in functions]
         return [ms / len(copies) for ms in medians(calls, event_time, rounds, least, budget_s)]
-    return medians([lambda function=f: function(*inputs) for f in functions], clock_time, rounds, least, budget_s)
+    return medians([partial(function, *inputs) for function in functions], clock_time, rounds, least, budget_s)
 
 
 def medians(

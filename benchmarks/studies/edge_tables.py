@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ovsdino.benchmarks.lib.latency_report import markdown
-from ovsdino.benchmarks.lib.report import RESULTS, ROOT, placed, write_text
+from ovsdino.benchmarks.lib.report import RESULTS, ROOT, placed, save
 from ovsdino.deploy.quantization.report import score_table
 from ovsdino.parsing import run_script
 
@@ -51,7 +51,7 @@ class EdgeTables:
     """Write the tables of docs/edge.md from benchmarks/results."""
 
     def run(self) -> int:
-        write_text(DOCUMENT, filled(DOCUMENT.read_text(encoding="utf-8")))
+        save(DOCUMENT, filled(DOCUMENT.read_text(encoding="utf-8")))
         return 0
 
 

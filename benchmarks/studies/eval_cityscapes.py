@@ -11,7 +11,6 @@ postprocess the labels at image size; preprocess the resize and the normalisatio
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.zoo import build_model
 from ovsdino.parsing import run_script
 from ovsdino.pipeline import check_device
-from ovsdino.timing import Clock
+from ovsdino.timing import Clock, medians
 from ovsdino.windows import Batches
 
 SIZE = (1024, 2048)
@@ -82,7 +81,7 @@ class EvalCityscapes(ReportOptions):
             labels = label_image(model, image, text, protocol, batches=batches, dtype=dtype, clock=clock)
             assert labels.shape == SIZE
             rounds.append(clock.ms)
-        stages = {stage: statistics.median(ms[stage] for ms in rounds) for stage in rounds[0]}
+        stages = medians(rounds)
         total = sum(stages.values())
         settings = ("model", "decoder", "classes", "dtype", "batch_size", "rounds")
         return {

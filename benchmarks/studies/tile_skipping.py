@@ -41,9 +41,9 @@ def attention_inputs(model: Any, pixels: np.ndarray, side: int) -> list[tuple[Te
     seen: list[tuple[Tensor, ...]] = []
     original = smd.structure_attention
 
-    def record(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor) -> Tensor:
+    def record(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, *rest: Any, **options: Any) -> Tensor:
         seen.append((q[0], k[0], e[0], lam))
-        return original(q, k, v, e, lam, gate)
+        return original(q, k, v, e, lam, *rest, **options)
 
     smd.structure_attention = record
     try:
@@ -83,10 +83,10 @@ def rows(model: Any, pictures: list[tuple[str, np.ndarray]], side: int) -> Itera
         for block in range(len(inputs[0])):
             lam = inputs[0][block][3]
             for head in range(len(lam)):
-                shares = [
-                    skipped(*(x[head][order].float() for x in picture[block][:3]), lam[head].item())
-                    for picture in inputs
-                ]
+                shares = []
+                for picture in inputs:
+                    q, k, e = (x[head][order].float() for x in picture[block][:3])
+                    shares.append(skipped(q, k, e, lam[head].item()))
                 box, oracle = (sum(column) / len(column) for column in zip(*shares, strict=True))
                 yield {
                     "tokens": grid * grid,

@@ -16,7 +16,9 @@ from ovsdino.benchmarks.lib.machine import machine_facts
 from ovsdino.benchmarks.lib.report import ReportOptions
 from ovsdino.benchmarks.lib.timing import interleaved
 from ovsdino.console import say
+from ovsdino.errors import OVSDinoError
 from ovsdino.parsing import Argument, run_script
+from ovsdino.train.dense.config import DenseConfig
 from ovsdino.train.dense.trainer import DenseTrainer
 from ovsdino.train.start import load_config
 
@@ -36,8 +38,10 @@ class TrainStep(ReportOptions):
         with tempfile.TemporaryDirectory() as folder:
             trainers = []
             for decoder in ("true", "false"):
-                changes = [*self.overrides, f"decoder={decoder}", f"output={folder}"]
-                trainers.append(DenseTrainer(load_config(self.config, changes), log=say))
+                config = load_config(self.config, [*self.overrides, f"decoder={decoder}", f"output={folder}"])
+                if not isinstance(config, DenseConfig):
+                    raise OVSDinoError(f"{self.config}: expected a training on pixel labels")
+                trainers.append(DenseTrainer(config, log=say))
             return self.publish(self._measured(trainers), text)
 
     def _measured(self, trainers: list[DenseTrainer]) -> dict[str, Any]:

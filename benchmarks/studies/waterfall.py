@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from ovsdino.benchmarks.lib.inputs import image_logits, resized
 from ovsdino.benchmarks.lib.machine import machine_facts
 from ovsdino.benchmarks.lib.op_cases import Setting, attention_cases, guided_cases, pool_cases, preprocess_cases
-from ovsdino.benchmarks.lib.report import RESULTS, json_text, placed, write_text
+from ovsdino.benchmarks.lib.report import RESULTS, json_text, placed, save
 from ovsdino.benchmarks.lib.timing import interleaved
 from ovsdino.console import say
 from ovsdino.errors import OVSDinoError
@@ -32,16 +33,26 @@ MARKER = "benchmarks/studies/waterfall.py --write"
 Step = tuple[str, Callable[[], object]]
 
 
+def set_isa(name: str) -> None:
+    """Take the CPU kernels of an instruction set, or of the best one.
+
+    Raises:
+        ValueError: The build or this processor has none.
+    """
+    assert dispatch.native is not None  # `run` has looked
+    dispatch.native.set_isa(name)
+
+
 @contextmanager
 def kernels(isa: str, threads: int) -> Iterator[None]:
     """Use the CPU kernels of one instruction set on some threads."""
     before = torch.get_num_threads()
-    dispatch.native.set_isa(isa)
+    set_isa(isa)
     torch.set_num_threads(threads)
     try:
         yield
     finally:
-        dispatch.native.set_isa("best")
+        set_isa("best")
         torch.set_num_threads(before)
 
 
@@ -58,11 +69,11 @@ def instruction_sets() -> list[str]:
     found = []
     for name in ("baseline", "avx2", "avx512"):
         try:
-            dispatch.native.set_isa(name)
+            set_isa(name)
         except ValueError:
             continue
         found.append(name)
-    dispatch.native.set_isa("best")
+    set_isa("best")
     return found
 
 
@@ -111,8 +122,8 @@ def groups() -> Iterator[tuple[str, list[Step]]]:
     yield (
         "`mask_pool`, 256 masks of 3 %, 64×64 tokens, C = 768, float32",
         [
-            ("einsum on converted masks", lambda: einsum.baseline(*einsum.inputs)),
-            ("index_add of the set tokens", lambda: index_add.baseline(*index_add.inputs)),
+            ("einsum on converted masks", partial(einsum.baseline, *einsum.inputs)),
+            ("index_add of the set tokens", partial(index_add.baseline, *index_add.inputs)),
             *ladder(einsum.ours, *einsum.inputs),
         ],
     )
@@ -125,7 +136,7 @@ def groups() -> Iterator[tuple[str, list[Step]]]:
             ("N × N bias from differences", lambda: rivals["the float64-safe reference"].baseline(*first.inputs)),
             ("bias from a matrix product", lambda: rivals["N x N bias by matrix product"].baseline(*first.inputs)),
             ("SDPA with that bias", lambda: rivals["SDPA with that bias"].baseline(*first.inputs)),
-            ("bias folded into the head size, no N × N", lambda: first.ours(*first.inputs)),
+            ("bias folded into the head size, no N × N", partial(first.ours, *first.inputs)),
         ],
     )
 
@@ -134,7 +145,7 @@ def groups() -> Iterator[tuple[str, list[Step]]]:
         yield (
             f"`guided_upsample`, 19×(32×64) by 4, 64 channels, {title}, float32",
             [
-                ("unfold + bmm", lambda case=case: case.baseline(*case.inputs)),
+                ("unfold + bmm", partial(case.baseline, *case.inputs)),
                 *ladder(case.ours, *case.inputs),
             ],
         )
@@ -142,13 +153,13 @@ def groups() -> Iterator[tuple[str, list[Step]]]:
     for antialias in (False, True):
         chosen = [c for c in preprocess_cases(s) if c.case.startswith("HWC") and ("antialias" in c.case) == antialias]
         libraries = {case.baseline_name: case for case in chosen}
-        steps = [(name, lambda case=case: case.baseline(*case.inputs)) for name, case in libraries.items()]
+        steps = [(name, partial(case.baseline, *case.inputs)) for name, case in libraries.items()]
         suffix = ", antialias" if antialias else ""
         yield (
             f"`preprocess`, HWC 1080×1920 → 448×448{suffix} (libraries, not steps)",
             [
                 *steps,
-                ("torch on uint8 (ours)", lambda case=chosen[0]: case.ours(*case.inputs)),
+                ("torch on uint8 (ours)", partial(chosen[0].ours, *chosen[0].inputs)),
             ],
         )
 
@@ -205,8 +216,8 @@ class Waterfall:
         report = {"machine": machine_facts(), "results": measure(1.0 if self.quick else 10.0)}
         text = table(report, f"benchmarks/results/{self.output.name}")
         if self.write:
-            write_text(self.output, json_text(report))
-            write_text(DOCUMENT, placed(DOCUMENT.read_text(encoding="utf-8"), MARKER, text))
+            save(self.output, json_text(report))
+            save(DOCUMENT, placed(DOCUMENT.read_text(encoding="utf-8"), MARKER, text))
         print(text)
         return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.models.config import BackboneConfig
 from ovsdino.models.weights import below, fetch, load_state, read_foreign
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def nano_vit(config: BackboneConfig) -> VisionTransformer:
@@ -163,8 +165,8 @@ def normalize(x: Tensor, dim: int = 1) -> Tensor:
     return F.normalize(x, dim=dim, eps=1e-6)
 
 
-def freeze(module: nn.Module) -> nn.Module:
-    """Eval mode, no gradients."""
+def freeze(module: M) -> M:
+    """Put a module in eval mode without gradients, and return it."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module.eval()

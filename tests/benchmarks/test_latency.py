@@ -1,4 +1,4 @@
-"""The latency benchmark: its report's form, percentiles by hand, and what it reads off a board."""
+"""The latency benchmark: its report's form, percentiles by hand."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 
 from ovsdino.benchmarks import latency
-from ovsdino.benchmarks.lib import board
-from ovsdino.benchmarks.lib.latency_cases import Case, case_json, case_of, peak_mb
+from ovsdino.benchmarks.lib import latency_measure
+from ovsdino.benchmarks.lib.latency_cases import Case, case_json, case_of
 from ovsdino.benchmarks.lib.latency_report import markdown
-from ovsdino.benchmarks.studies import edge_tables
 from ovsdino.parsing import run_script
 from tests.support import tiny
 from tests.support.blocking import BLOCK
@@ -84,32 +83,14 @@ def test_a_board_without_torch_times_its_engine(tmp_path: Path, picture: Path) -
     assert report["machine"]["threads"] >= 1 and "torch" not in report["machine"]
 
 
-def test_the_tables_of_the_page_are_those_of_the_results() -> None:
-    text = edge_tables.DOCUMENT.read_text(encoding="utf-8")
-    assert edge_tables.filled(text) == text, "run python benchmarks/studies/edge_tables.py"
-
-
-def test_a_missing_result_reads_not_measured(tmp_path: Path) -> None:
-    text = edge_tables.filled(edge_tables.DOCUMENT.read_text(encoding="utf-8"), tmp_path)
-    assert text.count("\nNot measured.\n") == 3
-    rows = [{"name": "int8", "bytes": 9_000_000, "images": 3, "miou": 0.68, "boundary_f1": 0.6, "ms": 81.25}]
-    facts = {"linears": 41, "kept": ["gate"], "alpha": 0.5, "method": "minmax", "percentile": None, "images": 32}
-    report = {"size": "352x464", "quantised": facts, "sensitivity": None, "results": rows, "load_average": 0.5}
-    report["results"][0]["label_agreement"] = 0.99912
-    (tmp_path / "quantize_nano.json").write_text(json.dumps(report))
-    text = edge_tables.filled(text, tmp_path)
-    assert "| int8 | 9.00 | 0.6800 | 0.6000 | 0.9991 | 81.2 |" in text and text.count("\nNot measured.\n") == 2
-
-
 def test_percentiles_are_interpolated_between_samples() -> None:
-    row = latency.row(CASE, "encode", [5.0, 1.0, 3.0, 2.0, 4.0])
-    assert (row["p50_ms"], row["p95_ms"], row["p99_ms"]) == (3.0, 4.8, 4.96)  # at 2, 3.8 and 3.96 of 0..4
-    assert row["runs"] == 5 and row["input"] == "64x80" and list(row) == KEYS
+    line = latency_measure.row(CASE, "encode", [5.0, 1.0, 3.0, 2.0, 4.0])
+    assert (line["p50_ms"], line["p95_ms"], line["p99_ms"]) == (3.0, 4.8, 4.96)  # at 2, 3.8 and 3.96 of 0..4
+    assert line["runs"] == 5 and line["input"] == "64x80" and list(line) == KEYS
 
 
 def test_a_case_survives_the_way_to_its_child_process() -> None:
     assert case_of(json.loads(case_json(CASE))) == CASE
-    assert 10 < peak_mb() < 1e6
 
 
 def test_the_network_sees_what_the_pipeline_would_give_it() -> None:
@@ -147,33 +128,3 @@ def test_tensorrt_without_a_device_is_one_line(backend: str, picture: Path, caps
     assert run_script(latency.Latency, "latency.py", ["--backends", backend, "--image", str(picture), "--json"]) == 2
     out, err = capsys.readouterr()
     assert list(json.loads(out)) == ["error"] and "Traceback" not in err and "exporting" not in err
-
-
-def test_what_boards_say_is_read() -> None:
-    nano = (
-        "11-22-2026 RAM 3000/7620MB CPU [5%@729] VDD_IN 5123mW/5000mW VDD_CPU_GPU_CV 800mW/790mW VDD_SOC 1400mW/1390mW"
-    )
-    agx = "GR3D_FREQ 99% VDD_GPU_SOC 12000mW/11000mW VDD_CPU_CV 3500mW/3400mW VIN_SYS_5V0 4000mW/4000mW"
-    assert board.parse_tegrastats(nano) == pytest.approx(5.123)
-    assert board.parse_tegrastats(agx) == pytest.approx(19.5)
-    assert board.parse_tegrastats("RAM 3000/7620MB") is None
-    assert board.parse_nvpmodel("NV Power Mode: MAXN_SUPER\n2") == "MAXN_SUPER" and board.parse_nvpmodel("") is None
-    assert board.parse_l4t("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic") == "36.4.3"
-    assert board.parse_smi("1980 MHz, 2619 MHz, [N/A], 580.95\n") == {
-        "clocks.sm": "1980 MHz",
-        "clocks.mem": "2619 MHz",
-        "driver_version": "580.95",
-    }
-    assert board.parse_smi("") == {}
-
-
-def test_facts_that_a_board_lacks_are_absent(tmp_path: Path) -> None:
-    found = board.board_facts(tmp_path)
-    assert not {"board", "l4t", "cpu_mhz", "gpu_mhz", "governor"} & found.keys() and all(found.values())
-    (tmp_path / "proc/device-tree").mkdir(parents=True)
-    (tmp_path / "proc/device-tree/model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
-    clock = tmp_path / "sys/class/devfreq/17000000.ga10b/cur_freq"
-    clock.parent.mkdir(parents=True)
-    clock.write_text("1020000000\n")
-    found = board.board_facts(tmp_path)
-    assert found["board"] == "NVIDIA Jetson Orin Nano" and found["gpu_mhz"] == 1020

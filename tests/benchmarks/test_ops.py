@@ -1,4 +1,4 @@
-"""The benchmark of the ops: its GPU rows tried out on the CPU at the least sizes, its timing and its report."""
+"""The benchmark of the ops: its GPU rows tried out on the CPU at the least sizes, and its report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ovsdino.benchmarks import ops as benchmark
-from ovsdino.benchmarks.lib import op_cases, timing
+from ovsdino.benchmarks.lib import op_cases
 from ovsdino.ops import use_backend
 from tests.ops.table import outputs
 
@@ -80,24 +80,3 @@ def test_a_row_that_cannot_run_is_left_out_with_its_reason(monkeypatch: pytest.M
     report = benchmark.run(setting, FACTS, 0.01, True, ["preprocess"])
     assert report["left_out"] == [{"op": "preprocess", "case": "c", "reason": "RuntimeError: no such kernel"}]
     assert "no such kernel" in benchmark.table(report)
-
-
-def test_inputs_rotate_until_they_overflow_the_cache_twice() -> None:
-    x = torch.zeros(1000, requires_grad=True)
-    copies = timing.rotation((x, 3), 10_000)
-    assert len(copies) == 6 and copies[0][0] is x and all(copy[1] == 3 for copy in copies)
-    assert len({copy[0].data_ptr() for copy in copies}) == 6 and all(copy[0].requires_grad for copy in copies)
-    assert len(timing.rotation((x,), 100)) == 2 and len(timing.rotation((), 100)) == 1
-
-
-def test_extra_memory_is_what_a_call_takes_beyond_its_result() -> None:
-    def wasteful(x: torch.Tensor) -> torch.Tensor:
-        return (x.expand(40_000_000) + 1)[:1000].clone()
-
-    inputs = (torch.zeros(1),)
-    wasteful(*inputs)
-    found = timing.extra_mb(wasteful, inputs, "cpu")
-    if found is None:
-        pytest.skip("no /proc/self/clear_refs here")
-    assert 150 < found < 200
-    assert timing.extra_mb(lambda x: x + 1, inputs, "cpu") < 20
