@@ -20,7 +20,7 @@ TREES = {
 # From the bottom up. A room is a module or a package; its modules may import from rooms of its own layer and of those below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_C", "errors"),  # _C is the native module
-    ("io", "console", "settings", "native", "timing", "vocabulary", "fonts", "legend", "overlay"),
+    ("io", "console", "parsing", "settings", "native", "timing", "vocabulary", "fonts", "legend", "overlay"),
     ("data", "kernels", "ops"),
     ("models",),
     ("edge", "options", "pipeline", "results", "windows"),
