@@ -19,14 +19,14 @@ _SECRET = re.compile(r"(?i)\b((?:user-?)?(?:password|passwd|pwd|pw|pass|token)\s
 
 
 class OVSDinoError(ValueError):
-    """A bad input, name, file or setting; the message says what is wrong and what to do about it.
+    """A bad input, name, file or setting; the message says what is wrong and how to correct it.
 
     The command line prints it as ``error: <one line>`` and exits with 2. Any other exception is an internal error.
     """
 
 
 def one_line(message: object, limit: int = 500) -> str:
-    """Fold a message into one printable line of at most ``limit`` characters.
+    r"""Fold a message into one printable line of at most ``limit`` characters.
 
     Args:
         message: An exception or any object with a string form.
@@ -34,7 +34,7 @@ def one_line(message: object, limit: int = 500) -> str:
 
     Returns:
         The text without passwords of addresses, with every run of white space and control characters replaced by one
-        space, and bytes of a file name that are not UTF-8 written as escapes (``\\udce9``).
+        space, and bytes of a file name that are not UTF-8 written as escapes (``\udce9``).
     """
     shown = "".join(
         c if c.isprintable() else ascii(c)[1:-1] if "\ud800" <= c <= "\udfff" else " " for c in str(message)

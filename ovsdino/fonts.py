@@ -68,7 +68,7 @@ class Text:
         return sum(run.width for run in self.runs)
 
     def draw(self, canvas: Image.Image, x: float, y: float, fill: tuple[int, int, int]) -> float:
-        """Draw it from (x, y), y the middle of the line; returns x at its end."""
+        """Draw it from (x, y), y the middle of the line; return x at its end."""
         draw = ImageDraw.Draw(canvas)
         for run in self.runs:
             if run.scale == 1.0:

@@ -106,15 +106,15 @@ def draw_overlay(
     boundaries: bool = True,
     legend: bool = True,
 ) -> Image.Image:
-    """Lays class colors over an image, draws the borders between classes, and adds a legend below.
+    """Lay class colors over an image, draw the borders between classes, and add a legend below.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) integers, indices into `entries`.
-        entries: name, color and fraction (0..1) of each label value.
-        alpha: weight of the color, 0..1.
-        boundaries: draw a light line where two classes meet.
-        legend: add a strip below the image with the classes, those with pixels first, the largest before the others.
+        entries: Name, color and fraction (0..1) of each label value.
+        alpha: Weight of the color, 0..1.
+        boundaries: Draw a light line where two classes meet.
+        legend: Add a strip below the image with the classes, those with pixels first, the largest before the others.
 
     Returns:
         An RGB picture of W x H, higher by the legend (and at least 160 wide) if there is one.
@@ -153,7 +153,7 @@ def _squared(places: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _lab(colors: np.ndarray) -> np.ndarray:
-    """(N, 3) sRGB 0..255 to CIELAB under D65 (IEC 61966-2-1, CIE 15)."""
+    """Return (N, 3) sRGB 0..255 in CIELAB under D65 (IEC 61966-2-1, CIE 15)."""
     linear = colors / 255.0
     linear = np.where(linear > 0.04045, ((linear + 0.055) / 1.055) ** 2.4, linear / 12.92)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
@@ -163,7 +163,7 @@ def _lab(colors: np.ndarray) -> np.ndarray:
 
 
 def _borders(labels: np.ndarray, thickness: int) -> np.ndarray:
-    """(H, W) bool: pixels within `thickness` of a change of label to the right or below."""
+    """Return the pixels within `thickness` of a change of label to the right or below, (H, W) bool."""
     height, width = labels.shape
     line = np.zeros((height, width), dtype=bool)
     for shift in range(1, thickness + 1):

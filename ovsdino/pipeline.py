@@ -35,20 +35,20 @@ DType = Literal["float32", "bfloat16", "float16", "auto"]
 
 
 class Segmenter:
-    """A model with what surrounds it: pictures to tensors, words to text banks, logits to labels.
+    """A model and its surroundings: pictures to tensors, words to text banks, logits to labels.
 
-    Several threads may share one. An `torch.autocast` of the caller has no say: `dtype` alone decides.
+    Several threads may share one. A `torch.autocast` of the caller has no effect: `dtype` alone decides.
 
     Args:
-        model: an `OVSDINO` in eval mode.
-        device: where to run; the model's own device by default.
+        model: An `OVSDINO` in eval mode.
+        device: Where to run; the model's own device by default.
         dtype: "float32"; "bfloat16" or "float16" run the network under autocast; "auto" is bfloat16 (which has
             float32's range) on CUDA devices that have it, and float32 elsewhere.
-        short_side: size of the image's short side at inference, in pixels; the model's own by default.
-        batch_size: images or windows in one forward; halved, and said once, when memory runs out.
+        short_side: Size of the image's short side at inference, in pixels; the model's own by default.
+        batch_size: Images or windows in one forward; halved, and said once, when memory runs out.
 
     Raises:
-        OVSDinoError: the device is not there, or a value is out of range.
+        OVSDinoError: The device is not there, or a value is out of range.
     """
 
     def __init__(
@@ -78,16 +78,16 @@ class Segmenter:
         self.__dict__.update(state, _banks_lock=threading.Lock())
 
     def encode_text(self, classes: Classes) -> Tensor:
-        """The text bank of a class list, computed once and cached.
+        """Return the text bank of a class list, computed once and cached.
 
         Args:
-            classes: see `Vocabulary.of`.
+            classes: See `Vocabulary.of`.
 
         Returns:
             (K, D) float32 on the model's device, rows of length one.
 
         Raises:
-            OVSDinoError: the class list is not valid.
+            OVSDinoError: The class list is not valid.
         """
         texts = Vocabulary.of(classes).texts
         with self._banks_lock:
@@ -102,17 +102,17 @@ class Segmenter:
             return bank
 
     def encode_image(self, image: ImageLike) -> ImageFeatures:
-        """Everything about one image that does not depend on the words, for `decode`; batch of one.
+        """Return the part of an image that does not depend on the words, for `decode`; batch of one.
 
         Raises:
-            OVSDinoError: the image cannot be read.
+            OVSDinoError: The image cannot be read.
         """
         pixels = load_image(image)
         with torch.inference_mode(), self._autocast(), _said_when_memory_is_out():
             return self.model.encode_image(self._tensor(pixels, self.inference_size(*pixels.shape[:2])))
 
     def decode(self, features: ImageFeatures, classes: Classes | Tensor) -> Tensor:
-        """Logits of the classes (or of a text bank (K, D)): (B, K, h, w) float32 at the model's output grid."""
+        """Return logits of the classes (or of a text bank (K, D)), (B, K, h, w) float32 at the model's output grid."""
         text = classes if isinstance(classes, Tensor) else self.encode_text(classes)
         with torch.inference_mode(), self._autocast(), _said_when_memory_is_out():
             return self.model.decode(features, text.to(self.device)).float()
@@ -127,21 +127,21 @@ class Segmenter:
         stride: int | None = None,
         scores: bool = True,
     ) -> Segmentation:
-        """Labels every pixel of an image with one of the classes.
+        """Label every pixel of an image with one of the classes.
 
         Labels come straight from the low-resolution logits; the (K, H, W) tensor at image size is never made.
 
         Args:
-            image: path, PIL image, ndarray or tensor; see `load_image`.
+            image: Path, PIL image, ndarray or tensor; see `load_image`.
             classes: "road, car, sky", a list of words, or a mapping; see `Vocabulary.of`.
-            background: pixels whose largest softmax probability is below this (0..1) become background, label K; True
+            background: Pixels whose largest softmax probability is below this (0..1) become background, label K; True
                 stands for 0.5. None or False: no background.
-            window: side of a sliding window, in pixels of the resized image; None takes the whole image at once.
-            stride: step of the window; half the window by default.
-            scores: also compute each class's mean confidence.
+            window: Side of a sliding window, in pixels of the resized image; None takes the whole image at once.
+            stride: Step of the window; half the window by default.
+            scores: Also compute each class's mean confidence.
 
         Raises:
-            OVSDinoError: the image, the classes or a number is not valid; the message names it.
+            OVSDinoError: The image, the classes or a number is not valid; the message names it.
         """
         return self._segment([image], classes, background, window, stride, scores)[0]
 
@@ -155,15 +155,20 @@ class Segmenter:
         stride: int | None = None,
         scores: bool = True,
     ) -> list[Segmentation]:
-        """`segment` for several images; those of equal inference size share a forward. Results in the order given.
+        """Segment several images; those of equal inference size share a forward. Results come in the order given.
 
         Stage times are shared equally among the images of a forward.
 
         Args:
-            images: a list, a generator, or one array (N, H, W, C) or tensor (N, C, H, W) of several.
+            images: A list, a generator, or one array (N, H, W, C) or tensor (N, C, H, W) of several.
+            classes: See `segment`.
+            background: See `segment`.
+            window: See `segment`.
+            stride: See `segment`.
+            scores: See `segment`.
 
         Raises:
-            OVSDinoError: one image in place of several, or see `segment`.
+            OVSDinoError: One image is given in place of several, or see `segment`.
         """
         return self._segment(_several(images), classes, background, window, stride, scores)
 
@@ -173,7 +178,7 @@ class Segmenter:
         return Clock(wait)
 
     def inference_size(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) that the network sees: ratio kept, short side `short_side`, sides rounded to `stride_multiple`.
+        """Return (h, w) that the network sees: ratio kept, short side `short_side`, sides rounded to `stride_multiple`.
 
         The long side is at most 2048/448 of `short_side`, so that a strip of an image cannot fill the memory.
         """
@@ -276,28 +281,28 @@ def load(
     short_side: int | None = None,
     **weights: Any,
 ) -> Segmenter:
-    """A model of the zoo, ready to segment.
+    """Return a model, ready to segment.
 
     Args:
-        name: a name of `list_models()`, or a folder or hub repository that holds a shared model (`ovsdino.hub`).
+        name: A name of `list_models()`, or a folder or hub repository that holds a shared model (`ovsdino.hub`).
         device: "cpu", "cuda", "cuda:1"; None takes CUDA if there is one.
-        dtype: see `Segmenter`.
-        short_side: see `Segmenter`.
-        **weights: files of one's own, as `ovsdino.models.zoo.create_model` takes them (checkpoint, backbone_weights,
+        dtype: See `Segmenter`.
+        short_side: See `Segmenter`.
+        **weights: Files of one's own, as `ovsdino.models.zoo.create_model` takes them (checkpoint, backbone_weights,
             clip_weights, projection).
 
     Raises:
-        OVSDinoError: unknown name, device not there, weights missing, damaged or out of reach.
+        OVSDinoError: The name is unknown, the device is not there, or weights are missing, damaged or out of reach.
     """
     place = check_device(device)
     return Segmenter(create_model(name, device=place, **weights), place, dtype=dtype, short_side=short_side)
 
 
 def segment(image: ImageLike, classes: Classes, model: str = "nano", **options: Any) -> Segmentation:
-    """One call for one image: `load(model).segment(image, classes, **options)`; the model is kept for the next call.
+    """Segment one image: `load(model).segment(image, classes, **options)`; the model is kept for the next call.
 
     Raises:
-        OVSDinoError: see `load` and `Segmenter.segment`.
+        OVSDinoError: See `load` and `Segmenter.segment`.
     """
     return _kept(model).segment(image, classes, **options)
 
@@ -308,10 +313,10 @@ def _kept(name: str) -> Segmenter:
 
 
 def check_device(device: str | torch.device | None) -> torch.device:
-    """The device of a name; CUDA if there is one, else the CPU, for None.
+    """Return the device of a name; for None CUDA if there is one, else the CPU.
 
     Raises:
-        OVSDinoError: no such device here.
+        OVSDinoError: There is no such device here.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -343,10 +348,10 @@ def _said_when_memory_is_out() -> Iterator[None]:
 
 
 def _several(images: Iterable[ImageLike]) -> list[ImageLike]:
-    """The images of a batch as a list; generators are read to their end.
+    """Return the images of a batch as a list; generators are read to their end.
 
     Raises:
-        OVSDinoError: one image (a path, a PIL image, an array of one), or nothing that can be gone through.
+        OVSDinoError: It is one image (a path, a PIL image, an array of one), or nothing that can be gone through.
     """
     one = isinstance(images, (str, bytes, os.PathLike, Image.Image))
     if isinstance(images, (np.ndarray, Tensor)):
@@ -360,10 +365,10 @@ def _several(images: Iterable[ImageLike]) -> list[ImageLike]:
 def _label(
     logits: Tensor, size: tuple[int, int], threshold: float | None, scores: bool
 ) -> tuple[np.ndarray, tuple[float, ...] | None]:
-    """Labels (H, W) of one image's logits (1, K, h, w), and the mean confidence of each class.
+    """Return labels (H, W) of one image's logits (1, K, h, w), and the mean confidence of each class.
 
     Raises:
-        OVSDinoError: a logit is NaN or infinite, which would give every pixel one label.
+        OVSDinoError: A logit is NaN or infinite, which would give every pixel one label.
     """
     low, high = torch.aminmax(logits)  # both are NaN where one logit is
     if not (torch.isfinite(low) & torch.isfinite(high)):

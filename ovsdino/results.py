@@ -1,4 +1,4 @@
-"""What a segmentation returns: labels, names, scores, and the forms other tools read."""
+"""The result of a segmentation: labels, names, scores, and the forms that other tools read."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Segmentation:
 
     Attributes:
         labels: (H, W) uint8, int16 or int32 at the size of the image: the index into `names`, or K for background.
-        names: the K class names.
-        scores: for each class the mean confidence (largest softmax probability, 0..1) over its pixels, 0 where it has
+        names: The K class names.
+        scores: For each class the mean confidence (largest softmax probability, 0..1) over its pixels, 0 where it has
             none; None if confidences were not computed.
-        background: whether pixels below the threshold were given the label K.
-        image: the (H, W, 3) uint8 image, kept for `overlay`; a result of `Segmenter.segment` holds a copy, so that the
+        background: Whether pixels below the threshold were given the label K.
+        image: The (H, W, 3) uint8 image, kept for `overlay`; a result of `Segmenter.segment` holds a copy, so that the
             caller can use a frame's buffer again.
-        source: path of the image file, where there is one; `save` names its files after it.
-        stages_ms: milliseconds of each stage of this image.
+        source: Path of the image file, where there is one; `save` names its files after it.
+        stages_ms: Milliseconds of each stage of this image.
     """
 
     labels: np.ndarray
@@ -58,10 +58,12 @@ class Segmentation:
 
     @property
     def height(self) -> int:
+        """Height in pixels."""
         return int(self.labels.shape[0])
 
     @property
     def width(self) -> int:
+        """Width in pixels."""
         return int(self.labels.shape[1])
 
     @property
@@ -87,10 +89,10 @@ class Segmentation:
         return np.vstack([colors, [BACKGROUND_COLOR]]).astype(np.uint8) if self.background else colors
 
     def mask(self, name: str | int) -> np.ndarray:
-        """(H, W) bool: the pixels of one class, by name or index.
+        """Return the pixels of one class, by name or index, (H, W) bool.
 
         Raises:
-            OVSDinoError: no such class.
+            OVSDinoError: There is no such class.
         """
         names = self.all_names
         if isinstance(name, str):
@@ -102,7 +104,7 @@ class Segmentation:
         return np.asarray(self.labels == name)
 
     def masks(self) -> np.ndarray:
-        """(K, H, W) bool: one mask a class, without the background. K*H*W bytes: prefer `mask` for many classes."""
+        """Return one mask per class, without the background, (K, H, W) bool: for many classes prefer `mask`."""
         return np.stack([self.labels == index for index in range(len(self.names))])
 
     def overlay(
@@ -113,16 +115,16 @@ class Segmentation:
         boundaries: bool = True,
         legend: bool = True,
     ) -> Image.Image:
-        """The class colors laid over the image, with borders and a legend.
+        """Return the image with the class colors laid over it, borders and a legend.
 
         Args:
-            image: what to draw on; the segmented image by default.
-            alpha: weight of the colors, 0..1.
-            boundaries: draw a light line where two classes meet.
-            legend: add a strip below with the names and shares; without it the picture has the image's size.
+            image: Picture to draw on; the segmented image by default.
+            alpha: Weight of the colors, 0..1.
+            boundaries: Draw a light line where two classes meet.
+            legend: Add a strip below with the names and shares; without it the picture has the image's size.
 
         Raises:
-            OVSDinoError: no image, an image of another size, or alpha outside 0..1.
+            OVSDinoError: There is no image, it has another size, or alpha is outside 0..1.
         """
         if not 0.0 <= alpha <= 1.0:
             raise OVSDinoError(f"alpha is {alpha}: expected 0..1")
@@ -137,7 +139,7 @@ class Segmentation:
         return draw_overlay(picture, self.labels, entries, alpha=alpha, boundaries=boundaries, legend=legend)
 
     def to_image(self) -> Image.Image:
-        """The labels as an indexed image with the class colors as palette; 16-bit gray beyond 256 values."""
+        """Return the labels as an indexed image with the class colors as palette; 16-bit gray beyond 256 values."""
         if len(self.all_names) > 256:
             return Image.fromarray(self.labels.astype(np.uint16))
         picture = Image.fromarray(self.labels.astype(np.uint8))
@@ -145,16 +147,16 @@ class Segmentation:
         return picture
 
     def to_png(self, path: str | os.PathLike[str]) -> Path:
-        """Writes `to_image` as a PNG; returns its path.
+        """Write `to_image` as a PNG; return its path.
 
         Raises:
-            OVSDinoError: the file cannot be written, or is the image that was segmented.
+            OVSDinoError: The file cannot be written, or is the image that was segmented.
         """
         refuse_inputs([path], [self.source] if self.source else [])
         return _write_png(self.to_image(), path)
 
     def to_rle(self) -> list[dict[str, Any]]:
-        """COCO run-length masks, one a class that has pixels.
+        """Return COCO run-length masks, one per class that has pixels.
 
         Returns:
             Dicts with "category_id" (index into `names`), "name", "score", "segmentation" ({"size": [H, W], "counts":
@@ -179,7 +181,7 @@ class Segmentation:
         return found
 
     def to_supervision(self) -> Any:
-        """`supervision.Detections`, one a class that has pixels, with masks, boxes and `data["class_name"]`.
+        """Return `supervision.Detections`, one per class that has pixels, with masks, boxes and `data["class_name"]`.
 
         Raises:
             OVSDinoError: supervision is not installed.
@@ -203,7 +205,7 @@ class Segmentation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Size, classes (every entry of `all_names` with its fraction and score) and times, ready for JSON."""
+        """Return size, classes (every entry of `all_names` with its fraction and score) and times, ready for JSON."""
         scores: list[float | None] = [round(s, 4) for s in self.scores] if self.scores else [None] * len(self.names)
         scores += [None] * self.background
         return {
@@ -220,22 +222,22 @@ class Segmentation:
     def save(
         self, directory: str | os.PathLike[str], stem: str | None = None, *, alpha: float = 0.5
     ) -> dict[str, Path]:
-        """Writes `<stem>_overlay.png` (if the result holds its image) and `<stem>_labels.png`.
+        """Write `<stem>_overlay.png` (if the result holds its image) and `<stem>_labels.png`.
 
         Files appear under their names only when complete; files of those names are replaced.
 
         Args:
-            directory: folder, made if it is missing.
-            stem: start of the names. Default: the stem of the image's file, so that a script that runs again replaces
+            directory: Folder, made if it is missing.
+            stem: Start of the names. Default: the stem of the image's file, so that a script that runs again replaces
                 its own results; images of one stem in several folders want stems of their own. Pixels without a file
                 become image, image_2, image_3, ...: the first that is not there yet, so that nothing is replaced.
-            alpha: see `overlay`.
+            alpha: See `overlay`.
 
         Returns:
             The paths, under "overlay" and "labels".
 
         Raises:
-            OVSDinoError: a file cannot be written, or is the image that was segmented.
+            OVSDinoError: A file cannot be written, or is the image that was segmented.
         """
         folder = Path(directory)
         if stem is None:

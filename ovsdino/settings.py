@@ -75,7 +75,7 @@ class InputPath:
     """Mark a file or folder that is read. In a YAML file it is relative to that file's folder.
 
     Attributes:
-        when: A field beside it and the value under which it is a path; None for always.
+        when: Another field of its class and the value under which it is a path; None for always.
     """
 
     when: tuple[str, str] | None = None
@@ -286,7 +286,7 @@ def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     """Return `tree` with `key.sub=value` overrides.
 
     Raises:
-        OVSDinoError: An override is not of that form, or goes through something that is no mapping.
+        OVSDinoError: An override is not of that form, or goes through something that is not a mapping.
     """
     tree = merged(tree, {})
     for override in overrides:

@@ -35,8 +35,8 @@ class Vocabulary:
     """Classes to segment.
 
     Attributes:
-        names: one name a class, as shown and saved.
-        texts: the words the model reads for each class; several are averaged.
+        names: One name per class, as shown and saved.
+        texts: The words the model reads for each class; several are averaged.
     """
 
     names: tuple[str, ...]
@@ -47,7 +47,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, classes: Classes) -> Vocabulary:
-        """Checks what the user gave.
+        """Check class names and return them as a vocabulary.
 
         Args:
             classes: "road, car|automobile, sky" (commas between classes, | between words averaged for one class; the
@@ -56,7 +56,8 @@ class Vocabulary:
                 are composed (Unicode NFC): a keyboard's "é" and a file system's are one word.
 
         Raises:
-            OVSDinoError: no classes, an empty, duplicate or overlong name, a control character, or a wrong type.
+            OVSDinoError: There are no classes, a name is empty, given twice, too long or holds a control character, or
+                the type is wrong.
         """
         if isinstance(classes, Vocabulary):
             return classes
@@ -86,14 +87,14 @@ class Vocabulary:
 
 
 def background_threshold(background: float | bool | None, names: Sequence[str]) -> float | None:
-    """The probability below which a pixel is background, or None for no background.
+    """Return the probability below which a pixel is background, or None for no background.
 
     Args:
-        background: the user's number; True stands for `DEFAULT_BACKGROUND`, None and False for no background.
-        names: names of the classes.
+        background: The user's number; True stands for `DEFAULT_BACKGROUND`, None and False for no background.
+        names: Names of the classes.
 
     Raises:
-        OVSDinoError: not within 0..1, a single class, or a class called "background": there would be two.
+        OVSDinoError: The number is not within 0..1, there is a single class, or a class is called "background".
     """
     if background is None or background is False:
         return None

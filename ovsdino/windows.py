@@ -95,7 +95,7 @@ def window_offsets(length: int, window: int, stride: int) -> list[int]:
 
 
 def check_window(window: int, multiple: int, model: str) -> None:
-    """Refuse a window that is no multiple of the model's patch.
+    """Refuse a window that is not a multiple of the model's patch.
 
     Raises:
         OVSDinoError: It is none; the message names one that is.

@@ -39,15 +39,15 @@ __all__ = ["SPECS", "Benchmark", "Layout", "find_layout", "open_benchmark"]
 
 @dataclass
 class Layout:
-    """What was found.
+    """Files of a split that were found.
 
     Attributes:
-        home: the folder that holds the data set's own folders.
-        entries: images with their labels.
-        missing: images or labels that a list or a partner calls for and that are not there.
-        labels: which kind of label files, for people.
-        table: see `SegmentationDataset`.
-        paint: see `SegmentationDataset`.
+        home: The folder that holds the data set's own folders.
+        entries: Images with their labels.
+        missing: Images or labels that a list or a partner calls for and that are not there.
+        labels: Which kind of label files, for people.
+        table: See `SegmentationDataset`.
+        paint: See `SegmentationDataset`.
     """
 
     home: Path
@@ -63,12 +63,12 @@ class Benchmark:
     """A data set and where it comes from.
 
     Attributes:
-        names: classes as mmsegmentation 0.30 has them.
-        expected: images in each official split.
-        homes: sub-folders of the root to look into, beside the root itself.
-        find: looks for the files of a split in a home; None if this is not the place.
-        wanted: what was looked for, for people.
-        source: the archives and who publishes them.
+        names: Classes as mmsegmentation 0.30 has them.
+        expected: Images in each official split.
+        homes: Sub-folders of the root to look into, after the root itself.
+        find: Function that returns the files of a split in a home, or None if this is not the place.
+        wanted: What was looked for, for people.
+        source: The archives and who publishes them.
     """
 
     names: tuple[str, ...]
@@ -81,10 +81,10 @@ class Benchmark:
 
 
 def open_benchmark(name: str, root: Path, split: str) -> SegmentationDataset:
-    """Opens one of the eight from its own folders.
+    """Open one of the eight from its own folders.
 
     Raises:
-        OVSDinoError: not there, or incomplete.
+        OVSDinoError: It is not there, or incomplete.
     """
     layout = find_layout(name, root, split)
     if layout.missing:
@@ -98,7 +98,7 @@ def open_benchmark(name: str, root: Path, split: str) -> SegmentationDataset:
 
 
 def dataset_of(name: str, layout: Layout) -> SegmentationDataset:
-    """One of the eight over the files of a layout that were found."""
+    """Return one of the eight over the files of a layout that were found."""
     return SegmentationDataset(
         layout.home,
         SPECS[name].names,
@@ -110,10 +110,10 @@ def dataset_of(name: str, layout: Layout) -> SegmentationDataset:
 
 
 def find_layout(name: str, root: Path, split: str) -> Layout:
-    """The files of a split, complete or not.
+    """Return the files of a split, complete or not.
 
     Raises:
-        OVSDinoError: no such data set below the root.
+        OVSDinoError: There is no such data set below the root.
     """
     spec = SPECS[name]
     if split not in spec.expected:
@@ -129,7 +129,7 @@ def find_layout(name: str, root: Path, split: str) -> Layout:
 
 
 def _files(folder: Path, suffix: str) -> set[str]:
-    """Names of the files in a folder; none where it is missing."""
+    """Return the names of the files in a folder; none where it is missing."""
     try:
         with os.scandir(folder) as entries:
             return {e.name for e in entries if e.name.endswith(suffix) and not e.is_dir() and not is_litter(e.name)}
@@ -146,7 +146,7 @@ def _pascal(labels: str, lists: str, table: np.ndarray) -> Callable[[Path, str],
         stems = [line.split()[0] for line in text.splitlines() if line.strip()]
         bad = next((s for s in stems if s != os.path.basename(s) or s in (".", "..") or "\\" in s or "\0" in s), None)
         if bad is not None:
-            raise OVSDinoError(f"{listed}: {bad!r} is no image name; the list holds names without folders")
+            raise OVSDinoError(f"{listed}: {bad!r} is not an image name; the list holds names without folders")
         images, maps = _files(home / "JPEGImages", ".jpg"), _files(home / labels, ".png")
         entries, missing = [], []
         for stem in dict.fromkeys(stems):

@@ -23,9 +23,9 @@ class BoundarySample:
     """One image and its segmentations.
 
     Attributes:
-        stem: file name without suffix.
+        stem: File name without suffix.
         image: (H, W, 3) uint8 RGB.
-        segments: (A, H, W) integer region ids, one map an annotator.
+        segments: (A, H, W) integer region ids, one map per annotator.
     """
 
     stem: str
@@ -34,11 +34,11 @@ class BoundarySample:
 
 
 class BsdsDataset:
-    """One split; `dataset[i]` reads and decodes.
+    """One split of BSDS500; `dataset[i]` reads and decodes.
 
     Args:
-        tree: the folder or zip.
-        files: for each image its file and the files of its segmentations, names in the tree.
+        tree: The folder or zip.
+        files: For each image its file and the files of its segmentations, names in the tree.
     """
 
     def __init__(self, tree: FileTree, files: dict[str, list[str]]) -> None:
@@ -70,16 +70,16 @@ class BsdsDataset:
 
 
 def open_bsds(root: str | Path, split: str) -> BsdsDataset:
-    """Opens a split of BSDS500.
+    """Open a split of BSDS500.
 
     Args:
-        root: a folder with `bsds500_<split>.zip`, or with the same (`images/*.jpg`, `segments/<stem>_<annotator>.png`
+        root: A folder with `bsds500_<split>.zip`, or with the same (`images/*.jpg`, `segments/<stem>_<annotator>.png`
             of region ids) as folders in `bsds500/<split>/` or `<split>/`, or with the authors' own download,
             `BSDS500/data/{images,groundTruth}/<split>/`.
         split: "train", "val" or "test".
 
     Raises:
-        OVSDinoError: unknown split, nothing found, or an image without segmentation.
+        OVSDinoError: The split is unknown, nothing is found, or an image has no segmentation.
     """
     root = Path(root)
     if split not in SPLITS:
@@ -123,7 +123,7 @@ def _pair(tree: FileTree, images: str, segments: str) -> BsdsDataset:
 
 
 def boundaries(segments: np.ndarray) -> np.ndarray:
-    """(A, H, W) region ids -> bool: pixels whose right, lower or lower right neighbor is of another region."""
+    """Return which pixels of (A, H, W) region ids have a right, lower or lower right neighbor of another region."""
     edge = np.zeros(segments.shape, dtype=bool)
     edge[:, :, :-1] |= segments[:, :, :-1] != segments[:, :, 1:]
     edge[:, :-1] |= segments[:, :-1] != segments[:, 1:]

@@ -21,12 +21,12 @@ REMEDY = "see data.annotations"
 
 @dataclass(frozen=True)
 class CaptionRecord:
-    """One image and what is said of it.
+    """One image and its captions.
 
     Attributes:
-        image: its name in the set, which is also its name in a `MaskStore` made of the same images.
-        captions: at least one.
-        box: the part of the image that they speak of, left, top, width, height in pixels; None for all of it.
+        image: Its name in the set, which is also its name in a `MaskStore` made of the same images.
+        captions: At least one.
+        box: The part of the image that they speak of, left, top, width, height in pixels; None for all of it.
     """
 
     image: str
@@ -52,7 +52,7 @@ class CaptionSet(ABC):
         """Return the whole image, (H, W, 3) uint8.
 
         Raises:
-            OVSDinoError: it cannot be read.
+            OVSDinoError: It cannot be read.
         """
 
 
@@ -64,6 +64,7 @@ class ListedCaptions(CaptionSet):
         self.source = source
 
     def read(self, index: int) -> np.ndarray:
+        """Return the whole image; see `CaptionSet.read`."""
         return self.source.read(self.records[index].image)
 
 
@@ -75,6 +76,7 @@ class TarCaptions(CaptionSet):
         self.places = places
 
     def read(self, index: int) -> np.ndarray:
+        """Return the whole image; see `CaptionSet.read`."""
         path, member = self.places[index]
         return load_image(read_member(path, member), name=f"{path}: {member.name}")
 
@@ -86,12 +88,12 @@ def open_captions(kind: str, root: str | Path, annotations: str | Path) -> Capti
         kind: "jsonl" is a folder or zip of images and a file of lines {"image", "caption" or "captions", "box"}, the
             box optional and in pixels. "coco" is COCO's own folder: annotations/captions_<split>.json and <split>/.
             "webdataset" is tars of key.jpg (or another format) with key.txt or key.json {"caption", "box"}.
-        root: the images; the folder above them for "coco"; that of the tars for "webdataset".
-        annotations: the file of captions; the split for "coco"; a pattern of the tars' names for "webdataset", see
+        root: The images; the folder above them for "coco"; that of the tars for "webdataset".
+        annotations: The file of captions; the split for "coco"; a pattern of the tars' names for "webdataset", see
             `expand_shards`.
 
     Raises:
-        OVSDinoError: unknown kind, something missing, a damaged line, a caption without its image.
+        OVSDinoError: The kind is unknown, a file is missing, a line is damaged, or a caption has no image.
     """
     if kind == "jsonl":
         return read_jsonl(root, annotations)

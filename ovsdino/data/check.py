@@ -1,4 +1,4 @@
-"""Is a data set usable: files counted against the official numbers, labels read, and what to do about the rest."""
+"""Check whether a data set is usable, by counting files and reading labels; write converted labels."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SHOWN = 5  # of a longer list of files
 
 @dataclass
 class Check:
-    """What `check_dataset` found.
+    """Findings of `check_dataset`.
 
     Attributes:
-        images: images with labels.
-        expected: images of the official split; None where there is no official number.
-        labels: which label files are used, and whether they are converted on reading.
-        checked: images and labels that were decoded.
-        ids: class index to the number of checked label files that hold it.
-        missing: files that are called for and not there.
-        problems: what keeps the data set from being used, a line each.
-        notes: what is good to know.
+        images: Images with labels.
+        expected: Images of the official split; None where there is no official number.
+        labels: Which label files are used, and whether they are converted on reading.
+        checked: Images and labels that were decoded.
+        ids: Class index to the number of checked label files that hold it.
+        missing: Files that are called for and not there.
+        problems: Reasons why the data set cannot be used, one line each.
+        notes: Other remarks, one line each.
     """
 
     dataset: str
@@ -51,10 +51,11 @@ class Check:
 
     @property
     def usable(self) -> bool:
+        """Whether there are no problems."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON; of the missing files the first few and their number."""
+        """Return it ready for JSON; of the missing files the first few and their number."""
         found = asdict(self)
         found["ids"] = {str(k): v for k, v in self.ids.items()}
         found["missing"] = {"count": len(self.missing), "first": self.missing[:SHOWN]}
@@ -62,16 +63,16 @@ class Check:
 
 
 def check_dataset(name: str, root: str | Path, split: str = "val", *, every: bool = False) -> Check:
-    """Looks at a data set's files and reads labels and images.
+    """Look at a data set's files and read labels and images.
 
     Args:
-        name: see `open_dataset`.
-        root: see `open_dataset`.
-        split: see `open_dataset`.
+        name: See `open_dataset`.
+        root: See `open_dataset`.
+        split: See `open_dataset`.
         every: Decode all images and labels, not 20 of them.
 
     Raises:
-        OVSDinoError: unknown name, or no such folder or split. What is wrong with the files is in the result.
+        OVSDinoError: The name is unknown, or there is no such folder or split. Bad files are in the result.
     """
     check = Check(dataset=name, root=str(root), split=split)
     if name in SPECS and Path(root).is_dir() and not (Path(root) / f"{name}_{split}.zip").is_file():
@@ -152,21 +153,21 @@ def _obtain(name: str) -> str:
 
 
 def convert_dataset(name: str, root: str | Path, split: str = "val", output: str | Path | None = None) -> list[Path]:
-    """Writes the class indices of COCO-Object, COCO-Stuff or Cityscapes as the PNGs that mmsegmentation reads.
+    """Write the class indices of COCO-Object, COCO-Stuff or Cityscapes as the PNGs that mmsegmentation reads.
 
     Not needed to evaluate here: raw labels are converted while they are read.
 
     Args:
         name: "coco-object", "coco-stuff" or "cityscapes".
-        root: see `open_dataset`.
-        split: see `open_dataset`.
-        output: folder that gets the data set's label folders; its own by default.
+        root: See `open_dataset`.
+        split: See `open_dataset`.
+        output: Folder that gets the data set's label folders; its own by default.
 
     Returns:
         The files written.
 
     Raises:
-        OVSDinoError: another data set, already converted, incomplete, or not writable.
+        OVSDinoError: It is another data set, already converted, incomplete, or not writable.
     """
     endings = {
         "coco-object": "_instanceTrainIds.png",

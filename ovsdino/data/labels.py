@@ -16,7 +16,7 @@ from ovsdino.io.files import read_json, reading
 from ovsdino.io.images import MAX_PIXELS
 
 IGNORE_INDEX = 255
-BYTE_CLASSES = 255  # what a byte holds beside `IGNORE_INDEX`
+BYTE_CLASSES = 255  # values of a byte other than `IGNORE_INDEX`
 WIDE_IGNORE_INDEX = 65535  # of data sets with more classes, whose label maps have 16 bits
 MAX_CLASSES = 5000  # their confusion matrix takes 200 MB
 UNEXPECTED = 254  # table entry of an id that the data set does not have
@@ -32,7 +32,7 @@ CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 
 
 
 def table(mapping: Mapping[int, int], ignored: Iterable[int] = ()) -> np.ndarray:
-    """(256,) uint8: class index of each id, 255 for 255 and the ignored ids, `UNEXPECTED` for all others."""
+    """Return (256,) uint8: class index of each id, 255 for 255 and the ignored ids, `UNEXPECTED` for all others."""
     entries = np.full(256, UNEXPECTED, np.uint8)
     entries[[IGNORE_INDEX, *ignored]] = IGNORE_INDEX
     entries[list(mapping)] = list(mapping.values())
@@ -40,28 +40,28 @@ def table(mapping: Mapping[int, int], ignored: Iterable[int] = ()) -> np.ndarray
 
 
 def identity(classes: int) -> np.ndarray:
-    """Ids are class indices."""
+    """Return the table of ids that are class indices."""
     return table({i: i for i in range(classes)})
 
 
 def reduce_zero(classes: int) -> np.ndarray:
-    """mmseg's reduce_zero_label: 0 is ignored, the rest move down by one."""
+    """Return the table of mmsegmentation's reduce_zero_label: 0 is ignored, the rest move down by one."""
     return table({i + 1: i for i in range(classes)}, ignored=[0])
 
 
 def cityscapes_ids() -> np.ndarray:
-    """labelIds 0..33 to trainIds; the 15 classes that are not evaluated are ignored."""
+    """Return the table from labelIds 0..33 to trainIds; the 15 classes that are not evaluated are ignored."""
     trained = {label: index for index, label in enumerate(CITYSCAPES_IDS)}
     return table(trained, ignored=[i for i in range(34) if i not in trained])
 
 
 def coco_stuff_ids() -> np.ndarray:
-    """Ids of the stuff-thing maps to the 171 classes."""
+    """Return the table from ids of the stuff-thing maps to the 171 classes."""
     return table({label: index for index, label in enumerate((*COCO_THING_IDS, *COCO_STUFF_IDS))})
 
 
 def coco_object_ids() -> np.ndarray:
-    """Ids of the stuff-thing maps to background and 80 things: stuff and unlabelled pixels are background."""
+    """Return the table from ids of the stuff-thing maps to background (stuff and unlabelled pixels) and 80 things."""
     things = {label: index + 1 for index, label in enumerate(COCO_THING_IDS)}
     return table({**dict.fromkeys((*COCO_STUFF_IDS, IGNORE_INDEX), 0), **things})
 
@@ -74,7 +74,7 @@ class IdCount:
         ignore_index: The id of pixels without a label.
 
     Attributes:
-        pixels: id to its number of pixels.
+        pixels: Id and its number of pixels.
     """
 
     def __init__(self, classes: int, ignore_index: int = IGNORE_INDEX) -> None:
@@ -94,7 +94,7 @@ class IdCount:
             self.pixels[value] += count
 
     def problems(self) -> list[str]:
-        """Return what makes it likely that the ids are no class indices, a line each."""
+        """Return the signs that the ids are not class indices, one line each."""
         seen, count = set(self.pixels), self.classes
         if seen and not any(0 <= value < count for value in seen):
             return [f"no pixel of the labels holds a class: expected ids 0 to {count - 1}, found {_listed(seen)}"]
@@ -111,13 +111,13 @@ class IdCount:
         return []
 
     def notes(self) -> list[str]:
-        """Return which share of the pixels is ignored, a line for each reason."""
+        """Return the share of the pixels that is ignored, one line per reason."""
         lines = []
         foreign = [value for value in self.pixels if not 0 <= value < self.classes and value != self.ignore_index]
         if foreign:
-            lines.append(f"{self._share(foreign)} hold ids that are no class ({_listed(foreign)}): ignored")
+            lines.append(f"{self._share(foreign)} hold ids that are not a class ({_listed(foreign)}): ignored")
         if self.pixels[self.ignore_index]:
-            lines.append(f"{self._share([self.ignore_index])} hold {self.ignore_index}, which is no label: ignored")
+            lines.append(f"{self._share([self.ignore_index])} hold {self.ignore_index}, which is not a label: ignored")
         return lines
 
     def _share(self, values: Iterable[int]) -> str:
@@ -140,7 +140,7 @@ class CocoInstances:
         path: `instances_<split>.json`.
 
     Raises:
-        OVSDinoError: not such a file.
+        OVSDinoError: It is not such a file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -158,7 +158,7 @@ class CocoInstances:
                 self.annotations[int(annotation["image_id"])].append(annotation)
 
     def paint(self, file_name: str) -> np.ndarray:
-        """(H, W) uint8: 0 background, 1..80 things.
+        """Return the labels of an image, (H, W) uint8: 0 background, 1..80 things.
 
         Raises:
             OVSDinoError: pycocotools is missing, the image is not in the file, or an annotation is broken.

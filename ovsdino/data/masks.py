@@ -1,7 +1,7 @@
 """Pseudo-masks on disk: COCO run lengths in shards of images, each shard whole or absent.
 
-    manifest.json        what made the masks, of which images, in shards of how many
-    shard-00000.jsonl    one line an image: {"image", "height", "width", "masks": [{"segmentation": {"size", "counts"},
+    manifest.json        the generator, the images, and how many of them are in a shard
+    shard-00000.jsonl    one line per image: {"image", "height", "width", "masks": [{"segmentation": {"size", "counts"},
                          "area", "bbox" [x, y, w, h], "predicted_iou", "stability_score"}, ...]}
 
 The fields of a mask are those of SA-1B (Kirillov et al. 2023). Image i lies in shard i // shard_size, so what is
@@ -40,8 +40,8 @@ class PseudoMask:
 
     Attributes:
         mask: (H, W) bool.
-        predicted_iou: how good the generator holds it to be, 0..1.
-        stability_score: how little it moves when what made it is varied, 0..1.
+        predicted_iou: How good the generator holds it to be, 0..1.
+        stability_score: How little it moves when what made it is varied, 0..1.
     """
 
     mask: np.ndarray
@@ -51,13 +51,13 @@ class PseudoMask:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a folder of masks is; two runs may write into it only if theirs are equal.
+    """Description of a folder of masks; two runs may write into it only if theirs are equal.
 
     Attributes:
         generator: "sam" or "felzenszwalb".
-        settings: all that decides the masks beside the image.
-        images: number of images.
-        names_sha256: of the images' names in their order.
+        settings: All that decides the masks, but for the image.
+        images: Number of images.
+        names_sha256: Of the images' names in their order.
     """
 
     generator: str
@@ -68,7 +68,7 @@ class Manifest:
     format: int = FORMAT
 
     def check(self) -> None:
-        """Refuse what no run writes.
+        """Refuse values that no run writes.
 
         Raises:
             ValueError: A field has another type, or is out of its range.
@@ -146,9 +146,11 @@ class MaskStore:
 
     @property
     def shards(self) -> int:
+        """The number of shards."""
         return -(-self.manifest.images // self.manifest.shard_size)
 
     def path(self, shard: int) -> Path:
+        """Return the file of a shard."""
         return self.folder / f"shard-{shard:05d}.jsonl"
 
     def images_of(self, shard: int) -> range:

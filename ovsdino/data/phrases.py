@@ -13,7 +13,7 @@ LONGEST = 5  # words of a phrase
 
 
 def read_phrases(path: str | Path) -> frozenset[str]:
-    """Return the vocabulary of a file, one word or phrase a line, in lower case.
+    """Return the vocabulary of a file, one word or phrase per line, in lower case.
 
     Raises:
         OVSDinoError: The file cannot be read, or is empty.

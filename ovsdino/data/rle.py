@@ -73,7 +73,7 @@ def checked_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
         {"size": [height, width], "counts": bytes}.
 
     Raises:
-        OVSDinoError: see `run_lengths`; or pycocotools is not installed.
+        OVSDinoError: See `run_lengths`; or pycocotools is not installed.
     """
     runs = run_lengths(segmentation, height, width)
     counts = segmentation["counts"]
@@ -87,7 +87,7 @@ def decode_rle(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Return a mask of run lengths, (H, W) uint8, 0 or 1; see `run_lengths`.
 
     Raises:
-        OVSDinoError: see `checked_rle`.
+        OVSDinoError: See `checked_rle`.
     """
     found: np.ndarray = pycocotools_mask().decode([checked_rle(segmentation, height, width)])
     return found[:, :, 0]
@@ -127,7 +127,7 @@ def _unpacked(counts: Any) -> np.ndarray:
     if isinstance(counts, str) and counts.isascii():
         counts = counts.encode("ascii")
     if not isinstance(counts, bytes):
-        raise OVSDinoError(f"run lengths: counts is no text of run lengths but {type(counts).__name__}")
+        raise OVSDinoError(f"run lengths: counts is not a text of run lengths but {type(counts).__name__}")
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         raise OVSDinoError("run lengths: counts holds other characters than COCO's, or is cut off")

@@ -30,7 +30,7 @@ class Sample:
     """One image and its labels.
 
     Attributes:
-        stem: file name without suffix; in sub-folders of `images`, the path below it.
+        stem: File name without suffix; in sub-folders of `images`, the path below it.
         image: (H, W, 3) uint8 RGB.
         label: (H, W) uint8 class indices, 255 where there is none; of data sets with more than 255 classes uint16, and
             65535.
@@ -58,20 +58,20 @@ class SegmentationDataset:
     likewise.
 
     Args:
-        source: a zip file or a folder; nothing outside it is read, whatever links or names it holds.
-        names: the classes, in label order; at most 5000.
-        entries: the files; None finds `images/**` and `labels/**` by the path below these folders, without suffix.
+        source: A zip file or a folder; nothing outside it is read, whatever links or names it holds.
+        names: The classes, in label order; at most 5000.
+        entries: The files; None finds `images/**` and `labels/**` by the path below these folders, without suffix.
         table: (256,) uint8, class index of each id in the label files; None takes ids as they are, ignores those
             beyond the classes, and counts them in `ids`.
-        paint: makes the labels of an image file where there are no label files.
-        has_background: class 0 is "background": what is none of the others, not a word.
+        paint: Makes the labels of an image file where there are no label files.
+        has_background: Class 0 is "background": all that is none of the others, and never a word.
 
     Attributes:
-        ignore_index: the class index of pixels without a label: 255, with more than 255 classes 65535.
-        ids: the ids of the label maps read so far; None with a table, which knows all ids.
+        ignore_index: The class index of pixels without a label: 255, with more than 255 classes 65535.
+        ids: The ids of the label maps read so far; None with a table, which knows all ids.
 
     Raises:
-        OVSDinoError: nothing found, files without partner, two files of one name, or too many classes.
+        OVSDinoError: Nothing is found, files have no partner, two files have one name, or there are too many classes.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class SegmentationDataset:
         other = next((file for file in labels.values() if not file.lower().endswith(LABEL_SUFFIXES)), None)
         if other is not None:
             raise OVSDinoError(
-                f"{self.source}: {other}: is no PNG, and other formats change ids; save label maps as PNG"
+                f"{self.source}: {other}: is not a PNG, and other formats change ids; save label maps as PNG"
             )
         missing = sorted(images.keys() ^ labels.keys())
         if missing:
@@ -143,7 +143,7 @@ class SegmentationDataset:
         """Return an image, (H, W, 3) uint8 RGB, and the ids in its label map, (H, W) integers.
 
         Raises:
-            OVSDinoError: a file is missing, damaged or too large, or their sizes differ.
+            OVSDinoError: A file is missing, damaged or too large, or their sizes differ.
         """
         entry = self.entries[index]
         image = self._tree.image(entry.image)
@@ -182,7 +182,7 @@ def _homes(source: Path, names: Sequence[str]) -> dict[str, tuple[dict[str, str]
     """Return the files below `images` and below `labels` by the folder that holds these two, and their path in them.
 
     Raises:
-        OVSDinoError: two files of one kind differ in their suffix only.
+        OVSDinoError: Two files of one kind differ in their suffix only.
     """
     homes: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
     for name in names:

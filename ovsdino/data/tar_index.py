@@ -34,9 +34,9 @@ class Member:
     """A file in a tar.
 
     Attributes:
-        name: relative, "/" between its parts.
-        offset, size: of its bytes in the tar.
-        text: what it says, for files whose name ends in one of `TEXTS`.
+        name: Relative, "/" between its parts.
+        offset, size: Of its bytes in the tar.
+        text: Its content, for files whose name ends in one of `TEXTS`.
     """
 
     name: str
@@ -58,7 +58,7 @@ def expand_shards(root: str | Path, pattern: str) -> list[Path]:
     """Return the tars of a pattern below `root`: `*` and `?` match, `{a,b}` and `{000..123}` list.
 
     Raises:
-        OVSDinoError: nothing matches, or a name that the pattern lists is not there.
+        OVSDinoError: Nothing matches, or a name that the pattern lists is not there.
     """
     found: list[Path] = []
     for name in _expand_braces(pattern):
@@ -95,7 +95,7 @@ def index_tar(path: Path) -> list[Member]:
     """Return the files of a tar in its order.
 
     Raises:
-        OVSDinoError: not an uncompressed tar, damaged, a link, or a name that leads out of it.
+        OVSDinoError: It is not an uncompressed tar, is damaged, holds a link, or a name that leads out of it.
     """
     with reading(path, "tar", REMEDY):
         status = path.stat()
@@ -119,7 +119,7 @@ def read_member(path: Path, member: Member) -> bytes:
     """Return a file's bytes. The tar is opened here and nowhere else, so processes share no position in it.
 
     Raises:
-        OVSDinoError: the tar is gone or shorter than it was.
+        OVSDinoError: The tar is gone or shorter than it was.
     """
     if member.size > MAX_FILE_BYTES:
         raise OVSDinoError(f"{path}: cannot read {member.name}: {member.size} bytes, at most {MAX_FILE_BYTES}")
@@ -139,7 +139,7 @@ def _scan(path: Path, size: int) -> list[Member]:
             if info.isdir() or (info.isreg() and is_litter(info.name)):
                 continue
             if not info.isreg() or info.issparse():
-                raise OVSDinoError(f"{path}: {one_line(info.name, 80)} is no plain file; links are not followed")
+                raise OVSDinoError(f"{path}: {one_line(info.name, 80)} is not a plain file; links are not followed")
             member = _checked(Member(info.name.removeprefix("./"), info.offset_data, info.size), size, path)
             if info.name.lower().endswith(TEXTS):
                 if info.size > MAX_TEXT:

@@ -28,7 +28,7 @@ def clean_background(
 
     With A_m the map of head m over the patches and t_k the text of class k:
 
-        e_m  = sum_n A_m(n) token_n, length one            one embedding a head
+        e_m  = sum_n A_m(n) token_n, length one            one embedding per head
         w_mk = softmax over heads of e_m . t_k
         C_k  = softmax over patches of sum_m w_mk A_m / sum_m w_mk
         C    = (C - min C) / max(max C, max C - min C), min and max over all classes and patches of the window,
@@ -36,11 +36,11 @@ def clean_background(
         out  = (scores + weight C) / (1 + weight)
 
     Args:
-        scores: (B, K, h', w'), one window a row of the batch.
+        scores: (B, K, h', w'), one window per row.
         tokens: (B, D, h, w) patch tokens.
         attention: (B, M, h w) logits of the last block's class-token query, registers dropped.
         text: (K, D), rows of length one.
-        weight: share of the map.
+        weight: Share of the map.
         cleaning: "released" is Talk2DINO's released code, the only public one: A_m are the logits themselves.
             "protocol" is another reading of the words that describe it: A_m is the softmax of the logits over the
             patches, and w is the softmax over classes.
@@ -49,7 +49,7 @@ def clean_background(
         (B, K, h', w').
 
     Raises:
-        ValueError: shapes that do not fit, or cleaning "off".
+        ValueError: Shapes do not fit, or cleaning is "off".
     """
     if cleaning not in ("protocol", "released"):
         raise ValueError(f"cleaning is {cleaning!r}: expected 'protocol' or 'released'")

@@ -16,12 +16,13 @@ __all__ = ["BoundaryF1", "BoundaryIoU", "contour"]
 
 
 class BoundaryF1:
-    """Boundary F1 with a distance tolerance (Csurka, Larlus, Perronnin, "What is a good evaluation measure for semantic
-    segmentation?", BMVC 2013).
+    """Boundary F1 with a distance tolerance (Csurka, Larlus, Perronnin, BMVC 2013).
+
+    The paper is "What is a good evaluation measure for semantic segmentation?".
 
     For class c in one image let B and B' be the contours of its ground-truth and predicted masks: the pixels of the
     mask with a 4-neighbor inside the image that is labelled (not ignored) and of another class. The border of the
-    image is no contour, and neither is the border of an ignored region. With θ = `tolerance` x the image diagonal,
+    image is not a contour, and neither is the border of an ignored region. With θ = `tolerance` x the image diagonal,
 
         precision = share of B' within Euclidean distance < θ (or 0) of a pixel of B
         recall    = share of B within that distance of a pixel of B'
@@ -32,7 +33,7 @@ class BoundaryF1:
 
     Args:
         classes: K.
-        tolerance: share of the image diagonal, 0.0075 in the paper.
+        tolerance: Share of the image diagonal, 0.0075 in the paper.
     """
 
     def __init__(self, classes: int, tolerance: float = 0.0075) -> None:
@@ -41,7 +42,7 @@ class BoundaryF1:
         self.images = np.zeros(classes, dtype=np.int64)
 
     def update(self, predicted: np.ndarray, target: np.ndarray, ignore: np.ndarray) -> None:
-        """Adds an image: labels (H, W) integers, ignored pixels (H, W) bool."""
+        """Add an image: labels (H, W) integers, ignored pixels (H, W) bool."""
         classes = len(self.total)
         radius = self.tolerance * math.hypot(*target.shape)
         truth = _by_class(contour(target, ignore), target, classes)
@@ -55,7 +56,7 @@ class BoundaryF1:
                     self.total[index] += 2 * precision * recall / (precision + recall)
 
     def per_class(self) -> np.ndarray:
-        """(K,) scores in 0..1, NaN for a class that had no contour anywhere."""
+        """Return (K,) scores in 0..1, NaN for a class that had no contour anywhere."""
         return np.where(self.images > 0, self.total / np.maximum(self.images, 1), np.nan)
 
 
@@ -70,7 +71,7 @@ class BoundaryIoU:
 
     Args:
         classes: K.
-        ratio: share of the image diagonal, 0.02 in the paper.
+        ratio: Share of the image diagonal, 0.02 in the paper.
     """
 
     def __init__(self, classes: int, ratio: float = 0.02) -> None:
@@ -79,7 +80,7 @@ class BoundaryIoU:
         self.union = np.zeros(classes, dtype=np.int64)
 
     def update(self, predicted: np.ndarray, target: np.ndarray, ignore: np.ndarray) -> None:
-        """Adds an image: labels (H, W) integers, ignored pixels (H, W) bool."""
+        """Add an image: labels (H, W) integers, ignored pixels (H, W) bool."""
         classes = len(self.union)
         distance = max(1, round(self.ratio * math.hypot(*target.shape)))
         truth = _rim(target, ignore, distance)
@@ -90,12 +91,12 @@ class BoundaryIoU:
         self.union += _count(target[truth], classes) + _count(predicted[found], classes) - shared
 
     def per_class(self) -> np.ndarray:
-        """(K,) scores in 0..1, NaN for a class that is in neither map of any image."""
+        """Return (K,) scores in 0..1, NaN for a class that is in neither map of any image."""
         return np.where(self.union > 0, self.intersection / np.maximum(self.union, 1), np.nan)
 
 
 def contour(labels: np.ndarray, ignore: np.ndarray) -> np.ndarray:
-    """(H, W) bool: labelled pixels with a labelled 4-neighbor of another class."""
+    """Return the labelled pixels with a labelled 4-neighbor of another class, (H, W) bool."""
     edge = np.zeros(labels.shape, dtype=bool)
     across = (labels[:, 1:] != labels[:, :-1]) & ~ignore[:, 1:] & ~ignore[:, :-1]
     edge[:, 1:] |= across
@@ -107,14 +108,14 @@ def contour(labels: np.ndarray, ignore: np.ndarray) -> np.ndarray:
 
 
 def _by_class(edge: np.ndarray, labels: np.ndarray, classes: int) -> dict[int, np.ndarray]:
-    """Coordinates (n, 2) of the set pixels of each class that has any."""
+    """Return the coordinates (n, 2) of the set pixels of each class that has any."""
     points = np.argwhere(edge)
     owners = labels[edge]
     return {c: points[owners == c] for c in np.unique(owners).tolist() if 0 <= c < classes}
 
 
 def _near(points: np.ndarray, others: np.ndarray, radius: float) -> float:
-    """Share of the points at Euclidean distance < radius, or 0, of one of the others."""
+    """Return the share of the points at Euclidean distance < radius, or 0, of one of the others."""
     distance, _ = cKDTree(others).query(points, k=1, distance_upper_bound=radius + 1)
     squared = np.where(np.isfinite(distance), distance, math.inf) ** 2
     # squared distances of pixels are whole numbers: rounding takes the square root's error away
@@ -122,7 +123,7 @@ def _near(points: np.ndarray, others: np.ndarray, radius: float) -> float:
 
 
 def _rim(labels: np.ndarray, ignore: np.ndarray, distance: int) -> np.ndarray:
-    """(H, W) bool: labelled pixels whose (2d+1)x(2d+1) box leaves the image or holds another class's labelled pixel."""
+    """Return labelled pixels whose (2d+1)x(2d+1) box leaves the image or holds a labelled pixel of another class."""
     size = 2 * distance + 1
     low = np.where(ignore, np.iinfo(np.int32).max, labels).astype(np.int32)
     high = np.where(ignore, np.iinfo(np.int32).min, labels).astype(np.int32)

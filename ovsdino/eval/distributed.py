@@ -23,7 +23,7 @@ class Shard:
 
     Attributes:
         rank: 0..world - 1.
-        world: how many processes share the images.
+        world: How many processes share the images.
     """
 
     rank: int = 0
@@ -35,11 +35,11 @@ class Shard:
         return self.rank == 0
 
     def indices(self, total: int) -> range:
-        """The images of this process: every `world`-th."""
+        """Return the images of this process: every `world`-th."""
         return range(self.rank, total, self.world)
 
     def add_up(self, arrays: Sequence[np.ndarray]) -> None:
-        """Replaces each array by its sum over the processes, in place; all must call it with the same shapes."""
+        """Replace each array by its sum over the processes, in place; all must call it with the same shapes."""
         if self.world == 1:
             return
         for array in arrays:
@@ -53,7 +53,7 @@ ALONE = Shard()
 
 @contextlib.contextmanager
 def shard_from_environment() -> Iterator[Shard]:
-    """This process's share, from the variables that torchrun sets; the processes meet through gloo, on the CPU."""
+    """Yield this process's share by torchrun's variables; the processes meet through gloo, on the CPU."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world < 2:
         yield ALONE

@@ -44,7 +44,7 @@ class BoundaryScore:
     "one-to-one", as in the benchmark: annotator by annotator, a pixel has at most one partner, and as many as possible
     have one. Two differences are left. Of the largest matchings the benchmark takes the shortest, and this one that of
     the strongest pixels, which is largest for every threshold at once: recall is the same, and F of the image gradient
-    on BSDS500 val is 0.590 where it is 0.591 with the shortest. And the benchmark thins the map by morphology, once a
+    on BSDS500 val is 0.590 where it is 0.591 with the shortest. And the benchmark thins the map by morphology, once per
     threshold; here it is `thin`, once.
 
     "nearest" lets pixels share a partner: faster, and kinder (0.646 where "one-to-one" gives 0.590).
@@ -93,7 +93,7 @@ class BoundaryScore:
         self._weight.append(weight)
 
     def best(self) -> OptimalScore:
-        """The score over all images so far; zero when there is no boundary on either side."""
+        """Return the score over all images so far; zero when there is no boundary on either side."""
         found, right = np.concatenate(self._found), np.concatenate(self._right)
         reached, weight = np.concatenate(self._reached), np.concatenate(self._weight)
         order = np.argsort(-found, kind="stable")
@@ -118,9 +118,10 @@ class BoundaryScore:
         )
 
     def resampled(self, threshold: float, draws: np.ndarray) -> np.ndarray:
-        """F at a threshold for other choices of the images.
+        """Return F at a threshold for other choices of the images.
 
         Args:
+            threshold: Strength from which a pixel is boundary.
             draws: (R, images) indices of the images, with repetition.
 
         Returns:
@@ -164,7 +165,7 @@ def match_strongest(points: np.ndarray, strengths: np.ndarray, drawn: np.ndarray
     order = np.argsort(-rank, kind="stable")  # the strongest first: the solver takes 40 % less time
     row = np.empty(count, np.int64)
     row[order] = np.arange(count)
-    # beside the annotator's pixels a column for each row, which stands for having no partner and costs the rank
+    # after the annotator's pixels one column per row, which stands for having no partner and costs the rank
     costs = np.concatenate([np.ones(pairs.nnz), rank[order] + 2.0])
     places = (np.append(row[rows], np.arange(count)), np.append(pairs.col, len(drawn) + np.arange(count)))
     graph = csr_matrix((costs, places), shape=(count, len(drawn) + count))
@@ -173,7 +174,7 @@ def match_strongest(points: np.ndarray, strengths: np.ndarray, drawn: np.ndarray
 
 
 def thin(strength: Tensor) -> Tensor:
-    """Non-maximum suppression: (H, W) -> the same, -inf where a pixel is not a crest.
+    """Return (H, W) strengths thinned by non-maximum suppression: -inf where a pixel is not a crest.
 
     A pixel stays when it is stronger than the map one pixel to one side, across the crest, and at least as strong as
     one pixel to the other: of two equal pixels side by side one stays. Across is the direction in which the smoothed
@@ -209,7 +210,7 @@ def thin(strength: Tensor) -> Tensor:
 
 
 def spread(values: Tensor, radius: float) -> Tensor:
-    """Largest value within a Euclidean distance: (H, W) -> (H, W)."""
+    """Return the largest value within a Euclidean distance of each pixel, (H, W)."""
     out = values.clone()
     height = values.shape[0]
     for dy in range(int(radius) + 1):
@@ -224,7 +225,7 @@ def spread(values: Tensor, radius: float) -> Tensor:
 
 
 def _smooth(maps: Tensor) -> Tensor:
-    """Gaussian of one pixel, (B, 1, H, W)."""
+    """Return maps (B, 1, H, W) under a Gaussian of one pixel."""
     kernel = torch.exp(-0.5 * torch.arange(-3.0, 4.0, dtype=maps.dtype) ** 2)
     kernel = kernel / kernel.sum()
     maps = F.conv2d(F.pad(maps, [3, 3, 0, 0], mode="replicate"), kernel.view(1, 1, 1, 7))

@@ -34,8 +34,8 @@ class Evaluation:
     """Scores of a model on a data set.
 
     Attributes:
-        images: how many images were scored.
-        ms_per_image: mean milliseconds from the decoded image to its labels, after one warm-up image.
+        images: How many images were scored.
+        ms_per_image: Mean milliseconds from the decoded image to its labels, after one warm-up image.
     """
 
     images: int
@@ -43,7 +43,7 @@ class Evaluation:
     ms_per_image: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat, ready for JSON: images, miou, iou, pixel_accuracy, boundary_f1, boundary_iou, sizes, ms_per_image."""
+        """Return all scores in one dictionary, ready for JSON, rounded to five digits."""
         rounded = {k: _rounded(v) for k, v in asdict(self.scores).items()}
         return {"images": self.images, **rounded, "ms_per_image": round(self.ms_per_image, 2)}
 
@@ -61,22 +61,23 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     shard: Shard = ALONE,
 ) -> Evaluation:
-    """Segments every image with the data set's class names as words, and scores the labels.
+    """Segment every image with the data set's class names as words, and score the labels.
 
     Args:
-        protocol: how a benchmark is run; None segments as `Segmenter.segment` does.
-        class_names: text, or texts to average, in place of a class's own name.
-        limit: take the first so many images only.
-        background: without a protocol, see `Segmenter.segment`; background pixels count as errors where the data set
+        segmenter: Model, device and number format.
+        dataset: Images with labels.
+        protocol: How a benchmark is run; None segments as `Segmenter.segment` does.
+        class_names: Text, or texts to average, in place of a class's own name.
+        limit: Take the first so many images only.
+        background: Without a protocol, see `Segmenter.segment`; background pixels count as errors where the data set
             has a class, and as its class 0 where that is background.
-        window: without a protocol, see `Segmenter.segment`.
-        stride: without a protocol, see `Segmenter.segment`.
-        progress: called with (done, total) after each image.
-        shard: this process's part of the images; the scores are those of all processes.
+        window: Without a protocol, see `Segmenter.segment`.
+        stride: Without a protocol, see `Segmenter.segment`.
+        progress: Called with (done, total) after each image.
+        shard: This process's part of the images; the scores are those of all processes.
 
     Raises:
-        OVSDinoError: a class name that the data set does not have, a protocol that does not fit, or a bad image or
-            number.
+        OVSDinoError: The data set lacks a class name, the protocol does not fit, or an image or number is bad.
     """
     if limit is not None and limit < 1:
         raise OVSDinoError(f"limit is {limit}: expected at least 1")
@@ -102,7 +103,7 @@ def evaluate(
 
 
 def read_ahead(dataset: SegmentationDataset, indices: Iterable[int]) -> Iterator[Sample]:
-    """The samples in order, up to `PREFETCH` of them read and decoded by a thread before they are asked for."""
+    """Yield the samples in order, up to `PREFETCH` of them read and decoded by a thread before they are asked for."""
     with ThreadPoolExecutor(max_workers=1) as reader:
         waiting: list[Future[Sample]] = []
         try:
@@ -121,7 +122,7 @@ Run = Callable[[np.ndarray], "tuple[np.ndarray, float]"]
 
 
 def _under(segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protocol, has_background: bool) -> Run:
-    """Labels and milliseconds of an image under a protocol."""
+    """Return the function from an image to its labels and milliseconds under a protocol."""
     check_window(protocol.window, segmenter.model.stride_multiple, segmenter.name)
     if has_background != (protocol.background is not None):
         wants = (
@@ -151,7 +152,7 @@ def _native(
     stride: int | None,
     has_background: bool,
 ) -> Run:
-    """Labels and milliseconds of an image as `Segmenter.segment` gives them."""
+    """Return the function from an image to its labels and milliseconds as `Segmenter.segment` gives them."""
 
     def run(image: np.ndarray) -> tuple[np.ndarray, float]:
         result = segmenter.segment(image, vocabulary, background=background, window=window, stride=stride, scores=False)
@@ -166,10 +167,10 @@ def _native(
 def dataset_vocabulary(
     names: Sequence[str], replaced: Mapping[str, str | Sequence[str]], *, has_background: bool = False
 ) -> Vocabulary:
-    """The data set's classes with the texts given in place of some of their names; background is never a word.
+    """Return the data set's classes with the texts given in place of some of their names; background is never a word.
 
     Raises:
-        OVSDinoError: a key that is no class, or a text that is not valid.
+        OVSDinoError: A key is not a class, or a text is not valid.
     """
     words = names[1:] if has_background else names
     unknown = sorted(set(replaced) - set(words))
@@ -179,10 +180,10 @@ def dataset_vocabulary(
 
 
 def read_class_names(path: str | Path) -> dict[str, str | list[str]]:
-    """Reads a JSON object from class name to text or list of texts.
+    """Read a JSON object from class name to text or list of texts.
 
     Raises:
-        OVSDinoError: missing, unreadable, not JSON, or not such an object.
+        OVSDinoError: The file is missing, unreadable, not JSON, or no such object.
     """
     data = read_json(path, "JSON object of class names")
     if not isinstance(data, dict):

@@ -20,13 +20,13 @@ class Summary:
     """Scores in 0..1; None where nothing was there to be scored.
 
     Attributes:
-        miou: mean of `iou` over the classes that have one.
-        iou: intersection over union of each class, both summed over the data set; None for a class that is neither
+        miou: Mean of `iou` over the classes that have one.
+        iou: Intersection over union of each class, both summed over the data set; None for a class that is neither
             labelled nor predicted anywhere, which is left out of the mean.
-        pixel_accuracy: share of labelled pixels that are right.
-        boundary_f1: see `BoundaryF1`.
-        boundary_iou: see `BoundaryIoU`.
-        sizes: recall by size of the region, see `ovsdino.eval.sizes`.
+        pixel_accuracy: Share of labelled pixels that are right.
+        boundary_f1: See `BoundaryF1`.
+        boundary_iou: See `BoundaryIoU`.
+        sizes: Recall by size of the region, see `ovsdino.eval.sizes`.
     """
 
     miou: float | None

@@ -18,8 +18,8 @@ NEIGHBORS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx)
 def pamr_affinity(image: Tensor, dilations: Sequence[int] = PAMR_DILATIONS) -> Tensor:
     """Return how much each pixel takes from its neighbors, from the colors alone.
 
-    For neighbor j: -|x_i - x_j| / (1e-8 + 0.1 s), with s one standard deviation (n - 1) a pixel and channel over the
-    nine values of every dilation together, the center counted once a dilation; mean over channels, softmax over the
+    For neighbor j: -|x_i - x_j| / (1e-8 + 0.1 s), with s one standard deviation (n - 1) per pixel and channel over the
+    nine values of every dilation together, the center counted once per dilation; mean over channels, softmax over the
     neighbors of all dilations.
 
     Args:
@@ -54,7 +54,7 @@ def pamr(
     dilations: Sequence[int] = PAMR_DILATIONS,
     chunk: int = PAMR_CHUNK,
 ) -> Tensor:
-    """Score maps made to follow the image's edges: `iterations` times the affinity-weighted mean of the neighbors.
+    """Make score maps follow the image's edges: `iterations` times the affinity-weighted mean of the neighbors.
 
     Replicated borders. The (K, 48, H, W) tensor of all neighbors is never made: each neighbor is a view of the padded
     maps, added with its weight.
@@ -62,15 +62,15 @@ def pamr(
     Args:
         image: (C, H, W) float, 0..255.
         scores: (K, H, W) float.
-        iterations: how often; 0 returns the scores.
-        dilations: see `pamr_affinity`.
-        chunk: classes at a time, which bounds the memory and changes nothing else.
+        iterations: How often; 0 returns the scores.
+        dilations: See `pamr_affinity`.
+        chunk: Classes at a time, which bounds the memory and changes nothing else.
 
     Returns:
         (K, H, W).
 
     Raises:
-        ValueError: image and scores of different sizes.
+        ValueError: Image and scores differ in size.
     """
     if image.ndim != 3 or scores.ndim != 3 or image.shape[1:] != scores.shape[1:]:
         raise ValueError(

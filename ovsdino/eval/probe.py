@@ -1,4 +1,4 @@
-"""What each block of a network knows of boundaries: by a linear readout, and with no training at all.
+"""Boundary awareness of each block of a network, by a linear readout and with no training at all.
 
 Readout: a 1x1 convolution (ridge regression, solved exactly) from a block's tokens to the 4x4 sub-cells of each token,
 trained on the share of annotators who drew a boundary in a sub-cell, scored by ODS F (`ovsdino.eval.edges`) on images
@@ -41,6 +41,8 @@ log = logging.getLogger("ovsdino")
 SUB_CELLS = 4  # a side of each token's patch
 RIDGE = 1e-3  # of the variance of a standardised channel
 BOOTSTRAP = 1000
+TAPS = 4
+SIGMA = 2.0  # pixels, of the image gradient
 LEAST_SPAN = 0.2  # of a score axis
 CONTRAST_LABEL = "local contrast: ROC area of adjacent tokens"
 GRADIENT = "image gradient"
@@ -49,14 +51,14 @@ SAE_BOUNDARY = "SAE boundary"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one layer knows of boundaries.
+    """Boundary awareness of one layer.
 
     Attributes:
         name: "block 0", ..., "F" (after the final norm and head), parts of the decoder, "image gradient".
-        block: index of a backbone block, None for everything else.
+        block: Index of a backbone block, None for everything else.
         trained: True when `f` is a linear readout's, False when the layer is a boundary map itself.
         f: ODS F on the scored images, with its precision and recall.
-        contrast: local-contrast score, None where there are no tokens.
+        contrast: Local-contrast score, None where there are no tokens.
     """
 
     name: str
@@ -70,14 +72,14 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """All rows, in the order of the forward pass, and what follows from them.
+    """All rows, in the order of the forward pass, and the conclusions from them.
 
     Attributes:
-        peak_block: the block with the best readout.
-        fade: its F minus the last block's.
-        fade_error: standard error of the fade over the choice of images (paired bootstrap, thresholds kept).
-        contrast_fade: the same of the local contrast.
-        taps: see `recommended_taps`.
+        peak_block: The block with the best readout.
+        fade: Its F minus the last block's.
+        fade_error: Standard error of the fade over the choice of images (paired bootstrap, thresholds kept).
+        contrast_fade: The same of the local contrast.
+        taps: See `recommended_taps`.
     """
 
     train_images: int
@@ -90,7 +92,7 @@ class Probe:
     taps: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, scores rounded to four digits."""
+        """Return it ready for JSON, scores rounded to four digits."""
         rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()} for row in self.rows]
         fades = {key: round(getattr(self, key), 4) for key in ("fade", "fade_error", "contrast_fade")}
         return {**asdict(self), "rows": rounded, **fades, "taps": list(self.taps)}
@@ -105,7 +107,7 @@ class Ridge:
         self.sums: list[Tensor] = []
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        """Adds samples: x (n, C), y (n, K) float32."""
+        """Add samples: x (n, C), y (n, K) float32."""
         if self.shift is None:
             self.shift = x.mean(0)  # keeps the sums small where a channel's mean is far larger than its spread
             self.sums = [torch.zeros(1, dtype=torch.float64)] * 4
@@ -115,7 +117,7 @@ class Ridge:
         self.sums = [old + part.double() for old, part in zip(self.sums, new, strict=True)]
 
     def solve(self) -> tuple[Tensor, Tensor]:
-        """Weight (C, K) and bias (K,), float32, for the x that were given."""
+        """Return weight (C, K) and bias (K,), float32, for x as it was given."""
         assert self.shift is not None
         x, y, xx, xy = (part / self.count for part in self.sums)
         covariance = xx - torch.outer(x, x)
@@ -135,15 +137,18 @@ def probe(
     matching: Matching = "one-to-one",
     progress: Callable[[int, int], None] | None = None,
 ) -> Probe:
-    """Trains a readout for every layer on `train`, scores it on `val`.
+    """Train a readout for every layer on `train`, and score it on `val`.
 
     Args:
-        limit: take the first so many images of each only.
-        matching: see `BoundaryScore`.
-        progress: called with (done, total) after each image.
+        segmenter: Model, device and inference size.
+        train: Images to train the readouts on.
+        val: Images to score them on.
+        limit: Take the first so many images of each only.
+        matching: See `BoundaryScore`.
+        progress: Called with (done, total) after each image.
 
     Raises:
-        OVSDinoError: an image or its segmentation cannot be read, or a limit below 1.
+        OVSDinoError: An image or its segmentation cannot be read, or the limit is below 1.
     """
     if limit is not None and limit < 1:
         raise OVSDinoError(f"limit is {limit}: expected at least 1")
@@ -202,18 +207,21 @@ def probe(
     )
 
 
-def recommended_taps(scores: Sequence[float], taps: int = 4) -> tuple[int, ...]:
-    """The best block of each of `taps` equal stretches of depth: the SAE needs shallow detail and deep meaning.
+def recommended_taps(scores: Sequence[float]) -> tuple[int, ...]:
+    """Return the best block of each of four equal stretches of depth: the SAE needs shallow detail and deep meaning.
 
     >>> recommended_taps([0.1, 0.4, 0.3, 0.5, 0.6, 0.2, 0.7, 0.8])
     (1, 3, 4, 7)
     """
-    stretches = np.array_split(np.arange(len(scores)), min(taps, len(scores)))
+    stretches = np.array_split(np.arange(len(scores)), min(TAPS, len(scores)))
     return tuple(int(max(part, key=lambda block: scores[block])) for part in stretches)
 
 
 def contrast_auc(distances: np.ndarray, separated: np.ndarray) -> float:
-    """Chance that a separated pair is further apart than another one (ties count half); 0.5 without either kind."""
+    """Return the chance that a separated pair is further apart than another one.
+
+    Ties count half; without pairs of either kind it is 0.5.
+    """
     values, inverse, counts = np.unique(distances, return_inverse=True, return_counts=True)
     rank = np.cumsum(counts) - (counts - 1) / 2  # mean rank of each value, from 1
     positives, total = int(separated.sum()), len(separated)
@@ -223,11 +231,11 @@ def contrast_auc(distances: np.ndarray, separated: np.ndarray) -> float:
     return float((rank_sum - positives * (positives + 1) / 2) / (positives * (total - positives)))
 
 
-def image_gradient(image: Tensor, sigma: float = 2.0) -> Tensor:
-    """(3, H, W) -> (H, W): largest channel of the gradient of the image under a Gaussian."""
-    reach = int(3 * sigma + 0.5)
+def image_gradient(image: Tensor) -> Tensor:
+    """Return the largest channel of the gradient of an image (3, H, W) under a Gaussian, (H, W)."""
+    reach = int(3 * SIGMA + 0.5)
     position = torch.arange(-reach, reach + 1, dtype=torch.float32)
-    bell = torch.exp(-0.5 * (position / sigma) ** 2)
+    bell = torch.exp(-0.5 * (position / SIGMA) ** 2)
     bell, slope = bell / bell.sum(), position * bell / (position**2 * bell).sum()
     wide = F.pad(image[:, None], [reach] * 4, mode="replicate")
 
@@ -238,10 +246,10 @@ def image_gradient(image: Tensor, sigma: float = 2.0) -> Tensor:
 
 
 def write_csv(result: Probe, path: Path) -> None:
-    """One line a row.
+    """Write one line per row.
 
     Raises:
-        OVSDinoError: it cannot be written.
+        OVSDinoError: It cannot be written.
     """
     text = io.StringIO()
     writer = csv.DictWriter(
@@ -254,10 +262,10 @@ def write_csv(result: Probe, path: Path) -> None:
 
 
 def write_plot(result: Probe, path: Path, title: str) -> bool:
-    """Readout F and local contrast by block, decoder and image as level lines; False when matplotlib is missing.
+    """Plot readout F and local contrast by block, decoder and image as level lines; False when matplotlib is missing.
 
     Raises:
-        OVSDinoError: it cannot be written.
+        OVSDinoError: It cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -306,7 +314,7 @@ def _row(name: str, score: OptimalScore, pairs: list[tuple[np.ndarray, np.ndarra
 
 
 def _layers(segmenter: Segmenter, sample: BoundarySample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Features (C, h, w) or (C, 4h, 4w) by name, in the order of the forward pass, and boundary maps (4h, 4w)."""
+    """Return features (C, h, w) or (C, 4h, 4w) by name, in the order of the forward, and boundary maps (4h, 4w)."""
     model: OVSDINO = segmenter.model
     config = model.config
     size = segmenter.inference_size(*sample.image.shape[:2])
@@ -327,19 +335,19 @@ def _layers(segmenter: Segmenter, sample: BoundarySample) -> tuple[dict[str, Ten
 
 
 def _grid(segmenter: Segmenter, sample: BoundarySample) -> tuple[int, int]:
-    """(h, w) of the tokens."""
+    """Return (h, w) of the tokens."""
     height, width = segmenter.inference_size(*sample.image.shape[:2])
     p = segmenter.model.config.patch_size
     return height // p, width // p
 
 
 def _pixels(sample: BoundarySample) -> Tensor:
-    """(3, H, W) in 0..1."""
+    """Return the image, (3, H, W) in 0..1."""
     return torch.from_numpy(sample.image.copy()).permute(2, 0, 1).float() / 255
 
 
 def _targets(sample: BoundarySample, features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Share of annotators with a boundary in each sub-cell: (cells, 16) for tokens, (cells, 1) for the guide."""
+    """Return the share of annotators with a boundary in each sub-cell: (cells, 16) for tokens, else (cells, 1)."""
     marked = torch.from_numpy(boundaries(sample.segments)).float()
     share = F.adaptive_max_pool2d(marked, (SUB_CELLS * grid[0], SUB_CELLS * grid[1])).mean(0)
     if tuple(features.shape[1:]) == grid:
@@ -348,12 +356,12 @@ def _targets(sample: BoundarySample, features: Tensor, grid: tuple[int, int]) ->
 
 
 def _boundary_map(predicted: Tensor) -> Tensor:
-    """(16, h, w) -> (4h, 4w); a map of one channel stays as it is."""
+    """Return (16, h, w) as (4h, 4w); a map of one channel stays as it is."""
     return F.pixel_shuffle(predicted[None], SUB_CELLS)[0, 0] if len(predicted) > 1 else predicted[0]
 
 
 def _separated(segments: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Of each pair of adjacent cells: do at least half of the annotators put their centers in different regions?"""
+    """Return for each pair of adjacent cells whether half of the annotators or more separate their centers."""
     height, width = segments.shape[1:]
     rows = ((np.arange(grid[0]) + 0.5) * height / grid[0]).astype(int)
     columns = ((np.arange(grid[1]) + 0.5) * width / grid[1]).astype(int)
@@ -364,7 +372,7 @@ def _separated(segments: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def _contrast(features: Tensor, grid: tuple[int, int], *, cosine: bool = True) -> np.ndarray:
-    """Distances of adjacent cells, in the order of `_separated`; finer features are averaged over the cells first."""
+    """Return distances of adjacent cells, in the order of `_separated`; finer features are averaged over cells."""
     if tuple(features.shape[1:]) != grid:
         features = F.adaptive_avg_pool2d(features, grid)
     if cosine:

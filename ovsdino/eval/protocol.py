@@ -33,21 +33,21 @@ class Protocol:
     """An evaluation protocol; the defaults are Talk2DINO's (ICCV 2025) without its background settings.
 
     Attributes:
-        name: the preset this came from.
-        short_side: the image's short side after the resize, in pixels.
-        max_long_side: the long side is at most this.
-        window: side of the sliding window, in pixels of the resized image; a smaller image is one window, resized to
+        name: The preset this came from.
+        short_side: The image's short side after the resize, in pixels.
+        max_long_side: The long side is at most this.
+        window: Side of the sliding window, in pixels of the resized image; a smaller image is one window, resized to
             window x window for the network.
-        stride: step of the window; the last one is shifted inward to end at the border.
-        templates: prompts with one {} each; a class's text embeddings are averaged before they are normalized.
-        score: sigmoid of the cosine, or the cosine itself.
-        window_align_corners: of the bilinear upsampling from the score grid to the window.
-        final_align_corners: of the bilinear resize from the merged map to the image.
-        background: constant score of the channel placed first; None for data sets without a background class.
-        cleaning: background cleaning, see `clean_background`.
-        cleaning_weight: its share.
+        stride: Step of the window; the last one is shifted inward to end at the border.
+        templates: Prompts with one {} each; a class's text embeddings are averaged before they are normalized.
+        score: Sigmoid of the cosine, or the cosine itself.
+        window_align_corners: Of the bilinear upsampling from the score grid to the window.
+        final_align_corners: Of the bilinear resize from the merged map to the image.
+        background: Constant score of the channel placed first; None for data sets without a background class.
+        cleaning: Background cleaning, see `clean_background`.
+        cleaning_weight: Its share.
         pamr_iterations: 0 leaves PAMR out; the published "+PAMR" rows take 10.
-        pamr_dilations: see `pamr`.
+        pamr_dilations: See `pamr`.
     """
 
     name: str = "talk2dino"
@@ -66,10 +66,10 @@ class Protocol:
     pamr_dilations: tuple[int, ...] = PAMR_DILATIONS
 
     def __post_init__(self) -> None:
-        """Checks every value.
+        """Check every value.
 
         Raises:
-            OVSDinoError: one is out of its range.
+            OVSDinoError: One is out of its range.
         """
         _within("short_side", self.short_side, 1, 8192)
         _within("max_long_side", self.max_long_side, self.short_side, 65536)
@@ -91,7 +91,7 @@ class Protocol:
 
 
 def preset(name: str, dataset: str, embed_dim: int) -> Protocol:
-    """The published settings for a data set and a width of the backbone.
+    """Return the published settings for a data set and a width of the backbone.
 
     "talk2dino" is the protocol of the eight benchmarks: constant background 0.55 (0.54 for ViT-L, width 1024) where
     the data set has a background class, and background cleaning as the released code computes it on VOC21 and
@@ -99,7 +99,7 @@ def preset(name: str, dataset: str, embed_dim: int) -> Protocol:
     DINOv3's text-segmentation notebook (short side 512, window 384, stride 192), the rest being the same.
 
     Raises:
-        OVSDinoError: no such preset.
+        OVSDinoError: There is no such preset.
     """
     if name not in PROTOCOLS:
         raise OVSDinoError(f"unknown protocol {name!r}; available: {', '.join(PROTOCOLS)}, native")

@@ -1,4 +1,4 @@
-"""Results beside the published ones, as a Markdown table; what nobody measured says so."""
+"""Results next to the published ones, as a Markdown table; a cell that was not measured says so."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class Result:
     """One result of `ovsdino eval --json`.
 
     Attributes:
-        row: which row of the table it belongs to.
-        path: its file.
-        data: its content.
-        remarks: how it departs from the protocol of the published figures.
+        row: Which row of the table it belongs to.
+        path: Its file.
+        data: Its content.
+        remarks: How it departs from the protocol of the published figures.
     """
 
     row: str
@@ -70,17 +70,18 @@ class Result:
 
     @property
     def dataset(self) -> str:
+        """The name of the data set."""
         return str(self.data["dataset"])
 
 
 def read_results(paths: Sequence[str]) -> list[Result]:
-    """Reads result files.
+    """Read result files.
 
     Args:
-        paths: files, or LABEL=FILE to name the row; results of one row have one label, or one model and protocol.
+        paths: Files, or LABEL=FILE to name the row; results of one row have one label, or one model and protocol.
 
     Raises:
-        OVSDinoError: a file that is missing or no result, or two results for one cell.
+        OVSDinoError: A file is missing or no result, or there are two results for one cell.
     """
     results: list[Result] = []
     for item in paths:
@@ -98,7 +99,7 @@ def read_results(paths: Sequence[str]) -> list[Result]:
 
 
 def render(results: Sequence[Result]) -> str:
-    """The Markdown: the table of the eight, our other scores, and notes."""
+    """Return Markdown: the table of the eight benchmarks, other scores, and notes."""
     lines = ["# Results", "", f"mIoU in %. The mean is over the eight, and {UNMEASURED} until all are there.", ""]
     head = ["system", "SAM at inference", *COLUMNS.values(), "mean"]
     body = [[p.system, p.sam, *map(_published, p.scores), _published(p.mean)] for p in PUBLISHED]
@@ -185,7 +186,7 @@ def _read(path: Path, label: str) -> Result:
     protocol = data.get("protocol")
     sizes = data.get("sizes")
     if not isinstance(protocol, (dict, type(None))) or not isinstance(sizes, (dict, type(None))):
-        raise OVSDinoError(f"{path}: protocol or sizes is no object; {hint}")
+        raise OVSDinoError(f"{path}: protocol or sizes is not an object; {hint}")
     for name, group in (sizes or {}).items():
         recall = group.get("recall") if isinstance(group, dict) else "nothing"
         if recall is not None and not (isinstance(recall, (int, float)) and 0 <= recall <= 1):
@@ -203,7 +204,7 @@ def _row_name(data: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
 
 
 def _remarks(data: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
-    """What sets a result of a benchmark apart from the published protocol."""
+    """Return how a result of a benchmark departs from the published protocol."""
     spec = SPECS.get(str(data["dataset"]))
     if spec is None:
         return []

@@ -6,11 +6,11 @@ import numpy as np
 
 __all__ = ["fit_size", "resize_bilinear"]
 
-COEFFICIENT_ONE = 2048  # OpenCV's fixed point: 11 bits a weight
+COEFFICIENT_ONE = 2048  # OpenCV's fixed point: 11 bits per weight
 
 
 def fit_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """(h, w) of an image brought into (long_side, short_side) with its ratio kept, rounded as mmcv's rescale does.
+    """Return (h, w) of an image fitted into (long_side, short_side), ratio kept, rounded as mmcv's rescale does.
 
     >>> fit_size(1024, 2048, 448, 2048)
     (448, 896)
@@ -22,7 +22,7 @@ def fit_size(height: int, width: int, short_side: int, long_side: int) -> tuple[
 
 
 def resize_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear without antialiasing, as `cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)` rounds it.
+    """Resize without antialiasing, as `cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)` rounds it.
 
     OpenCV holds the weights in 11 bits, sums along the row in 32 bits, drops 4 bits, and truncates each of the two
     rows' shares before it rounds. PyTorch's float and uint8 interpolation differ from it by one level in 13 % and
@@ -36,7 +36,7 @@ def resize_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         (h, w, C) uint8; the image itself when it has the size already.
 
     Raises:
-        ValueError: not (H, W, C) uint8, or a size below 1.
+        ValueError: The image is not (H, W, C) uint8, or a size is below 1.
     """
     if image.ndim != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"image must be (H, W, C) uint8 with pixels, got {image.shape} {image.dtype}")
@@ -61,7 +61,7 @@ def resize_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _taps(length: int, result: int, *, clamp: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The two source indices of each result and their weights in 1/2048.
+    """Return the two source indices of each result and their weights in 1/2048.
 
     `clamp` puts all weight on the border pixel, as OpenCV does along a row; down the columns it keeps both weights on
     the same pixel, and their separate truncation shows in the last bit.

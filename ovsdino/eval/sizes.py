@@ -1,4 +1,4 @@
-"""Recall by the size of what is there to be found: small, thin and large regions.
+"""Recall by size: small, thin and large regions.
 
 mIoU is ruled by large regions; poles, distant people and clutter hardly move it, and they are where sharper features
 should gain. A region is an 8-connected component of the ground truth of one class (semantic labels do not part two
@@ -11,8 +11,8 @@ touching cars, so a region may hold several objects). With u = sqrt(H W / 300), 
 
 The mean width is 4 m + 2 with m the mean distance, over the region, to the nearest pixel on a border between two labels
 (or a label and void): in a strip of width w those distances rise to its middle, and their mean is w/4 - 1/2 for even w,
-at most 1/(4w) more for odd w. The border of the image is no such border: a road cut by it is not thin. Predictions have
-no regions, so precision cannot be given by group; recall can. "background" as a class is left out: it is no object.
+at most 1/(4w) more for odd w. The border of the image does not count: a road cut by it is not thin. Predictions have no
+regions, so precision cannot be given by group; recall can. "background" as a class is left out.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class SizeGroup:
     """Scores of a group in 0..1; None where it has no regions.
 
     Attributes:
-        recall: mean over classes of the share of the group's pixels that got their class.
-        found: share of the regions with more than half of their pixels right.
-        regions: how many.
-        pixels: their pixels.
+        recall: Mean over classes of the share of the group's pixels that got their class.
+        found: Share of the regions with more than half of their pixels right.
+        regions: Number of regions.
+        pixels: Their pixels.
     """
 
     recall: float | None
@@ -50,11 +50,11 @@ class SizeGroup:
 
 
 class SizeRecall:
-    """Adds up recall by group over a data set.
+    """Add up recall by group over a data set.
 
     Args:
         classes: K.
-        skip: classes that are left out, such as background.
+        skip: Classes that are left out, such as background.
     """
 
     def __init__(self, classes: int, skip: tuple[int, ...] = ()) -> None:
@@ -65,7 +65,7 @@ class SizeRecall:
         self.found = np.zeros(len(GROUPS), np.int64)
 
     def update(self, predicted: np.ndarray, target: np.ndarray, ignore: np.ndarray) -> None:
-        """Adds an image: labels (H, W) integers, ignored pixels (H, W) bool."""
+        """Add an image: labels (H, W) integers, ignored pixels (H, W) bool."""
         right = predicted == target
         for index, numbers, group in regions(target, ignore, self.pixels.shape[1], self.skip):
             area = np.bincount(numbers.ravel(), minlength=len(group) + 1)[1:]
@@ -78,7 +78,7 @@ class SizeRecall:
                 self.found[position] += (2 * hits[chosen] > area[chosen]).sum()
 
     def groups(self) -> dict[str, SizeGroup]:
-        """The scores of all images so far, by name of the group."""
+        """Return the scores of all images so far, by name of the group."""
         out = {}
         for position, name in enumerate(GROUPS):
             pixels, count = self.pixels[position], int(self.regions[position])
@@ -95,7 +95,7 @@ class SizeRecall:
 def regions(
     target: np.ndarray, ignore: np.ndarray, classes: int, skip: tuple[int, ...] = ()
 ) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """The regions of each class of a label map.
+    """Return the regions of each class of a label map.
 
     Returns:
         For each class present: its index; the (H, W) numbers of its regions, 1.. and 0 elsewhere; and the group of each
@@ -103,7 +103,7 @@ def regions(
     """
     limit = target.size / UNIT_SHARE
     edge = contour(target, ignore)
-    # a label beside void has its border there too, though it is no contour between two classes
+    # a label next to void has its border there too, though that is not a contour between two classes
     edge[:, 1:] |= ignore[:, :-1]
     edge[:, :-1] |= ignore[:, 1:]
     edge[1:] |= ignore[:-1]

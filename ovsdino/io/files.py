@@ -78,7 +78,7 @@ def read_bytes(path: str | os.PathLike[str], kind: str, remedy: str = "") -> byt
         remedy: See `reading`.
 
     Raises:
-        OVSDinoError: There is no such file, it cannot be read, or it is no regular file.
+        OVSDinoError: There is no such file, it cannot be read, or it is not a regular file.
     """
     with reading(path, kind, remedy), open(path, "rb", opener=_open_regular) as file:
         return file.read()
@@ -112,7 +112,7 @@ def read_json(path: str | os.PathLike[str], kind: str, remedy: str = "") -> Any:
     """Return what a JSON file holds; see `read_text`.
 
     Raises:
-        OVSDinoError: see `read_text`; or it is not JSON.
+        OVSDinoError: See `read_text`; or it is not JSON.
     """
     text = read_text(path, kind, remedy)
     with reading(path, kind, remedy):
@@ -120,7 +120,7 @@ def read_json(path: str | os.PathLike[str], kind: str, remedy: str = "") -> Any:
 
 
 def is_litter(name: str) -> bool:
-    """Return whether a path is what systems and tools leave beside files: hidden ones, Thumbs.db, __MACOSX.
+    """Return whether a path is what systems and tools leave next to files: hidden ones, Thumbs.db, __MACOSX.
 
     Hidden files and folders are .DS_Store, ._x, .ipynb_checkpoints, and the temporary files of a killed writer.
 

@@ -114,7 +114,7 @@ def expand_paths(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         paths: Files and folders. Files are kept as they are, whatever their suffix.
 
     Returns:
-        Paths of files, in the order given. Of a folder also those that turn out to be no files (a link to nothing, a
+        Paths of files, in the order given. Of a folder also those that turn out not to be files (a link to nothing, a
         pipe): their reader says so.
 
     Raises:

@@ -1,6 +1,6 @@
 """Put a SHA-256 into weight files, and check it on reading: neither safetensors nor zip notices every flipped bit.
 
-A safetensors file carries it in the metadata of its header, with its writer's name beside it. The hash is that of the
+A safetensors file carries it in the metadata of its header, after its writer's name. The hash is that of the
 whole file with 64 zeros in its own place. A zip, which is what `torch.save` writes, carries it as the archive's
 comment, which is the last thing in the file; the hash is that of everything before.
 
@@ -81,7 +81,7 @@ def seal_zip(data: bytes) -> bytes:
     """Return a zip without comment with its hash as the comment.
 
     Raises:
-        ValueError: It is no zip, or has a comment.
+        ValueError: It is not a zip, or has a comment.
     """
     if data[-22:-18] != END or data[-2:] != b"\0\0":
         raise ValueError("not a zip without comment")

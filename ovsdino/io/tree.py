@@ -73,7 +73,7 @@ class FileTree:
             if self.contained and not path.resolve().is_relative_to(self.source.resolve()):
                 raise OVSDinoError(f"{self.source}: {name} leads out of the data set; copy the file, or link its root")
             if path.exists() and not path.is_file():
-                raise OVSDinoError(f"{self.source}: {name} is no regular file")
+                raise OVSDinoError(f"{self.source}: {name} is not a regular file")
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise OVSDinoError(f"{self.source}: {name} has more than {MAX_FILE_BYTES:,} bytes")
             return path.read_bytes()

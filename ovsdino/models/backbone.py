@@ -17,11 +17,13 @@ from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.models.config import BackboneConfig
 from ovsdino.models.weights import below, fetch, load_state, read_foreign
 
+__all__ = ["Backbone", "freeze", "nano_vit", "normalize", "num_parameters"]
+
 M = TypeVar("M", bound=nn.Module)
 
 
 def nano_vit(config: BackboneConfig) -> VisionTransformer:
-    """The own backbone of `nano`: a plain ViT without class token, positions interpolated to the input's grid."""
+    """Return nano's backbone: a plain ViT without class token, positions interpolated to the input's grid."""
     return VisionTransformer(
         img_size=(288, 384),
         patch_size=config.patch_size,
@@ -54,14 +56,14 @@ class Backbone(nn.Module):
             self.vit = timm.create_model(config.timm_name, pretrained=False, num_classes=0, dynamic_img_size=True)
 
     def load(self, path: str | Path | None) -> None:
-        """Official weights.
+        """Load official weights.
 
         Args:
             path: timm's model.safetensors, or the authors' own .pth (DINOv2 with registers, DINOv3), alone or inside a
                 larger model; None asks the hub.
 
         Raises:
-            OVSDinoError: offline, out of reach, or not this backbone's weights.
+            OVSDinoError: The hub is out of reach, or the file does not hold this backbone's weights.
         """
         name = self.config.timm_name
         if path is None:
@@ -87,7 +89,7 @@ class Backbone(nn.Module):
         load_state(self.vit, state, f"{path} ({name})")
 
     def fix_size(self, height: int, width: int) -> None:
-        """Resamples the positions to one input size for good, in place: an exported graph has no bicubic resize."""
+        """Resample the positions to one input size for good, in place: an exported graph has no bicubic resize."""
         if self.vit.pos_embed is None:
             return  # DINOv3 rotates by angles that are constants once the size is
         self.vit.set_input_size((height, width))
@@ -95,24 +97,24 @@ class Backbone(nn.Module):
         self.vit.patch_embed.flatten = True
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """image (B, 3, H, W), H and W multiples of the patch size -> F (B, D, h, w) and the taps, each (B, D, h, w)."""
+        """Map an image (B, 3, H, W), sides multiples of the patch size, to F and the taps, each (B, D, h, w)."""
         return self.with_taps(image, self.config.taps)
 
     def with_taps(self, image: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """As `forward`, with the tokens of chosen blocks."""
+        """Return F and the tokens of chosen blocks, see `forward`."""
         self._check(image)
         final, taps = self.vit.forward_intermediates(image, indices=list(blocks), norm=False)
         return self._grid(final, image), list(taps)
 
     def with_attention(self, image: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """As `forward`, and what the class token looks at in the last block.
+        """Return F, the taps, and the attention logits of the class token in the last block.
 
         Returns:
-            F, the taps, and (B, heads, N) float32: scaled q.k of the class token's query with the patch tokens' keys,
-            before any softmax, h*w = N; class and register tokens are no keys here.
+            F and the taps as `forward`, and (B, heads, N) float32, N = h w: scaled q.k of the class token's query with
+            the patch tokens' keys, before any softmax; class and register tokens are not keys here.
 
         Raises:
-            OVSDinoError: the backbone has no class token.
+            OVSDinoError: The backbone has no class token.
         """
         self._check(image)
         if self.vit.cls_token is None:
@@ -129,7 +131,7 @@ class Backbone(nn.Module):
         return self._grid(final, image), [tokens[block][0] for block in self.config.taps], logits
 
     def _class_attention(self, patches: Tensor, prefix: Tensor) -> Tensor:
-        """The last block's q.k from its input: patches (B, D, h, w), prefix tokens (B, P, D), class token first."""
+        """Return the last block's q.k from its input: patches (B, D, h, w), prefix (B, P, D), class token first."""
         block = self.vit.blocks[-1]
         attention, (h, w) = block.attn, patches.shape[-2:]
         query, key, _ = attention.qkv.weight.chunk(3)
@@ -150,7 +152,7 @@ class Backbone(nn.Module):
             raise ValueError(f"image must be (B, 3, H, W) with H and W multiples of {p}, got {tuple(image.shape)}")
 
     def _grid(self, final: Tensor, image: Tensor) -> Tensor:
-        """Final tokens, with or without the prefix -> F (B, D, h, w)."""
+        """Return F (B, D, h, w) of the final tokens, with or without the prefix."""
         p = self.config.patch_size
         h, w = image.shape[2] // p, image.shape[3] // p
         if final.shape[1] == h * w + self.vit.num_prefix_tokens:
@@ -161,7 +163,7 @@ class Backbone(nn.Module):
 
 
 def normalize(x: Tensor, dim: int = 1) -> Tensor:
-    """L2 normalization, safe at zero."""
+    """Return x at length one along a dimension, safe at zero."""
     return F.normalize(x, dim=dim, eps=1e-6)
 
 
@@ -173,7 +175,5 @@ def freeze(module: M) -> M:
 
 
 def num_parameters(module: nn.Module) -> int:
+    """Return the number of a module's parameters."""
     return sum(p.numel() for p in module.parameters())
-
-
-__all__ = ["Backbone", "freeze", "nano_vit", "normalize", "num_parameters"]

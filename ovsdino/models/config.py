@@ -22,9 +22,9 @@ class BackboneConfig:
 
     Attributes:
         timm_name: timm model name, or "nano_vit" for this repository's own small ViT.
-        patch_size: patch size p in pixels.
-        embed_dim: width D.
-        taps: indices of the blocks whose patch tokens feed the Structure-Aware Encoder, shallow first.
+        patch_size: Patch size p in pixels.
+        embed_dim: Width D.
+        taps: Indices of the blocks whose patch tokens feed the Structure-Aware Encoder, shallow first.
     """
 
     timm_name: str
@@ -40,11 +40,11 @@ class SAEConfig:
     """Structure-Aware Encoder: pixel stem, top-down path, guide, structure tokens, boundary logits.
 
     Attributes:
-        guide_dim: channels of the guide G at four times the token grid.
-        mid_dim: channels at twice the token grid.
-        structure_dim: channels of the structure tokens S (SAM's embedding width is 256).
-        blocks: residual convolution blocks at 4x, 2x and 1x the token grid.
-        depthwise: depthwise-separable convolutions (cheap in FLOPs) or dense 3x3 ones (cheap in seconds on a CPU).
+        guide_dim: Channels of the guide G at four times the token grid.
+        mid_dim: Channels at twice the token grid.
+        structure_dim: Channels of the structure tokens S (SAM's embedding width is 256).
+        blocks: Residual convolution blocks at 4x, 2x and 1x the token grid.
+        depthwise: Depthwise-separable convolutions (cheap in FLOPs) or dense 3x3 ones (cheap in seconds on a CPU).
     """
 
     guide_dim: Width = 64
@@ -61,8 +61,8 @@ class SMDConfig:
     Head sizes obey d + r + 1 = 64, so that folded attention is one plain dot product of 64 channels.
 
     Attributes:
-        gate: the preservation gate; False lets every head through (g = 1).
-        structure: the structural term; False is plain attention (lambda = 0).
+        gate: The preservation gate; False lets every head through (g = 1).
+        structure: The structural term; False is plain attention (lambda = 0).
     """
 
     width: Width = 256
@@ -92,10 +92,10 @@ class ModelConfig:
     Attributes:
         sae: None for the text-aligned-DINO baseline, which has no decoder at all.
         smd: None leaves the tokens as the backbone gives them.
-        guided: structure-guided upsampling of the logits; False is bilinear.
-        detail: the guide's own residual on the fine logits.
-        short_side: default inference size of the image's short side, in pixels.
-        logit_scale: temperature at the start of training (cosine is multiplied by it).
+        guided: Structure-guided upsampling of the logits; False is bilinear.
+        detail: The guide's own residual on the fine logits.
+        short_side: Default inference size of the image's short side, in pixels.
+        logit_scale: Temperature at the start of training (cosine is multiplied by it).
     """
 
     name: str
@@ -112,17 +112,16 @@ class ModelConfig:
 
     @property
     def patch_size(self) -> int:
+        """Patch size p in pixels."""
         return self.backbone.patch_size
 
     @property
     def embed_dim(self) -> int:
+        """Width D of the backbone and of the text bank."""
         return self.backbone.embed_dim
 
-    def replace(self, **changes: Any) -> ModelConfig:
-        return dataclasses.replace(self, **changes)
-
     def changed(self, changes: Mapping[str, Any]) -> ModelConfig:
-        """Return it with some fields replaced, e.g. ``{"smd": {"gate": False}, "backbone": {"taps": [5]}}``.
+        """Return it with some fields replaced, as in ``{"smd": {"gate": False}, "backbone": {"taps": [5]}}``.
 
         Raises:
             OVSDinoError: No such field, one inside a part that is not there, a value of another type or out of range.

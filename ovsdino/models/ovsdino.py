@@ -32,12 +32,12 @@ AFFINITY_DIM = 16
 
 @dataclass
 class ImageFeatures:
-    """An encoded image: all that `decode` needs, whatever the words.
+    """An encoded image: all that `decode` needs but the words.
 
     Attributes:
         tokens: F' (or F without a decoder), (B, D, h, w).
-        structure: the SAE's output, or None without a decoder.
-        backbone: F, (B, D, h, w), as it was before the decoder; what preservation is measured against.
+        structure: The SAE's output, or None without a decoder.
+        backbone: F, (B, D, h, w), as it was before the decoder.
     """
 
     tokens: Tensor
@@ -45,7 +45,7 @@ class ImageFeatures:
     backbone: Tensor | None = None
 
     def float(self) -> ImageFeatures:
-        """The same in float32."""
+        """Return it in float32."""
         structure = self.structure
         if structure is not None:
             structure = Structure(
@@ -55,7 +55,7 @@ class ImageFeatures:
 
 
 class Decoder(nn.Module):
-    """SAE, SMD and the parts that turn coarse logits into fine ones."""
+    """SAE, SMD, and the upsampling of coarse logits to fine ones."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
             nn.init.zeros_(self.detail.weight)
 
     def refine(self, coarse: Tensor, guide: Tensor, text: Tensor) -> Tensor:
-        """Coarse logits (B, K, h, w), guide (B, C, 4h, 4w), text rows (K, D) -> (B, K, 4h, 4w), all in logit units."""
+        """Return logits (B, K, 4h, 4w) of coarse ones (B, K, h, w), the guide (B, C, 4h, 4w) and scaled text (K, D)."""
         fine = F.interpolate(coarse, scale_factor=4.0, mode="bilinear", align_corners=False)
         if self.config.guided:
             affinity = self.affinity(guide)
@@ -91,11 +91,11 @@ class Decoder(nn.Module):
 
 
 class OVSDINO(nn.Module):
-    """Open-vocabulary segmentation: image and text bank in, logits out.
+    """Open-vocabulary segmentation: from an image and a text bank to logits.
 
     Args:
-        config: what to build.
-        text_tower: turns words into the rows of the text bank.
+        config: What to build.
+        text_tower: Turns words into the rows of the text bank.
     """
 
     def __init__(self, config: ModelConfig, text_tower: TextTower) -> None:
@@ -109,6 +109,7 @@ class OVSDINO(nn.Module):
 
     @property
     def has_decoder(self) -> bool:
+        """Whether there is an SAE; without one the model is the text-aligned-DINO baseline."""
         return self.decoder is not None
 
     @property
@@ -117,14 +118,17 @@ class OVSDINO(nn.Module):
         return self.config.patch_size
 
     def encode_text(self, names: Sequence[str | Sequence[str]], templates: Sequence[str] | None = None) -> Tensor:
-        """Text bank of the classes.
+        """Return the text bank of the classes.
 
         Args:
-            names: one entry a class: a word or phrase, or several whose embeddings are averaged.
-            templates: see `TextTower.encode`.
+            names: One entry per class: a word or phrase, or several whose embeddings are averaged.
+            templates: See `TextTower.encode`.
 
         Returns:
             (K, D) float32, rows of length one.
+
+        Raises:
+            ValueError: There are no names, or a class has none.
         """
         if not len(names):
             raise ValueError("names is empty: give at least one class name")
@@ -136,12 +140,12 @@ class OVSDINO(nn.Module):
         return torch.stack([normalize(part.mean(0), dim=-1) for part in flat.split([len(g) for g in groups])])
 
     def encode_image(self, image: Tensor) -> ImageFeatures:
-        """image (B, 3, H, W), normalized, H and W multiples of `stride_multiple` -> features for `decode`."""
+        """Return the features of an image (B, 3, H, W), normalized, H and W multiples of `stride_multiple`."""
         features, taps = self.backbone(image)
         return self._with_structure(image, features, taps)
 
     def encode_with_attention(self, image: Tensor) -> tuple[ImageFeatures, Tensor]:
-        """As `encode_image`, and the class token's attention (B, heads, N): see `Backbone.with_attention`."""
+        """Return features, and the class token's attention (B, heads, N) as `Backbone.with_attention` gives it."""
         features, taps, attention = self.backbone.with_attention(image)
         return self._with_structure(image, features, taps), attention
 
@@ -155,16 +159,19 @@ class OVSDINO(nn.Module):
         return ImageFeatures(tokens, structure, features)
 
     def coarse_logits(self, features: ImageFeatures, text: Tensor) -> Tensor:
-        """scale * cos(F', text): (B, K, h, w); text as `decode` takes it."""
+        """Return scale * cos(F', text), (B, K, h, w); text as `decode` takes it."""
         tokens = normalize(features.tokens.float())
         equation = "bdhw,kd->bkhw" if text.ndim == 2 else "bdhw,bkd->bkhw"
         return torch.einsum(equation, tokens, text * self.log_scale.exp())
 
     def decode(self, features: ImageFeatures, text: Tensor) -> Tensor:
-        """Logits of a text bank (K, D), or of one bank an image (B, K, D).
+        """Return the logits of a text bank (K, D), or of one bank per image (B, K, D).
 
         Returns:
             (B, K, 4h, 4w), or (B, K, h, w) without a decoder.
+
+        Raises:
+            ValueError: The bank has another shape.
         """
         dim = self.config.embed_dim
         if text.ndim not in (2, 3) or text.shape[-1] != dim:
@@ -177,9 +184,9 @@ class OVSDINO(nn.Module):
         return self.decoder.refine(coarse, features.structure.guide, text * self.log_scale.exp())
 
     def cosine(self, features: ImageFeatures, text: Tensor) -> Tensor:
-        """`decode` without the temperature: cosines of features and text, sharpened by a decoder if there is one."""
+        """Return `decode` without the temperature: cosines, sharpened by a decoder if there is one."""
         return self.decode(features, text) / self.log_scale.exp()
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        """image (B, 3, H, W), text (K, D) -> logits; softmax over K is meaningful."""
+        """Map an image (B, 3, H, W) and a text bank (K, D) to logits, whose softmax over K is meaningful."""
         return self.decode(self.encode_image(image), text)

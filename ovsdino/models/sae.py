@@ -1,8 +1,8 @@
-"""Structure-Aware Encoder (SAE): brings the boundaries back that a deep ViT has lost.
+"""Structure-Aware Encoder (SAE): restores the boundaries that a deep ViT has lost.
 
 A pixel stem reads the image at four times the token grid; tapped ViT tokens join at the grid; a top-down path carries
 them back to the stem's resolution. Outputs: the guide G, structure tokens S (aligned with SAM's image embedding) and
-boundary logits. OVS-DINO (arXiv 2604.08461) names the module; where its text is silent the wiring is ours.
+boundary logits. OVS-DINO (arXiv 2604.08461) names the module; where its text is silent, the wiring is this project's.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ovsdino.models.config import SAEConfig
 
 @dataclass
 class Structure:
-    """What the SAE hands on.
+    """Output of the SAE.
 
     Attributes:
         tokens: S, (B, structure_dim, h, w).
         guide: G, (B, guide_dim, 4h, 4w).
-        boundary: boundary logits, (B, 1, 4h, 4w).
+        boundary: Boundary logits, (B, 1, 4h, 4w).
     """
 
     tokens: Tensor
@@ -32,12 +32,12 @@ class Structure:
 
 
 def norm(channels: int) -> nn.Module:
-    """Normalization that does not depend on the batch: training runs on small batches, deployment on one image."""
+    """Return a normalization independent of the batch: training runs on small batches, deployment on one image."""
     return nn.GroupNorm(8 if channels % 8 == 0 else 1, channels)
 
 
 def conv(c_in: int, c_out: int, *, stride: int = 1, depthwise: bool = False) -> nn.Sequential:
-    """3x3 convolution (dense, or depthwise then pointwise), normalization, GELU."""
+    """Return a 3x3 convolution (dense, or depthwise then pointwise), normalization, GELU."""
     if depthwise:
         layers: list[nn.Module] = [
             nn.Conv2d(c_in, c_in, 3, stride, 1, groups=c_in, bias=False),
@@ -49,22 +49,24 @@ def conv(c_in: int, c_out: int, *, stride: int = 1, depthwise: bool = False) -> 
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(conv(x))."""
+    """Add two convolutions to their input: x + conv(conv(x))."""
 
     def __init__(self, channels: int, *, depthwise: bool) -> None:
         super().__init__()
         self.body = nn.Sequential(*(conv(channels, channels, depthwise=depthwise) for _ in range(2)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, C, h, w)."""
         return x + self.body(x)
 
 
 def stage(channels: int, blocks: int, *, depthwise: bool) -> nn.Sequential:
+    """Return residual blocks in a row."""
     return nn.Sequential(*(ResidualBlock(channels, depthwise=depthwise) for _ in range(blocks)))
 
 
 class StructureAwareEncoder(nn.Module):
-    """Image and tapped tokens in, `Structure` out."""
+    """Map an image and tapped tokens to a `Structure`."""
 
     def __init__(self, config: SAEConfig, embed_dim: int, num_taps: int) -> None:
         super().__init__()
@@ -85,11 +87,11 @@ class StructureAwareEncoder(nn.Module):
         self.boundary = nn.Conv2d(fine, 1, 1)
 
     def forward(self, image: Tensor, taps: Sequence[Tensor]) -> Structure:
-        """Encodes structure.
+        """Encode structure.
 
         Args:
-            image: (B, 3, H, W) normalized; resized here to 16 times the token grid when it is not already.
-            taps: tapped patch tokens, each (B, embed_dim, h, w), shallow first.
+            image: (B, 3, H, W) normalized; resized here to 16 times the token grid when it has another size.
+            taps: Tapped patch tokens, each (B, embed_dim, h, w), shallow first.
         """
         h, w = taps[0].shape[-2:]
         if image.shape[-2:] != (16 * h, 16 * w):

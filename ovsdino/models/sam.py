@@ -1,4 +1,4 @@
-"""SAM's image encoder as a teacher: what the structure tokens S are aligned with.
+"""SAM's image encoder as a teacher, with which the structure tokens S are aligned.
 
 The encoder is timm's (`samvit_*`, the same network as segment-anything's `ImageEncoderViT`); official
 `sam_vit_*.pth` files and timm's hub weights both load. It is needed in training only.
@@ -34,7 +34,7 @@ class SAMEncoder(nn.Module):
 
     Args:
         variant: "vit_b", "vit_l" or "vit_h".
-        img_size: side of the padded square, 1024 in SAM; smaller ones are for tests.
+        img_size: Side of the padded square, 1024 in SAM; smaller ones are for tests.
     """
 
     def __init__(self, variant: str = "vit_b", *, img_size: int = 1024) -> None:
@@ -55,10 +55,10 @@ class SAMEncoder(nn.Module):
         freeze(self)
 
     def load(self, path: str | Path) -> None:
-        """Loads an official SAM checkpoint (`.pth`, keys `image_encoder.*`) or timm's safetensors.
+        """Load an official SAM checkpoint (`.pth`, keys `image_encoder.*`) or timm's safetensors.
 
         Raises:
-            OVSDinoError: missing, unreadable, or not this variant's weights.
+            OVSDinoError: The file is missing, unreadable, or not this variant's weights.
         """
         state = read_foreign(path)
         prefix = "image_encoder."
@@ -68,7 +68,7 @@ class SAMEncoder(nn.Module):
         load_state(self.encoder, state, str(path))
 
     def preprocess(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """SAM's input: longest side to `img_size`, normalized, padded with zeros at the right and the bottom.
+        """Return SAM's input: longest side `img_size`, normalized, padded with zeros at the right and the bottom.
 
         Args:
             image: (B, 3, H, W) float RGB in 0..255.
@@ -84,7 +84,7 @@ class SAMEncoder(nn.Module):
         return F.pad(x, (0, self.img_size - filled[1], 0, self.img_size - filled[0])), filled
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) float RGB in 0..255 -> (B, 256, 64, 64) over the image itself, the padding cut away."""
+        """Map (B, 3, H, W) float RGB in 0..255 to (B, 256, 64, 64) over the image itself, the padding cut away."""
         x, filled = self.preprocess(image)
         embedding = self.encoder.forward_features(x)
         cells = embedding.shape[-1] / self.img_size

@@ -1,6 +1,7 @@
 """Structure-Modulated Decoder (SMD): structure attention on the patch tokens behind a preservation gate.
 
-For head m, with e_i = W_e S_i centered over the tokens (the module is OVS-DINO's, arXiv 2604.08461; the algebra ours):
+OVS-DINO (arXiv 2604.08461) names the module; the algebra is this project's. For head m, with e_i = W_e S_i centered
+over the tokens:
 
     logit_ij = q_i . k_j / sqrt(d) - lambda_m |e_i - e_j|^2      lambda_m = softplus(l_m)
     o_i      = g_i sum_j softmax_j(logit_ij) v_j                 g_i = sigmoid(W_g [x_i ; S_i])
@@ -37,7 +38,7 @@ class SMDBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(c.width, hidden), nn.GELU(), nn.Linear(hidden, c.width))
 
     def forward(self, x: Tensor, structure: Tensor) -> Tensor:
-        """x (B, N, width), structure tokens (B, N, structure_dim) -> (B, N, width)."""
+        """Map tokens x (B, N, width) to (B, N, width), by structure tokens S (B, N, structure_dim)."""
         c = self.config
         batch, tokens, _ = x.shape
         normed = self.norm(x)
@@ -57,7 +58,7 @@ class SMDBlock(nn.Module):
 
 
 class StructureModulatedDecoder(nn.Module):
-    """F and S in, F' = F + W_out x out; a fresh module returns F bit for bit."""
+    """Map F and S to F' = F + W_out x; a fresh module returns F bit for bit."""
 
     def __init__(self, config: SMDConfig, embed_dim: int, structure_dim: int) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ class StructureModulatedDecoder(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, features: Tensor, structure: Tensor) -> Tensor:
-        """features (B, D, h, w), structure (B, structure_dim, h, w) -> F' (B, D, h, w)."""
+        """Return F' (B, D, h, w) of features F (B, D, h, w) and structure tokens S (B, structure_dim, h, w)."""
         tokens = features.flatten(2).transpose(1, 2)
         structure = self.structure_norm(structure.flatten(2).transpose(1, 2))
         x = self.project(tokens)

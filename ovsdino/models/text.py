@@ -1,4 +1,4 @@
-"""Text towers: words in, embeddings in the image features' space out.
+"""Text towers: from words to embeddings in the image features' space.
 
 `ClipTextTower` is the published baseline's: CLIP ViT-B/16 and Talk2DINO's projection. `HashedTextTower` is nano's: a
 hashed subword table and a small attention, distilled from a sentence encoder, 1 M parameters, no vocabulary file.
@@ -42,30 +42,30 @@ CLIP_ARCHIVE_SHA256 = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb6198
 
 
 class TextTower(nn.Module):
-    """Words in, (n, D) out: `project(read(names))`, of which only `project` is ever trained."""
+    """Map words to (n, D) by `project(read(names))`, of which only `project` is ever trained."""
 
     def encode(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
-        """Embeds each name without gradients; rows need not be of length one. The arguments are those of `read`."""
+        """Embed each name without gradients; rows need not be of length one. The arguments are those of `read`."""
         with torch.no_grad():
             return self.project(self.read(names, templates))
 
     def read(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
-        """The frozen part, whose rows can be kept: (n, width of the tower).
+        """Return the rows of the frozen part, (n, width of the tower), which can be kept.
 
         Args:
-            names: words or phrases.
-            templates: sentences with a {} for the name, whose embeddings are averaged; None takes the tower's own. A
+            names: Words or phrases.
+            templates: Sentences with a {} for the name, whose embeddings are averaged; None takes the tower's own. A
                 tower that reads bare words has none and ignores them.
         """
         raise NotImplementedError
 
     def project(self, rows: Tensor) -> Tensor:
-        """What `read` gives -> (n, D)."""
+        """Map the rows of `read` to (n, D)."""
         return rows
 
 
 def fnv1a(text: str) -> int:
-    """64-bit FNV-1a hash of the UTF-8 bytes: the same on every machine and in every process."""
+    """Return the 64-bit FNV-1a hash of the UTF-8 bytes: the same on every machine and in every process."""
     value = 0xCBF29CE484222325
     for byte in text.encode():
         value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
@@ -78,7 +78,7 @@ PIECES_MAX = 32
 
 @functools.lru_cache(maxsize=65536)
 def word_pieces(word: str) -> tuple[int, ...]:
-    """Hashes of a word: twice as a whole (two independent buckets), then its character 3- to 5-grams."""
+    """Return hashes of a word: twice as a whole (two independent buckets), then its character 3- to 5-grams."""
     marked = f"<{word}>"
     grams = [marked[i : i + n] for n in (3, 4, 5) for i in range(len(marked) - n + 1)]
     return tuple(fnv1a(piece) for piece in (f"0{marked}", f"1{marked}", *grams))[:PIECES_MAX]
@@ -103,9 +103,9 @@ class HashedTextTower(TextTower):
     distillation list are remembered, others (plurals, compounds, misspellings) fall near the words they resemble.
 
     Args:
-        embed_dim: output width D.
-        width: table width.
-        buckets: rows of the table.
+        embed_dim: Output width D.
+        width: Table width.
+        buckets: Rows of the table.
     """
 
     def __init__(self, embed_dim: int, width: int, buckets: int) -> None:
@@ -121,7 +121,7 @@ class HashedTextTower(TextTower):
         self.out = nn.Linear(4 * width, embed_dim)
 
     def tokenize(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Returns bucket ids (n, words, pieces), -1 where there is none, and word mask (n, words)."""
+        """Return bucket ids (n, words, pieces), -1 where there is none, and the word mask (n, words)."""
         split = [words_of(name)[:WORDS_MAX] or [""] for name in names]
         words = max(len(s) for s in split)
         ids = torch.full((len(split), words, PIECES_MAX), -1)
@@ -132,7 +132,7 @@ class HashedTextTower(TextTower):
         return ids, ids[:, :, 0] >= 0
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids (n, words, pieces), mask (n, words) -> (n, D)."""
+        """Map bucket ids (n, words, pieces) and the word mask (n, words) to (n, D)."""
         present = (ids >= 0).unsqueeze(-1)
         pieces = self.table(ids.clamp_min(0)) * present
         grams = pieces[:, :, 2:].sum(2) / present[:, :, 2:].sum(2).clamp_min(1)
@@ -145,6 +145,7 @@ class HashedTextTower(TextTower):
 
     @torch.no_grad()
     def read(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """Return (n, D); see `TextTower.read`."""
         device = self.table.weight.device
         ids, mask = self.tokenize(names)
         return self(ids.to(device), mask.to(device))
@@ -153,10 +154,10 @@ class HashedTextTower(TextTower):
 class ClipTextTower(TextTower):
     """CLIP ViT-B/16's text encoder (open_clip), templates averaged un-normalized, then Talk2DINO's projection.
 
-    CLIP itself is read at the first use and is no part of the state dict: it is frozen and comes from elsewhere.
+    CLIP itself is read at the first use and is not part of the state dict: it is frozen and comes from elsewhere.
 
     Args:
-        embed_dim: width D of the image features.
+        embed_dim: Width D of the image features.
         weights: "openai" takes OpenAI's weights from the hub; a path, from a file (see `read_clip`); None leaves CLIP
             random, for timing and tests.
     """
@@ -190,6 +191,11 @@ class ClipTextTower(TextTower):
 
     @torch.no_grad()
     def read(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """Return (n, 512); see `TextTower.read`.
+
+        Raises:
+            OVSDinoError: A template has no {}, or CLIP cannot be had.
+        """
         templates = TEMPLATES if templates is None else templates
         for template in templates:
             if "{}" not in template:
@@ -209,6 +215,7 @@ class ClipTextTower(TextTower):
         return torch.cat(rows).unflatten(0, (len(names), len(templates))).mean(1)
 
     def project(self, rows: Tensor) -> Tensor:
+        """Map (n, 512) to (n, D)."""
         x = self.linear_layer(rows)
         for layer in self.hidden_layers:
             x = layer(torch.tanh(x))
@@ -222,19 +229,20 @@ def _warn_of_cut(prompt: str, most: int) -> None:
 
 
 def talk_projection(clip_dim: int, embed_dim: int) -> tuple[nn.Linear, nn.ModuleList]:
-    """Talk2DINO's map from CLIP's text space into DINO's (linear, tanh, linear), named as in its checkpoints."""
+    """Return Talk2DINO's map from CLIP's text space to DINO's (linear, tanh, linear), named as in its checkpoints."""
     return nn.Linear(clip_dim, embed_dim), nn.ModuleList([nn.Linear(embed_dim, embed_dim)])
 
 
 def read_clip(path: str | Path) -> dict[str, Tensor]:
-    """The text half of a CLIP ViT-B/16 file, under CLIP's own keys.
+    """Return the text half of a CLIP ViT-B/16 file, under CLIP's own keys.
 
     Args:
         path: OpenAI's ViT-B-16.pt, or its state dict as .safetensors or .pth: open_clip's, with prefixes (`module.`,
             `clip_model.`), in half precision, inside a training checkpoint.
 
     Raises:
-        OVSDinoError: missing, unreadable, without CLIP's text encoder, or a TorchScript archive that is not OpenAI's.
+        OVSDinoError: The file is missing, unreadable, without CLIP's text encoder, or a TorchScript archive that is
+            not OpenAI's.
     """
     path = Path(path)
     if _is_archive(path):
@@ -256,15 +264,15 @@ def _is_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except Exception:  # a damaged zip raises what a broken byte leads to; it is no archive that torch could open
+    except Exception:  # a damaged zip raises what a broken byte leads to; it is not an archive that torch could open
         return False
 
 
 def read_projection(path: str | Path) -> dict[str, Tensor]:
-    """Talk2DINO's text projection, from its own file or out of a whole Talk2DINO model (keys `proj.*`).
+    """Return Talk2DINO's text projection, from its own file or out of a whole Talk2DINO model (keys `proj.*`).
 
     Raises:
-        OVSDinoError: missing, unreadable, or without projection.
+        OVSDinoError: The file is missing, unreadable, or without projection.
     """
     message = f"{path}: no Talk2DINO projection in it (linear_layer.weight is missing)"
     return below(read_foreign(path), "linear_layer.weight", message)

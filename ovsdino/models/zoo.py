@@ -94,7 +94,7 @@ class ModelInfo:
 
 
 def list_models() -> list[ModelInfo]:
-    """Return what the zoo holds, the shipped model first."""
+    """Return the models of the zoo, the shipped one first."""
     rows = []
     for name, config in CONFIGS.items():
         shipped = packaged(name)
@@ -113,7 +113,7 @@ def list_models() -> list[ModelInfo]:
 
 
 def _note(name: str) -> str:
-    """Return what a user must know of a model before choosing it."""
+    """Return the remark of `ovsdino models` on a model."""
     if name == "nano":
         return "street scenes, 367 training images, works offline"
     if name in PROJECTIONS:

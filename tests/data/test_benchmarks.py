@@ -254,7 +254,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_lists_cannot_lead_out_of_the_data_set(tmp_path: Path, line: str) -> None:
     trees.pascal(tmp_path, {"a": label(1)}, "SegmentationClass", "Segmentation")
     (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text(line + "\n")
-    with pytest.raises(OVSDinoError, match="is no image name"):
+    with pytest.raises(OVSDinoError, match="is not an image name"):
         open_dataset("voc21", tmp_path)
 
 

@@ -197,7 +197,7 @@ def link(name, target):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a.png": link("a.png", "/etc/passwd"), "a.txt": b"x"}, "a.png is no plain file; links are not followed"),
+        ({"a.png": link("a.png", "/etc/passwd"), "a.txt": b"x"}, "a.png is not a plain file; links are not followed"),
         ({"../a.png": png(0)}, "'../a.png' leads out of the tar"),
         ({"/a.png": png(0)}, "'/a.png' leads out of the tar"),
         ({"a.txt": b"x"}, "a has a caption and no image"),

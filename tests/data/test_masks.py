@@ -55,7 +55,7 @@ def everything(folder):
         (row_of(segmentation={"size": [1 << 40, 1], "counts": "1"}), r"size is \[1099511627776, 1\], the image's is"),
         (row_of(segmentation={"size": [1 << 33, 1], "counts": "1"}), "mask 0: run lengths: size is"),
         (row_of(segmentation={"size": [32, 40], "counts": "22"}), "they sum to 4, the image has 1280 pixels"),
-        (row_of(segmentation={"size": [32, 40], "counts": None}), "counts is no text of run lengths"),
+        (row_of(segmentation={"size": [32, 40], "counts": None}), "counts is not a text of run lengths"),
         (row_of(segmentation=[1, 2]), "mask 0: expected area, bbox"),
         (row_of(area=63), "64 pixels, the area says 63"),
         (row_of(area=float("nan")), "mask 0: expected area, bbox"),

@@ -46,7 +46,7 @@ def test_a_vocabulary_is_a_phrase_a_line(tmp_path):
     with pytest.raises(OVSDinoError, match=r"none.txt: no such file"):
         read_phrases(tmp_path / "none.txt")
     path.write_bytes("\ufeffCar\nbus".encode())
-    assert read_phrases(path) == {"car", "bus"}  # the byte order mark is no part of a word
+    assert read_phrases(path) == {"car", "bus"}  # the byte order mark is not part of a word
     for data in ("é".encode("latin-1"), "car".encode("utf-16"), b"\x00\xff"):
         path.write_bytes(data)
         with pytest.raises(OVSDinoError, match=r"words.txt: not a readable vocabulary"):

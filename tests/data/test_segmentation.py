@@ -179,7 +179,7 @@ def test_all_kinds_of_images_are_read_as_segment_reads_them(tmp_path, picture):
         (("a.png",), ("a.png", "a.tif"), r"labels/a\.png and labels/a\.tif have one name"),
         (("x/a.png", "x/a.jpg"), ("x/a.png",), r"images/x/a\.jpg and images/x/a\.png have one name"),
         (("x/a.png",), ("y/a.png",), "2 files lack their image or label partner, e.g. 'x/a'"),
-        (("a.png",), ("a.jpg",), r"labels/a\.jpg: is no PNG"),
+        (("a.png",), ("a.jpg",), r"labels/a\.jpg: is not a PNG"),
     ],
 )
 def test_pairs_that_luck_would_decide_are_refused(tmp_path, images, labels, message):
@@ -254,15 +254,15 @@ def test_ids_of_few_bits_are_not_spread(tmp_path):
         (
             [1, 1, 2, 2],
             "hold 1 to 2 and never 0, and the 50.0%",
-            "50.0% of the label pixels hold ids that are no class (2)",
+            "50.0% of the label pixels hold ids that are not a class (2)",
         ),
         (
             [7, 8, 9, 255],
             "no pixel of the labels holds a class",
-            "75.0% of the label pixels hold ids that are no class",
+            "75.0% of the label pixels hold ids that are not a class",
         ),
         ([0, 1, 1, 255], None, "25.0% of the label pixels hold 255"),
-        ([0, 1, 1, 40], None, "hold ids that are no class (40)"),
+        ([0, 1, 1, 40], None, "hold ids that are not a class (40)"),
         ([0, 1, 1, 1], None, None),
     ],
 )

@@ -159,7 +159,7 @@ def test_a_protocol_keeps_background_out_of_the_words(tmp_path: Path) -> None:
     everything = evaluate(segmenter, dataset, protocol=dataclasses.replace(SMALL, background=0.9))  # type: ignore[arg-type]
     assert everything.scores.iou["aeroplane"] == 0.0 and everything.scores.iou["background"] == 0.25
     sizes = result.to_dict()["sizes"]
-    assert sizes["large"]["regions"] == 3 and sizes["large"]["recall"] == 1.0  # background is no region
+    assert sizes["large"]["regions"] == 3 and sizes["large"]["recall"] == 1.0  # background is not a region
 
 
 def test_templates_of_ones_own_reach_the_text_tower(tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def write_bomb(path: Path) -> None:
 BROKEN: list[tuple[str, Callable[[Path], object]]] = [
     ("missing.jpg", lambda p: None),
     ("empty.jpg", lambda p: p.write_bytes(b"")),
-    ("text.jpg", lambda p: p.write_text("this is no picture")),
+    ("text.jpg", lambda p: p.write_text("this is not a picture")),
     ("folder.jpg", lambda p: p.mkdir()),
     ("animated.gif", lambda p: Image.new("RGB", (4, 4)).save(p)),
     ("bomb.png", write_bomb),

@@ -1,5 +1,7 @@
 """The whole module: baseline identity, cost budget, shapes, text."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,7 +42,7 @@ def test_fresh_decoder_is_the_baseline_bit_for_bit(tiny):
 
 
 def test_without_decoder_logits_are_the_coarse_ones():
-    model = OVSDINO(TINY.replace(sae=None, smd=None), HashedTextTower(32, 16, 64)).eval()
+    model = OVSDINO(replace(TINY, sae=None, smd=None), HashedTextTower(32, 16, 64)).eval()
     text = model.encode_text(["road", "car"])
     assert not model.has_decoder
     assert model(torch.randn(1, 3, 32, 48), text).shape == (1, 2, 2, 3)
@@ -145,10 +147,11 @@ def test_image_size_may_vary_and_needs_no_resize_to_a_square(tiny):
 
 
 def test_patch_fourteen_resizes_the_image_for_the_pixel_stem():
-    config = TINY.replace(
+    config = replace(
+        TINY,
         backbone=BackboneConfig(
             timm_name="nano_vit", patch_size=14, embed_dim=32, depth=4, num_heads=2, taps=(0, 1, 2, 3)
-        )
+        ),
     )
     model = OVSDINO(config, HashedTextTower(32, 16, 64)).eval()
     assert model(torch.randn(1, 3, 42, 56), model.encode_text(["a"])).shape == (1, 1, 12, 16)

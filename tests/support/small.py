@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ovsdino.deploy.export.random_weights import randomize
 from ovsdino.models.backbone import freeze
 from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
@@ -20,7 +22,7 @@ SIZE = {"height": 48, "width": 80}  # 3x5 tokens: odd, so that the last tiles of
 
 
 def small_model(*, decoder: bool = True) -> OVSDINO:
-    config = CONFIG if decoder else CONFIG.replace(sae=None, smd=None)
+    config = CONFIG if decoder else replace(CONFIG, sae=None, smd=None)
     model = OVSDINO(config, HashedTextTower(32, 16, 64))
     freeze(model)
     return randomize(model, 0)
