@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,7 +109,7 @@ class Segmenter:
         """
         pixels = load_image(image)
         with torch.inference_mode(), self._autocast(), _said_when_memory_is_out():
-            return self.model.encode_image(self._tensor(pixels, self.inference_size(*pixels.shape[:2])))
+            return self.model.encode_image(self.prepare(pixels))
 
     def decode(self, features: ImageFeatures, classes: Classes | Tensor) -> Tensor:
         """Return logits of the classes (or of a text bank (K, D)), (B, K, h, w) float32 at the model's output grid."""
@@ -187,6 +187,12 @@ class Segmenter:
         h, w = (max(1, round(side * scale / multiple)) * multiple for side in (height, width))
         return h, w
 
+    def prepare(self, pixels: np.ndarray) -> Tensor:
+        """Return an image (H, W, 3) uint8 as the network takes it: (1, 3, h, w) of `inference_size`, normalized."""
+        config, size = self.model.config, self.inference_size(*pixels.shape[:2])
+        image = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
+        return preprocess(image.to(self.device), size, config.mean, config.std)
+
     def _segment(
         self,
         images: Sequence[ImageLike],
@@ -199,65 +205,65 @@ class Segmenter:
         vocabulary = Vocabulary.of(classes)
         threshold = background_threshold(background, vocabulary.names)
         step = self._window_stride(window, stride)
-        groups: OrderedDict[tuple[int, int], list[int]] = OrderedDict()
         clocks = [self.clock() for _ in images]
         pixels: list[np.ndarray] = []
-        sources: list[str | None] = []
-        for index, image in enumerate(images):
-            with clocks[index]("load"):
+        for image, clock in zip(images, clocks, strict=True):
+            with clock("load"):
                 pixels.append(load_image(image, copy=True))  # a camera's buffer will hold the next frame
-            sources.append(source_name(image))
-            groups.setdefault(self.inference_size(*pixels[-1].shape[:2]), []).append(index)
         results: dict[int, Segmentation] = {}
         with torch.inference_mode(), self._autocast(torch.float32), _said_when_memory_is_out():
-            for size, members in groups.items():
-                batch_size = self.batches.size  # may shrink on the way
-                for start in range(0, len(members), batch_size):
-                    part = members[start : start + batch_size]
-                    shared = self.clock()
-                    with shared("preprocess"):
-                        batch = torch.cat([self._tensor(pixels[i], size) for i in part])
-                    with shared("text"):
-                        text = self.encode_text(vocabulary)
-                    network = self._network(text, shared)
-                    if window is None:
-                        logits = self.batches.run(network, batch)
-                    else:
-                        maps = [merge_windows(network, one, window, step, self.batches, shared) for one in batch]
-                        logits = torch.stack(maps)
-                    for row, index in enumerate(part):
-                        clocks[index].add_share(shared, 1 / len(part))
-                        with clocks[index]("postprocess"):
-                            found, means = _label(logits[row : row + 1], pixels[index].shape[:2], threshold, scores)
-                        results[index] = Segmentation(
-                            labels=found,
-                            names=vocabulary.names,
-                            scores=means,
-                            background=threshold is not None,
-                            image=pixels[index],
-                            source=sources[index],
-                            stages_ms=clocks[index].ms,
-                        )
-        return [results[index] for index in range(len(pixels))]
+            for part in self._batched(pixels):
+                shared = self.clock()
+                logits = self._logits([pixels[index] for index in part], vocabulary, window, step, shared)
+                for row, index in enumerate(part):
+                    clock = clocks[index]
+                    clock.add_share(shared, 1 / len(part))
+                    with clock("postprocess"):
+                        found, means = _label(logits[row : row + 1], pixels[index].shape[:2], threshold, scores)
+                    results[index] = Segmentation(
+                        labels=found,
+                        names=vocabulary.names,
+                        scores=means,
+                        background=threshold is not None,
+                        image=pixels[index],
+                        source=source_name(images[index]),
+                        stages_ms=clock.ms,
+                    )
+        return [results[index] for index in range(len(images))]
 
-    def _tensor(self, pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
-        config = self.model.config
-        return preprocess(_as_tensor(pixels).to(self.device), size, config.mean, config.std)
+    def _batched(self, pixels: Sequence[np.ndarray]) -> Iterator[list[int]]:
+        """Yield the indices of images that go through the network together: those of one inference size."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(pixels):
+            groups.setdefault(self.inference_size(*image.shape[:2]), []).append(index)
+        for members in groups.values():
+            while members:
+                size = self.batches.size  # may shrink on the way
+                yield members[:size]
+                members = members[size:]
 
-    def _autocast(self, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[Any]:
-        return autocast(self.device, dtype or self.dtype)
+    def _logits(
+        self, pixels: Sequence[np.ndarray], classes: Vocabulary, window: int | None, stride: int, clock: Clock
+    ) -> Tensor:
+        """Return the logits of images of one inference size, (n, K, h, w) float32."""
+        with clock("preprocess"):
+            batch = torch.cat([self.prepare(image) for image in pixels])
+        with clock("text"):
+            text = self.encode_text(classes)
 
-    def _network(self, text: Tensor, clock: Clock) -> Callable[[Tensor], Tensor]:
-        """Return the function from images (n, 3, H, W) to logits (n, K, h, w) float32."""
-
-        def run(images: Tensor) -> Tensor:
+        def network(images: Tensor) -> Tensor:
             with self._autocast():
                 with clock("encode"):
                     features = self.model.encode_image(images)
                 with clock("decode"):
                     return self.model.decode(features, text).float()
 
-        return run
+        if window is None:
+            return self.batches.run(network, batch)
+        return torch.stack([merge_windows(network, one, window, stride, self.batches, clock) for one in batch])
+
+    def _autocast(self, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[Any]:
+        return autocast(self.device, dtype or self.dtype)
 
     def _window_stride(self, window: int | None, stride: int | None) -> int:
         if window is None:
@@ -383,10 +389,6 @@ def _label(
     counts = torch.bincount(flat, minlength=classes)[:classes]
     sums = torch.bincount(flat, weights=confidence.flatten().double(), minlength=classes)[:classes]
     return labels[0].cpu().numpy(), tuple((sums / counts.clamp(min=1)).tolist())
-
-
-def _as_tensor(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
 
 
 def _autocast_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -28,7 +28,6 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.eval.edges import BoundaryScore, Matching, OptimalScore
 from ovsdino.io.files import atomic_write
 from ovsdino.models.backbone import normalize
-from ovsdino.ops import preprocess
 
 if TYPE_CHECKING:
     from ovsdino.models.ovsdino import OVSDINO
@@ -317,8 +316,7 @@ def _layers(segmenter: Segmenter, sample: BoundarySample) -> tuple[dict[str, Ten
     """Return features (C, h, w) or (C, 4h, 4w) by name, in the order of the forward, and boundary maps (4h, 4w)."""
     model: OVSDINO = segmenter.model
     config = model.config
-    size = segmenter.inference_size(*sample.image.shape[:2])
-    image = preprocess(torch.from_numpy(sample.image.copy()).to(segmenter.device), size, config.mean, config.std)
+    image = segmenter.prepare(sample.image)
     with torch.inference_mode():
         final, blocks = model.backbone.with_taps(image, range(config.backbone.depth))
         layers = {f"block {index}": tokens for index, tokens in enumerate(blocks)}
