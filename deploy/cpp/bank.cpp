@@ -13,7 +13,7 @@ namespace {
 
 constexpr uint64_t kMaxBank = uint64_t{256} << 20;    // as ovsdino/edge/bank.py
 constexpr uint64_t kMaxHeader = uint64_t{32} << 20;   // 32 767 names of 300 characters
-constexpr uint64_t kMaxSidecar = uint64_t{16} << 20;  // a few hundred bytes; quantised ones list their layers
+constexpr uint64_t kMaxSidecar = uint64_t{16} << 20;  // a few hundred bytes; those of int8 graphs list their layers
 constexpr uint64_t kMaxModel = uint64_t{8} << 30;
 constexpr int64_t kMaxClasses = 32767;
 constexpr const char* kRemake = "; make it again with `ovsdino text`";

@@ -1,5 +1,5 @@
-// Text banks (ovsdino/edge/bank.py writes them) and sidecars (ovsdino/edge/sidecar.py): read strictly, checked before anything is
-// deserialised. Every function throws std::runtime_error with one line that names the file.
+// Text banks (ovsdino/edge/bank.py writes them) and sidecars (ovsdino/edge/sidecar.py): read strictly, checked before
+// anything is deserialized. Every function throws std::runtime_error with one line that names the file.
 #pragma once
 
 #include <array>
@@ -29,10 +29,10 @@ TextBank read_bank(const std::string& path);
 // The sidecar `<model_path>.json`.
 Sidecar read_sidecar(const std::string& model_path);
 
-// The bank belongs to these weights, and its K and columns are what the graph takes.
+// Refuses a bank of other weights, or with a K or columns that the graph does not take.
 void check_bank(const Sidecar& sidecar, const TextBank& bank);
 
-// The file's content, of the size and the SHA-256 that the sidecar says.
+// The file's content, if its size and SHA-256 are those of the sidecar.
 std::vector<uint8_t> read_checked(const std::string& model_path, const Sidecar& sidecar);
 
 }  // namespace ovsdino::edge

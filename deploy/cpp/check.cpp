@@ -1,4 +1,4 @@
-// ovsdino_check: the parts that need no runtime, one at a time, for tests and for a look into a file.
+// ovsdino_check: the parts that need no runtime, one at a time, for tests and to look into a file.
 //   ovsdino_check bank FILE                                names and shape of a text bank
 //   ovsdino_check sha256 FILE
 //   ovsdino_check preprocess IMAGE.ppm H W OUT             the graph's input, (3, H, W) float32; mean 0.5, std 0.25
@@ -38,7 +38,7 @@ void print_sha256(char** arguments) { std::printf("%s\n", sha256(read_file(argum
 void write_input(char** arguments) {
   const int64_t height = size_of(arguments[1]), width = size_of(arguments[2]);
   std::vector<float> out(static_cast<size_t>(3 * height * width));
-  preprocess(read_image(arguments[0]), Normalise({0.5, 0.5, 0.5}, {0.25, 0.25, 0.25}), height, width, out.data());
+  preprocess(read_image(arguments[0]), Normalize({0.5, 0.5, 0.5}, {0.25, 0.25, 0.25}), height, width, out.data());
   write_file(arguments[3], "", out.data(), out.size() * sizeof(float));
 }
 

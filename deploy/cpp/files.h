@@ -1,4 +1,4 @@
-// Reading whole files, writing files that are never half there, images, SHA-256.
+// Read whole files, write files that appear whole or not at all, images, SHA-256.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ Image read_image(const std::string& path, int64_t height = 0, int64_t width = 0)
 void write_labels(const std::string& path, const std::vector<int32_t>& labels, int64_t height, int64_t width,
                   int64_t values);
 
-// A message with every control character made a space: what a file says of itself may go into an error.
+// A message with every control character made a space: text of a file may go into an error.
 std::string one_line(std::string message);
 
 // In hexadecimal.

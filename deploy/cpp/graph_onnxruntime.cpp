@@ -27,7 +27,7 @@ void check(OrtStatus* status, const std::string& what) {
   throw std::runtime_error(what + ": ONNX Runtime: " + message);
 }
 
-// Deleters for what the C API hands out.
+// Deleters for the objects of the C API.
 template <typename T, void (*OrtApi::*kRelease)(T*)>
 struct Release {
   void operator()(T* object) const { (api().*kRelease)(object); }
@@ -44,7 +44,7 @@ using TensorInfo = Owned<OrtTensorTypeAndShapeInfo, &OrtApi::ReleaseTensorTypeAn
 class OnnxRuntimeGraph final : public Graph {
  public:
   OnnxRuntimeGraph(const std::vector<uint8_t>& data, const Sidecar& sidecar, int threads)
-      : sidecar_(sidecar), normalise_(sidecar.mean, sidecar.std), threads_(threads) {
+      : sidecar_(sidecar), normalize_(sidecar.mean, sidecar.std), threads_(threads) {
     OrtEnv* env = nullptr;
     check(api().CreateEnv(ORT_LOGGING_LEVEL_ERROR, "ovsdino", &env), sidecar.file);
     env_.reset(env);
@@ -53,7 +53,7 @@ class OnnxRuntimeGraph final : public Graph {
     const SessionOptions owned(options);
     check(api().SetIntraOpNumThreads(options, threads), sidecar.file);
     check(api().SetInterOpNumThreads(options, 1), sidecar.file);
-    // As ovsdino/edge/onnx_graph.py, which says why.
+    // As ovsdino/edge/onnx_graph.py, which gives the reason.
     check(api().AddSessionConfigEntry(options, "session.intra_op.allow_spinning", "0"), sidecar.file);
     OrtSession* session = nullptr;
     check(api().CreateSessionFromArray(env, data.data(), data.size(), options, &session), sidecar.file);
@@ -75,7 +75,7 @@ class OnnxRuntimeGraph final : public Graph {
   Labels run(const Image& image, std::optional<float> threshold) override {
     Labels result{image.height, image.width, {}, {}};
     Stopwatch watch;
-    preprocess(image, normalise_, sidecar_.input[2], sidecar_.input[3], image_.data());
+    preprocess(image, normalize_, sidecar_.input[2], sidecar_.input[3], image_.data());
     result.stages_ms.emplace_back("preprocess", watch.lap());
     const char* const inputs[] = {"image", "text"};
     const char* const outputs[] = {"logits"};
@@ -119,7 +119,7 @@ class OnnxRuntimeGraph final : public Graph {
   }
 
   const Sidecar sidecar_;
-  const Normalise normalise_;
+  const Normalize normalize_;
   const int threads_;
   Env env_;
   Session session_;

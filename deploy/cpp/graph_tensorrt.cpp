@@ -89,14 +89,14 @@ nvinfer1::IExecutionContext* make_context(nvinfer1::ICudaEngine& engine) {
 class TensorRtGraph final : public Graph {
  public:
   TensorRtGraph(const std::vector<uint8_t>& data, const Sidecar& sidecar, int device)
-      : sidecar_(sidecar), normalise_(sidecar.mean, sidecar.std), device_(device) {
+      : sidecar_(sidecar), normalize_(sidecar.mean, sidecar.std), device_(device) {
     check(cudaSetDevice(device), "cudaSetDevice");
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     for (cudaEvent_t& event : events_) check(cudaEventCreate(&event), "cudaEventCreate");
     runtime_.reset(nvinfer1::createInferRuntime(logger_));
     require(runtime_ != nullptr, sidecar.file, "start");
     engine_.reset(runtime_->deserializeCudaEngine(data.data(), data.size()));
-    require(engine_ != nullptr, sidecar.file, "deserialise it");
+    require(engine_ != nullptr, sidecar.file, "deserialize it");
     check_tensors();
     context_.reset(make_context(*engine_));
     require(context_ != nullptr, sidecar.file, "make a context");
@@ -185,7 +185,7 @@ class TensorRtGraph final : public Graph {
     op.out_h = sidecar_.input[2], op.out_w = sidecar_.input[3];
     op.out = image_.device();
     op.out_dtype = DType::kFloat32;
-    for (size_t c = 0; c < 3; ++c) op.gain[c] = normalise_.gain[c], op.shift[c] = normalise_.shift[c];
+    for (size_t c = 0; c < 3; ++c) op.gain[c] = normalize_.gain[c], op.shift[c] = normalize_.shift[c];
     preprocess_cuda(op, stream_);
   }
 
@@ -214,7 +214,7 @@ class TensorRtGraph final : public Graph {
   // Records the engine's launches as a CUDA graph; an engine that cannot be recorded is launched each time.
   void capture() {
     drop_capture();
-    launch();  // what is allocated or compiled at the first run must not happen during the recording
+    launch();  // the first run allocates and compiles, which must not happen during the recording
     check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
     const bool recorded = context_->enqueueV3(stream_);
@@ -234,7 +234,7 @@ class TensorRtGraph final : public Graph {
   }
 
   const Sidecar sidecar_;
-  const Normalise normalise_;
+  const Normalize normalize_;
   const int device_;
   Logger logger_;
   cudaStream_t stream_ = nullptr;

@@ -145,18 +145,18 @@ class Parser {
     }
   }
 
-  // The bytes after the first of a character beyond ASCII; overlong forms and surrogates are no UTF-8.
+  // The bytes after the first of a character beyond ASCII; overlong forms and surrogates are not UTF-8.
   void tail_of_utf8(unsigned char lead, std::string& value) {
     const int more = lead >= 0xC2 && lead < 0xE0   ? 1
                      : lead >= 0xE0 && lead < 0xF0 ? 2
                      : lead >= 0xF0 && lead < 0xF5 ? 3
                                                    : 0;
-    if (more == 0) fail("no UTF-8");
+    if (more == 0) fail("not UTF-8");
     for (int i = 0; i < more; ++i, ++at_) {
       const auto byte = static_cast<unsigned char>(peek());
       const int low = i > 0 ? 0x80 : lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
       const int high = i > 0 ? 0xBF : lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-      if (byte < low || byte > high) fail("no UTF-8");
+      if (byte < low || byte > high) fail("not UTF-8");
       value.push_back(static_cast<char>(byte));
     }
   }
@@ -220,23 +220,24 @@ const Json& Json::at(const std::string& name) const {
 }
 
 const std::string& Json::text() const {
-  if (kind != Kind::kString) throw std::runtime_error("a field is no text");
+  if (kind != Kind::kString) throw std::runtime_error("a field is not text");
   return string;
 }
 
 double Json::real() const {
-  if (kind != Kind::kNumber) throw std::runtime_error("a field is no number");
+  if (kind != Kind::kNumber) throw std::runtime_error("a field is not a number");
   return number;
 }
 
 int64_t Json::integer() const {
   constexpr double kMost = 9007199254740992.0;  // 2^53: beyond it doubles skip integers
-  if (std::fabs(real()) > kMost || number != std::floor(number)) throw std::runtime_error("a field is no whole number");
+  if (std::fabs(real()) > kMost || number != std::floor(number))
+    throw std::runtime_error("a field is not a whole number");
   return static_cast<int64_t>(number);
 }
 
 const std::vector<Json>& Json::items() const {
-  if (kind != Kind::kArray) throw std::runtime_error("a field is no list");
+  if (kind != Kind::kArray) throw std::runtime_error("a field is not a list");
   return array;
 }
 

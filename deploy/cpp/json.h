@@ -1,4 +1,4 @@
-// A small strict JSON reader: what text banks and sidecars need, and no more.
+// A small strict JSON reader: as much as text banks and sidecars need.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct Json {
   std::vector<Json> array;
   std::map<std::string, Json> object;
 
-  // The member of an object. Throws std::runtime_error if there is none, or this is no object.
+  // The member of an object. Throws std::runtime_error if there is none, or this is not an object.
   const Json& at(const std::string& name) const;
   bool has(const std::string& name) const;
 

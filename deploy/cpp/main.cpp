@@ -19,7 +19,7 @@ using ovsdino::edge::Labels;
 
 constexpr const char* kUsage =
     "usage: ovsdino_segment --model FILE --bank FILE --image FILE --output FILE [options]\n"
-    "  --model FILE       exported .onnx or engine; its sidecar FILE.json lies beside it\n"
+    "  --model FILE       exported .onnx or engine; its sidecar FILE.json lies next to it\n"
     "  --bank FILE        text bank written by `ovsdino text`\n"
     "  --image FILE       binary PPM; with --size, (H, W, 3) bytes of RGB\n"
     "  --output FILE      labels as a binary PGM: the index of the name, K for background\n"

@@ -51,7 +51,7 @@ void resize_row(const uint8_t* row, const Taps& across, uint8_t* out) {
 
 }  // namespace
 
-Normalise::Normalise(const std::array<double, 3>& mean, const std::array<double, 3>& std) : gain(), shift() {
+Normalize::Normalize(const std::array<double, 3>& mean, const std::array<double, 3>& std) : gain(), shift() {
   for (size_t c = 0; c < 3; ++c) {
     gain[c] = static_cast<float>(1.0 / (255.0 * std[c]));
     shift[c] = static_cast<float>(-mean[c] / std[c]);
@@ -87,11 +87,11 @@ Image resize(const Image& image, int64_t height, int64_t width) {
   return out;
 }
 
-void preprocess(const Image& image, const Normalise& normalise, int64_t height, int64_t width, float* out) {
+void preprocess(const Image& image, const Normalize& normalize, int64_t height, int64_t width, float* out) {
   const Image resized = resize(image, height, width);
   const int64_t plane = height * width;
   for (int64_t c = 0; c < 3; ++c) {
-    const float gain = normalise.gain[static_cast<size_t>(c)], shift = normalise.shift[static_cast<size_t>(c)];
+    const float gain = normalize.gain[static_cast<size_t>(c)], shift = normalize.shift[static_cast<size_t>(c)];
     for (int64_t i = 0; i < plane; ++i) out[c * plane + i] = resized.rgb[static_cast<size_t>(3 * i + c)] * gain + shift;
   }
 }

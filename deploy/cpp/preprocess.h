@@ -11,15 +11,15 @@
 namespace ovsdino::edge {
 
 // (x / 255 - mean) / std as x * gain + shift.
-struct Normalise {
+struct Normalize {
   std::array<float, 3> gain, shift;
-  Normalise(const std::array<double, 3>& mean, const std::array<double, 3>& std);
+  Normalize(const std::array<double, 3>& mean, const std::array<double, 3>& std);
 };
 
-// Bilinear with half-pixel centres, without antialias; columns first, each pass rounded to whole levels.
+// Bilinear with half-pixel centers, without antialias; columns first, each pass rounded to whole levels.
 Image resize(const Image& image, int64_t height, int64_t width);
 
 // out: (3, height, width).
-void preprocess(const Image& image, const Normalise& normalise, int64_t height, int64_t width, float* out);
+void preprocess(const Image& image, const Normalize& normalize, int64_t height, int64_t width, float* out);
 
 }  // namespace ovsdino::edge

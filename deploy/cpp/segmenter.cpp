@@ -28,7 +28,7 @@ void check_machine(const Sidecar& sidecar, int device) {
 
 std::unique_ptr<Graph> open_graph(const std::string& path, const Sidecar& sidecar, const Options& options) {
   if (sidecar.input[0] != 1) throw std::runtime_error(path + ": exported for batches; export it with --batch 1");
-  (void)options;  // a build without any runtime has no use for them
+  (void)options;  // not used in a build without a runtime
 #ifdef OVSDINO_WITH_ONNXRUNTIME
   if (sidecar.backend == "onnx") {
     return make_onnxruntime_graph(read_checked(path, sidecar), sidecar, options.threads);

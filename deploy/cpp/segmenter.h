@@ -1,5 +1,5 @@
-// An exported model with a vocabulary: an image in, a label for each pixel out. The C++ twin of EdgeSegmenter in
-// deploy/trt_runtime.py, with the same checks in the same order and, on the CPU, the same labels.
+// An exported model with a vocabulary: an image in, a label for each pixel out. The C++ twin of
+// ovsdino.edge.EdgeSegmenter, with the same checks in the same order and, on the CPU, the same labels.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ class Graph {
 
 struct Options {
   int threads = 1;                  // of the CPU
-  std::optional<float> background;  // pixels less sure than this get the label K
+  std::optional<float> background;  // pixels less certain than this get the label K
   int device = 0;                   // index of the CUDA device
 };
 
@@ -65,7 +65,7 @@ std::unique_ptr<Graph> make_onnxruntime_graph(const std::vector<uint8_t>& data, 
 #endif
 
 #ifdef OVSDINO_WITH_TENSORRT
-// What this machine has, for comparison with the sidecar: "10.3.0" and "sm87".
+// The versions of this machine, for comparison with the sidecar: "10.3.0" and "sm87".
 std::string tensorrt_version();
 std::string device_sm(int device);
 std::unique_ptr<Graph> make_tensorrt_graph(const std::vector<uint8_t>& data, const Sidecar& sidecar, int device);
