@@ -1,1 +1,1 @@
-"""Export, quantisation and the torch-free runtime for edge devices; imported as ``ovsdino.deploy``."""
+"""Export and quantize models for edge devices; imported as ``ovsdino.deploy``."""

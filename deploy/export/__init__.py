@@ -1,1 +1,1 @@
-"""Exporting: graph passes, TensorRT builders, proof and publication."""
+"""Export a model: trace, rewrite, build, prove and publish."""

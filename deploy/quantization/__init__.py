@@ -1,1 +1,1 @@
-"""Quantization: calibration, SmoothQuant, Q/DQ insertion, scoring."""
+"""Quantize a graph: calibration, SmoothQuant, Q/DQ insertion, scores."""

@@ -1,1 +1,1 @@
-"""Live video: cameras and files in, labels and overlays out."""
+"""Segment live video: cameras and files in, labels and overlays out."""
