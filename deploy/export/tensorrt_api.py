@@ -22,13 +22,12 @@ from typing import Any
 
 from ovsdino.deploy.export.options import BuildOptions
 from ovsdino.edge.sidecar import release_of
-from ovsdino.edge.tensorrt_graph import device_sm, tensorrt_module
+from ovsdino.edge.tensorrt_graph import PACKAGES, device_sm, tensorrt_module
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
 
-__all__ = ["BACKENDS", "Built", "Layer", "build", "known_fault", "resolve_target", "version_of"]
+__all__ = ["Built", "Layer", "build", "known_fault", "resolve_target", "version_of"]
 
-BACKENDS = ("tensorrt", "tensorrt_rtx")
 DINOV3 = ("s16v3", "b16v3")
 CAPABILITY = re.compile(r"sm\d{2,3}")
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # least, usual, most
@@ -104,8 +103,8 @@ def resolve_target(backend: str, target: str) -> str:
     Raises:
         OVSDinoError: It is unknown, not among the backend's, or not here; the message names the way that works.
     """
-    if backend not in BACKENDS:
-        raise OVSDinoError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    if backend not in PACKAGES:
+        raise OVSDinoError(f"unknown backend {backend!r}: expected one of {', '.join(PACKAGES)}")
     wanted = target.split(",")
     if target != "current" and not all(CAPABILITY.fullmatch(one) for one in wanted):
         raise OVSDinoError(f"target is {target!r}: expected current, or an architecture such as sm86 or sm87")

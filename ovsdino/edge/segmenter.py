@@ -32,15 +32,19 @@ class Graph(Protocol):
 
     least_batch: int
 
-    def set_text(self, text: np.ndarray) -> None: ...
+    def set_text(self, text: np.ndarray) -> None:
+        """Take another text bank, (K, D) float32."""
 
-    def infer(self, image: np.ndarray) -> np.ndarray: ...
+    def infer(self, image: np.ndarray) -> np.ndarray:
+        """Compute logits (B, K, h, w) float32 of normalized images (B, 3, H, W) float32."""
 
     def run(
         self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, clock: Clock
-    ) -> tuple[np.ndarray, np.ndarray | None]: ...
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Turn camera pixels (RGB or NV12) into labels and confidence of `size`."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the graph."""
 
 
 class EdgeSegmenter:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ovsdino.edge.pixels import check_image
 from ovsdino.errors import OVSDinoError, one_line
 
 __all__ = ["Capture", "CaptureCounts", "CaptureLimits", "Frame", "LatestFrame", "Source", "SourceError"]
@@ -309,7 +310,7 @@ class Capture:
                 return
             try:
                 pixels = source.retrieve()
-                _check_pixels(pixels)
+                check_image(pixels, nv12=pixels.ndim == 2)
             except Exception as error:  # one damaged frame is no reason to lose the next
                 corrupt += 1
                 with self._lock:
@@ -364,10 +365,3 @@ class Capture:
         if first:
             self._say(f"the source failed ({one_line(error, 160) or type(error).__name__}): opening it again")
         return True
-
-
-def _check_pixels(pixels: object) -> None:
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or not pixels.size:
-        raise SourceError(f"not a frame of bytes: {type(pixels).__name__}")
-    if not (pixels.ndim == 3 and pixels.shape[2] == 3) and not (pixels.ndim == 2 and pixels.shape[0] % 3 == 0):
-        raise SourceError(f"a frame of {pixels.shape}: expected (H, W, 3) or NV12 (H*3//2, W)")

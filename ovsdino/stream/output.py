@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ovsdino.edge.pixels import nv12_to_rgb
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_path, atomic_write, file_identity, refuse_inputs
-from ovsdino.overlay import BACKGROUND_COLOR, class_colors, draw_overlay
+from ovsdino.results import Segmentation
 from ovsdino.stream.loop import StreamResult
 from ovsdino.stream.sources import import_cv2, opencv_name
 from ovsdino.stream.video_file import check_video
@@ -34,10 +35,10 @@ def overlay(result: StreamResult, names: Sequence[str]) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    pixels = _rgb(result.frame.pixels)
-    colours = [*map(tuple, class_colors(names).tolist()), BACKGROUND_COLOR]
-    entries = [(name, colour, 0.0) for name, colour in zip((*names, "background"), colours, strict=True)]
-    picture = draw_overlay(pixels, result.labels, entries, legend=False)
+    pixels = result.frame.pixels
+    rgb = nv12_to_rgb(pixels) if pixels.ndim == 2 else pixels
+    background = bool(result.labels.max() == len(names))
+    picture = Segmentation(labels=result.labels, names=tuple(names), background=background).overlay(rgb, legend=False)
     if result.stale:
         draw = ImageDraw.Draw(picture)
         thickness = max(3, min(picture.size) // 60)
@@ -216,10 +217,3 @@ class _VideoWriter:
 
 class _NoPictureError(Exception):
     """The video would be empty; it gets no name, which is not an error."""
-
-
-def _rgb(pixels: np.ndarray) -> np.ndarray:
-    if pixels.ndim == 3:
-        return pixels
-    cv2 = import_cv2()
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_YUV2RGB_NV12))

@@ -30,7 +30,7 @@ FAST = SourceOptions(keep_all=True)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four grey pictures of rising brightness, of two sizes."""
+    """Four gray pictures of rising brightness, of two sizes."""
     for number in range(4):
         size = (48, 36) if number < 3 else (64, 36)
         Image.new("RGB", size, (40 * number + 20,) * 3).save(tmp_path / f"{number}.png")
@@ -40,11 +40,11 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
     """Twelve frames at 24 a second: red, then blue."""
-    path = tmp_path / "two colours.avi"
+    path = tmp_path / "two colors.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 24.0, (64, 48))
     for number in range(12):
-        colour = (0, 0, 255) if number < 6 else (255, 0, 0)  # OpenCV's order: blue, green, red
-        writer.write(np.full((48, 64, 3), colour, np.uint8))
+        color = (0, 0, 255) if number < 6 else (255, 0, 0)  # OpenCV's order: blue, green, red
+        writer.write(np.full((48, 64, 3), color, np.uint8))
     writer.release()
     return path
 
@@ -153,16 +153,16 @@ def test_without_opencv_the_mend_is_named(monkeypatch):
         make_source("0", SourceOptions())
 
 
-def test_an_overlay_has_a_colour_for_each_class_and_a_red_frame_when_it_is_stale():
+def test_an_overlay_has_a_color_for_each_class_and_a_red_frame_when_it_is_stale():
     pixels = np.full((60, 80, 3), 128, np.uint8)
     fresh, stale = overlay(result(pixels), ["road", "sky"]), overlay(result(pixels, stale=True), ["road", "sky"])
     assert fresh.shape == stale.shape == (60, 80, 3)
-    assert fresh[30, 10].tolist() == [129, 64, 115]  # half of grey and of road's (130, 0, 102)
+    assert fresh[30, 10].tolist() == [129, 64, 115]  # half of gray and of road's (130, 0, 102)
     assert fresh[30, 70].tolist() == [64, 118, 148]  # and of sky's (0, 107, 168)
     assert tuple(stale[0, 0]) == tuple(stale[-1, -1]) == STALE_COLOR != tuple(fresh[0, 0])
 
 
-def test_an_overlay_of_nv12_is_drawn_in_colour():
+def test_an_overlay_of_nv12_is_drawn_in_color():
     nv12 = np.full((90, 80), 128, np.uint8)
     assert overlay(result(nv12), ["road", "sky"]).shape == (60, 80, 3)
 
@@ -195,7 +195,7 @@ def test_an_overlay_that_cannot_be_written_is_told(tmp_path):
     bad = result(np.zeros((36, 48, 3), np.uint8))
     bad.labels[:] = 9  # no such class
     writer(bad)
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match=r"labels span 9\.\.9, expected 0\.\.0"):
         writer.close()
 
 

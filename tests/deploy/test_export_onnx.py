@@ -231,3 +231,10 @@ def test_runs_as_a_script_and_as_a_module(start: list[str]) -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, *start, "--help"], cwd=root, capture_output=True, text=True, check=True)
     assert "--random-weights" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["export_onnx", "export_trt", "quantize", "verify"])
+def test_a_script_imports_nothing_heavy_before_it_runs(script: str) -> None:
+    code = f"import sys, ovsdino.deploy.{script}; print(*sorted({{'numpy', 'onnx', 'torch'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

@@ -1,4 +1,4 @@
-"""INT8: which products are quantised and how, SmoothQuant's algebra, ranges by hand, and what is refused."""
+"""INT8: which products are quantized and how, SmoothQuant's algebra, ranges by hand, and what is refused."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_a_dead_channel_is_left_as_it_is() -> None:
     assert np.isfinite(found).all() and np.array_equal(found[5], weights()["q"][5])
 
 
-def test_only_linears_are_quantised_with_symmetric_scales() -> None:
+def test_only_linears_are_quantized_with_symmetric_scales() -> None:
     model = network()
     linears = [linear for linear in find_linears(model) if linear.name in LINEARS]
     ranges = tensor_ranges(model, [linear.input for linear in linears], feeds(), "minmax", 100.0, 1)
@@ -224,9 +224,9 @@ def test_only_linears_are_quantised_with_symmetric_scales() -> None:
     maker = {name: node for node in model.graph.node for name in node.output}
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
-        quantised = [maker[name].op_type == "DequantizeLinear" for name in node.input if name in maker]
+        quantized = [maker[name].op_type == "DequantizeLinear" for name in node.input if name in maker]
         if node.op_type == "MatMul" and node.name.split("/")[0] in LINEARS:
-            assert quantised == [True, True]
+            assert quantized == [True, True]
             activation, weight = (maker[name] for name in node.input)
             assert maker[activation.input[0]].op_type == "QuantizeLinear"
             assert stored[activation.input[1]].shape == () and stored[activation.input[2]] == 0
@@ -236,7 +236,7 @@ def test_only_linears_are_quantised_with_symmetric_scales() -> None:
             assert np.allclose(scale, np.abs(exact).max(0) / 127)
             assert np.abs(value * scale - exact).max() <= scale.max() / 2 * 1.001
         elif node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-            assert not any(quantised), node.name  # attention, residuals, norms, the text, the narrow
+            assert not any(quantized), node.name  # attention, residuals, norms, the text, the narrow
     normed = next(node for node in model.graph.node if node.name == "q/MatMul").input[0]
     assert sum(normed in node.input for node in model.graph.node) == 2  # q and k read one pair
     assert not set(LINEARS) & stored.keys()  # the float weights are gone
@@ -247,14 +247,14 @@ def test_onnx_runtime_computes_the_linears_in_int8(tmp_path: Path) -> None:
 
     found = quantize(network(), feeds(), Recipe(skip=("k",), threads=1))  # readers of one Q/DQ pair stay in float there
     options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3
     onnxruntime.InferenceSession(found.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert kinds.count("MatMulIntegerToFloat") == len(LINEARS) - 1
 
 
-def test_smoothquant_saves_what_plain_quantisation_loses() -> None:
+def test_smoothquant_saves_what_plain_quantization_loses() -> None:
     expected = run(network(), feeds())
     errors = {}
     for alpha in (0.0, 0.5):
@@ -436,7 +436,7 @@ def test_a_graph_without_linears_is_refused() -> None:
         quantize(network(), [], Recipe())
 
 
-def test_tensorrt_rtx_builds_the_quantised_graph(tmp_path: Path) -> None:
+def test_tensorrt_rtx_builds_the_quantized_graph(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     path, images = saved(tmp_path), pictures(tmp_path / "images", 4)
     int8 = tmp_path / "int8.onnx"

@@ -1,4 +1,4 @@
-"""Text banks: what is written is read back, and nothing else is taken for one."""
+"""Text banks: the words that are written are read back, and other files are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EdgeSegmenter on a graph worked out by hand: results, vocabularies, and what is refused before it is deserialized."""
+"""EdgeSegmenter on a graph worked out by hand: results, vocabularies, and files refused before they are opened."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ def test_a_result_knows_its_file_and_can_be_saved(model: Path, tmp_path: Path) -
 
 def test_nv12_is_the_image_it_was_made_from(model: Path) -> None:
     segmenter = EdgeSegmenter(model, tiny.bank("a", "b", "c"), threads=1)
-    grey = np.repeat(np.random.default_rng(0).integers(0, 2, (24, 32)).repeat(2, 0).repeat(2, 1), 3).reshape(48, 64, 3)
-    luma = (16 + 219 * grey[:, :, 0]).astype(np.uint8)  # black is 16, white is 235
+    gray = np.repeat(np.random.default_rng(0).integers(0, 2, (24, 32)).repeat(2, 0).repeat(2, 1), 3).reshape(48, 64, 3)
+    luma = (16 + 219 * gray[:, :, 0]).astype(np.uint8)  # black is 16, white is 235
     planar = np.concatenate([luma, np.full((24, 64), 128, np.uint8)])
     result = segmenter.segment(planar, nv12=True)
     assert result.image is None and result.source is None
-    assert np.array_equal(result.labels, segmenter.segment((grey * 255).astype(np.uint8)).labels)
+    assert np.array_equal(result.labels, segmenter.segment((gray * 255).astype(np.uint8)).labels)
 
 
 def test_background_is_what_is_less_certain_than_the_threshold(model: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_graph_for_up_to_three_images_does_both(tmp_path: Path) -> None:
 def test_what_is_no_image_is_refused_in_one_line(model: Path, image: Any, nv12: bool) -> None:
     segmenter = EdgeSegmenter(model, tiny.bank("a", "b"), threads=1)
     if isinstance(image, np.ndarray) and image.ndim == 2 and not nv12:
-        assert segmenter.segment(image).labels.shape == (48, 64)  # grey is an image
+        assert segmenter.segment(image).labels.shape == (48, 64)  # gray is an image
         return
     with pytest.raises(OVSDinoError) as caught:
         segmenter.segment(image, nv12=nv12)

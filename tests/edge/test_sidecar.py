@@ -1,4 +1,4 @@
-"""The sidecar: what it keeps, and what it refuses before anything is deserialized."""
+"""The sidecar: its fields, and the files that it refuses before anything is deserialized."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine against its graph: the figures are those of what was run, on images that are named."""
+"""An engine against its graph: the figures are those of the file that was run, on images that are named."""
 
 from __future__ import annotations
 
