@@ -6,12 +6,13 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from ovsdino.benchmarks.lib.latency_cases import Case, random_bank, torch_model
 from ovsdino.console import say
-from ovsdino.deploy.export.defaults import Precision
+from ovsdino.deploy.export.defaults import Backend, Precision
 from ovsdino.edge.bank import TextBank
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
@@ -40,7 +41,7 @@ def exported(case: Case, folder: Path, calibration: Path | None) -> Case:
     if not onnx:
         say(f"building {case}")
         source, path = path, path.with_suffix(f".{case.backend}.engine")
-        publish(path, build_engine(Exported.read(source), BuildOptions(backend=case.backend))[0])
+        publish(path, build_engine(Exported.read(source), BuildOptions(backend=cast(Backend, case.backend)))[0])
     bank = folder / f"{case.model}.safetensors"
     if not bank.exists():
         write_bank(case.model, case.random_weights, case.classes, bank)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["AGREEMENT", "CLASSES", "COSINE", "Precision"]
+__all__ = ["AGREEMENT", "CLASSES", "COSINE", "Backend", "Precision"]
 
+Backend = Literal["tensorrt", "tensorrt_rtx"]
 Precision = Literal["float32", "float16"]
 CLASSES = (1, 256)  # least and most rows of the text bank
 COSINE = 0.999  # least cosine of the logits, for the worst image

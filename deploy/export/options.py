@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ovsdino.console import say
-from ovsdino.deploy.export.defaults import AGREEMENT, CLASSES, COSINE, Precision
+from ovsdino.deploy.export.defaults import AGREEMENT, CLASSES, COSINE, Backend, Precision
 from ovsdino.errors import OVSDinoError
 from ovsdino.options import ModelOptions
 
@@ -145,7 +145,7 @@ class ExportOptions(ModelSource):
 class BuildOptions:
     """How an engine is built."""
 
-    backend: Literal["tensorrt", "tensorrt_rtx"] = "tensorrt"
+    backend: Backend = "tensorrt"
     """tensorrt builds for the GPU it runs on; tensorrt_rtx for any of its targets, with no GPU."""
     target: str = "current"
     """GPU architecture: current, sm75, sm80, sm86, sm87 (Jetson Orin), sm89, sm90, sm120; with tensorrt_rtx also
