@@ -1,6 +1,6 @@
-"""Settings from YAML: typed, bounded, and with their place and value in every message.
+"""Settings from YAML: typed, bounded, with their place and value in every message.
 
-A setting is a field of a dataclass. Its annotation says all there is to check:
+A setting is a field of a dataclass. Its annotation holds all that is checked:
 
     lr: Annotated[float, Within(0, 10, above=True)] = 1e-3
     pool: Literal["text", "heads"] = "text"
@@ -89,43 +89,44 @@ Weight = Annotated[float, Within(0, 1_000_000)]
 
 
 def build_config(kind: Any, value: Any, where: str) -> Any:
-    """Return a value of an annotated type from what YAML gives.
+    """Return a value of an annotated type from YAML's value.
 
     Args:
         kind: A type, with marks of this module in an `Annotated`; or a dataclass of such fields.
-        value: What YAML gives.
+        value: The value in the YAML tree.
         where: Its place, for messages; "" at the top.
 
     Raises:
         OVSDinoError: A key is unknown, a value has the wrong type or is out of range.
     """
-    marks: tuple[Any, ...] = ()
+    marks: Sequence[Any] = ()
     if typing.get_origin(kind) is Annotated:
-        kind, *rest = typing.get_args(kind)
-        marks = tuple(rest)
+        kind, *marks = typing.get_args(kind)
     result = _converted(kind, value, where)
     for mark in marks:
-        if isinstance(mark, Within):
-            _check_range(mark, kind, result, where)
         if isinstance(mark, Size) and not mark.least <= len(result) <= mark.most:
             raise OVSDinoError(f"{where}: expected {mark.least} to {mark.most} entries, got {len(result)}")
+        if isinstance(mark, Within):
+            places = [f"{where}[{i}]" for i in range(len(result))] if isinstance(result, tuple) else [where]
+            for place, number in zip(places, result if isinstance(result, tuple) else [result], strict=True):
+                if not mark.holds(number):
+                    raise _wrong(place, f"{'a whole number' if kind is int else 'a number'} in {mark}", number)
     return result
 
 
 def _converted(kind: Any, value: Any, where: str) -> Any:
+    """Return a value of a type, its range not checked."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):  # of one type and None
-        if value is None and type(None) in args:
-            return None
-        return build_config(next(arg for arg in args if arg is not type(None)), value, where)
+        kind = next(arg for arg in args if arg is not type(None))
+        return None if value is None else build_config(kind, value, where)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _built(kind, value, where)
     if origin is Literal:
         if not isinstance(value, str) or value not in args:
-            *others, last = args
-            raise _wrong(where, f"{', '.join(others)} or {last}", value)
+            raise _wrong(where, f"{', '.join(args[:-1])} or {args[-1]}", value)
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -149,38 +150,28 @@ def _built(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise _wrong(where or "the configuration", "a mapping", value)
     hints = typing.get_type_hints(kind, include_extras=True)
-    unknown = [key for key in value if key not in hints]
-    if unknown:
-        place = f"{where}: " if where else ""
-        raise OVSDinoError(f"{place}unknown key {REPR.repr(unknown[0])}; known: {', '.join(hints)}")
-    return kind(**{k: build_config(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()})
+    place = f"{where}." if where else ""
+    for key in value:
+        if key not in hints:
+            raise OVSDinoError(
+                f"{f'{where}: ' if where else ''}unknown key {REPR.repr(key)}; known: {', '.join(hints)}"
+            )
+    return kind(**{k: build_config(hints[k], v, f"{place}{k}") for k, v in value.items()})
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a text
-        try:
-            value = float(value)
-        except ValueError:
-            raise _wrong(where, "float", value) from None
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    """Return a finite number; YAML 1.1 reads 1e-3 as a text."""
+    if not isinstance(value, int | float | str) or isinstance(value, bool):
         raise _wrong(where, "float", value)
     try:
-        value = float(value)
+        number = float(value)
+    except ValueError:
+        raise _wrong(where, "float", value) from None
     except OverflowError:
-        raise _wrong(where, "a finite number", value) from None
-    if not math.isfinite(value):
+        number = math.inf
+    if not math.isfinite(number):
         raise _wrong(where, "a finite number", value)
-    return float(value)
-
-
-def _check_range(mark: Within, kind: Any, value: Any, where: str) -> None:
-    """Check a number, or each number of a tuple."""
-    if isinstance(value, tuple):
-        for index, entry in enumerate(value):
-            _check_range(mark, typing.get_args(kind)[0], entry, f"{where}[{index}]")
-    elif not mark.holds(value):
-        noun = "a whole number" if kind is int else "a number"
-        raise _wrong(where, f"{noun} in {mark}", value)
+    return number
 
 
 def _wrong(where: str, expected: str, value: Any) -> OVSDinoError:
@@ -204,7 +195,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the mapping at the top of a YAML file in UTF-8, with or without a byte order mark.
 
     Raises:
-        OVSDinoError: The file is missing, not UTF-8, not YAML, no mapping, or stands for too many values.
+        OVSDinoError: The file is missing, not UTF-8, not YAML, not a mapping, or stands for too many values.
     """
     data = read_bytes(path, "YAML configuration")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -224,7 +215,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    """Return what YAML text says.
+    """Return the value of YAML text.
 
     Raises:
         ValueError: It is nested too deeply or stands for too many values.
@@ -251,7 +242,7 @@ def _parsed(text: str) -> Any:
 def anchored(kind: Any, tree: Any, folder: Path) -> Any:
     """Return a tree in which the relative paths that are read lie in `folder`; see `InputPath`.
 
-    What has not the shape of `kind` is left as it is: `build_config` refuses it.
+    A tree that does not have the shape of `kind` is left as it is: `build_config` refuses it.
     """
     if not (dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(tree, dict)):
         return tree
