@@ -1,4 +1,4 @@
-"""`ovsdino ablate`: what each part earns, over several seeds."""
+"""`ovsdino ablate`: the worth of each part, over several seeds."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Ablate:
     overrides: Annotated[tuple[str, ...], Argument("[KEY=VALUE...]")] = ()
     """Changes to it, for instance output=runs/try train.optim.steps=50."""
     output: Path | None = None
-    """Also write the result here as JSON, and the table beside it as .md."""
+    """Also write the result here as JSON, and the table under the same name with .md."""
     table: Path | None = None
-    """A Markdown page: puts the table between its lines `<!-- NAME -->` and `<!-- end -->`, NAME that of --output."""
+    """A Markdown page: the table goes between its lines `<!-- NAME -->` and `<!-- end -->`, NAME that of --output."""
     json: bool = False
-    """Print one JSON object on stdout: seeds and rows, one a variant, scores in 0..1."""
+    """Print one JSON object on stdout: seeds and rows, one for each variant, scores in 0..1."""
 
     def run(self) -> int:
         from ovsdino.io.files import atomic_write, refuse_inputs
@@ -58,7 +58,7 @@ class Ablate:
         return 0
 
     def _place(self, page: Path) -> tuple[str, str]:
-        """The page before and after the table."""
+        """Return the page before and after the table."""
         if self.output is None:
             raise OVSDinoError("--table needs --output: its name says where in the page the table goes")
         begin, end = f"<!-- {self.output.name} -->\n", "<!-- end -->"

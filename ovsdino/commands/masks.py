@@ -29,7 +29,7 @@ class Masks:
     images: Path | None = None
     """Folder or zip of images; where it has a folder `images`, only what lies in that is taken."""
     generator: Literal["sam", "felzenszwalb"] | None = None
-    """sam (the default): segment-anything's automatic masks. felzenszwalb: regions of even colour, a stand-in without
+    """sam (the default): segment-anything's automatic masks. felzenszwalb: regions of even color, a stand-in without
     weights."""
     checkpoint: Path | None = None
     """Official sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth, for --generator sam."""

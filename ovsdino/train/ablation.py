@@ -1,4 +1,4 @@
-"""What each part of the decoder earns: several seeds, one frozen backbone a seed, every variant trained on it alike.
+"""The worth of each part of a model: several seeds, one frozen backbone for each, every variant trained on it alike.
 
 The configuration (configs/ablation.yaml) names a training configuration and mappings laid over it: `pretrain` makes
 the backbone of a seed, `train` is what all variants share, each entry of `variants` is what it changes. A finished run
@@ -42,11 +42,12 @@ class Ablation:
     """A study.
 
     Attributes:
-        base: training configuration (YAML), beside the study's own file if the path is relative.
-        seeds: one backbone and one run of each variant for each.
-        pretrain: laid over `base` for the backbone's run; empty takes the hub's backbone.
-        train: laid over `base` for every variant.
-        variants: name to what it changes; the first one is the baseline that the others are compared with.
+        base: Training configuration (YAML), relative to the study's own file.
+        output: Folder of the runs and their results.
+        seeds: Each has one backbone and one run of each variant.
+        pretrain: Laid over `base` for the backbone's run; empty takes the hub's backbone.
+        train: Laid over `base` for every variant.
+        variants: The changes of each variant by its name; the first is the baseline of the others.
     """
 
     base: str
@@ -61,7 +62,7 @@ def load_ablation(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[Ab
     """Return a study's file with `key.sub=value` overrides, and the base training configuration as a mapping.
 
     Raises:
-        OVSDinoError: A file is missing or not YAML, a key is unknown, a setting is wrong, nothing to compare.
+        OVSDinoError: A file is missing or not YAML, a key is unknown, a setting is wrong, or nothing is compared.
     """
     tree = read_yaml(path)
     folder = Path(path).parent
@@ -131,7 +132,7 @@ def _run_ablation(study: Ablation, base: dict[str, Any], log: Log) -> dict[str, 
 
 
 def _scores(path: Path) -> dict[str, float]:
-    """Return what was measured of a run."""
+    """Return the scores of a run."""
     remedy = "remove it to measure the run again"
     tree = read_json(path, "result of a run", remedy)
     with reading(path, "result of a run", remedy):
@@ -141,7 +142,7 @@ def _scores(path: Path) -> dict[str, float]:
 def summary(
     study: Ablation, runs: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    """Mean and spread (standard deviation over seeds) of each variant, and its gain over the baseline seed by seed.
+    """Return mean and standard deviation over seeds of each variant, and its gain over the baseline seed by seed.
 
     Returns:
         {"seeds", "rows": [{"variant", "miou", "miou_std", "miou_gain", "miou_gain_std", ..., "gflops", "ms"}]}.
@@ -164,7 +165,7 @@ def summary(
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as a Markdown table: points of 100, mean +- standard deviation over the seeds."""
+    """Return the report as a Markdown table: points of 100, mean ± standard deviation over the seeds."""
     lines = [
         "| variant | mIoU | gain | boundary F1 | gain | GFLOPs | ms |",
         "|---|---|---|---|---|---|---|",
@@ -179,7 +180,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def measure_costs(configs: dict[str, RunConfig], runs: int = 15) -> dict[str, dict[str, float]]:
-    """GFLOPs (a multiply-add counts two) and median ms of each variant's forward pass, interleaved.
+    """Return GFLOPs (a multiply-add counts two) and median ms of each variant's forward pass, interleaved.
 
     The image is one of the model's default size with the aspect of 4:3, the bank eleven classes.
     """
@@ -225,31 +226,31 @@ def _config(study: Ablation, base: dict[str, Any], name: str, seed: int) -> RunC
 
 
 def _check_settings(config: RunConfig) -> None:
-    """A run that was begun goes on only with the settings it began with."""
+    """Refuse a run that was begun with other settings."""
     folder = Path(config.output)
     if not folder.exists():
         return
     path = folder / "settings.json"
-    mend = f"choose another output, or remove {folder} and {folder}.json"
+    remedy = f"choose another output, or remove {folder} and {folder}.json"
     try:
         began, now = dict(json.loads(path.read_text(encoding="utf-8"))), _settings(config)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise OVSDinoError(
-            f"{folder}: no record of the settings it was made with ({one_line(error)}); {mend}"
+            f"{folder}: no record of the settings it was made with ({one_line(error)}); {remedy}"
         ) from error
     for key in sorted({*began, *now}):
         if began.get(key) != now.get(key):
-            raise OVSDinoError(f"{folder}: made with {key} {began.get(key)}, the study says {now.get(key)}; {mend}")
+            raise OVSDinoError(f"{folder}: made with {key} {began.get(key)}, the study says {now.get(key)}; {remedy}")
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Return the configuration as JSON has it, paths from the root, without what a study itself names."""
+    """Return the configuration as JSON has it, paths from the root, without those that a study sets."""
     tree = anchored(type(config), json.loads(json.dumps(asdict(config))), Path.cwd())
     return {key: value for key, value in tree.items() if key not in ("output", "backbone_weights")}
 
 
 def _train(config: RunConfig, log: Log) -> SegmentationTrainer:
-    """A finished trainer, with the averaged weights in its model."""
+    """Train to the end; return the trainer with the averaged weights in its model."""
     with atomic_write(Path(config.output) / "settings.json") as file:
         file.write((json.dumps(_settings(config), indent=1) + "\n").encode())
     with lock_folder(config.output, "training"):

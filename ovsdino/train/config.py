@@ -41,9 +41,10 @@ class OptimConfig:
     is the usual cosine.
 
     Attributes:
-        clip: the largest norm of a step's gradient.
-        accumulate: a step's images are taken in this many parts; a loss that compares images sees one part at a time.
-        ema: the running mean of the weights is what is validated and kept.
+        clip: The largest norm of a step's gradient.
+        warmup: Steps over which the rate rises from zero.
+        accumulate: Parts that a step's images are split into; a loss that compares images sees one part at a time.
+        ema: Decay of the running mean of the weights, which is validated and kept.
     """
 
     steps: Positive = 1000
@@ -65,17 +66,17 @@ class RunConfig(CommonConfig):
     to the working folder.
 
     Attributes:
-        model: name in the zoo.
+        model: Name in the zoo.
         decoder: False trains the baseline, which has none.
-        architecture: fields of the model's configuration to replace, e.g. ``{smd: {gate: false}}``.
-        backbone_weights: nano: safetensors file of an earlier run whose backbone this one starts from. Others: file of
-            the backbone's official weights; "" asks the hub.
-        text_weights: safetensors file of nano's text tower; "" takes the shipped model's.
-        projection: file of Talk2DINO's text projection, for the models that have one; "" asks the hub where one is
-            published, and begins with a random one where none is.
-        clip_weights: file of CLIP ViT-B-16's openai weights; "" asks the hub.
+        architecture: Fields of the model's configuration to replace, e.g. ``{smd: {gate: false}}``.
+        backbone_weights: For nano, a safetensors file of an earlier run whose backbone this one starts from. For
+            others, a file of the backbone's official weights; "" asks the hub.
+        text_weights: Safetensors file of nano's text tower; "" takes the shipped model's.
+        projection: File of Talk2DINO's text projection, for the models that have one; "" asks the hub where one is
+            published, else the run begins with a random one.
+        clip_weights: File of CLIP ViT-B-16's openai weights; "" asks the hub.
         compile: `torch.compile` the loss, from the image to the terms.
-        eval_every: steps between validations, the last step validated too; 0 for none at all.
+        eval_every: Steps between validations; the last step is validated too. 0 never validates.
     """
 
     model: str = "nano"

@@ -1,9 +1,9 @@
 """The processes of one run, as torchrun starts them; without torchrun a run is one process and all of this is free.
 
-What a loss needs from the other processes is small: a score, a loss, a weight for each image, text or mask. So those
-are gathered whole, every process computes the same loss of the whole batch, and its gradient reaches the rows that are
-its own. `DistributedDataParallel` averages the processes' gradients; `gather` scales the own rows' gradient by the
-number of processes, so the average is the gradient that one process would have had.
+A loss needs little from the other processes: a score, a loss, a weight for each image, text or mask. So these are
+gathered whole, every process computes the same loss of the whole batch, and its gradient reaches its own rows.
+`DistributedDataParallel` averages the processes' gradients; `gather` scales the own rows' gradient by the number of
+processes, so the average is the gradient that one process would have had.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Ranks:
 
 
 def join() -> Ranks:
-    """Joins the group that torchrun announces in the environment (gloo on the CPU, nccl on CUDA).
+    """Join the group that torchrun announces in the environment (gloo on the CPU, nccl on CUDA).
 
     Raises:
-        OVSDinoError: the variables are there but the group cannot be formed.
+        OVSDinoError: The variables are there but the group cannot be formed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
@@ -53,7 +53,7 @@ def join() -> Ranks:
 
 
 def leave() -> None:
-    """Ends the group, if there is one."""
+    """End the group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -65,9 +65,9 @@ def _world() -> tuple[int, int]:
 
 
 def gather(x: Tensor) -> Tensor:
-    """Rows of every process in rank order: (b, ...) -> (size b, ...).
+    """Return the rows of every process in rank order: (b, ...) -> (size b, ...).
 
-    The gradient of the own rows is scaled by the number of processes; the others' rows carry none.
+    The gradient of this process's rows is scaled by the number of processes; the other rows carry none.
     """
     rank, size = _world()
     if size == 1:
@@ -79,7 +79,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """One picklable value of every process, in rank order."""
+    """Return one picklable value of every process, in rank order."""
     _, size = _world()
     if size == 1:
         return [value]
@@ -98,7 +98,7 @@ def total_of(x: Tensor) -> Tensor:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
+    """Return whether the flag is set in any process."""
     _, size = _world()
     if size == 1:
         return flag
@@ -109,6 +109,6 @@ def any_of(flag: bool) -> bool:
 
 
 def barrier() -> None:
-    """Waits until every process is here."""
+    """Wait until every process is here."""
     if _world()[1] > 1:
         dist.barrier()

@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class ImageCache(Generic[T]):
-    """Keeps what was made, up to a limit; what has not been used longest makes room.
+    """Decoded images up to a limit; the least recently used make room.
 
     Args:
         limit: Bytes kept at most; one entry is kept whatever its size.
-        size: Bytes of an entry.
+        size: Returns the bytes of an entry.
     """
 
     def __init__(self, limit: int, size: Callable[[T], int]) -> None:
@@ -44,7 +44,7 @@ def share_of_machine(megabytes: int, workers: int) -> int:
     """Return one process's bytes of what all processes of a run on this machine may keep together.
 
     Args:
-        megabytes: All together.
+        megabytes: Of all processes together.
         workers: Processes that read images for each process that trains; with 0 it reads its own.
     """
     trainers = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -24,7 +24,7 @@ __all__ = ["Board", "RunFolder"]
 
 
 class RunFolder:
-    """What a run leaves and goes on from.
+    """The files of a run: what it leaves, and what it continues from.
 
     Args:
         path: The folder; made when something is written.
@@ -83,7 +83,7 @@ class RunFolder:
             raise OVSDinoError(f"{one_line(self.log)}: cannot write: {error.strerror}") from error
 
     def forget_after(self, step: int) -> None:
-        """Take out of the log what came after a step, and a line that a full disk cut: it is done again.
+        """Remove the log lines that came after a step, and a line that a full disk cut: those steps are done again.
 
         The line of the configuration is written at every start, so one of this very step goes too.
         """
@@ -140,9 +140,9 @@ class Board:
             self._write(step=step, summary=self._summary(value=pairs))
 
     def close(self) -> None:
-        """Close the file; nothing is written any more."""
+        """Close the file; later events are dropped."""
         if self._writer is not None:
-            with suppress(OSError):  # all was flushed; what could not be has been said
+            with suppress(OSError):  # all was flushed, and an error was raised then
                 self._writer.close()
             self._writer = None
 

@@ -1,4 +1,4 @@
-"""Training batches: random crops, flips, colour, class mixing; functions of (seed, step) alone, so runs resume."""
+"""Batches of dense training: random crops, flips, colors, class mixing; functions of (seed, step) alone."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ovsdino.train.config import stage_at
 from ovsdino.train.dense.config import DataConfig, StageConfig
 from ovsdino.train.image_cache import ImageCache, share_of_machine
 
-GREY = (0.299, 0.587, 0.114)
+GRAY = (0.299, 0.587, 0.114)
 
 
 class BatchSource:
     """Batches cut from the images of a data set, the decoded ones kept in memory up to `config.cache_mb`.
 
     Raises:
-        OVSDinoError: A class of `mix_classes` is none of the data set's.
+        OVSDinoError: A class of `mix_classes` is not in the data set.
     """
 
     def __init__(self, dataset: SegmentationDataset, config: DataConfig, stages: tuple[StageConfig, ...], seed: int):
@@ -49,14 +49,14 @@ class BatchSource:
         return self._cache.get(index, read)
 
     def class_counts(self, num_classes: int) -> Tensor:
-        """Labelled pixels of each class, (K,) int64."""
+        """Return the labeled pixels of each class, (K,) int64."""
         counts = torch.zeros(num_classes, dtype=torch.int64)
         for index in range(len(self.dataset)):
             counts += torch.bincount(self.pair(index)[1].flatten(), minlength=256)[:num_classes]
         return counts
 
     def sample(self, index: int, stage: StageConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """One augmented crop: image (3, h, w) float in [0, 1], label (h, w) uint8."""
+        """Return one augmented crop: image (3, h, w) float in [0, 1], label (h, w) uint8."""
         image, label = self.pair(index)
         height, width = label.shape
         size = (stage.height, stage.width)
@@ -74,8 +74,8 @@ class BatchSource:
             crop, target = crop.flip(-1), target.flip(-1)
         return crop, target
 
-    def colour(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        """Brightness, contrast, saturation, white balance; (3, h, w) in [0, 1]."""
+    def recolored(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return an image (3, h, w) in [0, 1] with another brightness, contrast, saturation and white balance."""
         strength = self.config.colour
         if not strength:
             return image
@@ -84,14 +84,14 @@ class BatchSource:
         image = image * float(factor[0])
         mean = image.mean()
         image = (image - mean) * float(factor[1]) + mean
-        grey = (image * torch.tensor(GREY, dtype=image.dtype)[:, None, None]).sum(0)
-        return ((image - grey) * float(factor[2]) + grey).mul(balance[:, None, None]).clamp(0, 1)
+        gray = (image * torch.tensor(GRAY, dtype=image.dtype)[:, None, None]).sum(0)
+        return ((image - gray) * float(factor[2]) + gray).mul(balance[:, None, None]).clamp(0, 1)
 
     def batch(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, h, w) float in [0, 1] and labels (B, h, w) int64 of a step."""
+        """Return the images (B, 3, h, w) float in [0, 1] and labels (B, h, w) int64 of a step."""
         rng = np.random.default_rng((self.seed, step))
         stage = stage_at(self.stages, step, steps)
-        # Twice as many crops as needed would be wasted: the mixed-in pixels come from the next image of the batch.
+        # The mixed-in pixels come from the next image of the batch: crops of their own would double the work.
         count = len(self.dataset)
         picks = rng.choice(count, stage.batch, replace=count < stage.batch)
         crops = [self.sample(int(i), stage, rng) for i in picks]
@@ -103,13 +103,13 @@ class BatchSource:
                 mask = torch.isin(other_label, chosen)
                 image = torch.where(mask, other_image, image)
                 label = torch.where(mask, other_label, label)
-            images.append(self.colour(image, rng))
+            images.append(self.recolored(image, rng))
             labels.append(label)
         return torch.stack(images), torch.stack(labels).long()
 
 
 def prefetch(source: BatchSource, start: int, steps: int, depth: int = 3) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of steps [start, steps), made by a thread ahead of their use."""
+    """Yield the batches of steps [start, steps), made by a thread ahead of their use."""
     ready: queue.Queue[tuple[Tensor, Tensor] | BaseException] = queue.Queue(depth)
     stop = threading.Event()
 

@@ -16,11 +16,11 @@ class StageConfig:
     """A stretch of training at one crop size.
 
     Attributes:
-        until: the stage ends at this fraction of all steps.
-        height, width: crop size in pixels, multiples of the patch size.
-        batch: images a step.
-        area: smallest fraction of the image that a crop covers.
-        neighbours: probability that a class is called by a vocabulary word near its phrases (`TextSupervision`).
+        until: The stage ends at this fraction of all steps.
+        height, width: Crop size in pixels, multiples of the patch size.
+        batch: Images of a step.
+        area: Smallest fraction of the image that a crop covers.
+        neighbours: Probability that a class is called by a vocabulary word near its phrases (`TextSupervision`).
     """
 
     until: Share = 1.0
@@ -33,16 +33,16 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, and how they are varied.
+    """The images, and how they are varied.
 
     Attributes:
-        root: folder of the data sets.
-        selection: share of the training images that are kept out of training to choose `best.safetensors` by, the last
-            ones by name, so that a video's frames lie on one side but for one cut. 0 chooses nothing: the weights of
-            the last step are the result. `val_split` is measured along the way and chooses nothing in either case.
-        aspect: a crop's aspect differs from width / height by up to this factor.
-        mix: probability that an image receives the pixels of `mix_classes` of another one, at the same place.
-        cache_mb: megabytes of decoded images and labels that are kept; what has not been used longest makes room.
+        root: Folder of the data sets.
+        selection: Share of the training images that are kept out of training and choose `best.safetensors`: the last
+            by name, so that only one cut goes through a video. 0 chooses nothing: the weights of the last step are
+            the result. `val_split` is measured along the way and chooses nothing in either case.
+        aspect: A crop's aspect differs from width / height by up to this factor.
+        mix: Probability that an image receives the pixels of `mix_classes` of another one, at the same place.
+        cache_mb: Megabytes of decoded images and labels that are kept; the least recently used make room.
     """
 
     dataset: str = "camvid"
@@ -60,16 +60,17 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSupervision:
-    """The words a class is called during training.
+    """The names of the classes during training.
 
     Attributes:
-        names: class name in the data set -> phrases; the class's own name when absent.
-        vocabulary: file of words, one a line.
-        num_distractors: words drawn each step as classes that no pixel has.
-        distractor_max_cosine: a word nearer than this to any class's phrase is not a distractor.
-        neighbour_min_cosine, neighbour_margin: a word at least this near to a class's phrases, and by the margin nearer
-            than to any other class's, is a neighbour of the class: another name for it in stages with `neighbours`.
-        exclude: words held out of training altogether, with all words that begin with them.
+        names: Phrases by the class's name in the data set; a class that is absent has its own name.
+        vocabulary: File of words, one on each line.
+        num_distractors: Words drawn at each step as classes that no pixel has.
+        distractor_max_cosine: A word nearer than this to any phrase of a class is not a distractor.
+        neighbour_min_cosine: A word at least this near to a class's phrases can be a neighbor of the class: another
+            name for it, in stages with `neighbours`.
+        neighbour_margin: How much nearer a neighbor is to its class's phrases than to those of any other class.
+        exclude: Words held out of training, with all words that begin with them.
     """
 
     names: dict[str, Annotated[tuple[Phrase, ...], Size(1, 1000)]] = field(default_factory=dict)
@@ -83,7 +84,12 @@ class TextSupervision:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the dense losses; `class_power` p weighs a class by frequency^-p."""
+    """Weights of the terms of training on pixel labels; 0 leaves a term out.
+
+    Attributes:
+        class_power: p, a class weighs frequency^-p.
+        class_weight_max: The largest weight of a class.
+    """
 
     cross_entropy: Weight = 1.0
     dice: Weight = 0.5

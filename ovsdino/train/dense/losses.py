@@ -1,4 +1,4 @@
-"""Losses of dense training: class-weighted cross-entropy, soft Dice, boundary BCE + Dice."""
+"""The formulas of dense training: class weights, soft Dice, cross-entropy of shares, boundary BCE + Dice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ovsdino.data.segmentation import IGNORE_INDEX
 
 
 def class_weights(counts: Tensor, power: float, maximum: float) -> Tensor:
-    """w_c = frequency_c^-power, scaled to a frequency-weighted mean of one, cut at `maximum`; (K,) -> (K,)."""
+    """Return w_c = frequency_c^-power, scaled to a frequency-weighted mean of one, cut at `maximum`; (K,) -> (K,)."""
     frequency = counts.double() / counts.sum().clamp_min(1)
     weight = frequency.clamp_min(1e-6) ** -power
     weight = weight / (weight * frequency).sum()
@@ -18,12 +18,12 @@ def class_weights(counts: Tensor, power: float, maximum: float) -> Tensor:
 
 
 def dice_loss(probability: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """1 - mean over present classes of 2 |p y| / (|p| + |y|), sums over the batch (Milletari et al. 2016).
+    """Return 1 - mean over present classes of 2 |p y| / (|p| + |y|), sums over the batch (Milletari et al. 2016).
 
     Args:
         probability: (B, C, H, W), C >= num_classes.
         labels: (B, H, W) int64 in [0, num_classes) or 255.
-        num_classes: classes that labels can name.
+        num_classes: Classes that labels can name.
     """
     valid = labels != IGNORE_INDEX
     target = F.one_hot(labels.where(valid, 0), num_classes).permute(0, 3, 1, 2).to(probability.dtype)
@@ -38,7 +38,7 @@ def dice_loss(probability: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def boundary_targets(labels: Tensor, size: tuple[int, int], ignore_index: int = 255) -> tuple[Tensor, Tensor]:
-    """Boundary map of a label map at a coarser size.
+    """Return the boundary map of a label map at a coarser size.
 
     A full-resolution pixel is boundary when a 4-neighbour carries another valid label; a coarse pixel is boundary when
     any of its pixels is.
@@ -46,6 +46,7 @@ def boundary_targets(labels: Tensor, size: tuple[int, int], ignore_index: int = 
     Args:
         labels: (B, H, W) integer labels.
         size: (h, w) of the target.
+        ignore_index: Label of pixels without a label.
 
     Returns:
         target (B, 1, h, w) float in {0, 1} and valid (B, 1, h, w) bool.
@@ -63,7 +64,7 @@ def boundary_targets(labels: Tensor, size: tuple[int, int], ignore_index: int = 
 
 
 def boundary_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """BCE + Dice of boundary logits (B, 1, h, w) against the label boundaries; positives weigh as much as negatives."""
+    """Return BCE + Dice of boundary logits (B, 1, h, w) against label boundaries; both sides weigh alike in BCE."""
     target, valid = boundary_targets(labels, (logits.shape[2], logits.shape[3]))
     weight = valid.to(logits.dtype)
     share = ((target * weight).sum() / weight.sum().clamp_min(1)).clamp(0.01, 0.99)
@@ -75,7 +76,7 @@ def boundary_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def coarse_labels(labels: Tensor, size: tuple[int, int], num_classes: int) -> Tensor:
-    """Share of each class in each cell of a (h, w) grid: (B, H, W) -> (B, num_classes, h, w), sums one or zero."""
+    """Return the share of each class in each cell of a grid: (B, H, W) -> (B, num_classes, h, w), sums one or zero."""
     valid = labels != IGNORE_INDEX
     one_hot = F.one_hot(labels.where(valid, num_classes), num_classes + 1)[..., :num_classes]
     share = F.adaptive_avg_pool2d(one_hot.permute(0, 3, 1, 2).float(), size)
@@ -83,7 +84,7 @@ def coarse_labels(labels: Tensor, size: tuple[int, int], num_classes: int) -> Te
 
 
 def soft_cross_entropy(logits: Tensor, share: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy against class shares; logits (B, C, h, w) with C >= K, share (B, K, h, w), weight (K,)."""
+    """Return cross-entropy against class shares; logits (B, C, h, w) with C >= K, share (B, K, h, w), weight (K,)."""
     log_p = F.log_softmax(logits, 1)[:, : share.shape[1]]
     weighted = share * weight[None, :, None, None]
     return -(weighted * log_p).sum() / weighted.sum().clamp_min(1e-6)

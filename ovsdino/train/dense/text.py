@@ -12,7 +12,7 @@ from ovsdino.train.dense.config import DenseConfig
 
 
 class TextBank:
-    """The words of training: phrases of each class, and distractor words that name nothing in the images."""
+    """Embeddings of the phrases of each class, and of distractor words that name nothing in the images."""
 
     def __init__(self, model: OVSDINO, names: tuple[str, ...], config: DenseConfig) -> None:
         text = config.text
@@ -40,10 +40,13 @@ class TextBank:
         self.num_distractors = text.num_distractors
 
     def draw(self, generator: torch.Generator, neighbours: float = 0.0) -> Tensor:
-        """Text rows of a step, (K + n, D): one phrase a class (its first, half of the time), then distractors.
+        """Return the text rows of a step, (K + n, D): one phrase for each class, then distractors.
+
+        Half of the time a class has its first phrase.
 
         Args:
-            neighbours: probability that a class is called by one of its vocabulary neighbours instead.
+            generator: Draws them.
+            neighbours: Probability that a class is called by one of its vocabulary neighbors instead.
         """
 
         def pick(rows: Tensor) -> Tensor:
@@ -63,6 +66,6 @@ class TextBank:
 
 
 def read_vocabulary(path: str, exclude: tuple[str, ...]) -> list[str]:
-    """Words of a file, one a line, without those that begin with an excluded one."""
+    """Return the words of a file, one on each line, without those that begin with an excluded one."""
     words = read_text(path, "list of words", "see text.vocabulary").split("\n")
     return [word for word in words if word and not (exclude and word.startswith(exclude))]

@@ -1,4 +1,4 @@
-"""Spoil pseudo-masks on purpose, to measure how much of that training bears."""
+"""Spoil pseudo-masks on purpose, to measure how well training bears it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def corrupt_store(
     part: tuple[int, int] = (0, 1),
     progress: Progress = silent,
 ) -> MaskStore:
-    """Write a corrupted copy of a finished store; the shards that are there already stay, those of part i of n are
-    every n-th, from i.
+    """Write a corrupted copy of a finished store. Shards that are there stay; part (i, n) makes every n-th, from i.
 
     Raises:
         OVSDinoError: See `check_corruption`; or the source is damaged or not finished, or `output` holds masks that
@@ -58,23 +57,23 @@ def check_corruption(source: MaskStore, share: float) -> None:
 
 
 def corrupt_rows(row: Mapping[str, Any], share: float, seed: int) -> dict[str, Any]:
-    """Return an image's row of a store with each mask spoilt with probability `share`.
+    """Return an image's row of a store with each mask spoiled with probability `share`.
 
     The scores stay, as the generator does not know. What happens depends on the row and the seed alone.
 
     Raises:
-        OVSDinoError: pycocotools is not installed.
+        OVSDinoError: The package pycocotools is not installed.
     """
     digest = hashlib.sha256(f"{seed}:{row['image']}".encode()).digest()
     generator = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     masks = decode(row)
-    spoilt = corrupt_masks(masks, share, generator)
+    spoiled = corrupt_masks(masks, share, generator)
     changed = encode_image(
         row["image"],
         (row["height"], row["width"]),
         [
             PseudoMask(mask=new, predicted_iou=old["predicted_iou"], stability_score=old["stability_score"])
-            for (_, new), old in zip(spoilt, row["masks"], strict=True)
+            for (_, new), old in zip(spoiled, row["masks"], strict=True)
             if new is not None
         ],
     )
@@ -84,7 +83,7 @@ def corrupt_rows(row: Mapping[str, Any], share: float, seed: int) -> dict[str, A
 def corrupt_masks(
     masks: np.ndarray, share: float, generator: np.random.Generator
 ) -> list[tuple[Kind | None, np.ndarray | None]]:
-    """Return what becomes of each mask of an image: the kind of damage, or None, and the mask, or None if it is gone.
+    """Return each mask of an image after damage: the kind of damage, or None, and the mask, or None if it is gone.
 
     Each kind is as likely as another:
     merge: union with a neighbour that touches it, has at least a quarter of its area outside of it and less than half
@@ -96,7 +95,8 @@ def corrupt_masks(
 
     Args:
         masks: (M, H, W) bool.
-        share: probability that a mask is spoilt.
+        share: Probability that a mask is spoiled.
+        generator: Draws the damage.
     """
     hit, kind, amount, angle = generator.random((4, len(masks)))
     pixel = math.sqrt(masks.shape[1] * masks.shape[2] / (480 * 360))
@@ -140,8 +140,8 @@ def _neighbour(masks: np.ndarray, areas: np.ndarray, index: int, pick: float) ->
     apart = np.flatnonzero(fit)
     if not len(apart):
         return None
-    centres = np.array([ndimage.center_of_mass(masks[other]) for other in apart])
-    return int(apart[np.square(centres - ndimage.center_of_mass(mask)).sum(1).argmin()])
+    centers = np.array([ndimage.center_of_mass(masks[other]) for other in apart])
+    return int(apart[np.square(centers - ndimage.center_of_mass(mask)).sum(1).argmin()])
 
 
 def _dilated(mask: np.ndarray, radius: float) -> np.ndarray:

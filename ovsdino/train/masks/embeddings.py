@@ -1,6 +1,6 @@
-"""SAM's image embedding of the part of an image that a crop shows: what the structure tokens are aligned with.
+"""SAM's image embedding of the part of an image that a crop shows: the target of the structure tokens.
 
-`ovsdino masks --embeddings` keeps the embeddings of whole images beside the masks:
+`ovsdino masks --embeddings` keeps the embeddings of whole images in the folder of their masks:
 
     embeddings-00000.safetensors    the images of shard-00000.jsonl by name, each (256, 64, 64) float16 of SAM's padded
                                     square; the metadata says how many of its rows and columns the image fills
@@ -29,17 +29,17 @@ from ovsdino.train.masks.make import Progress, images_by_shard, silent
 
 
 def filled_cells(height: int, width: int, cells: int, side: int = 1024) -> tuple[float, float]:
-    """Rows and columns of SAM's grid that an image fills: its longer side becomes `side`, the rest is padding."""
+    """Return the rows and columns of SAM's grid that an image fills: its longer side becomes `side`, then padding."""
     scale = side / max(height, width)
     return int(height * scale + 0.5) * cells / side, int(width * scale + 0.5) * cells / side
 
 
 def crop_embedding(embedding: Tensor, filled: tuple[float, float], place: Tensor, size: tuple[int, int]) -> Tensor:
-    """The part of an embedding under a crop, sampled bilinearly.
+    """Sample the part of an embedding under a crop, bilinearly.
 
     Args:
         embedding: (256, g, g) of the padded square.
-        filled: rows and columns of it that the image fills, see `filled_cells`.
+        filled: Rows and columns of it that the image fills, see `filled_cells`.
         place: (5,) left, top, right, bottom in 0..1 of the image, and 1 where the crop is mirrored.
         size: (h, w) wanted.
 
@@ -60,14 +60,14 @@ class SamSource(ABC):
 
     @abstractmethod
     def embedding(self, name: str) -> tuple[Tensor, tuple[float, float]]:
-        """(256, g, g) of the padded square, and the rows and columns that the image fills.
+        """Return (256, g, g) of the padded square, and the rows and columns that the image fills.
 
         Raises:
-            OVSDinoError: there is none, or the image cannot be read.
+            OVSDinoError: There is none, or the image cannot be read.
         """
 
     def crops(self, names: Sequence[str], places: Tensor, size: tuple[int, int]) -> Tensor:
-        """Targets of a batch of crops.
+        """Return the targets of a batch of crops.
 
         Args:
             names: B images.
@@ -85,7 +85,7 @@ class SamTargets(SamSource):
     """The embeddings of a folder that `ovsdino masks --embeddings` wrote.
 
     Raises:
-        OVSDinoError: none there, or one is damaged.
+        OVSDinoError: There is none, or one is damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -113,12 +113,12 @@ class SamTargets(SamSource):
 
 
 class SamOnTheFly(SamSource):
-    """Embeddings made when they are asked for: nothing on disk, an encoder's forward pass an image.
+    """Embeddings made when they are asked for: nothing on disk, one forward pass of the encoder for each image.
 
     Args:
-        encoder: on its device already.
-        read: an image's name -> (H, W, 3) uint8.
-        bf16: the encoder computes in bfloat16: on the fly it is most of a step's work, and its float16 shards on
+        encoder: On its device already.
+        read: Returns the image of a name, (H, W, 3) uint8.
+        bf16: The encoder computes in bfloat16: on the fly it is most of a step's work, and its float16 shards on
             disk have 11 bits as well.
     """
 
@@ -143,10 +143,15 @@ def write_embeddings(
     progress: Progress = silent,
     log: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Writes the files of embeddings that are missing beside a store's shards; those of part i of n.
+    """Write the files of embeddings that are missing in a store.
 
     Args:
-        embed: (H, W, 3) uint8 -> (256, 64, 64).
+        source: The images of the store.
+        store: A folder of masks.
+        embed: Returns (256, 64, 64) of an image (H, W, 3) uint8.
+        part: (i, n) makes every n-th file, from i.
+        progress: Called with (images done, images in all).
+        log: Receives one line for each image that cannot be read.
     """
     paths = [store.folder / f"embeddings-{shard:05d}.safetensors" for shard in range(store.shards)]
     missing = [shard for shard, path in enumerate(paths) if not path.exists()]

@@ -17,7 +17,7 @@ from ovsdino.models.weights import load_state, read_foreign
 
 
 class MaskGenerator(Protocol):
-    """An image in, its masks out; `settings` is all that decides them beside the image."""
+    """An image in, its masks out; `settings` and the image decide them."""
 
     name: str
 
@@ -31,14 +31,15 @@ class MaskGenerator(Protocol):
 class Felzenszwalb:
     """Segment by graphs (Felzenszwalb & Huttenlocher 2004, scikit-image) at several scales.
 
-    The stand-in where no SAM weights are at hand: regions of even colour, not objects. A region's `predicted_iou` is
+    The stand-in where no SAM weights are at hand: regions of even color, not objects. A region's `predicted_iou` is
     its best overlap with the regions of a more blurred image, its `stability_score` that with the regions of a scale a
     quarter larger: a region that both find again is bounded by a real edge.
 
     Attributes:
-        scales: larger gives larger regions.
-        min_area, max_area: fractions of the image; regions outside are left out.
-        duplicate_iou: of two regions that overlap more than this the one that scores better is kept.
+        scales: Larger gives larger regions.
+        min_area: Least fraction of the image that a region covers; smaller ones are left out.
+        max_area: Largest fraction, likewise.
+        duplicate_iou: Of two regions with a larger overlap the one that scores better is kept.
     """
 
     scales: tuple[float, ...] = (100.0, 300.0, 900.0)
@@ -86,12 +87,14 @@ class SegmentAnything:
     """Make SAM's automatic masks: a grid of points, filtered by predicted quality and stability (Kirillov et al. 2023).
 
     Args:
-        checkpoint: official sam_vit_{b,l,h}_*.pth; the size is read off the weights.
-        points_per_side: the grid; 32 in the paper.
-        predicted_iou, stability_score: masks below are left out; segment-anything's own defaults.
+        checkpoint: Official sam_vit_{b,l,h}_*.pth; the weights tell its size.
+        device: Where SAM runs.
+        points_per_side: Of the grid; 32 in the paper.
+        predicted_iou: Masks below are left out; segment-anything's own default.
+        stability_score: Likewise.
 
     Raises:
-        OVSDinoError: segment-anything is not installed, or the file is not SAM's.
+        OVSDinoError: The package segment-anything is not installed, or the file is not SAM's.
     """
 
     name = "sam"

@@ -42,9 +42,18 @@ def make_masks(
     log: Callable[[str], None] = lambda line: None,
     shard_size: int = SHARD_SIZE,
 ) -> MaskStore:
-    """Write the shards that are missing; those of part i of n are every n-th, from i.
+    """Write the shards of masks that are missing.
 
     An image that cannot be read gets no mask and one line in the log: a bad file does not stop the others.
+
+    Args:
+        source: The images.
+        output: The folder of masks.
+        generator: Makes them.
+        part: (i, n) makes every n-th shard, from i.
+        progress: Called with (images done, images in all).
+        log: Receives one line for each image that cannot be read.
+        shard_size: Images of a shard.
 
     Raises:
         OVSDinoError: `output` holds masks that something else made.
@@ -95,7 +104,7 @@ def images_by_shard(
 
 
 def parse_part(text: str | None) -> tuple[int, int]:
-    """Return (i, n) of "i/n", from torchrun's environment where None is given, else (0, 1).
+    """Return (i, n) of "i/n"; None reads torchrun's environment, and without torchrun is (0, 1).
 
     Raises:
         OVSDinoError: The text is not of that form, or i is not in 0..n-1.

@@ -29,8 +29,9 @@ class CropStage:
     """A stretch of training at one crop size; sides in pixels, multiples of the patch size.
 
     Attributes:
-        until: the stage ends at this fraction of all steps.
-        batch: images a step; each gives two large crops, and each of those `SelfDistillConfig.small_crops` small ones.
+        until: The stage ends at this fraction of all steps.
+        batch: Images of a step; each gives two large crops, and each of those gives
+            `SelfDistillConfig.small_crops` small ones.
     """
 
     until: Share = 1.0
@@ -44,13 +45,14 @@ class SelfDistillConfig(CommonConfig):
     """One run.
 
     Attributes:
-        images: folders or zips; every image in them is used, nothing else of them is read. Relative to the YAML file.
-        cache_mb: megabytes of decoded images that are kept; what has not been used longest makes room.
-        large_area, small_area: of a large crop in its image, of a small crop in its large one.
-        mask_ratio: a masked crop loses a fraction of its patches drawn from here; half of the large crops are masked.
-        prototypes: width of the head's output.
-        teacher_momentum: at the start; it rises to 1 along half a cosine.
-        temperature: of the teacher's distributions, which Sinkhorn-Knopp balances over the batch.
+        images: Folders or zips; every image in them is used, nothing else of them is read. Relative to the YAML file.
+        cache_mb: Megabytes of decoded images that are kept; the least recently used make room.
+        large_area: Least and largest share of its image that a large crop covers.
+        small_area: Least and largest share of its large crop that a small one covers.
+        mask_ratio: Least and largest share of its patches that a masked crop loses; half of the large crops are masked.
+        prototypes: Width of the head's output.
+        teacher_momentum: At the start; it rises to 1 along half a cosine.
+        temperature: Of the teacher's distributions, which Sinkhorn-Knopp balances over the batch.
     """
 
     model: str = "nano"

@@ -20,11 +20,11 @@ from ovsdino.train.pretrain.config import CropStage, SelfDistillConfig
 
 @dataclass
 class CropBatch:
-    """What a step sees: B images, L = 2 B large crops, n small crops of each.
+    """The crops of a step: B images, L = 2 B large crops, n small crops of each.
 
     Attributes:
-        large: (L, 3, H, W) normalised; crops i and B + i are of one image.
-        small: (n L, 3, h, w) normalised; crop k is of large crop k % L.
+        large: (L, 3, H, W) normalized; crops i and B + i are of one image.
+        small: (n L, 3, h, w) normalized; crop k is of large crop k % L.
         places: (n L, 4) float32, left, top, right, bottom of each small crop in its large one, 0..1.
         mirrored: (n L,) bool, small crops whose columns run against those of their large crop.
     """
@@ -49,7 +49,7 @@ class Crops:
             raise OVSDinoError(f"images: {len(self.places)} image in {', '.join(config.images)}; expected two or more")
         self.config = config
         self._cache: ImageCache[Tensor] = ImageCache(share_of_machine(config.cache_mb, 0), lambda image: image.nbytes)
-        self.colours = {blur: self._colours(blur) for blur in (0.3, 0.1)}
+        self.colors = {blur: self._colors(blur) for blur in (0.3, 0.1)}
 
     def image(self, index: int) -> Tensor:
         """Return an image, (3, H, W) uint8."""
@@ -91,13 +91,13 @@ class Crops:
 
     def _view(self, image: Tensor, box: tuple[int, int, int, int], size: int, mirror: bool, blur: float) -> Tensor:
         view = v2.functional.resized_crop(image, *box, [size, size], antialias=True)
-        return self.colours[blur](v2.functional.horizontal_flip(view) if mirror else view)
+        return self.colors[blur](v2.functional.horizontal_flip(view) if mirror else view)
 
     @staticmethod
-    def _colours(blur: float) -> v2.Compose:
+    def _colors(blur: float) -> v2.Compose:
         return v2.Compose(
             [
-                v2.RandomApply([v2.ColorJitter(0.3, 0.3, 0.2)], 0.8),  # hue and colour tell sky from tree: kept
+                v2.RandomApply([v2.ColorJitter(0.3, 0.3, 0.2)], 0.8),  # hue and color tell sky from tree: kept
                 v2.RandomGrayscale(0.05),
                 v2.RandomApply([v2.GaussianBlur(5, (0.1, 1.5))], blur),
                 v2.ToDtype(torch.float32, scale=True),
@@ -107,12 +107,13 @@ class Crops:
 
 
 def tokens_at(tokens: Tensor, places: Tensor, mirrored: Tensor, side: int) -> Tensor:
-    """Tokens of large crops where the small crops lie.
+    """Return the tokens of large crops where the small crops lie.
 
     Args:
         tokens: (L, H, W, D).
-        places, mirrored: see `CropBatch`.
-        side: of the small crops' grid.
+        places: See `CropBatch`.
+        mirrored: See `CropBatch`.
+        side: Of the small crops' grid.
 
     Returns:
         (n L, side, side, D), bilinear, in the order of the small crops' own tokens.
@@ -126,9 +127,14 @@ def tokens_at(tokens: Tensor, places: Tensor, mirrored: Tensor, side: int) -> Te
 
 
 def random_masks(count: int, side: int, ratio: Sequence[float]) -> Tensor:
-    """(count, side, side) bool: blobs of patches, in every second mask a share drawn from `ratio`, none in the others.
+    """Return masks (count, side, side) bool: blobs of patches in every second one, none in the others.
 
-    The patches where smooth noise is largest: neighbours are lost together, as iBOT's block masks have it.
+    A blob is where smooth noise is largest, so neighbors are lost together, as in iBOT's block masks.
+
+    Args:
+        count: How many masks.
+        side: Patches along a side.
+        ratio: Least and largest share of the patches that a blob covers.
     """
     coarse = max(2, side // 3)
     noise = F.interpolate(torch.rand(count, 1, coarse, coarse), (side, side), mode="bilinear")[:, 0]

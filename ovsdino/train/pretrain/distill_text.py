@@ -22,13 +22,12 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from ovsdino.console import run_command
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, read_text, refuse_inputs
 from ovsdino.io.sealed import seal_safetensors
 from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import NANO
-from ovsdino.parsing import parse
+from ovsdino.parsing import run_script
 from ovsdino.train.config import CommonConfig, OptimConfig
 from ovsdino.train.stopping import Stopped
 from ovsdino.train.trainer import Trainer
@@ -47,30 +46,12 @@ BATCH = 512
 Encoder = Callable[[Sequence[str]], Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistillText:
-    """Distil nano's text tower from a sentence encoder."""
-
-    output: Path
-    """File to write (.safetensors); the words go into one of the same name with .words.txt."""
-    extra: Path | None = None
-    """Text file of further words and phrases, one a line."""
-    words: int = 6000
-    """Visual nouns taken from the teacher's vocabulary."""
-    phrases: int = 6000
-    """Phrases of a modifier and a word."""
-    steps: int = 12000
-    """Steps of training."""
-    seed: int = 0
-    """Of the phrases, the tower and the batches."""
-
-
 class TextDistiller(Trainer):
     """Trains a tower to give the teacher's targets; single words are half of every batch.
 
     Args:
         tower: The student.
-        names: n words and phrases, the words first.
+        names: Words and phrases, n in all, the words first.
         targets: (n, D), rows of length one.
         words: How many of the names are words.
         draws: Draws the batches.
@@ -166,60 +147,73 @@ def visual_words(encode: Encoder, words: list[str], count: int) -> tuple[list[st
     return [words[i] for i in sorted(best.tolist())], center
 
 
-def distill(config: DistillText) -> int:
-    """Train the tower and write it; return the exit code.
+@dataclass(frozen=True, kw_only=True)
+class DistillText:
+    """Distil nano's text tower from a sentence encoder."""
 
-    Raises:
-        OVSDinoError: The teacher or the list of words is missing, or the output cannot be written.
-    """
-    words_path = config.output.with_suffix(".words.txt")
-    refuse_inputs([config.output, words_path], [config.extra] if config.extra else [])
-    torch.manual_seed(config.seed)
-    rng = random.Random(config.seed)
-    encode, vocabulary = load_teacher()
-    words, center = visual_words(encode, vocabulary, config.words)
-    extra = read_text(config.extra, "list of words", "see --extra").split("\n") if config.extra else []
-    words = list(dict.fromkeys([*words, *(line.strip() for line in extra if line.strip())]))
-    phrases = [f"{rng.choice(MODIFIERS)} {rng.choice(words)}" for _ in range(config.phrases)]
-    print(f"{len(words)} words, {len(phrases)} phrases", file=sys.stderr)
+    output: Path
+    """File to write (.safetensors); the words go into one of the same name with .words.txt."""
+    extra: Path | None = None
+    """Text file of further words and phrases, one on each line."""
+    words: int = 6000
+    """Visual nouns taken from the teacher's vocabulary."""
+    phrases: int = 6000
+    """Phrases of a modifier and a word."""
+    steps: int = 12000
+    """Steps of training."""
+    seed: int = 0
+    """Of the phrases, the tower and the batches."""
 
-    raw = encode(words) - center
-    basis = torch.linalg.svd(raw, full_matrices=False).Vh[: NANO.embed_dim]
-    targets = F.normalize(torch.cat([raw, encode(phrases) - center]) @ basis.T, dim=-1)
-    tower = HashedTextTower(NANO.embed_dim, NANO.text.width, NANO.text.buckets)
-    draws = torch.Generator().set_state(torch.get_rng_state())
-    begun = time.monotonic()
+    def run(self) -> int:
+        """Train the tower and write it; return the exit code.
 
-    def on_step(step: int, steps: int, values: dict[str, float]) -> None:
-        if step % 500 == 0 or step == steps:
-            seconds = time.monotonic() - begun
-            print(f"step {step} loss {values['loss']:.4f} {seconds:.0f} s", file=sys.stderr, flush=True)
+        Raises:
+            OVSDinoError: The teacher or the list of words is missing, or the output cannot be written.
+        """
+        words_path = self.output.with_suffix(".words.txt")
+        refuse_inputs([self.output, words_path], [self.extra] if self.extra else [])
+        torch.manual_seed(self.seed)
+        rng = random.Random(self.seed)
+        encode, vocabulary = load_teacher()
+        words, center = visual_words(encode, vocabulary, self.words)
+        extra = read_text(self.extra, "list of words", "see --extra").split("\n") if self.extra else []
+        words = list(dict.fromkeys([*words, *(line.strip() for line in extra if line.strip())]))
+        phrases = [f"{rng.choice(MODIFIERS)} {rng.choice(words)}" for _ in range(self.phrases)]
+        print(f"{len(words)} words, {len(phrases)} phrases", file=sys.stderr)
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = TextDistiller(tower, [*words, *phrases], targets, len(words), draws, config.steps, folder)
-        try:
-            trainer.run(on_step)
-        except Stopped as stopped:
-            print(f"{stopped} at step {trainer.step}, nothing written", file=sys.stderr)
-            return 128 + stopped.signal
-    cosine = trainer.agreement()
-    print(f"cosine to the teacher: words {cosine[: len(words)].mean():.3f}, phrases {cosine[len(words) :].mean():.3f}")
-    with atomic_write(config.output) as file:
-        file.write(seal_safetensors(save({k: v.half() for k, v in tower.state_dict().items()})))
-    with atomic_write(words_path) as file:
-        file.write(("\n".join(words) + "\n").encode())
-    return 0
+        raw = encode(words) - center
+        basis = torch.linalg.svd(raw, full_matrices=False).Vh[: NANO.embed_dim]
+        targets = F.normalize(torch.cat([raw, encode(phrases) - center]) @ basis.T, dim=-1)
+        tower = HashedTextTower(NANO.embed_dim, NANO.text.width, NANO.text.buckets)
+        draws = torch.Generator().set_state(torch.get_rng_state())
+        begun = time.monotonic()
+
+        def on_step(step: int, steps: int, values: dict[str, float]) -> None:
+            if step % 500 == 0 or step == steps:
+                seconds = time.monotonic() - begun
+                print(f"step {step} loss {values['loss']:.4f} {seconds:.0f} s", file=sys.stderr, flush=True)
+
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = TextDistiller(tower, [*words, *phrases], targets, len(words), draws, self.steps, folder)
+            try:
+                trainer.run(on_step)
+            except Stopped as stopped:
+                print(f"{stopped} at step {trainer.step}, nothing written", file=sys.stderr)
+                return 128 + stopped.signal
+        cosine = trainer.agreement()
+        print(
+            f"cosine to the teacher: words {cosine[: len(words)].mean():.3f}, phrases {cosine[len(words) :].mean():.3f}"
+        )
+        with atomic_write(self.output) as file:
+            file.write(seal_safetensors(save({k: v.half() for k, v in tower.state_dict().items()})))
+        with atomic_write(words_path) as file:
+            file.write(("\n".join(words) + "\n").encode())
+        return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    args = list(sys.argv[1:] if argv is None else argv)
-
-    def body() -> int:
-        config = parse(DistillText, "python -m ovsdino.train.pretrain.distill_text", args)
-        return 0 if config is None else distill(config)
-
-    return run_command(args, body)
+    return run_script(DistillText, "python -m ovsdino.train.pretrain.distill_text", argv)
 
 
 if __name__ == "__main__":

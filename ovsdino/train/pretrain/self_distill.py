@@ -8,10 +8,10 @@ crops out of every large one. With q = the teacher's tokens over the prototypes,
       + image * dino(mean tokens: student of a large crop -> teacher of the other)
       + koleo * koleo(student's mean tokens: spread over the sphere)
 
-The first term is ours: street scenes are alike as images and differ in their places, so what a small crop shows must
-be told from what the large one has there (docs/decisions.md has the figures). nano's ViT has no class token, so the
-mean of the patch tokens stands for the image. Sinkhorn-Knopp, the losses and the projection head are lightly's. What
-is kept is the teacher, as the backbone of an `OVSDINO`.
+The first term is ours: street scenes are alike as images and differ in their places, so a small crop must be matched
+to its place in the large one (docs/decisions.md has the figures). nano's ViT has no class token, so the mean of the
+patch tokens stands for the image. Sinkhorn-Knopp, the losses and the projection head are lightly's. The teacher is
+kept, as the backbone of an `OVSDINO`.
 
     python -m ovsdino.train.pretrain.self_distill configs/self_distill.yaml [key=value ...]
 """
@@ -114,7 +114,7 @@ class Tokens(Term):
 
 
 class Place(Tokens):
-    """A small crop's tokens, told from their place in the large crop."""
+    """A small crop's tokens have the answers of their place in the large crop."""
 
     name = "place"
 
@@ -123,7 +123,7 @@ class Place(Tokens):
 
 
 class Ibot(Tokens):
-    """Masked tokens, told from those around them."""
+    """Masked tokens, found from those around them."""
 
     name = "ibot"
 
@@ -224,7 +224,7 @@ class SelfDistiller(Trainer):
         return weighted(self.terms, crops, self.outputs(crops, masks))
 
     def outputs(self, crops: CropBatch, masks: Tensor) -> Outputs:
-        """Return what teacher and student make of crops; masks (L, h, w) bool."""
+        """Return the answers of teacher and student to crops; masks (L, h, w) bool."""
         side, small_side = masks.shape[-1], crops.small.shape[-1] // self.model.stride_multiple
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             with torch.no_grad():

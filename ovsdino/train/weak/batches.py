@@ -1,4 +1,4 @@
-"""Batches of captioned images with pseudo-masks; functions of (seed, position) alone, so runs resume."""
+"""Batches of captioned images with pseudo-masks; functions of (seed, position) alone."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from ovsdino.train.weak.robust import agreement_weight, edge_agreement, perturb_
 
 @dataclass
 class WeakBatch:
-    """What a step sees.
+    """The images of a step, and what is known of them.
 
     Attributes:
         images: (B, 3, H, W) float32 in [0, 1].
-        regions: (B, R, 4) float32, what the captions speak of: left, top, right, bottom in shares of the crop, mirrored
-            with it; no area where there is none. R = 1, the whole crop, unless `WeakDataConfig.regions`.
-        texts: for each image and region the texts that its caption gives, at least one; none where there is no region.
+        regions: (B, R, 4) float32, the rectangles that the captions describe: left, top, right, bottom in shares of the
+            crop, mirrored with it; without area where there is none. R = 1, the whole crop, unless
+            `WeakDataConfig.regions`.
+        texts: For each image and region the texts that its caption gives, at least one; none where there is no region.
         masks: (B, M, 4h, 4w) bool at four times the token grid; a cell is set when half of it or more is. M = 0 without
-            pseudo-masks; an image of fewer has empty ones at the end.
-        quality: (B, M) float32, how much a mask counts, as `RobustConfig` has it; 0 where there is none.
+            pseudo-masks; an image with fewer has empty ones at the end.
+        quality: (B, M) float32, the weight of each mask (`RobustConfig`); 0 where there is none.
         places: (B, 5) float32, left, top, right, bottom of the crop in its image, 0..1, and 1 where it is mirrored.
         sources: (B,) names of the images.
     """
@@ -49,7 +50,7 @@ class WeakBatch:
     sources: list[str]
 
     def slice(self, rows: slice) -> WeakBatch:
-        """Some of its images."""
+        """Return some of its images."""
         return WeakBatch(
             self.images[rows],
             self.regions[rows],
@@ -62,7 +63,7 @@ class WeakBatch:
 
     @staticmethod
     def collate(samples: Sequence[WeakBatch]) -> WeakBatch:
-        """Batches of one as one batch."""
+        """Return several batches as one."""
         return WeakBatch(
             torch.cat([s.images for s in samples]),
             torch.cat([s.regions for s in samples]),
@@ -85,27 +86,27 @@ class Crop:
     mirror: bool
 
     def holds(self, box: tuple[int, int, int, int]) -> bool:
-        """Whether all of it (left, top, width, height) lies in the crop."""
+        """Return whether a box (left, top, width, height) lies in the crop."""
         x, y = box[0] - self.left, box[1] - self.top
         return x >= 0 and y >= 0 and x + box[2] <= self.width and y + box[3] <= self.height
 
     def place(self, box: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
-        """Its left, top, right, bottom in shares of the crop, mirrored with it."""
+        """Return left, top, right, bottom of a box in shares of the crop, mirrored with it."""
         left, top = (box[0] - self.left) / self.width, (box[1] - self.top) / self.height
         right, bottom = left + box[2] / self.width, top + box[3] / self.height
         return (1 - right, top, 1 - left, bottom) if self.mirror else (left, top, right, bottom)
 
     def of(self, array: np.ndarray) -> np.ndarray:
-        """Its part of (H, W, ...), not mirrored."""
+        """Return the crop's part of (H, W, ...), not mirrored."""
         return array[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 class WeakDataset(Dataset[WeakBatch]):
-    """One sample a position: position p is sample `order(p // n)[p % n]`, a new permutation each epoch.
+    """One sample for each position: position p is sample `order(p // n)[p % n]`, a new permutation each epoch.
 
     Raises:
-        OVSDinoError: crop sizes that the patch does not divide, an unknown choice, no vocabulary file, regions asked
-            of captions without boxes.
+        OVSDinoError: The patch does not divide the crop, there is no vocabulary file, or regions are asked of captions
+            without boxes.
     """
 
     def __init__(
@@ -132,13 +133,13 @@ class WeakDataset(Dataset[WeakBatch]):
         # The captions of each sample.
         self.groups: Sequence[Sequence[int]] = list(by_image.values()) or [(i,) for i in range(len(captions))]
         self.vocabulary = read_phrases(config.vocabulary) if config.vocabulary else None
-        self.colour = v2.ColorJitter(config.colour, config.colour, 0.7 * config.colour)
+        self.jitter = v2.ColorJitter(config.colour, config.colour, 0.7 * config.colour)
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
         limit = share_of_machine(config.cache_mb, config.workers)
         self._images: ImageCache[np.ndarray] = ImageCache(limit, _bytes_of)
 
     def index(self, position: int) -> int:
-        """Which of `groups` a position of the run takes."""
+        """Return the index in `groups` of a position of the run."""
         epoch, place = divmod(position, len(self.groups))
         if self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.groups)))
@@ -154,11 +155,11 @@ class WeakDataset(Dataset[WeakBatch]):
         for left, top, across, down in (r.box for r in records if r.box):
             if left + across > width or top + down > height:
                 box = (left, top, across, down)
-                raise OVSDinoError(f"{record.image}: the box {box} leads out of its {width} x {height} pixels")
+                raise OVSDinoError(f"{record.image}: the box {box} leaves its {width} x {height} pixels")
         whole = (0, 0, width, height)
         crop = self._crop(whole if c.regions else record.box or whole, rng)
         if c.regions and not any(crop.holds(r.box) for r in records if r.box):
-            crop = Crop(*whole, crop.mirror)  # of which something is said
+            crop = Crop(*whole, crop.mirror)  # which has a caption
         regions, texts = self._regions(records, crop, rng)
         view = torch.from_numpy(crop.of(image).copy()).permute(2, 0, 1)
         masks, quality = self._masks(record.image, (height, width), view, crop, rng)
@@ -167,7 +168,7 @@ class WeakDataset(Dataset[WeakBatch]):
             view = v2.functional.horizontal_flip(view)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**62)))
-            view = v2.functional.to_dtype(self.colour(view), torch.float32, scale=True)
+            view = v2.functional.to_dtype(self.jitter(view), torch.float32, scale=True)
         right, bottom = crop.left + crop.width, crop.top + crop.height
         place = [crop.left / width, crop.top / height, right / width, bottom / height, float(crop.mirror)]
         return WeakBatch(
@@ -183,7 +184,7 @@ class WeakDataset(Dataset[WeakBatch]):
     def _regions(
         self, records: list[CaptionRecord], crop: Crop, rng: np.random.Generator
     ) -> tuple[Tensor, list[tuple[str, ...]]]:
-        """What is said of a crop: (R, 4) rectangles and the texts of each, see `WeakBatch`."""
+        """Return the captioned rectangles of a crop (R, 4) and the texts of each, see `WeakBatch`."""
         most = self.config.regions
         if most:
             records = [record for record in records if record.box and crop.holds(record.box)]
@@ -198,7 +199,7 @@ class WeakDataset(Dataset[WeakBatch]):
         return found, texts + [()] * (len(found) - len(texts))
 
     def texts(self, caption: str) -> tuple[str, ...]:
-        """What a caption says: itself, or its phrases (itself where it has none of the vocabulary's)."""
+        """Return the texts of a caption: itself, or its phrases; itself where it has none of the vocabulary's."""
         if self.config.caption == "whole":
             return (caption,)
         return phrases(caption, self.vocabulary) or (caption,)
@@ -215,12 +216,14 @@ class WeakDataset(Dataset[WeakBatch]):
     def _masks(
         self, name: str, size: tuple[int, int], view: Tensor, crop: Crop, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Drawn masks of the crop (M, 4h, 4w) bool and what they count (M,).
+        """Draw masks of the crop, (M, 4h, 4w) bool, with their weights (M,).
 
         Args:
-            name: of the image.
-            size: its height and width.
-            view: (3, h, w), what the crop shows.
+            name: Of the image.
+            size: Its height and width.
+            view: (3, h, w), the pixels of the crop.
+            crop: A part of the image.
+            rng: Draws the masks.
         """
         count = self.config.masks_per_image if self.masks is not None else 0
         masks, quality = torch.zeros(count, *self.fine, dtype=torch.bool), torch.zeros(count)
@@ -233,7 +236,7 @@ class WeakDataset(Dataset[WeakBatch]):
                 "were they made of these images?"
             )
         rows = row_of["masks"]
-        # What of each lies in the crop is guessed from its box: only the drawn ones are decoded.
+        # The part of each that lies in the crop is estimated from its box: only the drawn ones are decoded.
         boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
         areas = np.array([row["area"] for row in rows], dtype=np.float64)
         across = np.minimum(boxes[:, 0] + boxes[:, 2], crop.left + crop.width) - np.maximum(boxes[:, 0], crop.left)
@@ -304,7 +307,7 @@ def _bytes_of(image: np.ndarray) -> int:
 
 
 class _Given(torch.utils.data.Sampler[list[int]]):
-    """A batch sampler that says what it was given."""
+    """A batch sampler that yields the positions that it was given."""
 
     def __init__(self, positions: Iterable[Sequence[int]]) -> None:
         self.positions = positions

@@ -1,7 +1,7 @@
-"""Captions for a data set that has none: what an image's crop shows, as a sentence, from its labels.
+"""Captions for a data set that has none: the classes of an image's crop as a sentence, from its labels.
 
-A stand-in for the web's captions at a scale where there are no others. It writes one line a crop, the image's name, the
-crop's box and the caption, and nothing else of the labels: training reads that file and the images.
+A stand-in for the web's captions at a scale where there are no others. It writes one line for each crop: the image's
+name, the crop's box and the caption, and nothing else of the labels. Training reads that file and the images.
 
     python -m ovsdino.train.weak.compose_captions --root data --output runs/weak/captions.jsonl
 """
@@ -9,17 +9,15 @@ crop's box and the caption, and nothing else of the labels: training reads that 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ovsdino.console import run_command
 from ovsdino.data.datasets import open_dataset
 from ovsdino.io.files import atomic_write
-from ovsdino.parsing import parse
+from ovsdino.parsing import run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +39,30 @@ class ComposeCaptions:
     least: float = 0.04
     """Share of the crop that a class must cover to be named."""
     seed: int = 0
-    """Of the crops."""
+    """Seed of the crops."""
+
+    def run(self) -> int:
+        """Write the file; return the exit code."""
+        rows = compose(self)
+        with atomic_write(self.output) as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        print(f"{self.output}: {len(rows)} captions")
+        return 0
 
 
 def sentence(names: Sequence[str]) -> str:
-    """A caption that names them: "road, car and sky"."""
+    """Return a caption that names things: "road, car and sky"."""
     listed = ", ".join(names[:-1]) + " and " if len(names) > 1 else ""
     return listed + names[-1]
 
 
 def compose(config: ComposeCaptions) -> list[dict[str, object]]:
-    """One row a crop: {"image", "caption", "box"}, box left, top, width, height in pixels; crops of nothing left out.
+    """Return one row for each crop that shows something: {"image", "caption", "box"}.
+
+    A box is left, top, width, height in pixels.
 
     Raises:
-        OVSDinoError: see `open_dataset`.
+        OVSDinoError: See `open_dataset`.
     """
     dataset = open_dataset(config.dataset, config.root, config.split, byte_labels=True)
     rng = np.random.default_rng(config.seed)
@@ -74,20 +82,9 @@ def compose(config: ComposeCaptions) -> list[dict[str, object]]:
     return rows
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    args = sys.argv[1:]
-
-    def body() -> int:
-        config = parse(ComposeCaptions, "python -m ovsdino.train.weak.compose_captions", args)
-        if config is not None:
-            rows = compose(config)
-            with atomic_write(config.output) as file:
-                file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-            print(f"{config.output}: {len(rows)} captions")
-        return 0
-
-    return run_command(args, body)
+    return run_script(ComposeCaptions, "python -m ovsdino.train.weak.compose_captions", argv)
 
 
 if __name__ == "__main__":

@@ -12,29 +12,30 @@ from ovsdino.train.config import RunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class WeakDataConfig:
-    """Images, captions and pseudo-masks, and how they are varied.
+    """The images, captions and pseudo-masks, and how they are varied.
 
     Attributes:
-        kind: of the captions: "jsonl", "coco" or "webdataset"; see `open_captions`.
-        root: folder or zip of the images; for "coco" the folder above `annotations`; for "webdataset" that of the tars.
+        kind: Of the captions: "jsonl", "coco" or "webdataset"; see `open_captions`.
+        root: Folder or zip of the images; for "coco" the folder above `annotations`; for "webdataset" that of the tars.
         annotations: "jsonl": the file of captions. "coco": the split, for instance train2014. "webdataset": a pattern
             of the tars' names.
-        masks: folder that `ovsdino masks` wrote for the same images; "" trains without.
-        sam_targets: folder that `ovsdino masks --embeddings` wrote for the same images, for `loss.sam`.
-        caption: "whole" takes a caption as one text; "phrases" takes what it names, each a text.
-        vocabulary: for "phrases", a file of words to look for, one a line; "" takes the parts between commas and "and".
-        height, width: of a crop in pixels, multiples of the patch size.
-        area: of a crop, in shares of the image (or of the caption's box) from the least to the largest.
-        regions: for captions that have boxes. 0 shows what is in a box and nothing around it, a sample a caption. More
-            shows a crop of the image, a sample an image, with up to so many of the captioned boxes that lie in it; all
-            of the image when none does.
-        aspect: a crop's aspect differs from width / height by up to this factor.
-        flip: probability of a mirror image.
-        colour: strength of the changes of brightness, contrast and (0.7 of it) saturation.
-        masks_per_image: pseudo-masks drawn for a crop, without replacement, by the root of their area.
-        min_mask_area: a mask that covers less of the crop than this share is not drawn.
-        workers: processes that make batches; 0 makes them in between. The batches are the same.
-        cache_mb: megabytes of decoded images that all processes of the run on a machine keep together, each its share.
+        masks: Folder that `ovsdino masks` wrote for the same images; "" trains without.
+        sam_targets: Folder that `ovsdino masks --embeddings` wrote for the same images, for `loss.sam`.
+        caption: "whole" takes a caption as one text; "phrases" takes each thing that it names as a text.
+        vocabulary: For "phrases", a file of words to look for, one on each line; "" takes the parts between commas and
+            "and".
+        height, width: Of a crop in pixels, multiples of the patch size.
+        area: Of a crop, in shares of the image (or of the caption's box) from the least to the largest.
+        regions: For captions that have boxes. With 0 a sample is one caption's box and nothing around it. Otherwise a
+            sample is a crop of an image, with up to this many of the captioned boxes that lie in it; the whole image
+            when none does.
+        aspect: A crop's aspect differs from width / height by up to this factor.
+        flip: Probability of a mirror image.
+        colour: Strength of the changes of brightness, contrast and (0.7 of it) saturation.
+        masks_per_image: Pseudo-masks drawn for a crop, without replacement, by the root of their area.
+        min_mask_area: A mask that covers less of the crop than this share is not drawn.
+        workers: Processes that make batches; 0 makes them in the training process. The batches are the same.
+        cache_mb: Megabytes of decoded images that all processes of the run on a machine keep together, each its share.
     """
 
     kind: Literal["jsonl", "coco", "webdataset"] = "jsonl"
@@ -64,20 +65,19 @@ class WeakLossConfig:
     Attributes:
         contrast: InfoNCE between images, or regions, and their texts.
         mask: BCE + Dice of each pseudo-mask, its pooled embedding the classifier.
-        pull: a pseudo-mask's embedding is one of its caption's texts.
-        words: the decoder's answer to the words is one of them, the same one at every cell of a pseudo-mask.
-        present: the decoder's answer has each of them in its region; needs pseudo-masks as `words` does.
-        least: the share of a region below which a text that is said of it counts as missing.
-        sam: the structure tokens towards SAM's embedding; needs `data.sam_targets` or `sam_checkpoint`.
+        pull: A pseudo-mask's embedding is one of its caption's texts.
+        words: The decoder's answer to the words is one of them, the same one at every cell of a pseudo-mask.
+        present: The decoder's answer has each of them in its region; needs pseudo-masks as `words` does.
+        least: Share of a region below which a text of its caption counts as missing.
+        sam: The structure tokens approach SAM's embedding; needs `data.sam_targets` or `sam_checkpoint`.
         boundary: BCE + Dice of the boundary logits against the pseudo-masks' edges.
         preserve: F' stays near F, pooled in the pseudo-masks.
-        pool: how an image becomes one embedding: "heads" is the class token's attention, head by head, of which the
-            one that its own caption agrees with most counts for all captions (Talk2DINO); "text" lets each text look
-            for itself, for a ViT without class token.
-        sharpness: of the attention of "text".
-        adjust: how far the scores of `pull`, `words` and `present` are learnt beyond how common a text is, from 0, not
-            at all, to 1.
-        rarest: the least common that `adjust` takes a text to be, in shares of all cells.
+        pool: How an image becomes one embedding. "heads": by one head of the class token's attention, the one that
+            agrees most with the image's own caption, for all captions (Talk2DINO). "text": each text attends to the
+            image itself, for a ViT without class token.
+        sharpness: Of the attention of "text".
+        adjust: How much of a text's prior is added to the scores of `pull`, `words` and `present` in training, 0 to 1.
+        rarest: The least prior that `adjust` uses, in shares of all cells.
     """
 
     contrast: Weight = 1.0
@@ -97,15 +97,15 @@ class WeakLossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RobustConfig:
-    """What training does about masks that may be wrong; the values here switch all of it off.
+    """Defenses against masks that may be wrong; the defaults switch all of them off.
 
     Attributes:
-        quality_weights: a mask's losses weigh by its predicted_iou * stability_score.
-        agreement: a mask's losses weigh by how well its edge follows the image's, see `agreement_weight`.
-        trim: share of a batch's masks that are dropped, those of the largest loss.
-        trim_after: steps before anything is dropped; an untrained model's losses say nothing of the masks.
-        merge: probability that a mask is seen as its union with one that touches it.
-        split: probability that half of a mask is seen, cut along a random line.
+        quality_weights: A mask's losses weigh by its predicted_iou * stability_score.
+        agreement: A mask's losses weigh by how well its edge follows the image's, see `agreement_weight`.
+        trim: Share of a batch's masks that are dropped, those of the largest loss.
+        trim_after: Steps before anything is dropped: the losses of an untrained model say nothing about the masks.
+        merge: Probability that a mask is seen as its union with one that touches it.
+        split: Probability that half of a mask is seen, cut along a random line.
     """
 
     quality_weights: bool = False
@@ -125,7 +125,7 @@ class RobustConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValConfig:
-    """Labelled images to measure on during training; they teach nothing. An empty `root` measures nothing."""
+    """Labeled images that are measured during training and teach nothing. An empty `root` measures nothing."""
 
     dataset: str = "camvid"
     root: Annotated[str, InputPath()] = ""
@@ -137,13 +137,13 @@ class WeakConfig(RunConfig):
     """A run on captions and pseudo-masks: no pixel label.
 
     Attributes:
-        batch: images a step, over all processes.
-        train_alignment: train the map between image and text space: nano's linear head, or the projection of the CLIP
+        batch: Images of a step, over all processes.
+        train_alignment: Train the map between image and text space: nano's linear head, or the projection of the CLIP
             tower. False keeps it as it was loaded.
-        projection_rate: learning rate of a projection that was loaded, in shares of `optim.lr`: it is trained already.
+        projection_rate: Learning rate of a projection that was loaded, in shares of `optim.lr`: it is trained already.
             One that begins at random, and nano's head, are trained at the full rate.
-        sam_checkpoint: official SAM weights, for alignment targets made as they are needed.
-        sam_variant: of `sam_checkpoint`.
+        sam_checkpoint: Official SAM weights, for alignment targets made as they are needed.
+        sam_variant: Of `sam_checkpoint`.
     """
 
     supervision: Literal["labels", "captions"] = "captions"

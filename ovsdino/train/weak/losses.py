@@ -1,4 +1,4 @@
-"""Losses of weakly supervised training: images, captions and pseudo-masks in, no pixel label.
+"""The formulas of weakly supervised training; `ovsdino.train.weak.objective` sums them up.
 
 Every function computes in float32, returns finite values and gradients for empty inputs, and never waits for the
 device. Scores called `scores` are cosines already multiplied by a temperature (CLIP's logit scale).
@@ -17,20 +17,20 @@ OUT = torch.finfo(torch.float32).min
 
 
 def info_nce(scores: Tensor, positives: Tensor) -> Tensor:
-    """Symmetric InfoNCE of regions and texts, with several positives a row (CLIP, Radford et al. 2021, with one).
+    """Return the symmetric InfoNCE of regions and texts with several positives in a row (CLIP, 2021, has one).
 
     For a positive (i, u) and the negatives n of row i
 
         l_iu = -log( e^{s_iu} / (e^{s_iu} + sum_n e^{s_in}) )
 
-    so the other positives of the row are no negatives (Khosla et al. 2020 count them, which pushes the phrases of one
-    caption apart). The mean over a row's positives, then over the rows; the same over columns, so that a rare phrase is
-    asked for as often as a common one; half the sum. A phrase of every caption has no negative region: its column is
-    zero, and counts in the mean.
+    so the other positives of the row are not negatives (Khosla et al. 2020 count them, which pushes the phrases of one
+    caption apart). The mean is taken over a row's positives, then over the rows; the same over columns, so that a rare
+    phrase counts as much as a common one; the result is half the sum. A phrase of every caption has no negative region:
+    its column is zero, and counts in the mean.
 
     Args:
         scores: (..., U) of regions, or images, and U texts.
-        positives: (..., U) bool, text u belongs to region i; a row without any is no region, and nobody's negative.
+        positives: (..., U) bool, text u belongs to region i; a row without any is not a region, and not a negative.
 
     Returns:
         (), zero where there is no positive or no negative.
@@ -47,11 +47,12 @@ def info_nce(scores: Tensor, positives: Tensor) -> Tensor:
 
 
 def region_cover(regions: Tensor, height: int, width: int) -> Tensor:
-    """How much of each cell of a grid lies in a rectangle.
+    """Return the share of each cell of a grid that lies in a rectangle.
 
     Args:
         regions: (B, R, 4) left, top, right, bottom in shares of the image.
-        height, width: of the grid.
+        height: Of the grid.
+        width: Of the grid.
 
     Returns:
         (B, R, height, width) float32 in [0, 1]; zeros for a rectangle of no area.
@@ -66,12 +67,12 @@ def region_cover(regions: Tensor, height: int, width: int) -> Tensor:
 
 
 def _log_cover(cover: Tensor) -> Tensor:
-    """log, with a very small number for zero: a region of no cell must not make NaN of a softmax."""
+    """Return the logarithm, of a very small number for zero: a region without a cell must not give a softmax NaN."""
     return cover.float().clamp_min(1e-30).log()
 
 
 def head_pool(tokens: Tensor, attention: Tensor, cover: Tensor) -> Tensor:
-    """One mean of a region's tokens a head: v_m = sum_n softmax_n(a_mn) x_n (Talk2DINO, Barsellotti et al., ICCV 2025).
+    """Return a region's mean by each head: v_m = sum_n softmax_n(a_mn) x_n (Talk2DINO, Barsellotti et al., ICCV 2025).
 
     Args:
         tokens: (B, N, D).
@@ -88,7 +89,7 @@ def head_pool(tokens: Tensor, attention: Tensor, cover: Tensor) -> Tensor:
 def head_scores(pooled: Tensor, text: Tensor, positives: Tensor) -> Tensor:
     """Return the similarity of regions and texts, each region seen through one head (Talk2DINO's training).
 
-        v_r = pooled_rm of the head m that agrees most with what is said of the region:
+        v_r = pooled_rm of the head m that agrees most with the region's caption:
               argmax_m mean_{u in caption} cos(pooled_rm, t_u)
         score_ru = cos(v_r, t_u)
 
@@ -98,7 +99,7 @@ def head_scores(pooled: Tensor, text: Tensor, positives: Tensor) -> Tensor:
     Args:
         pooled: (B, R, heads, D).
         text: (U, D).
-        positives: (B, R, U) bool, what is said of each region.
+        positives: (B, R, U) bool, the texts of each region's caption.
 
     Returns:
         (B, R, U) cosines.
@@ -111,7 +112,7 @@ def head_scores(pooled: Tensor, text: Tensor, positives: Tensor) -> Tensor:
 
 
 def text_pool_scores(tokens: Tensor, text: Tensor, sharpness: float | Tensor, cover: Tensor) -> Tensor:
-    """Similarity where the ViT has no class token: each text gathers the tokens of the region that look like it.
+    """Return similarities for a ViT without class token: each text gathers the tokens of the region that look like it.
 
         w_nu = softmax_n(sharpness cos(x_n, t_u))     p_u = sum_n w_nu x_n     score_u = cos(p_u, t_u)
 
@@ -121,7 +122,7 @@ def text_pool_scores(tokens: Tensor, text: Tensor, sharpness: float | Tensor, co
     Args:
         tokens: (B, N, D).
         text: (U, D).
-        sharpness: one over a softmax temperature.
+        sharpness: One over a softmax temperature.
         cover: (B, R, N) in [0, 1], the share of each token that lies in the region; ones for the whole image.
 
     Returns:
@@ -135,12 +136,12 @@ def text_pool_scores(tokens: Tensor, text: Tensor, sharpness: float | Tensor, co
 
 
 def mask_classifier_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """BCE + soft Dice of a mask's own classifier over the image, a value a mask (MaskFormer, Cheng et al. 2021).
+    """Return BCE + soft Dice of each mask's own classifier over the image (MaskFormer, Cheng et al. 2021).
 
         BCE  = mean_{y=1} softplus(-l) / 2 + mean_{y=0} softplus(l) / 2
         Dice = 1 - (2 sum p y + 1) / (sum p + sum y + 1),  p = sigmoid(l)
 
-    Balanced BCE, for a mask covers a few percent of its image.
+    BCE is balanced, since a mask covers a few percent of its image.
 
     Args:
         logits: (B, M, h, w), the cells' scores for the classifier pooled from the mask.
@@ -160,7 +161,7 @@ def mask_classifier_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def partial_label_loss(log_p: Tensor, positives: Tensor) -> Tensor:
-    """Partial-label loss: a mask is one of the phrases said of its region, which one is not known.
+    """Return the partial-label loss: a mask is one of the phrases of its region's caption; which one is not known.
 
         l = -log sum_{u in caption} p_u      (Jin & Ghahramani 2002; MIL-NCE, Miech et al. 2020)
 
@@ -168,11 +169,11 @@ def partial_label_loss(log_p: Tensor, positives: Tensor) -> Tensor:
     out: the gradient gives every cell what the mask as a whole makes likely.
 
     Args:
-        log_p: (B, M, U) log probabilities of M masks an image over the U texts of the batch.
-        positives: (B, R, U) bool, text u is said of region r.
+        log_p: (B, M, U) log probabilities of the M masks of each image over the U texts of the batch.
+        positives: (B, R, U) bool, text u is in the caption of region r.
 
     Returns:
-        (B, R, M); zero for a region of which nothing is said.
+        (B, R, M); zero for a region without a caption.
     """
     log_p = log_p.float()[:, None]
     if 0 in log_p.shape:
@@ -182,27 +183,27 @@ def partial_label_loss(log_p: Tensor, positives: Tensor) -> Tensor:
 
 
 def over_regions(losses: Tensor, inside: Tensor) -> Tensor:
-    """A mask's loss, the mean of what its regions make of it.
+    """Return a mask's loss: the mean over its regions.
 
     Args:
         losses: (B, R, M).
         inside: (B, R, M), the share of the mask that lies in the region.
 
     Returns:
-        (B, M); zero for a mask that is in no region.
+        (B, M); zero for a mask outside all regions.
     """
     return (losses * inside).sum(1) / inside.sum(1).clamp_min(1e-6)
 
 
 def region_share(p: Tensor, cover: Tensor) -> Tensor:
-    """The share of a region that is each text.
+    """Return the share of a region that is each text.
 
     Args:
         p: (B, U, h, w) probabilities of the cells.
         cover: (B, R, h, w) in [0, 1], the share of each cell that lies in the region.
 
     Returns:
-        (B, R, U) in [0, 1]; zeros for a region of no cell.
+        (B, R, U) in [0, 1]; zeros for a region without a cell.
     """
     weights = cover.float().flatten(2)
     weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-6)
@@ -210,20 +211,20 @@ def region_share(p: Tensor, cover: Tensor) -> Tensor:
 
 
 def presence_loss(share: Tensor, positives: Tensor, least: float) -> Tensor:
-    """What is said of a region is somewhere in it: a constraint on sizes (CCNN, Pathak et al. 2015), as a hinge.
+    """Return how far texts are missing in the regions whose captions name them (CCNN, Pathak et al. 2015), as a hinge.
 
         l_ru = max(0, log(least / share_ru)),  the mean over a text's regions, then over the texts
 
     so a rare text counts as much as a common one: alone, the partial-label loss would give all to the commonest text,
-    which is said of nearly every region.
+    which nearly every caption has.
 
     Args:
         share: (..., U), see `region_share`.
         positives: (..., U) bool.
-        least: share below which a text that is said counts as missing.
+        least: Share below which a text of the caption counts as missing.
 
     Returns:
-        (), zero where nothing is said.
+        (), zero where there is no caption.
     """
     share, positives = share.float().flatten(0, -2), positives.flatten(0, -2)
     short = torch.log(least / share.clamp_min(1e-9)).clamp_min(0)
@@ -239,20 +240,21 @@ def text_log_prior(
     add: Callable[[Tensor], Tensor] = lambda x: x,
     rounds: int = 10,
 ) -> Tensor:
-    """log of how common each text is, for logit adjustment (Menon et al. 2021): nobody knows it, so it is estimated.
+    """Estimate the log of how common each text is, for logit adjustment (Menon et al. 2021).
 
         prior <- mean over the regions of softmax(logits + strength log prior),  from equal ones
 
-    which is Saerens et al.'s (2002) expectation-maximisation for the class prior of unlabelled data, at strength 1.
-    With its prior added to the scores in training, and left out when words are asked for, a score says how much more a
-    cell looks like the text than cells do at all: a rare text can win.
+    which is Saerens et al.'s (2002) expectation-maximization for the class prior of unlabeled data, at strength 1.
+    With its prior added to the scores in training, and left out at inference, a score says how much more a cell looks
+    like the text than cells do on average: a rare text can win.
 
     Args:
         logits: (B, U, h, w).
         cover: (B, R, h, w) in [0, 1], the share of each cell that lies in the region; every region counts alike.
         strength: 0 gives zeros.
-        least: a prior is taken to be this large at least, for those of very rare texts are noise.
-        add: sums a tensor over all processes.
+        least: The least prior that is used: those of very rare texts are noise.
+        add: Returns the sum of a tensor over all processes.
+        rounds: Of the estimate.
 
     Returns:
         (U,) `strength` times the log prior, without gradient.
@@ -271,10 +273,10 @@ def text_log_prior(
 
 
 def mask_boundaries(masks: Tensor, weights: Tensor) -> Tensor:
-    """Soft boundary target: at each cell the largest weight among the masks whose edge runs there.
+    """Return a soft boundary target: at each cell the largest weight among the masks whose edge runs there.
 
     A cell is on a mask's edge when one of its four neighbours lies on the other side, so edges are two cells wide as in
-    `ovsdino.train.dense.losses.boundary_targets`; the border of the image is no edge.
+    `ovsdino.train.dense.losses.boundary_targets`; the border of the image is not an edge.
 
     Args:
         masks: (B, M, h, w) bool.
@@ -296,13 +298,13 @@ def mask_boundaries(masks: Tensor, weights: Tensor) -> Tensor:
 
 
 def mask_boundary_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Balanced BCE + Dice against a soft boundary target.
+    """Return balanced BCE + Dice against a soft boundary target.
 
         BCE  = mean( t softplus(-l) / (2 r) + (1 - t) softplus(l) / (2 (1 - r)) ),  r = mean t in [0.01, 0.99]
         Dice = 1 - (2 sum p t + 1) / (sum p^2 + sum t^2 + 1)
 
-    Dice with squares (Milletari et al. 2016): it is least at p = t, where the form with plain sums would drive p to 0
-    or 1. Images whose target is zero everywhere have no masks, which says nothing of their boundaries: left out.
+    Dice has squares (Milletari et al. 2016): it is least at p = t, where the form with plain sums would drive p to 0
+    or 1. Images whose target is zero everywhere have no masks, so nothing is known of their boundaries: left out.
 
     Args:
         logits: (B, 1, h, w).
@@ -322,11 +324,11 @@ def mask_boundary_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def preservation_loss(pooled_new: Tensor, pooled_old: Tensor) -> Tensor:
-    """1 - cos of a mask's pooled embedding after and before the decoder: what the text already knew is kept.
+    """Return 1 - cos of a mask's pooled embedding after and before the decoder: the text's knowledge is kept.
 
     Args:
         pooled_new: (B, M, D), of F'.
-        pooled_old: (B, M, D), of F; no gradient goes there.
+        pooled_old: (B, M, D), of F; it gets no gradient.
 
     Returns:
         (B, M).
@@ -335,6 +337,6 @@ def preservation_loss(pooled_new: Tensor, pooled_old: Tensor) -> Tensor:
 
 
 def sam_alignment_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """1 - cos + smooth L1 between (B, 256, H, W) maps, both averaged over positions."""
+    """Return 1 - cos + smooth L1 between (B, 256, H, W) maps, both averaged over positions; ()."""
     cosine = F.cosine_similarity(predicted, target, dim=1)
     return (1.0 - cosine).mean() + F.smooth_l1_loss(predicted, target)

@@ -1,5 +1,7 @@
-"""Defences against bad pseudo-masks: weights by quality and by agreement with the image, a trimmed loss, noise on the
-masks' extent; each a switch."""
+"""Defenses against bad pseudo-masks, each a switch.
+
+Weights by quality and by agreement with the image, a trimmed loss, noise on the masks' extent.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +13,27 @@ from torch import Tensor
 
 
 def quality_weight(predicted_iou: Tensor, stability: Tensor) -> Tensor:
-    """predicted_iou * stability_score, both in [0, 1] and of one shape: how far the generator trusts its masks."""
+    """Return predicted_iou * stability_score, both in [0, 1] and of one shape: the generator's trust in its masks."""
     return predicted_iou.float() * stability.float()
 
 
 def edge_agreement(images: Tensor, masks: Tensor, radius: int = 4) -> Tensor:
-    """How much more the colour changes across a mask's edge than around it: a / (a + b).
+    """Measure how much more the color changes across a mask's edge than around it: a / (a + b).
 
-    a is the mean colour step |I_x - I_y| over the pairs of neighbours of which one is in the mask, b that over all
-    pairs in the square windows about them. An edge laid at random has a = b and 1/2. Compared are places side by side,
-    so texture and contrast of the scene cancel. A mask moved or grown by a few pixels fails it; the union of two masks
-    with true edges does not.
+    a is the mean color step |I_x - I_y| over the pairs of neighbors of which one is in the mask, b that over all pairs
+    in the square windows about them. A random edge has a = b and 1/2. Places side by side are compared, so texture and
+    contrast of the scene cancel. A mask moved or grown by a few pixels fails; the union of two masks with true edges
+    does not.
 
     Measured on CamVid train, 30 % of the Felzenszwalb masks corrupted (`ovsdino masks --corrupt`), crops of 160 x 160:
     it tells dilated masks from sound ones with an AUC of 0.99, shifted ones with 0.97, merged ones not (0.53); together
     0.78, where a trained model's mask loss, which `trimmed_weights` goes by, has 0.46. Felzenszwalb's masks follow the
-    colours by construction, so this is the best case. On the mask grid of 40 x 40 the edges are too coarse (0.64).
+    colors by construction, so this is the best case. On the mask grid of 40 x 40 the edges are too coarse (0.64).
 
     Args:
         images: (B, 3, H, W), of any scale.
         masks: (B, M, H, W) bool, at the image's own resolution.
-        radius: of the windows in pixels, which are 2 radius + 1 wide.
+        radius: Of the windows in pixels: they are 2 radius + 1 wide.
 
     Returns:
         (B, M) float32 in [0, 1]; 1/2 for a mask without an edge in the image.
@@ -48,7 +50,7 @@ def edge_agreement(images: Tensor, masks: Tensor, radius: int = 4) -> Tensor:
 
 
 def agreement_weight(agreement: Tensor) -> Tensor:
-    """Zero at 1/2, where an edge is no better than one laid at random, rising to one at 0.6: (B, M) -> (B, M).
+    """Return a mask's weight: zero at 1/2, the value of a random edge, rising to one at 0.6; (B, M) -> (B, M).
 
     Of the masks measured above, nine sound ones in ten reach 0.59, nine dilated ones in ten stay below 0.54.
     """
@@ -56,13 +58,14 @@ def agreement_weight(agreement: Tensor) -> Tensor:
 
 
 def trimmed_weights(losses: Tensor, weights: Tensor, share: float) -> Tensor:
-    """Leaves out the masks of the largest loss (least trimmed squares, Rousseeuw 1984): a model learns what most masks
-    agree on first, so those it cannot follow are likely wrong (Arpit et al. 2017).
+    """Return weights without the masks of the largest loss (least trimmed squares, Rousseeuw 1984).
+
+    A model first learns what most masks agree on, so those it cannot follow are likely wrong (Arpit et al. 2017).
 
     Args:
         losses: (n,), only compared.
         weights: (n,), zero where there is no mask.
-        share: of the masks with a weight, in [0, 1); the number dropped is rounded down.
+        share: Of the masks with a weight, in [0, 1); the number dropped is rounded down.
 
     Returns:
         (n,): weights, with zeros for the masks dropped; among equal losses the first goes first.
@@ -76,7 +79,7 @@ def trimmed_weights(losses: Tensor, weights: Tensor, share: float) -> Tensor:
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """sum w l / sum w over entries with a weight, zero where none has one; both of one shape -> ()."""
+    """Return sum w l / sum w over the entries with a weight, zero where none has one; both of one shape -> ()."""
     total = weights.sum()
     kept = torch.where(weights > 0, losses, 0.0)  # a loss of infinity times zero would be NaN
     return (weights * kept).sum() / torch.where(total > 0, total, 1.0)
@@ -85,16 +88,18 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
 def perturb_masks(
     masks: np.ndarray, quality: np.ndarray, merge: float, split: float, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Noise on the masks of one image, so that no mask's exact extent is learnt by heart.
+    """Vary the extent of the masks of one image, so that no exact extent is learned by heart.
 
-    A mask is merged with probability `merge`: its union with one that touches it and adds to it, drawn among them; its
-    quality is then the lesser of the two. It is split with probability `split`: cut along a random line through its
-    centroid, and one half kept. Every mask meets the others as they came in. The numbers drawn depend on M alone.
+    With probability `merge` a mask becomes its union with one that touches it and adds to it, drawn among them; its
+    quality is then the lesser of the two. With probability `split` it is cut along a random line through its centroid,
+    and one half kept. Every mask meets the others as they came in. How many numbers are drawn depends on M alone.
 
     Args:
         masks: (M, h, w) bool; empty ones stay so.
         quality: (M,).
-        merge, split: in [0, 1], together no more than 1.
+        merge: In [0, 1].
+        split: In [0, 1], with `merge` no more than 1.
+        generator: Draws the changes.
 
     Returns:
         (M, h, w) bool and (M,), new arrays.

@@ -99,7 +99,7 @@ def test_small_crops_are_where_they_say(archive):
     crops = Crops(config)
     gradient = torch.arange(56, dtype=torch.uint8).expand(3, 40, 56)
     crops.image = lambda index: gradient  # a picture whose colour is its column
-    crops.colours = {key: v2.ToDtype(torch.float32) for key in crops.colours}
+    crops.colors = {key: v2.ToDtype(torch.float32) for key in crops.colors}
     torch.manual_seed(0)
     batch = crops.draw(CropStage(large=48, small=32, batch=3))
     assert batch.large.shape == (6, 3, 48, 48) and batch.small.shape == (12, 3, 32, 32)

@@ -113,7 +113,7 @@ def test_a_crop_stays_in_the_box_of_its_caption(folder):
     assert (corners.round() <= torch.tensor([80, 60, 50, 50])).all()
     assert corners[:, 0].round().unique().numel() > 3
     (folder / "box.jsonl").write_text(json.dumps(row | {"box": [20, 10, 61, 40]}))
-    with pytest.raises(OVSDinoError, match=r"0\.png: the box \(20, 10, 61, 40\) leads out of its 80 x 60 pixels"):
+    with pytest.raises(OVSDinoError, match=r"0\.png: the box \(20, 10, 61, 40\) leaves its 80 x 60 pixels"):
         dataset(folder, lines="box.jsonl")[0]
 
 

@@ -1,0 +1,38 @@
+"""Trained weights are put into the package with their entry in the manifest."""
+
+import hashlib
+import json
+
+import pytest
+from safetensors.torch import save_file
+
+from ovsdino.models import weights
+from ovsdino.models.zoo import build_model
+from ovsdino.train.package import main
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package's manifest, in a folder of its own."""
+    (tmp_path / "manifest.json").write_bytes(weights.MANIFEST.read_bytes())
+    monkeypatch.setattr(weights, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(weights, "MANIFEST", tmp_path / "manifest.json")
+    return tmp_path
+
+
+def test_the_file_is_copied_and_its_entry_replaced(package, capsys):
+    save_file({k: v.half() for k, v in build_model("nano").state_dict().items()}, package / "last.safetensors")
+    assert main([str(package / "last.safetensors"), "--name", "nano"]) == 0
+    data = (package / "nano.safetensors").read_bytes()
+    assert data == (package / "last.safetensors").read_bytes()
+    entry = json.loads((package / "manifest.json").read_text())["nano"]
+    assert entry["sha256"] == hashlib.sha256(data).hexdigest() and entry["bytes"] == len(data)
+    assert capsys.readouterr().out.startswith("nano.safetensors: 11.3")
+
+
+def test_weights_of_another_model_are_refused_and_nothing_is_written(package, capsys):
+    save_file(build_model("nano").text_tower.state_dict(), package / "text.safetensors")
+    before = (package / "manifest.json").read_bytes()
+    assert main([str(package / "text.safetensors")]) == 2
+    assert "text.safetensors" in capsys.readouterr().err
+    assert (package / "manifest.json").read_bytes() == before and not (package / "nano.safetensors").exists()
