@@ -61,11 +61,13 @@ def graph(
     """Export an ONNX file of a model; int8 is quantized from a graph of the precision `base`."""
     path = folder / f"{name}_{size[0]}x{size[1]}_{precision}.onnx"
     if precision == "int8":
-        from ovsdino.deploy.quantize import Quantize
+        from ovsdino.deploy.quantization.job import quantize_file
+        from ovsdino.deploy.quantization.options import QuantizeOptions
 
         path = path.with_name(f"{path.stem}_{base}.onnx")
         source = graph(name, random_weights, size, base, base, None, folder)
-        Quantize(input=source, output=path, calibration=calibration, images=CALIBRATION_IMAGES).report()
+        images = CALIBRATION_IMAGES
+        quantize_file(QuantizeOptions(input=source, output=path, calibration=calibration, images=images))
         return path
     from ovsdino.deploy.export.publish import publish
     from ovsdino.deploy.export.trace import export_graph

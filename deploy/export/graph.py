@@ -5,13 +5,24 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 from ovsdino.errors import OVSDinoError
 
-__all__ = ["consumers", "drop_unused", "name_by_module", "order_gelu", "simplify", "to_float16"]
+__all__ = [
+    "attribute",
+    "constants",
+    "consumers",
+    "drop_unused",
+    "name_by_module",
+    "order_gelu",
+    "replace",
+    "simplify",
+    "to_float16",
+]
 
 # Sums over many values, and exponentials: their float16 forms overflow or lose their precision.
 FLOAT32_OPS = {
@@ -25,10 +36,10 @@ UNTOUCHED = {"Resize": (1, 2)}  # inputs (roi, scales) that the standard fixes a
 
 
 def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
-    """Return the nodes that read each tensor."""
+    """Return the nodes that read each tensor, each node once."""
     found: dict[str, list[NodeProto]] = {}
     for node in graph.node:
-        for name in node.input:
+        for name in dict.fromkeys(node.input):
             found.setdefault(name, []).append(node)
     return found
 
@@ -36,6 +47,11 @@ def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
 def constants(graph: GraphProto) -> dict[str, TensorProto]:
     """Return the stored tensors by name."""
     return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def attribute(node: NodeProto, name: str) -> int:
+    """Return an integer attribute of a node, 0 where it has none of that name."""
+    return next((one.i for one in node.attribute if one.name == name), 0)
 
 
 def name_by_module(model: ModelProto) -> None:
@@ -123,16 +139,17 @@ def drop_unused(graph: GraphProto) -> None:
         kept = [node for node in graph.node if any(name in needed for name in node.output)]
         if len(kept) == len(graph.node):
             break
-        _replace(graph.node, kept)
-    _replace(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
+        replace(graph.node, kept)
+    replace(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
     made = {name for node in graph.node for name in node.output}
-    _replace(graph.value_info, [value for value in graph.value_info if value.name in made])
+    replace(graph.value_info, [value for value in graph.value_info if value.name in made])
 
 
-def _replace(field: object, items: Iterable[object]) -> None:
+def replace(field: Any, items: Iterable[Any]) -> None:
+    """Replace the items of a repeated field."""
     kept = list(items)
-    del field[:]  # type: ignore[attr-defined]
-    field.extend(kept)  # type: ignore[attr-defined]
+    del field[:]
+    field.extend(kept)
 
 
 def _element_types(model: ModelProto) -> dict[str, int]:
@@ -213,8 +230,8 @@ def to_float16(model: ModelProto) -> None:
                 node.input[:] = [inner if name == value.name else name for name in node.input]
                 node.output[:] = [inner if name == value.name else name for name in node.output]
             nodes.append(helper.make_node("Cast", [inner], [value.name], f"{value.name}/Cast", to=TensorProto.FLOAT))
-    _replace(graph.node, nodes)
-    _replace(graph.initializer, weights.values())
+    replace(graph.node, nodes)
+    replace(graph.initializer, weights.values())
     del graph.value_info[:]
     drop_unused(graph)
 

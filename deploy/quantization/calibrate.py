@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from ovsdino.deploy.quantization.recipe import Method
+from ovsdino.deploy.quantization.options import Method
 from ovsdino.edge.onnx_graph import open_session
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import reading
@@ -59,8 +60,7 @@ def activations(
     model: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed], threads: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield inner tensors of a graph as float32, one input after the other."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
+    watched = copy.deepcopy(model)
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     session = open_session(watched.SerializeToString(), "the graph", threads)
     for feed in feeds:

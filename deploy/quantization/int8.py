@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from onnx import ModelProto
 from ovsdino.deploy.export.compare import cosine
 from ovsdino.deploy.export.publish import Exported
 from ovsdino.deploy.quantization.calibrate import channel_ranges, run, tensor_ranges
+from ovsdino.deploy.quantization.options import Recipe
 from ovsdino.deploy.quantization.qdq import insert_qdq
-from ovsdino.deploy.quantization.recipe import Recipe
 from ovsdino.deploy.quantization.smoothquant import Linear, find_linears, smooth
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
@@ -87,7 +88,7 @@ def quantize(
     recipe.check()
     if not feeds:
         raise OVSDinoError("no calibration images: int8 ranges come from real images; name a folder with --calibration")
-    graph = _copy(model)
+    graph = copy.deepcopy(model)
     linears = find_linears(graph)
     if not linears:
         raise OVSDinoError("the graph has no linears on the way from the image; is it one of deploy/export_onnx.py?")
@@ -134,7 +135,7 @@ def sensitivity(
     expected = run(model, feeds, threads)
     rows = []
     for linear in linears:
-        alone = _copy(model)
+        alone = copy.deepcopy(model)
         insert_qdq(alone, [linear], ranges)
         _, error, same = compared(expected, run(alone, feeds, threads))
         rows.append({"linear": linear.name, "error": round(error, 6), "label_agreement": round(same, 6)})
@@ -178,12 +179,6 @@ def compared(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> tup
         values.append((cosine(a, b), error, float((a.argmax(1) == b.argmax(1)).mean())))
     similarity, error, same = np.mean(values, axis=0).tolist()
     return similarity, error, same
-
-
-def _copy(model: ModelProto) -> ModelProto:
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    return copy
 
 
 def _inputs(linears: Iterable[Linear]) -> list[str]:

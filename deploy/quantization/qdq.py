@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from ovsdino.deploy.export.graph import attribute, constants, drop_unused, replace
 from ovsdino.deploy.quantization.smoothquant import Linear
 
 __all__ = ["insert_qdq", "quantize_weight"]
@@ -30,7 +31,7 @@ def insert_qdq(model: onnx.ModelProto, linears: Sequence[Linear], ranges: Mappin
         ranges: Largest absolute value that an activation is to represent, by its name.
     """
     nodes = {node.name: node for node in model.graph.node}
-    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    initializers = constants(model.graph)
     standard = next(entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     added: dict[str, str] = {}
     before: dict[str, list[onnx.NodeProto]] = {}
@@ -48,12 +49,8 @@ def insert_qdq(model: onnx.ModelProto, linears: Sequence[Linear], ranges: Mappin
                 added[source] = made[-1].output[0]
         node.input[0], node.input[1] = added[node.input[0]], added[weight.name]
         _widen_bias(model, node, initializers)
-    ordered = [one for node in model.graph.node for one in (*before.get(node.name, ()), node)]
-    used = {name for node in ordered for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.node.extend(ordered)
-    model.graph.initializer.extend(kept)
+    replace(model.graph.node, [one for node in model.graph.node for one in (*before.get(node.name, ()), node)])
+    drop_unused(model.graph)
 
 
 def _widen_bias(model: onnx.ModelProto, node: onnx.NodeProto, initializers: dict[str, onnx.TensorProto]) -> None:
@@ -92,8 +89,7 @@ def _activation(source: str, weight: onnx.TensorProto, kind: np.dtype, largest: 
 
 def _weight(source: str, weight: onnx.TensorProto, kind: np.dtype, largest: float, node: onnx.NodeProto) -> Made:
     """Return a stored int8 weight and its DequantizeLinear, with a scale for each output channel."""
-    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-    axis = 0 if transposed else 1
+    axis = 0 if attribute(node, "transB") else 1
     value, scale = quantize_weight(numpy_helper.to_array(weight).astype(np.float32), axis, kind)
     stored = [
         _tensor(value, f"{source}_int8"),

@@ -17,6 +17,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from ovsdino.deploy.export.graph import attribute, constants, consumers
+
 __all__ = ["Linear", "find_linears", "smooth"]
 
 LEAST = 1e-5  # of a channel's range; below it the channel is dead and left as it is
@@ -48,12 +50,9 @@ class Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.proto = model.graph
-        self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.initializers = constants(model.graph)
         self.maker = {name: node for node in model.graph.node for name in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in dict.fromkeys(node.input):
-                self.readers.setdefault(name, []).append(node)
+        self.readers = consumers(model.graph)
 
     def norm_of(self, tensor: str) -> onnx.NodeProto | None:
         """Return the LayerNormalization whose output a tensor is, through casts."""
@@ -94,10 +93,10 @@ def find_linears(model: onnx.ModelProto, source: str = "image") -> list[Linear]:
         if node.op_type not in ("MatMul", "Gemm") or node.input[0] not in reached:
             continue
         weight = graph.initializers.get(node.input[1])
-        if weight is None or len(weight.dims) != 2 or _attribute(node, "transA"):
+        if weight is None or len(weight.dims) != 2 or attribute(node, "transA"):
             continue
         norm = graph.norm_of(node.input[0])
-        rows, columns = weight.dims[::-1] if _attribute(node, "transB") else weight.dims
+        rows, columns = weight.dims[::-1] if attribute(node, "transB") else weight.dims
         found.append(
             Linear(
                 name=_module(node.name, weight.name),
@@ -176,12 +175,12 @@ def _own_weight(graph: Graph, node: onnx.NodeProto) -> np.ndarray:
     """Return the weight (in, out) in float64; a shared one is copied first, so that it changes for this node alone."""
     tensor = _own(graph, node, 1)
     value = numpy_helper.to_array(tensor).astype(np.float64)
-    return value.T if _attribute(node, "transB") else value
+    return value.T if attribute(node, "transB") else value
 
 
 def _set_weight(graph: Graph, node: onnx.NodeProto, value: np.ndarray) -> None:
     tensor = graph.initializers[node.input[1]]
-    value = value.T if _attribute(node, "transB") else value
+    value = value.T if attribute(node, "transB") else value
     kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value.astype(kind)), tensor.name))
 
@@ -206,10 +205,6 @@ def _own(graph: Graph, node: onnx.NodeProto, position: int) -> onnx.TensorProto:
         graph.readers[copy.name] = [node]
         node.input[position] = name = copy.name
     return graph.initializers[name]
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)
 
 
 def _module(node: str, weight: str) -> str:

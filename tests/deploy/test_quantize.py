@@ -22,8 +22,9 @@ from ovsdino.deploy.export.publish import Exported
 from ovsdino.deploy.quantization import calibrate
 from ovsdino.deploy.quantization.calibrate import calibration_images, channel_ranges, tensor_ranges
 from ovsdino.deploy.quantization.int8 import compared, quantize, sensitivity
+from ovsdino.deploy.quantization.job import quantize_file
+from ovsdino.deploy.quantization.options import QuantizeOptions, Recipe
 from ovsdino.deploy.quantization.qdq import insert_qdq, quantize_weight
-from ovsdino.deploy.quantization.recipe import Recipe
 from ovsdino.deploy.quantization.smoothquant import find_linears, smooth
 from ovsdino.deploy.quantize import Quantize
 from ovsdino.edge.onnx_graph import open_session
@@ -440,7 +441,7 @@ def test_tensorrt_rtx_builds_the_quantized_graph(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     path, images = saved(tmp_path), pictures(tmp_path / "images", 4)
     int8 = tmp_path / "int8.onnx"
-    Quantize(input=path, output=int8, calibration=images, threads=1).report()
+    quantize_file(QuantizeOptions(input=path, output=int8, calibration=images, threads=1))
     data, sidecar = build_engine(Exported.read(int8), BuildOptions(backend="tensorrt_rtx", target="sm86"))[0]
     assert sidecar.kind == "engine" and sidecar.precision == "int8" and sidecar.quantised
     assert sidecar.bytes == len(data) > 1000

@@ -1,10 +1,11 @@
-"""Which linears are quantized, and how their ranges are found."""
+"""Options of a quantization; ONNX is imported only when something is done."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ovsdino.errors import OVSDinoError
@@ -12,7 +13,7 @@ from ovsdino.errors import OVSDinoError
 if TYPE_CHECKING:
     from ovsdino.deploy.quantization.smoothquant import Linear
 
-__all__ = ["Method", "Recipe"]
+__all__ = ["Method", "QuantizeOptions", "Recipe"]
 
 Method = Literal["minmax", "percentile", "entropy"]
 LIMITS = {
@@ -82,3 +83,29 @@ class Recipe:
         if len(found) <= self.keep:
             raise OVSDinoError(f"{len(found)} linears to quantize and --keep {self.keep}: nothing would be left")
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(Recipe):
+    """A graph to quantize, the images that its ranges come from, and the comparison of the result."""
+
+    input: Path
+    """Graph made by deploy/export_onnx.py, float32 or float16, with its sidecar."""
+    calibration: Path | None = None
+    """Real images: a folder, or a zip with images/ in it (camvid_train.zip). Without them: refused."""
+    output: Path | None = None
+    """Default: NAME_int8.onnx next to the input."""
+    bank: Path | None = None
+    """Text bank for --evaluate. Default: the classes' names through the model that was exported."""
+    sensitivity: bool = False
+    """List how much each linear alone in int8 changes the logits."""
+    evaluate: Path | None = None
+    """Folder of the data set to score float and int8 graphs on (--dataset), through ONNX Runtime."""
+    dataset: str = "camvid"
+    """See `ovsdino eval`."""
+    limit: int | None = None
+    """Score the first N images only."""
+    also: tuple[Path, ...] = ()
+    """Other graphs to score as well."""
+    least_agreement: float = 0.95
+    """Refuse to write a graph that agrees with the float one on fewer of the labels of the calibration images."""
