@@ -76,9 +76,8 @@ class Eval(SegmenterOptions):
     def run(self) -> int:
         from ovsdino.data.benchmarks import SPECS
         from ovsdino.data.datasets import open_dataset
-        from ovsdino.eval import evaluate, read_class_names
         from ovsdino.eval.distributed import shard_from_environment
-        from ovsdino.eval.evaluate import dataset_vocabulary
+        from ovsdino.eval.evaluate import dataset_vocabulary, evaluate, read_class_names
         from ovsdino.windows import Batches
 
         root = data_root(self.root)

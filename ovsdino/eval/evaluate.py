@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +14,17 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.eval.distributed import ALONE, Shard
 from ovsdino.eval.metrics import SegmentationMetrics, Summary
 from ovsdino.eval.protocol import Protocol, label_image
+from ovsdino.io.ahead import read_ahead
 from ovsdino.io.files import read_json
 from ovsdino.models.text import TEMPLATES
 from ovsdino.vocabulary import Vocabulary
 from ovsdino.windows import check_window
 
 if TYPE_CHECKING:
-    from ovsdino.data.segmentation import Sample, SegmentationDataset
+    from ovsdino.data.segmentation import SegmentationDataset
     from ovsdino.pipeline import Segmenter
 
 __all__ = ["Evaluation", "evaluate", "read_class_names"]
-
-PREFETCH = 3  # images read ahead; a Cityscapes image and its labels are 8 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ def evaluate(
     metrics = SegmentationMetrics(dataset.names, dataset.ignore_index, has_background=dataset.has_background)
     spent = np.zeros(1)
     indices = shard.indices(total)
-    for done, sample in enumerate(read_ahead(dataset, indices)):
+    for done, sample in enumerate(read_ahead(dataset.__getitem__, indices)):
         if done == 0:
             run(sample.image)
         labels, ms = run(sample.image)
@@ -100,22 +98,6 @@ def evaluate(
             progress(done + 1, len(indices))
     shard.add_up([*metrics.sums(), spent])
     return Evaluation(images=total, scores=metrics.summary(), ms_per_image=float(spent[0]) / total)
-
-
-def read_ahead(dataset: SegmentationDataset, indices: Iterable[int]) -> Iterator[Sample]:
-    """Yield the samples in order, up to `PREFETCH` of them read and decoded by a thread before they are asked for."""
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        waiting: list[Future[Sample]] = []
-        try:
-            for index in indices:
-                waiting.append(reader.submit(dataset.__getitem__, index))
-                if len(waiting) > PREFETCH:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 Run = Callable[[np.ndarray], "tuple[np.ndarray, float]"]

@@ -18,23 +18,6 @@ from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import read_bytes, read_json, reading
 from ovsdino.io.sealed import check_safetensors
 
-__all__ = [
-    "MANIFEST",
-    "REVISIONS",
-    "WEIGHTS",
-    "Packaged",
-    "below",
-    "fetch",
-    "load_state",
-    "manifest",
-    "offline",
-    "packaged",
-    "read_foreign",
-    "read_packaged",
-    "read_safetensors",
-    "weights_digest",
-]
-
 WEIGHTS = Path(__file__).parent.parent / "weights"
 MANIFEST = WEIGHTS / "manifest.json"
 # Commits to take published weights at, by hub repository; one that is not named is taken at its main branch. Empty, for

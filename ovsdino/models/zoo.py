@@ -19,18 +19,6 @@ from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.text import ClipTextTower, HashedTextTower, TextTower, read_projection
 from ovsdino.models.weights import fetch, load_state, packaged, read_packaged, read_safetensors
 
-__all__ = [
-    "CONFIGS",
-    "PROJECTIONS",
-    "SHARED_WEIGHTS",
-    "ModelInfo",
-    "build_model",
-    "create_model",
-    "get_config",
-    "list_models",
-    "load_official",
-]
-
 log = logging.getLogger("ovsdino")
 
 NANO = ModelConfig(

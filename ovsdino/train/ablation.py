@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.eval import evaluate
+from ovsdino.eval.evaluate import evaluate
 from ovsdino.io.files import atomic_write, lock_folder, read_json, reading
 from ovsdino.models.backbone import freeze
 from ovsdino.models.ovsdino import OVSDINO

@@ -18,9 +18,8 @@ from PIL import Image
 from ovsdino.cli import main
 from ovsdino.data.datasets import open_dataset
 from ovsdino.errors import OVSDinoError
-from ovsdino.eval import evaluate, read_class_names
 from ovsdino.eval.distributed import Shard
-from ovsdino.eval.evaluate import read_ahead
+from ovsdino.eval.evaluate import evaluate, read_class_names
 from ovsdino.eval.protocol import Protocol
 from ovsdino.results import Segmentation
 from ovsdino.timing import Clock
@@ -214,18 +213,6 @@ def test_native_labels_move_up_by_one_where_background_is_a_class(tmp_path: Path
     assert result.scores.iou["aeroplane"] == 1.0
     assert result.scores.iou["background"] == pytest.approx(16 / (28 + 16))
     assert result.scores.iou["bicycle"] == 0.0
-
-
-def test_images_are_read_ahead_in_order_and_errors_arrive(tmp_path: Path) -> None:
-    dataset = open_dataset("folder", folder_of_three(tmp_path))
-    assert [sample.stem for sample in read_ahead(dataset, range(5))] == ["0", "1", "2", "3", "4"]
-    assert [sample.stem for sample in read_ahead(dataset, range(1, 5, 2))] == ["1", "3"]
-    assert list(read_ahead(dataset, [])) == []
-    (tmp_path / "images" / "2.png").write_bytes(b"broken")
-    samples = read_ahead(dataset, range(5))
-    assert [next(samples).stem, next(samples).stem] == ["0", "1"]
-    with pytest.raises(OVSDinoError, match=r"images/2\.png"):
-        next(samples)
 
 
 def test_shards_share_the_images() -> None:

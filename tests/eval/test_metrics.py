@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from ovsdino.eval import BoundaryF1, BoundaryIoU, SegmentationMetrics
-from ovsdino.eval.boundary import contour
+from ovsdino.eval.boundary import BoundaryF1, BoundaryIoU, contour
+from ovsdino.eval.metrics import SegmentationMetrics
 
 
 def summary(

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from ovsdino.data.datasets import open_dataset
 from ovsdino.errors import OVSDinoError
-from ovsdino.eval import evaluate
+from ovsdino.eval.evaluate import evaluate
 from ovsdino.models.zoo import build_model
 from ovsdino.pipeline import Segmenter
 from ovsdino.train.__main__ import main

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -106,39 +103,6 @@ class BatchSource:
             images.append(self.recolored(image, rng))
             labels.append(label)
         return torch.stack(images), torch.stack(labels).long()
-
-
-def prefetch(source: BatchSource, start: int, steps: int, depth: int = 3) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of steps [start, steps), made by a thread ahead of their use."""
-    ready: queue.Queue[tuple[Tensor, Tensor] | BaseException] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def work() -> None:
-        try:
-            for step in range(start, steps):
-                item = source.batch(step, steps)
-                while not stop.is_set():
-                    try:
-                        ready.put(item, timeout=0.2)
-                        break
-                    except queue.Full:
-                        continue
-                if stop.is_set():
-                    return
-        except BaseException as error:  # handed to the consumer, which raises it
-            ready.put(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        for _ in range(start, steps):
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
 
 
 def open_training(config: DataConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:

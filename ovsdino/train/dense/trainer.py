@@ -10,9 +10,10 @@ from torch import Tensor
 from ovsdino.data.datasets import open_dataset
 from ovsdino.data.segmentation import SegmentationDataset
 from ovsdino.errors import OVSDinoError
+from ovsdino.io.ahead import read_ahead
 from ovsdino.models.backbone import freeze
 from ovsdino.train.config import check_multiples, stage_at
-from ovsdino.train.dense.batches import BatchSource, open_training, prefetch
+from ovsdino.train.dense.batches import BatchSource, open_training
 from ovsdino.train.dense.config import DenseConfig
 from ovsdino.train.dense.losses import class_weights
 from ovsdino.train.dense.objective import DenseBatch, DenseObjective
@@ -43,7 +44,7 @@ class DenseTrainer(SegmentationTrainer):
         self.prepare(DenseObjective(self.model, config, weights))
 
     def batches(self, start: int, steps: int) -> Iterator[Crops]:
-        yield from prefetch(self.source, start, steps)
+        return read_ahead(lambda step: self.source.batch(step, steps), range(start, steps))
 
     def losses(self, batch: Crops) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
