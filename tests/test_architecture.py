@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("io", "console", "parsing", "settings", "native", "timing", "vocabulary", "fonts", "legend", "overlay"),
     ("data", "kernels", "ops"),
     ("models",),
-    ("edge", "options", "pipeline", "results", "windows"),
+    ("distributed", "edge", "options", "pipeline", "results", "windows"),
     ("", "eval", "hub", "stream"),  # "" is the package itself: load, segment, Segmentation, by name only
     ("deploy", "train"),
     ("benchmarks", "commands"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +17,8 @@ from ovsdino.vocabulary import DEFAULT_BACKGROUND
 
 if TYPE_CHECKING:
     from ovsdino.eval.protocol import Protocol
+
+SLOWEST = timedelta(hours=12)  # that the other processes wait for the slowest: their sums meet only once, at the end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,7 @@ class Eval(SegmenterOptions):
     def run(self) -> int:
         from ovsdino.data.benchmarks import SPECS
         from ovsdino.data.datasets import open_dataset
-        from ovsdino.eval.distributed import shard_from_environment
+        from ovsdino.distributed import joined
         from ovsdino.eval.evaluate import dataset_vocabulary, evaluate, read_class_names
         from ovsdino.windows import Batches
 
@@ -87,11 +90,11 @@ class Eval(SegmenterOptions):
         name = self.protocol or ("talk2dino" if self.dataset in SPECS else "native")
         protocol = self._protocol(name)
         native: dict[str, Any] = {"background": self.background, "window": self.window, "stride": self.stride}
-        with shard_from_environment() as shard:
-            segmenter = self._on_own_device(shard.world).load()
+        with joined("gloo", SLOWEST) as ranks:
+            segmenter = self._on_own_device(ranks.size).load()
             if self.batch_size is not None:
                 segmenter.batches = Batches(self.batch_size)
-            with progress_bar(shard.first) as progress:
+            with progress_bar(ranks.first) as progress:
                 task = progress.add_task(f"eval {self.dataset} {self.split}", total=None)
                 result = evaluate(
                     segmenter,
@@ -100,10 +103,10 @@ class Eval(SegmenterOptions):
                     class_names=class_names,
                     limit=self.limit,
                     progress=lambda done, total: progress.update(task, completed=done, total=total),
-                    shard=shard,
+                    ranks=ranks,
                     **({} if protocol is not None else native),
                 )
-            if not shard.first:
+            if not ranks.first:
                 return 0
         if dataset.ids is not None:
             for line in dataset.ids.problems() + dataset.ids.notes():

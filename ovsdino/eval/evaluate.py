@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ovsdino.distributed import ALONE, Ranks, add_up
 from ovsdino.errors import OVSDinoError
-from ovsdino.eval.distributed import ALONE, Shard
 from ovsdino.eval.metrics import SegmentationMetrics, Summary
 from ovsdino.eval.protocol import Protocol, label_image
 from ovsdino.io.ahead import read_ahead
@@ -57,7 +57,7 @@ def evaluate(
     window: int | None = None,
     stride: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    shard: Shard = ALONE,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Segment every image with the data set's class names as words, and score the labels.
 
@@ -72,7 +72,7 @@ def evaluate(
         window: Without a protocol, see `Segmenter.segment`.
         stride: Without a protocol, see `Segmenter.segment`.
         progress: Called with (done, total) after each image.
-        shard: This process's part of the images; the scores are those of all processes.
+        ranks: This process among several that share the images; the scores are those of all.
 
     Raises:
         OVSDinoError: The data set lacks a class name, the protocol does not fit, or an image or number is bad.
@@ -87,7 +87,7 @@ def evaluate(
         run = _under(segmenter, vocabulary, protocol, dataset.has_background)
     metrics = SegmentationMetrics(dataset.names, dataset.ignore_index, has_background=dataset.has_background)
     spent = np.zeros(1)
-    indices = shard.indices(total)
+    indices = ranks.indices(total)
     for done, sample in enumerate(read_ahead(dataset.__getitem__, indices)):
         if done == 0:
             run(sample.image)
@@ -96,7 +96,7 @@ def evaluate(
         metrics.update(labels, sample.label)
         if progress is not None:
             progress(done + 1, len(indices))
-    shard.add_up([*metrics.sums(), spent])
+    add_up([*metrics.sums(), spent])
     return Evaluation(images=total, scores=metrics.summary(), ms_per_image=float(spent[0]) / total)
 
 

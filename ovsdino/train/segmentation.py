@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovsdino.data.segmentation import SegmentationDataset
+from ovsdino.distributed import add_up, join
 from ovsdino.eval.metrics import Confusion
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.text import HashedTextTower
 from ovsdino.ops import upsample_argmax
 from ovsdino.pipeline import Segmenter
 from ovsdino.train.config import RunConfig
-from ovsdino.train.distributed import join, total_of
 from ovsdino.train.initial import changed_model, load_weights
 from ovsdino.train.run_folder import Board
 from ovsdino.train.trainer import Log, Trainer, follow
@@ -148,13 +148,13 @@ class SegmentationTrainer(Trainer):
         live = {k: p.detach().clone() for k, p in self.trained.items()}
         self.use_average()
         try:
-            for index in range(self.ranks.rank, len(dataset), self.ranks.size):
+            for index in self.ranks.indices(len(dataset)):
                 sample = dataset[index]
                 logits = segmenter.decode(segmenter.encode_image(sample.image), text)
                 confusion.update(upsample_argmax(logits, sample.label.shape)[0].cpu().numpy(), sample.label)
         finally:
             self._load_parameters(live)
-        confusion.counts = total_of(torch.from_numpy(confusion.counts)).numpy()
+        add_up([confusion.counts])
         iou = dict(zip(dataset.names, confusion.iou().tolist(), strict=True))
         return {
             "miou": confusion.miou() or 0.0,

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ovsdino.distributed import leave
 from ovsdino.io.files import lock_folder
 from ovsdino.train.config import CommonConfig
-from ovsdino.train.distributed import leave
 from ovsdino.train.stopping import Stopped
 from ovsdino.train.trainer import Log, Trainer
 

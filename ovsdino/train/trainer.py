@@ -21,16 +21,15 @@ import timm.layers
 import torch
 from torch import Tensor, nn
 
+from ovsdino.distributed import ALONE, Ranks, any_of, barrier
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import reading
 from ovsdino.train.config import CommonConfig, OptimConfig
-from ovsdino.train.distributed import Ranks, any_of, barrier
 from ovsdino.train.run_folder import Board, RunFolder
 from ovsdino.train.stopping import Stopped, caught_signals
 
 Log = Callable[[str], None]
 OnStep = Callable[[int, int, dict[str, float]], None]
-ALONE = Ranks()
 
 
 class Trainer(ABC):

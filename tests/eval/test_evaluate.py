@@ -17,8 +17,8 @@ from PIL import Image
 
 from ovsdino.cli import main
 from ovsdino.data.datasets import open_dataset
+from ovsdino.distributed import Ranks, add_up
 from ovsdino.errors import OVSDinoError
-from ovsdino.eval.distributed import Shard
 from ovsdino.eval.evaluate import evaluate, read_class_names
 from ovsdino.eval.protocol import Protocol
 from ovsdino.results import Segmentation
@@ -215,12 +215,12 @@ def test_native_labels_move_up_by_one_where_background_is_a_class(tmp_path: Path
     assert result.scores.iou["bicycle"] == 0.0
 
 
-def test_shards_share_the_images() -> None:
-    shards = [Shard(rank, 3) for rank in range(3)]
-    assert [list(shard.indices(7)) for shard in shards] == [[0, 3, 6], [1, 4], [2, 5]]
-    assert [shard.first for shard in shards] == [True, False, False]
+def test_processes_share_the_images() -> None:
+    ranks = [Ranks(rank, 3) for rank in range(3)]
+    assert [list(one.indices(7)) for one in ranks] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [one.first for one in ranks] == [True, False, False]
     array = np.arange(3)
-    Shard().add_up([array])
+    add_up([array])
     assert array.tolist() == [0, 1, 2]
 
 

@@ -29,11 +29,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovsdino.distributed import gather
 from ovsdino.models.backbone import normalize
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.sae import Structure
 from ovsdino.ops import mask_pool
-from ovsdino.train.distributed import gather
 from ovsdino.train.segmentation import normalized
 from ovsdino.train.terms import Term, active
 from ovsdino.train.weak.config import RobustConfig, WeakConfig

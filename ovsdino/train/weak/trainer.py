@@ -11,11 +11,11 @@ from ovsdino.data.captions import open_captions
 from ovsdino.data.datasets import open_dataset
 from ovsdino.data.masks import MaskStore
 from ovsdino.data.segmentation import SegmentationDataset
+from ovsdino.distributed import gather, gather_objects
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import freeze
 from ovsdino.models.sam import SAMEncoder
 from ovsdino.models.zoo import PROJECTIONS
-from ovsdino.train.distributed import gather, gather_objects
 from ovsdino.train.masks.embeddings import SamOnTheFly, SamSource, SamTargets
 from ovsdino.train.segmentation import SegmentationTrainer
 from ovsdino.train.trainer import Log
