@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
 
 
-class Term(ABC):
+@dataclass(frozen=True)
+class Term:
     """One summand of a loss.
 
-    Args:
-        weight: Its factor in the sum.
+    Attributes:
+        name: In the log.
+        weight: Its factor in the sum; 0 leaves it out.
+        value: Returns it before the weight, given a step's batch and the model's outputs.
     """
 
-    name: ClassVar[str]
+    name: str
+    weight: float
+    value: Callable[[Any, Any], Tensor]
 
-    def __init__(self, weight: float) -> None:
-        self.weight = weight
-
-    @abstractmethod
     def __call__(self, batch: Any, outputs: Any) -> Tensor:
-        """Return its value before the weight.
-
-        Args:
-            batch: A step's images and what is known of them.
-            outputs: The model's answers.
-        """
+        return self.value(batch, outputs)
 
 
 AnyTerm = TypeVar("AnyTerm", bound=Term)

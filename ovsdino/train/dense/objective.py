@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovsdino.data.segmentation import IGNORE_INDEX
-from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
+from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.train.dense.config import DenseConfig
 from ovsdino.train.dense.losses import boundary_loss, coarse_labels, dice_loss, soft_cross_entropy
 from ovsdino.train.segmentation import encode
@@ -40,63 +40,27 @@ class DenseBatch:
     text: Tensor
 
 
-@dataclass
 class Outputs:
-    """The model's answers.
+    """The model's answers to a `DenseBatch`, and the labels at their sizes.
 
     Attributes:
-        features: Of the images.
         logits: (B, K + n, H/2, W/2): a pole of three pixels keeps its label at half the resolution, at a quarter of
             the cost.
-        coarse: (B, K + n, h, w) on the token grid; None without a decoder.
-        weights: (K,) of the classes.
+        labels: (B, H/2, W/2).
+        coarse: (B, K + n, h, w), the token grid; with `boundary` (B, 1, 4h, 4w) only where there is a decoder.
+        share: (B, K, h, w), of the classes in each token.
     """
 
-    features: ImageFeatures
-    logits: Tensor
-    coarse: Tensor | None
-    weights: Tensor
-
-
-class CrossEntropy(Term):
-    """Class-weighted cross-entropy; a distractor has no weight, and no pixel."""
-
-    name = "cross_entropy"
-
-    def __call__(self, batch: DenseBatch, outputs: Outputs) -> Tensor:
-        weights = F.pad(outputs.weights, (0, len(batch.text) - len(outputs.weights)))
-        return F.cross_entropy(outputs.logits, batch.labels[:, ::2, ::2], weights, ignore_index=IGNORE_INDEX)
-
-
-class Dice(Term):
-    """See `dice_loss`."""
-
-    name = "dice"
-
-    def __call__(self, batch: DenseBatch, outputs: Outputs) -> Tensor:
-        return dice_loss(outputs.logits.softmax(1), batch.labels[:, ::2, ::2], len(outputs.weights))
-
-
-class Coarse(Term):
-    """Cross-entropy on the token grid, before the decoder sharpens."""
-
-    name = "coarse"
-
-    def __call__(self, batch: DenseBatch, outputs: Outputs) -> Tensor:
-        assert outputs.coarse is not None
-        height, width = outputs.coarse.shape[2:]
-        share = coarse_labels(batch.labels, (height, width), len(outputs.weights))
-        return soft_cross_entropy(outputs.coarse, share, outputs.weights)
-
-
-class Boundary(Term):
-    """See `boundary_loss`."""
-
-    name = "boundary"
-
-    def __call__(self, batch: DenseBatch, outputs: Outputs) -> Tensor:
-        assert outputs.features.structure is not None
-        return boundary_loss(outputs.features.structure.boundary, batch.labels)
+    def __init__(self, model: OVSDINO, batch: DenseBatch, num_classes: int, bf16: bool) -> None:
+        features = encode(model, batch.images, bf16)
+        self.labels = batch.labels[:, ::2, ::2]
+        size = (batch.labels.shape[1] // 2, batch.labels.shape[2] // 2)
+        logits = model.decode(features, batch.text)
+        self.logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        if features.structure is not None:
+            self.boundary = features.structure.boundary
+            self.coarse = model.coarse_logits(features, batch.text)
+            self.share = coarse_labels(batch.labels, (self.coarse.shape[2], self.coarse.shape[3]), num_classes)
 
 
 class DenseObjective(nn.Module):
@@ -115,16 +79,22 @@ class DenseObjective(nn.Module):
         self.model, self.config = model, config
         self.register_buffer("weights", weights, persistent=False)
         c = config.loss
-        terms: list[Term] = [CrossEntropy(c.cross_entropy), Dice(c.dice)]
+        terms = [
+            Term("cross_entropy", c.cross_entropy, self._cross_entropy),
+            Term("dice", c.dice, lambda _, o: dice_loss(o.logits.softmax(1), o.labels, len(weights))),
+        ]
         if model.decoder is not None:
-            terms += [Coarse(c.coarse), Boundary(c.boundary)]
+            terms += [
+                Term("coarse", c.coarse, lambda _, o: soft_cross_entropy(o.coarse, o.share, self.weights)),
+                Term("boundary", c.boundary, lambda batch, o: boundary_loss(o.boundary, batch.labels)),
+            ]
         self.terms = active(terms)
 
     def forward(self, batch: DenseBatch) -> dict[str, Tensor]:
         """Return the weighted terms by name."""
-        features = encode(self.model, batch.images, self.config.optim.bf16)
-        logits = self.model.decode(features, batch.text)
-        size = (batch.labels.shape[1] // 2, batch.labels.shape[2] // 2)
-        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-        coarse = self.model.coarse_logits(features, batch.text) if features.structure is not None else None
-        return weighted(self.terms, batch, Outputs(features, logits, coarse, self.weights))
+        outputs = Outputs(self.model, batch, len(self.weights), self.config.optim.bf16)
+        return weighted(self.terms, batch, outputs)
+
+    def _cross_entropy(self, batch: DenseBatch, outputs: Outputs) -> Tensor:
+        weights = F.pad(self.weights, (0, len(batch.text) - len(self.weights)))  # no pixel is a distractor's
+        return F.cross_entropy(outputs.logits, outputs.labels, weights, ignore_index=IGNORE_INDEX)

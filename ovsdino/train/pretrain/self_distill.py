@@ -69,12 +69,7 @@ class Student(nn.Module):
         return self.vit.norm(x)
 
 
-@dataclass
-class Pair:
-    """Teacher's and student's answers over the prototypes, rows of the same crop or token."""
-
-    teacher: Tensor
-    student: Tensor
+Pair = tuple[Tensor, Tensor]  # the teacher's and the student's answers over the prototypes, (n, prototypes) both
 
 
 @dataclass
@@ -94,73 +89,6 @@ class Outputs:
     mean: Tensor
 
 
-class Tokens(Term):
-    """Cross-entropy of tokens over the prototypes against the teacher's, balanced."""
-
-    def __init__(self, weight: float, temperature: float) -> None:
-        from lightly.loss import SwaVLoss
-
-        super().__init__(weight)
-        self.loss, self.temperature = SwaVLoss(), temperature
-
-    def compare(self, pair: Pair) -> Tensor:
-        """Return the loss of a pair (n, prototypes)."""
-        from lightly.loss.swav_loss import sinkhorn
-
-        if not len(pair.student):  # a ratio so small that no patch was masked
-            return pair.student.sum()
-        loss: Tensor = self.loss.subloss(pair.student, sinkhorn(pair.teacher, epsilon=self.temperature))
-        return loss
-
-
-class Place(Tokens):
-    """A small crop's tokens have the answers of their place in the large crop."""
-
-    name = "place"
-
-    def __call__(self, batch: CropBatch, outputs: Outputs) -> Tensor:
-        return self.compare(outputs.place)
-
-
-class Ibot(Tokens):
-    """Masked tokens, found from those around them."""
-
-    name = "ibot"
-
-    def __call__(self, batch: CropBatch, outputs: Outputs) -> Tensor:
-        return self.compare(outputs.ibot)
-
-
-class Image(Term):
-    """Two crops of an image are alike as wholes."""
-
-    name = "image"
-
-    def __init__(self, weight: float, loss: nn.Module) -> None:
-        super().__init__(weight)
-        self.loss = loss
-
-    def __call__(self, batch: CropBatch, outputs: Outputs) -> Tensor:
-        pair = outputs.image
-        loss: Tensor = self.loss(list(pair.teacher.chunk(2)), list(pair.student.chunk(2)), 0.04)
-        return loss
-
-
-class Koleo(Term):
-    """Images spread over the sphere."""
-
-    name = "koleo"
-
-    def __init__(self, weight: float) -> None:
-        from lightly.loss import KoLeoLoss
-
-        super().__init__(weight)
-        self.loss = KoLeoLoss()
-
-    def __call__(self, batch: CropBatch, outputs: Outputs) -> Tensor:
-        return torch.stack([self.loss(part) for part in outputs.mean.float().chunk(2)]).mean()
-
-
 class SelfDistiller(Trainer):
     """Runs a `SelfDistillConfig`."""
 
@@ -170,7 +98,7 @@ class SelfDistiller(Trainer):
 
     def __init__(self, config: SelfDistillConfig, log: Log = lambda line: None) -> None:
         try:
-            from lightly.loss import DINOLoss
+            from lightly.loss import DINOLoss, KoLeoLoss, SwaVLoss
         except ImportError as error:
             raise OVSDinoError("self-distillation needs lightly: pip install 'ovsdino[train]'") from error
         super().__init__(config, config.optim, log)
@@ -186,12 +114,13 @@ class SelfDistiller(Trainer):
         for part in (self.student, self.teacher):
             part.to(self.device)
         self.dino = DINOLoss(config.prototypes).to(self.device)
+        self.swav, self.koleo = SwaVLoss(), KoLeoLoss()
         self.terms = active(
             [
-                Place(1.0, config.temperature),
-                Ibot(1.0, config.temperature),
-                Image(config.image, self.dino),
-                Koleo(config.koleo),
+                Term("place", 1.0, lambda _, o: self._tokens(*o.place)),
+                Term("ibot", 1.0, lambda _, o: self._tokens(*o.ibot)),
+                Term("image", config.image, lambda _, o: self.dino(*(list(side.chunk(2)) for side in o.image), 0.04)),
+                Term("koleo", config.koleo, lambda _, o: torch.stack([*map(self.koleo, o.mean.chunk(2))]).mean()),
             ]
         )
         self.prepare(self.student, dict(self.student.named_parameters()))
@@ -203,14 +132,14 @@ class SelfDistiller(Trainer):
     def step_seed(self) -> int:
         return self.config.seed * 1_000_003 + self.step
 
-    def progress(self) -> float:
-        """Return how far the run is, along half a cosine from 0 to 1."""
-        return 0.5 * (1 - math.cos(math.pi * self.step / self.config.steps))
+    def progress(self, step: int) -> float:
+        """Return how far the run is at a step, along half a cosine from 0 to 1."""
+        return 0.5 * (1 - math.cos(math.pi * step / self.config.steps))
 
     def learning_rate(self, step: int) -> float:
         """Return the lesser of a linear warm-up and half a cosine to 1 % of the rate."""
         c = self.config
-        return c.lr * min((step + 1) / c.warmup, 1.0 - 0.99 * 0.5 * (1 - math.cos(math.pi * step / c.steps)))
+        return c.lr * min((step + 1) / c.warmup, 1.0 - 0.99 * self.progress(step))
 
     def batches(self, start: int, steps: int) -> Iterator[CropStage]:
         """Yield each step's stage: its crops are drawn in the step, by its own seed."""
@@ -226,28 +155,39 @@ class SelfDistiller(Trainer):
     def outputs(self, crops: CropBatch, masks: Tensor) -> Outputs:
         """Return the answers of teacher and student to crops; masks (L, h, w) bool."""
         side, small_side = masks.shape[-1], crops.small.shape[-1] // self.model.stride_multiple
+        hidden = masks.flatten(1)
+
+        def pair(target: Tensor, guess: Tensor) -> Pair:
+            return self.teacher.head(target).float(), self.student.head(guess).float()
+
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             with torch.no_grad():
                 target = self.teacher.tokens(crops.large)
                 places = tokens_at(target.unflatten(1, (side, side)), crops.places, crops.mirrored, small_side)
-                target_image = self.teacher.head(target.mean(1)).float()
-                target_place = self.teacher.head(places.flatten(0, 2)).float()
-                target_patch = self.teacher.head(target[masks.flatten(1)]).float()
-            seen = self.student.tokens(crops.large, masks)
+            seen, small = self.student.tokens(crops.large, masks), self.student.tokens(crops.small)
             mean = seen.mean(1)
-            guess_image = self.student.head(mean).float()
-            guess_place = self.student.head(self.student.tokens(crops.small).flatten(0, 1)).float()
-            guess_patch = self.student.head(seen[masks.flatten(1)]).float()
-        return Outputs(
-            Pair(target_place, guess_place), Pair(target_patch, guess_patch), Pair(target_image, guess_image), mean
-        )
+            return Outputs(
+                image=pair(target.mean(1), mean),
+                place=pair(places.flatten(0, 2), small.flatten(0, 1)),
+                ibot=pair(target[hidden], seen[hidden]),
+                mean=mean.float(),
+            )
+
+    def _tokens(self, target: Tensor, guess: Tensor) -> Tensor:
+        """Return the cross-entropy of tokens over the prototypes against the teacher's, balanced."""
+        from lightly.loss.swav_loss import sinkhorn
+
+        if not len(guess):  # a ratio so small that no patch was masked
+            return guess.sum()
+        loss: Tensor = self.swav.subloss(guess, sinkhorn(target, epsilon=self.config.temperature))
+        return loss
 
     def before_update(self) -> None:
         if self.step < self.config.warmup:  # DINO holds the prototypes still at first
             self.student.head.cancel_last_layer_gradients(0)
 
     def after_update(self) -> None:
-        momentum = 1.0 - (1.0 - self.config.teacher_momentum) * (1.0 - self.progress())
+        momentum = 1.0 - (1.0 - self.config.teacher_momentum) * (1.0 - self.progress(self.step))
         follow(self.teacher.parameters(), self.student.parameters(), momentum)
 
     def state(self) -> dict[str, Any]:

@@ -19,11 +19,10 @@ one value for each mask are weighted and trimmed (`RobustConfig`) over the whole
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +31,6 @@ from torch import Tensor, nn
 from ovsdino.distributed import gather
 from ovsdino.models.backbone import normalize
 from ovsdino.models.ovsdino import OVSDINO
-from ovsdino.models.sae import Structure
 from ovsdino.ops import mask_pool
 from ovsdino.train.segmentation import normalized
 from ovsdino.train.terms import Term, active
@@ -57,22 +55,50 @@ from ovsdino.train.weak.losses import (
 from ovsdino.train.weak.robust import trimmed_weights, weighted_mean
 
 
-def terms_of(config: WeakConfig, model: OVSDINO) -> list[WeakTerm]:
+@dataclass(frozen=True)
+class MaskTerm(Term):
+    """A term with one value for each pseudo-mask, (B, M).
+
+    Attributes:
+        suspect: A large value says that the mask may be wrong.
+    """
+
+    suspect: bool = True
+
+
+@dataclass(frozen=True)
+class WholeTerm(Term):
+    """A term with a value for each image (B,), or for each region and text (B, R, U).
+
+    Attributes:
+        total: Returns one number, given the values and `Inputs.positives` of all processes.
+    """
+
+    total: Callable[[Tensor, Tensor], Tensor] = lambda values, _: values.mean()
+
+
+def terms_of(config: WeakConfig, model: OVSDINO) -> list[MaskTerm | WholeTerm]:
     """Return the terms of L that a configuration has weights and inputs for.
 
     Raises:
         OVSDinoError: There is none.
     """
-    c, decoder = config.loss, model.decoder
-    terms: list[WeakTerm] = [Contrast(c.contrast)]
-    if config.data.masks:
-        terms += [Mask(c.mask), Present(c.present, c.least), Pull(c.pull), Words(c.words)]
-        if decoder is not None and decoder.smd is not None:  # else F' is F
-            terms.append(Preserve(c.preserve))
+    c, decoder, masks = config.loss, model.decoder, bool(config.data.masks)
+    terms: list[MaskTerm | WholeTerm] = [WholeTerm("contrast", c.contrast, lambda _, o: o.scores, info_nce)]
+    if masks:
+        present = partial(presence_loss, least=c.least)
+        terms += [
+            MaskTerm("mask", c.mask, lambda b, o: mask_classifier_loss(o.mask_logits, b.masks)),
+            WholeTerm("present", c.present, lambda _, o: region_share(o.log_p.exp(), o.fine_cover), present),
+            MaskTerm("pull", c.pull, lambda _, o: o.label_loss(o.prototype_log_p)),
+            MaskTerm("words", c.words, lambda _, o: o.label_loss(o.mask_log_p)),
+        ]
+    if masks and decoder is not None and decoder.smd is not None:  # else F' is F
+        terms.append(MaskTerm("preserve", c.preserve, lambda _, o: preservation_loss(o.pooled, o.before), False))
     if decoder is not None:
-        terms.append(Sam(c.sam))
-        if config.data.masks:
-            terms.append(Boundary(c.boundary))
+        terms.append(WholeTerm("sam", c.sam, lambda b, o: _each(sam_alignment_loss, o.aligned, b.sam)))
+    if masks and decoder is not None:
+        terms.append(WholeTerm("boundary", c.boundary, lambda _, o: _each(mask_boundary_loss, o.boundary, o.edges)))
     return active(terms)
 
 
@@ -100,38 +126,33 @@ class Inputs:
 
 
 class Outputs:
-    """The model's answers to `Inputs`, each computed when a term first asks for it.
-
-    Attributes:
-        features: F', F and the structure.
-        attention: (B, heads, N), the class token's; None where texts pool (`WeakLossConfig.pool`).
-        text: (U, D), rows of length one.
-        scale: (), the temperature.
-        tokens: (B, N, D), F'.
-        cover: (B, R, N), the share of each token that lies in each region.
-    """
+    """The model's answers to `Inputs`, each computed when a term first asks for it."""
 
     def __init__(self, objective: WeakObjective, inputs: Inputs) -> None:
         self.objective, self.inputs = objective, inputs
         config, model = objective.config, objective.model
         with torch.autocast(inputs.images.device.type, torch.bfloat16, enabled=config.optim.bf16):
             images = normalized(model, inputs.images)
-            self.attention: Tensor | None = None
+            self.attention: Tensor | None = None  # (B, heads, N), the class token's; None where texts pool
             if config.loss.pool == "heads":
                 features, self.attention = model.encode_with_attention(images)
             else:
                 features = model.encode_image(images)
         self.features = features.float()
-        self.text = normalize(model.text_tower.project(inputs.text_rows).float(), dim=-1)
+        self.text = normalize(model.text_tower.project(inputs.text_rows).float(), dim=-1)  # (U, D)
         self.scale = model.log_scale.exp()
-        self.tokens = self.features.tokens.flatten(2).transpose(1, 2)
-        self.cover = region_cover(inputs.regions, *self.features.tokens.shape[-2:]).flatten(2)
+        self.tokens = self.features.tokens.flatten(2).transpose(1, 2)  # (B, N, D)
 
     @property
-    def structure(self) -> Structure:
-        """The structure encoder's output."""
-        assert self.features.structure is not None
-        return self.features.structure
+    def scores(self) -> Tensor:
+        """(B, R, U), region against text, times the temperature."""
+        tokens, text, loss = self.tokens, self.text, self.objective.config.loss
+        cover = region_cover(self.inputs.regions, *self.features.tokens.shape[-2:]).flatten(2)
+        if self.attention is None:
+            return self.scale * text_pool_scores(tokens, text, loss.sharpness, cover)
+        return self.scale * head_scores(head_pool(tokens, self.attention, cover), text, self.inputs.positives)
+
+    # -- masks on the token grid: their means of F' and F
 
     @cached_property
     def soft(self) -> Tensor:
@@ -148,27 +169,28 @@ class Outputs:
         """(B, M, D), `pooled` with length one."""
         return normalize(self.pooled, dim=-1)
 
-    @cached_property
-    def mask_logits(self) -> Tensor:
-        """(B, M, 4h, 4w), each mask's classifier on all cells.
+    @property
+    def before(self) -> Tensor:
+        """(B, M, D), the mean of F in each mask."""
+        assert self.features.backbone is not None
+        return mask_pool(self.features.backbone.flatten(2).transpose(1, 2).detach(), self.soft)[0]
 
-        exp(mask_scale) cos - mask_bias: with one mask there is no other class to be compared with, so the cosine needs
-        a level.
+    @property
+    def mask_logits(self) -> Tensor:
+        """(B, M, 4h, 4w), each mask's classifier on all cells: exp(mask_scale) cos - mask_bias.
+
+        With one mask there is no other class to be compared with, so the cosine needs a level.
         """
         own = self.objective
         cosine = self._on_grid(own.model.cosine(self.features, self.prototypes))
         return own.mask_scale.exp() * cosine - own.mask_bias
 
+    # -- texts on the masks' grid
+
     @cached_property
     def fine_cover(self) -> Tensor:
         """(B, R, 4h, 4w), the share of each cell that lies in each region."""
         return region_cover(self.inputs.regions, *self.inputs.masks.shape[-2:])
-
-    @cached_property
-    def inside(self) -> Tensor:
-        """(B, R, M), the share of each mask that lies in each region."""
-        masks = self.inputs.masks.flatten(2)
-        return mask_pool(self.fine_cover.flatten(2).transpose(1, 2), masks)[0].transpose(1, 2)
 
     @cached_property
     def answers(self) -> Tensor:
@@ -186,133 +208,48 @@ class Outputs:
         """(B, U, 4h, 4w), log probabilities of the texts at each cell."""
         return F.log_softmax(self.answers + self.log_prior[:, None, None], 1)
 
+    @property
+    def mask_log_p(self) -> Tensor:
+        """(B, M, U), the mean of `log_p` in each mask."""
+        return mask_pool(self.log_p.flatten(2).transpose(1, 2).contiguous(), self.inputs.masks.flatten(2))[0]
+
+    @property
+    def prototype_log_p(self) -> Tensor:
+        """(B, M, U), log probabilities of the texts for each mask's embedding."""
+        return F.log_softmax(self.scale * self.prototypes @ self.text.T + self.log_prior, -1)
+
+    def label_loss(self, log_p: Tensor) -> Tensor:
+        """Return the loss of masks (B, M) whose log probabilities should be those of a text of their regions."""
+        cover, masks = self.fine_cover.flatten(2).transpose(1, 2), self.inputs.masks.flatten(2)
+        inside = mask_pool(cover, masks)[0].transpose(1, 2)  # (B, R, M)
+        return over_regions(partial_label_loss(log_p, self.inputs.positives), inside)
+
+    # -- the structure encoder
+
+    @property
+    def boundary(self) -> Tensor:
+        """(B, 1, 4h, 4w), boundary logits."""
+        assert self.features.structure is not None
+        return self.features.structure.boundary
+
+    @property
+    def edges(self) -> Tensor:
+        """(B, 1, 4h, 4w), their target."""
+        return mask_boundaries(self.inputs.masks, self.inputs.quality)
+
+    @property
+    def aligned(self) -> Tensor:
+        """(B, 256, h, w), the structure tokens in SAM's space."""
+        assert self.features.structure is not None and self.objective.alignment is not None
+        aligned: Tensor = self.objective.alignment(self.features.structure.tokens)
+        return aligned
+
     def _on_grid(self, logits: Tensor) -> Tensor:
         """Return (B, K, h, w) on the grid of the masks."""
         size = self.inputs.masks.shape[-2:]
         if logits.shape[-2:] == size:
             return logits
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)
-
-
-# -- the terms --------------------------------------------------------------------------------------------------------
-
-
-class WeakTerm(Term):
-    """A term of L: calling it gives this process's values, `total` one number for the whole batch."""
-
-    @abstractmethod
-    def __call__(self, batch: Inputs, outputs: Outputs) -> Tensor: ...
-
-    def total(self, values: Tensor, positives: Tensor) -> Tensor:
-        """Return the mean.
-
-        Args:
-            values: Those of all processes.
-            positives: (B, R, U) bool, see `Inputs`, likewise.
-        """
-        return values.mean()
-
-
-class MaskTerm(WeakTerm):
-    """A term with one value for each pseudo-mask, (B, M)."""
-
-    suspect = True  # a large value says that the mask may be wrong
-
-
-class Contrast(WeakTerm):
-    """Agreement of regions and texts: (B, R, U) scores, then `info_nce`."""
-
-    name = "contrast"
-
-    def __call__(self, batch: Inputs, outputs: Outputs) -> Tensor:
-        tokens, text, cover = outputs.tokens, outputs.text, outputs.cover
-        if outputs.attention is None:
-            sharpness = outputs.objective.config.loss.sharpness
-            return outputs.scale * text_pool_scores(tokens, text, sharpness, cover)
-        return outputs.scale * head_scores(head_pool(tokens, outputs.attention, cover), text, batch.positives)
-
-    def total(self, values: Tensor, positives: Tensor) -> Tensor:
-        return info_nce(values, positives)
-
-
-class Mask(MaskTerm):
-    """A mask's embedding finds the mask again."""
-
-    name = "mask"
-
-    def __call__(self, batch: Inputs, outputs: Outputs) -> Tensor:
-        return mask_classifier_loss(outputs.mask_logits, batch.masks)
-
-
-class Present(WeakTerm):
-    """The texts of a caption are in their region: (B, R, U) shares of the region, then `presence_loss`."""
-
-    name = "present"
-
-    def __init__(self, weight: float, least: float) -> None:
-        super().__init__(weight)
-        self.least = least
-
-    def __call__(self, batch: Inputs, outputs: Outputs) -> Tensor:
-        return region_share(outputs.log_p.exp(), outputs.fine_cover)
-
-    def total(self, values: Tensor, positives: Tensor) -> Tensor:
-        return presence_loss(values, positives, self.least)
-
-
-class Pull(MaskTerm):
-    """A mask's embedding is one of the texts."""
-
-    name = "pull"
-
-    def __call__(self, batch: Inputs, outputs: Outputs) -> Tensor:
-        log_p = F.log_softmax(outputs.scale * outputs.prototypes @ outputs.text.T + outputs.log_prior, -1)
-        return over_regions(partial_label_loss(log_p, batch.positives), outputs.inside)
-
-
-class Words(MaskTerm):
-    """The decoder's answer in a mask is one of the texts."""
-
-    name = "words"
-
-    def __call__(self, batch: Inputs, outputs: Outputs) -> Tensor:
-        cells = outputs.log_p.flatten(2).transpose(1, 2).contiguous()
-        log_p, _ = mask_pool(cells, batch.masks.flatten(2))
-        return over_regions(partial_label_loss(log_p, batch.positives), outputs.inside)
-
-
-class Preserve(MaskTerm):
-    """A mask's embedding stays as it was before the decoder."""
-
-    name = "preserve"
-    suspect = False
-
-    def __call__(self, batch: Inputs, outputs: Outputs) -> Tensor:
-        assert outputs.features.backbone is not None
-        before, _ = mask_pool(outputs.features.backbone.flatten(2).transpose(1, 2).detach(), outputs.soft)
-        return preservation_loss(outputs.pooled, before)
-
-
-class Sam(WeakTerm):
-    """Distance of the structure tokens from SAM's embedding, (B,)."""
-
-    name = "sam"
-
-    def __call__(self, batch: Inputs, outputs: Outputs) -> Tensor:
-        assert outputs.objective.alignment is not None and batch.sam is not None
-        return _each(sam_alignment_loss, outputs.objective.alignment(outputs.structure.tokens), batch.sam)
-
-
-class Boundary(WeakTerm):
-    """The boundary logits follow the masks' edges, (B,)."""
-
-    name = "boundary"
-
-    def __call__(self, batch: Inputs, outputs: Outputs) -> Tensor:
-        return _each(mask_boundary_loss, outputs.structure.boundary, mask_boundaries(batch.masks, batch.quality))
-
-
-# -- the sum ----------------------------------------------------------------------------------------------------------
 
 
 class WeakObjective(nn.Module):
@@ -337,30 +274,27 @@ class WeakObjective(nn.Module):
 
 
 def total(
-    terms: Sequence[WeakTerm], values: dict[str, Tensor], batch: Inputs, robust: RobustConfig, step: int
+    terms: Sequence[MaskTerm | WholeTerm], values: dict[str, Tensor], batch: Inputs, robust: RobustConfig, step: int
 ) -> dict[str, Tensor]:
     """Return the weighted terms of the whole batch, by name; every process has the same.
 
     Args:
         terms: Of L.
-        values: Of this process.
+        values: Of this process, by name.
         batch: Of this process.
         robust: How masks that may be wrong are weighed.
         step: Of the run.
     """
-    values = {name: gather(own) for name, own in values.items()}
-    positives = gather(batch.positives)
-    whole = [term for term in terms if not isinstance(term, MaskTerm)]
-    result = {term.name: term.weight * term.total(values[term.name], positives) for term in whole}
+    values = {term.name: gather(values[term.name]) for term in terms}
+    positives, weights = gather(batch.positives), gather(batch.quality).flatten()
+    whole = [term for term in terms if isinstance(term, WholeTerm)]
     masked = [term for term in terms if isinstance(term, MaskTerm)]
-    if masked:
-        each = {term.name: term.weight * values[term.name].flatten() for term in masked}
-        weights = gather(batch.quality).flatten()
-        suspect = [each[term.name].detach() for term in masked if term.suspect]
-        if suspect and robust.trim and step >= robust.trim_after:
-            weights = trimmed_weights(torch.stack(suspect).sum(0), weights, robust.trim)
-        result |= {name: weighted_mean(part, weights) for name, part in each.items()}
-    return result
+    each = {term.name: term.weight * values[term.name].flatten() for term in masked}
+    suspect = [each[term.name].detach() for term in masked if term.suspect]
+    if suspect and robust.trim and step >= robust.trim_after:
+        weights = trimmed_weights(torch.stack(suspect).sum(0), weights, robust.trim)
+    result = {term.name: term.weight * term.total(values[term.name], positives) for term in whole}
+    return result | {name: weighted_mean(part, weights) for name, part in each.items()}
 
 
 def _total(x: Tensor) -> Tensor:
