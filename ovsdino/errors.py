@@ -1,4 +1,4 @@
-"""The one exception type that this package raises for what the user can put right, and the text of errors."""
+"""The one exception type for errors that the user can correct, and the text of error messages."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def _in_fonts(text: str, size: int) -> Iterator[tuple[str, tuple[Font, float]]]:
 
 
 def _visual_order(text: str) -> str:
-    """Return the text from left to right, where nothing below turns right-to-left letters around."""
+    """Return the text from left to right, where no library below turns right-to-left letters around."""
     if features.check("raqm"):
         return text
     turned = any(unicodedata.bidirectional(char) in ("R", "AL") for char in text)
@@ -159,7 +159,7 @@ def _load(path: str, size: int) -> tuple[Font, float] | None:
 
 @functools.lru_cache(maxsize=4096)
 def _covers(font: Font, char: str) -> bool:
-    """Return whether a font has a character: it is not drawn as the sign for what is not there."""
+    """Return whether a font has a character: it is not drawn as the sign for a missing one."""
     if char.isascii():
         return char.isprintable()
     if 0xD800 <= ord(char) <= 0xDFFF or not hasattr(font, "path"):
@@ -176,7 +176,7 @@ def _drawn(font: Font, char: str) -> bytes:
 def _font_file(char: str) -> str | None:
     """Return the path of a font file of this machine that has a character, None where there is none."""
     for path in [*_asked(char), *_found()]:
-        if "lastresort" in Path(path).stem.lower():  # a box for every character, which tells nothing
+        if "lastresort" in Path(path).stem.lower():  # draws a box for every character
             continue
         loaded = _load(path, 16)
         if loaded is not None and _covers(loaded[0], char):

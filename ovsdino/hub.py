@@ -21,7 +21,7 @@ __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
 
 def save_pretrained(model: OVSDINO, folder: str | Path) -> None:
-    """Write config.json, model.safetensors and a model card: what `from_pretrained` reads and `push_to_hub` uploads.
+    """Write config.json, model.safetensors and a model card, for `from_pretrained` and `push_to_hub`.
 
     nano's weights are written whole. Of the other models the decoder and the text projection are; backbone and CLIP
     stay where their authors publish them.
@@ -43,7 +43,7 @@ def save_pretrained(model: OVSDINO, folder: str | Path) -> None:
         "weights": {"file": SHARED_WEIGHTS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
     }
     if model.config.to_dict() != config["config"]:
-        raise OVSDinoError(f"{name}: its configuration is not the zoo's, so nobody could load it by name")
+        raise OVSDinoError(f"{name}: its configuration is not the zoo's, so it could not be loaded by name")
     files = {SHARED_WEIGHTS: data, "config.json": json.dumps(config, indent=2).encode(), "README.md": _card(name)}
     for file, content in files.items():
         with atomic_write(folder / file) as target:
@@ -70,7 +70,7 @@ def from_pretrained(
 
 
 def push_to_hub(model: OVSDINO, repository: str, *, private: bool = False, message: str = "Upload model") -> str:
-    """Upload what `save_pretrained` writes; return the address of the commit.
+    """Upload the files of `save_pretrained`; return the address of the commit.
 
     Raises:
         OVSDinoError: See `save_pretrained`; or offline, not logged in, or the hub is out of reach.

@@ -58,7 +58,7 @@ def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
 
 
 def _items(entries: Sequence[Entry], size: int, room: float) -> list[tuple[Text, tuple[int, int, int] | None, Text]]:
-    """Return name, color and share of what is shown; a last item without a color counts the rest."""
+    """Return name, color and share of the shown classes; a last item without a color counts the rest."""
     ordered = sorted(entries, key=lambda entry: -entry[2])
     items: list[tuple[Text, tuple[int, int, int] | None, Text]] = []
     for name, color, fraction in ordered[:MOST_ENTRIES]:

@@ -23,9 +23,9 @@ __all__ = [
 DEFAULT_BACKGROUND = 0.5  # max-softmax below this is background when no threshold is given
 MAX_CLASSES = 32_767  # labels are at most int16
 MAX_NAME_LENGTH = 300  # characters; CLIP reads 77 tokens, so a longer text would be cut without a word
-COMMAS = re.compile("[,，、､،]")  # also what Chinese, Japanese and Arabic keyboards give
+COMMAS = re.compile("[,，、､،]")  # also those of Chinese, Japanese and Arabic keyboards
 BARS = re.compile("[|｜]")
-BACKGROUND = "background"  # the name of what is below the threshold
+BACKGROUND = "background"  # the name of the label below the threshold
 
 Classes: TypeAlias = "str | Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]] | Vocabulary"
 
@@ -105,7 +105,7 @@ def background_threshold(background: float | bool | None, names: Sequence[str]) 
         raise OVSDinoError("background needs two classes or more: the probability of a single one is always 1")
     if any(name.casefold() == BACKGROUND for name in names):
         raise OVSDinoError(
-            f'a class is called "{BACKGROUND}", as what is below the threshold will be: rename it, or leave out the '
+            f'a class is called "{BACKGROUND}", as the label below the threshold is: rename it, or leave out the '
             "threshold"
         )
     return value
@@ -137,8 +137,8 @@ def _checked(text: object, what: str) -> str:
         raise OVSDinoError(f"empty {what}: remove the stray comma or give a word")
     if len(text) > MAX_NAME_LENGTH:
         raise OVSDinoError(f"{what} has {len(text)} characters, at most {MAX_NAME_LENGTH}: {text[:40]!r}...")
-    # Other than printable: control characters (NUL), lone surrogates, and the like. Joined emoji (ZWJ) and what Persian
-    # writes inside words (ZWNJ) stay allowed.
+    # Other than printable: control characters (NUL), lone surrogates, and the like. The joiners of
+    # emoji (ZWJ) and of Persian words (ZWNJ) stay allowed.
     bad = next((c for c in text if not c.isprintable() and c not in "\u200c\u200d\u00a0\u3000"), None)
     if bad is not None:
         raise OVSDinoError(f"{what} {text[:40]!r} holds the control character {bad!r}; remove it")

@@ -1,4 +1,4 @@
-"""Read images with captions; nothing but a box says where anything is."""
+"""Read images with captions, each of the whole image or of a box in it."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def read_coco(root: str | Path, split: str) -> ListedCaptions:
             captions.setdefault(row["image_id"], []).append(row["caption"].strip())
     for number, row in enumerate(_rows(tree, "images", path)):
         with reading(f"{path}: images[{number}]", "image of COCO"):
-            if row["id"] in captions:  # what nobody described is left out
+            if row["id"] in captions:  # images without a caption are left out
                 records.append(_record({"image": row["file_name"], "captions": captions.pop(row["id"])}))
     if captions:
         raise OVSDinoError(f"{path}: a caption of image {next(iter(captions))!r}, which `images` does not list")
@@ -182,7 +182,7 @@ def read_tars(root: str | Path, pattern: str) -> TarCaptions:
 
 
 def _tar_record(path: Path, key: str, image: str, texts: dict[str, Member]) -> CaptionRecord:
-    """Return the record of a key: what its .json says, or else its .txt."""
+    """Return the record of a key, from its .json or else its .txt."""
     row: dict[str, Any] = {}
     with reading(f"{path}: {key}", "captioned image (.txt or .json)"):
         if ".json" in texts:

@@ -29,7 +29,7 @@ FORMAT = 1
 SHARD_SIZE = 32
 MAX_SHARDS = 1_000_000  # SA-1B's 11 million images are 344 000
 MAX_DECODED = 1 << 33  # pixels of all masks of an image; 200 masks of 24 megapixels are 4.8e9
-HEAD = b'{"image":'  # what a line begins with
+HEAD = b'{"image":'  # how a line begins
 MAX_NAME = 1 << 16  # bytes in which an image's name ends
 AGAIN = "remove it and run `ovsdino masks` again"
 

@@ -53,7 +53,7 @@ def read_mat(data: bytes) -> dict[str, Any]:
 
 
 def _element(data: memoryview, order: str) -> tuple[int, memoryview, memoryview]:
-    """Return the type and the content of the first element, and what follows it."""
+    """Return the type and the content of the first element, and the rest."""
     if len(data) < 8:
         raise ValueError("the file is cut off")
     first, size = (int(v) for v in np.frombuffer(data[:8], f"{order}u4"))
@@ -70,7 +70,7 @@ def _element(data: memoryview, order: str) -> tuple[int, memoryview, memoryview]
 
 
 def _numbers(data: memoryview, order: str) -> tuple[np.ndarray, memoryview]:
-    """Return the first element's numbers, and what follows it."""
+    """Return the first element's numbers, and the rest."""
     kind, content, rest = _element(data, order)
     if kind not in DTYPES:
         raise ValueError(f"numbers of the unknown type {kind}")
@@ -101,7 +101,7 @@ def _matrix(data: memoryview, order: str) -> tuple[str, Any]:
 
 
 def _members(data: memoryview, order: str, count: int) -> tuple[list[Any], memoryview]:
-    """Return the values of the next `count` matrices, and what follows them."""
+    """Return the values of the next `count` matrices, and the rest."""
     values = []
     for _ in range(count):
         kind, content, data = _element(data, order)

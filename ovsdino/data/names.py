@@ -1,7 +1,7 @@
 """Class names of the data sets, verbatim as mmsegmentation 0.30 has them: they are the words the model reads.
 
-Nothing is put right here: "diningtable", "tvmonitor", "building-other", "windowpane" and "bed " with its space are what
-the published figures were made with.
+Spellings stay as they are: the published figures were made with "diningtable", "tvmonitor", "building-other",
+"windowpane", and "bed " with its space.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Find what a caption names."""
+"""Find the things that a caption names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_phrases(path: str | Path) -> frozenset[str]:
     Raises:
         OVSDinoError: The file cannot be read, or is empty.
     """
-    text = read_text(path, "vocabulary, a word or phrase a line")
+    text = read_text(path, "vocabulary, one word or phrase per line")
     found = frozenset(line.strip().lower() for line in text.splitlines())
     if not found - {""}:
         raise OVSDinoError(f"{path}: the vocabulary is empty")

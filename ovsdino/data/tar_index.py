@@ -103,7 +103,7 @@ def index_tar(path: Path) -> list[Member]:
             raise ValueError("it is a folder, a pipe or a device, not a file")
     stamp = _Stamp(FORMAT, status.st_size, status.st_mtime_ns)
     cache = path.with_name(f"{path.name}.index.json")
-    with suppress(OVSDinoError), reading(cache, "index"):  # whatever is wrong with it: it is made again
+    with suppress(OVSDinoError), reading(cache, "index"):  # a damaged index is made again
         tree = read_json(cache, "index")
         if tree["stamp"] == asdict(stamp):
             return [_checked(Member(*row), status.st_size) for row in tree["files"]]

@@ -1,4 +1,4 @@
-"""Background cleaning of the talk2dino protocol: scores mixed with what the class token attends to."""
+"""Background cleaning of the talk2dino protocol: scores mixed with the attention of the class token."""
 
 from __future__ import annotations
 

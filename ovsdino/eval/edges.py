@@ -1,4 +1,4 @@
-"""Boundary maps against what several people drew: thinning, and F at the best single threshold (ODS)."""
+"""Boundary maps against the drawings of several people: thinning, and F at the best single threshold (ODS)."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class BoundaryScore:
             for indices in matched:
                 right[indices] = True
             partners = np.concatenate([np.empty(0, np.int64), *matched])
-            # the pixels that nobody reached count with a strength below every threshold
+            # the pixels that no crest reached count with a strength below every threshold
             reached = np.append(found[partners], np.float32("-inf"))
             weight = np.append(np.ones(len(partners), np.int64), int(marked.sum()) - len(partners))
         self._found.append(found)

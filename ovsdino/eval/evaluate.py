@@ -139,7 +139,7 @@ def _native(
     def run(image: np.ndarray) -> tuple[np.ndarray, float]:
         result = segmenter.segment(image, vocabulary, background=background, window=window, stride=stride, scores=False)
         labels = result.labels
-        if has_background:  # the words are classes 1.., and what is below the threshold is class 0
+        if has_background:  # the words are classes 1.., and the label below the threshold is class 0
             labels = np.where(labels == len(vocabulary), 0, labels.astype(np.int64) + 1)
         return labels, result.ms
 

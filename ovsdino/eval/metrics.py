@@ -17,7 +17,7 @@ __all__ = ["Confusion", "SegmentationMetrics", "Summary"]
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Scores in 0..1; None where nothing was there to be scored.
+    """Scores in 0..1; None without anything to score.
 
     Attributes:
         miou: Mean of `iou` over the classes that have one.

@@ -1,1 +1,1 @@
-"""Files on disk: written whole or not at all, read with one rule for what is damaged."""
+"""Files on disk: written whole or not at all, read with one rule for damaged ones."""

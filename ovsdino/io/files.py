@@ -40,9 +40,9 @@ TEMPORARY = re.compile(r"\..*\.\d+\.[0-9a-f]{8}\.tmp(\..*)?", re.DOTALL)  # the 
 
 @contextmanager
 def reading(source: object, kind: str, remedy: str = "") -> Iterator[None]:
-    """Turn whatever a parser throws at a damaged file into one error that names the file.
+    """Turn every error of a parser at a damaged file into one error that names the file.
 
-    Parsers raise what a broken byte leads to: `struct.error`, `KeyError`, `RecursionError`, `MemoryError`. This is the
+    Parsers raise errors of many types: `struct.error`, `KeyError`, `RecursionError`, `MemoryError`. This is the
     one rule for all of them. An `OVSDinoError` passes unchanged; `KeyboardInterrupt` and `SystemExit` are not caught.
 
     Args:
@@ -109,7 +109,7 @@ def read_text(path: str | os.PathLike[str], kind: str, remedy: str = "") -> str:
 
 
 def read_json(path: str | os.PathLike[str], kind: str, remedy: str = "") -> Any:
-    """Return what a JSON file holds; see `read_text`.
+    """Return the content of a JSON file; see `read_text`.
 
     Raises:
         OVSDinoError: See `read_text`; or it is not JSON.
@@ -120,7 +120,7 @@ def read_json(path: str | os.PathLike[str], kind: str, remedy: str = "") -> Any:
 
 
 def is_litter(name: str) -> bool:
-    """Return whether a path is what systems and tools leave next to files: hidden ones, Thumbs.db, __MACOSX.
+    """Return whether a path is litter of systems and tools: hidden files, Thumbs.db, __MACOSX.
 
     Hidden files and folders are .DS_Store, ._x, .ipynb_checkpoints, and the temporary files of a killed writer.
 
@@ -299,19 +299,18 @@ def file_identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def sha256_of(path: str | os.PathLike[str], kind: str = "file", remedy: str = "") -> str:
+def sha256_of(path: str | os.PathLike[str], kind: str = "file") -> str:
     """Return the SHA-256 of a file's bytes, in lower-case hexadecimal.
 
     Args:
         path: The file.
         kind: What it should be, see `reading`.
-        remedy: See `reading`.
 
     Raises:
         OVSDinoError: See `read_bytes`.
     """
     digest = hashlib.sha256()
-    with reading(path, kind, remedy), open(path, "rb", opener=_open_regular) as file:
+    with reading(path, kind), open(path, "rb", opener=_open_regular) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

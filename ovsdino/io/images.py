@@ -42,7 +42,7 @@ SIGNATURES = {
     b"MM\0*": "TIFF",
 }
 FLOAT_SLACK = 0.5 / 255  # rounds to the bytes 0 and 255 all the same
-UPRIGHT = {  # EXIF orientation -> what makes the picture stand as its taker saw it
+UPRIGHT = {  # EXIF orientation -> the turn that makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -196,7 +196,7 @@ def _from_file(file: BinaryIO, name: str) -> np.ndarray:
 
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises at a broken byte (struct.error, KeyError, SyntaxError, ...) into one line."""
+    """Turn every error of a decoder at a broken byte (struct.error, KeyError, SyntaxError, ...) into one line."""
     try:
         yield
     except OVSDinoError:

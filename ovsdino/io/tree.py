@@ -40,7 +40,7 @@ class FileTree:
         self._owner = 0
 
     def names(self) -> list[str]:
-        """Return the names of all files, sorted, with "/" between folders, without what operating systems leave behind.
+        """Return the names of all files, sorted, with "/" between folders, without the litter of operating systems.
 
         Raises:
             OVSDinoError: The source is neither a folder nor a zip.
@@ -90,7 +90,7 @@ class FileTree:
         """Return the ids of a label map as they are stored, (H, W) integers; EXIF is not applied.
 
         Raises:
-            OVSDinoError: It cannot be read, was compressed with loss, or does not hold one integer a pixel.
+            OVSDinoError: It cannot be read, was compressed with loss, or does not hold one integer per pixel.
         """
         where = f"{self.source}: {name}"
         data = self.read(name, "label map")

@@ -180,7 +180,7 @@ class ClipTextTower(TextTower):
             raise OVSDinoError("this model needs open_clip for its text: pip install 'ovsdino[clip]'") from error
         # OpenAI's weights were trained with QuickGELU; plain "ViT-B-16" would compute something else with them.
         config = open_clip.get_model_config("ViT-B-16-quickgelu")
-        # The image encoder is not wanted; as small as this, making it costs nothing (350 MB and 1.5 s otherwise).
+        # The image encoder is dropped below; at this size making it costs nothing (350 MB and 1.5 s otherwise).
         config["vision_cfg"] = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
         model = open_clip.CLIP(**config)
         del model.visual
@@ -264,7 +264,7 @@ def _is_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except Exception:  # a damaged zip raises what a broken byte leads to; it is not an archive that torch could open
+    except Exception:  # a damaged zip raises errors of many types; torch could not open it either
         return False
 
 

@@ -1,4 +1,4 @@
-"""What a caption names."""
+"""The things that a caption names."""
 
 import pytest
 

@@ -142,7 +142,7 @@ def test_images_are_read_as_segment_reads_them_and_labels_as_they_are(tmp_path, 
 
 @pytest.mark.parametrize(
     ("orientation", "expected"),
-    # where the pixel stored at row 0 and column 0 is shown, and the one beside it: EXIF 2.3, tag 0x0112
+    # where the pixel stored at row 0 and column 0 is shown, and its neighbor: EXIF 2.3, tag 0x0112
     [(5, [(0, 0), (1, 0)]), (6, [(0, 3), (1, 3)]), (7, [(5, 3), (4, 3)]), (8, [(5, 0), (4, 0)])],
 )
 def test_a_label_drawn_on_the_stored_pixels_is_turned_with_the_image(tmp_path, orientation, expected):

@@ -110,7 +110,7 @@ def test_class_name_files_hold_texts_or_lists(tmp_path: Path) -> None:
 
 
 class Colors:
-    """What `evaluate` needs of a Segmenter, around the stand-in model."""
+    """The parts of a Segmenter that `evaluate` needs, around the stand-in model."""
 
     def __init__(self) -> None:
         self.model = PatchColors()

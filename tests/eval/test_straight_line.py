@@ -33,7 +33,7 @@ HEIGHT, WIDTH = 300, 402  # resized to 448 x 600: two windows, at 0 and, shifted
 
 @dataclass
 class Window:
-    """What the network says about one window: patch tokens (32*32, D), attention logits (heads, 32*32)."""
+    """The network's output for one window: patch tokens (32*32, D), attention logits (heads, 32*32)."""
 
     left: int
     colors: Tensor

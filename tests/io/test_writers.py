@@ -76,7 +76,7 @@ def test_nothing_else_writes_a_file_under_its_own_name() -> None:
         ["report", "my=row={it}", "--output", "{it}"],
         ["text", "--classes", "road,sky", "--checkpoint", "{it}", "--output", "{it}"],
         ["ablate", "{it}", "--output", "{it}"],
-        ["ablate", "{it}", "--output", "{stem}.json"],  # beside which the table goes, in .md
+        ["ablate", "{it}", "--output", "{stem}.json"],  # the table goes next to it, in .md
     ],
 )
 def test_no_command_replaces_a_file_that_it_reads(

@@ -67,5 +67,5 @@ def test_bad_class_lists_are_refused_in_one_line(classes: object, words: str) ->
 def test_a_class_called_background_and_a_threshold_do_not_go_together() -> None:
     assert background_threshold(0.3, ("road", "sky")) == 0.3 and background_threshold(True, ("road", "sky")) == 0.5
     assert background_threshold(None, ("Background", "sky")) is None
-    with pytest.raises(OVSDinoError, match='a class is called "background", as what is below the threshold will be'):
+    with pytest.raises(OVSDinoError, match='a class is called "background", as the label below the threshold is'):
         background_threshold(0.3, ("Background", "sky"))
