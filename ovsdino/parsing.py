@@ -138,10 +138,14 @@ def parse(command: type[T], prog: str, args: Sequence[str]) -> T | None:
     if any(arg in HELP for arg in args):
         print(command_help(command, prog), end="")
         return None
-    parser = _parser(command, prog)
+    arguments = _Parser(prog)
+    options = _parser(command, prog, arguments)
+    end = args.index("--") if "--" in args else len(args)  # an option would take a word after it
     try:
-        found, rest = parser.parse_known_intermixed_args(_prepared(parser, args))
-        problem = _problem(parser, vars(found), rest)
+        found, words = options.parse_known_args(_prepared(options, args[:end]))
+        unknown = next((word.split("=")[0] for word in words if word.startswith("-")), None)
+        found, rest = arguments.parse_known_args(["--", *words, *args[end + 1 :]], found)
+        problem = _problem([*arguments._actions, *options._actions], vars(found), unknown, rest)
     except argparse.ArgumentError as error:
         problem = f"{error.argument_name}: {error.message}"
     if problem:
@@ -201,18 +205,18 @@ def _wrapped(text: str, width: int) -> str:
 class _Parser(argparse.ArgumentParser):
     """Parse a line without printing or exiting; nothing is required of argparse, see `_problem`."""
 
-    def __init__(self, prog: str, usage: str, description: str | None) -> None:
+    def __init__(self, prog: str, usage: str = "", description: str | None = None) -> None:
         super().__init__(
             prog, usage, description, formatter_class=_Layout, add_help=False, allow_abbrev=False, exit_on_error=False
         )
         self.color = False  # which Python 3.14 has, on by default
 
 
-def _parser(command: type, prog: str) -> _Parser:
-    """Return the parser of a dataclass of options."""
+def _parser(command: type, prog: str, arguments: _Parser | None = None) -> _Parser:
+    """Return the parser of a dataclass of options; a second parser takes the arguments, if it is given."""
     parser = _Parser(prog, f"{prog} [OPTIONS]", inspect.getdoc(command))
-    arguments = parser.add_argument_group("Arguments")
-    _add_fields(command, parser, arguments, parser.add_argument_group("Options"))
+    group = (arguments or parser).add_argument_group("Arguments")
+    _add_fields(command, parser, group, parser.add_argument_group("Options"))
     return parser
 
 
@@ -300,24 +304,23 @@ def _prepared(parser: _Parser, args: Sequence[str]) -> list[str]:
     argparse would take the word after ``--background`` for its value, though it is an image.
     """
     values = {action.option_strings[0]: action.const for action in parser._actions if action.const and action.metavar}
-    end = args.index("--") if "--" in args else len(args)
-    words = [re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), word) for word in args[:end]]
+    words = [re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), word) for word in args]
     for index, (word, following) in enumerate(itertools.zip_longest(words, words[1:], fillvalue="")):
         if word in values and not NUMBER.fullmatch(following):
             words[index] = f"{word}={values[word]}"
-    return [*words, *args[end:]]
+    return words
 
 
-def _problem(parser: _Parser, found: Mapping[str, Any], rest: Sequence[str]) -> str:
-    """Return one line on words that no option took, or on options that are missing; else nothing."""
-    unknown = next((word.split("=")[0] for word in rest if word.startswith("-")), None)
+def _problem(actions: Iterable[argparse.Action], found: Mapping[str, Any], unknown: str | None, rest: list[str]) -> str:
+    """Return one line on words that nothing took, or on options that are missing; else nothing."""
     if unknown:
-        names = [name for action in parser._actions for name in action.option_strings]
+        names = [name for action in actions for name in action.option_strings]
         return f"no such option: {unknown}{_nearest(unknown, [*names, *HELP])}"
-    missing = [action for action in parser._actions if found[action.dest] is MISSING]
+    missing = [action for action in actions if found[action.dest] is MISSING]
     if missing:
         return "missing: " + ", ".join(" ".join([*action.option_strings, str(action.metavar)]) for action in missing)
-    return f"unexpected argument: {' '.join(rest)}" if rest else ""
+    left = " ".join(word for word in rest if word != "--")
+    return f"unexpected argument: {left}" if left else ""
 
 
 def _built(command: type[T], found: Mapping[str, Any]) -> T:

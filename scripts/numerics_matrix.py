@@ -1,30 +1,30 @@
-"""Repeats the numeric tests under instruction sets, numbers of threads and seeds, and tables what failed.
+"""Repeat the numeric tests under instruction sets, numbers of threads and seeds, and table the failures.
 
     python scripts/numerics_matrix.py                                         # 3 x 2 x 5 runs
     python scripts/numerics_matrix.py --settings avx2 --threads 1 --seeds 0 7
     python scripts/numerics_matrix.py --output other.json -- tests/ops/test_bounds.py -x
 
-What follows ``--`` are pytest's arguments in place of the selection below. Each run is a process of its own, since
+The words after ``--`` are pytest's arguments in place of the selection below. Each run is a process of its own, since
 oneDNN, MKL and PyTorch read their switches once. Exit code 1 where a run failed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import itertools
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-ROOT = Path(__file__).resolve().parent.parent
-OUTPUT = ROOT / "benchmarks" / "results" / "numerics_matrix.json"
+from ovsdino.benchmarks.lib.board import cpu_name
+from ovsdino.benchmarks.lib.report import RESULTS, ROOT, json_text, save
+from ovsdino.parsing import Argument, run_script
 
 # The environment of each setting, and the instruction set of the kernels of ovsdino._C.
 SETTINGS: dict[str, tuple[dict[str, str], str]] = {
@@ -52,11 +52,11 @@ SELECTION = [
 ]
 
 
-def run(setting: str, threads: int, seed: int, selection: list[str]) -> dict[str, Any]:
+def once(setting: str, threads: int, seed: int, selection: list[str]) -> dict[str, Any]:
     """Run the selection once.
 
     Returns:
-        The row of the table: setting, threads, seed, passed, failed, skipped, seconds, and the names of what failed.
+        The row of the table: setting, threads, seed, passed, failed, skipped, seconds, and the failed tests.
     """
     switches, isa = SETTINGS[setting]
     environment = {name: x for name, x in os.environ.items() if not any(name in s for s, _ in SETTINGS.values())}
@@ -86,48 +86,37 @@ def run(setting: str, threads: int, seed: int, selection: list[str]) -> dict[str
     }
 
 
-def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+@dataclass(frozen=True, kw_only=True)
+class NumericsMatrix:
+    """Run the matrix, print its table and write the JSON file; the exit code is 1 where a test failed."""
 
+    selection: Annotated[tuple[str, ...], Argument("[-- PYTEST-ARGUMENT...]")] = ()
+    """Arguments of pytest in place of the selection of this script."""
+    settings: tuple[Literal["default", "avx2", "baseline"], ...] = ("default", "avx2", "baseline")
+    """Instruction sets."""
+    threads: tuple[int, ...] = (1, 2)
+    """Numbers of threads."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of the tests' random numbers."""
+    output: Path = RESULTS / "numerics_matrix.json"
+    """JSON file, written again after each run."""
 
-def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Return the options, and pytest's arguments."""
-    given = sys.argv[1:] if arguments is None else arguments
-    cut = given.index("--") if "--" in given else len(given)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file (default: %(default)s)")
-    return parser.parse_args(given[:cut]), given[cut + 1 :] or SELECTION
-
-
-def main() -> int:
-    """Run the matrix, print its table and write the JSON file."""
-    options, selection = parse()
-    rows: list[dict[str, Any]] = []
-    print("| setting | threads | seed | passed | failed | seconds |\n|---|---|---|---|---|---|")
-    for setting in options.settings:
-        for threads in options.threads:
-            for seed in options.seeds:
-                row = run(setting, threads, seed, selection)
-                rows.append(row)
-                cells = (row[name] for name in ("setting", "threads", "seed", "passed", "failed", "seconds"))
-                print(f"| {' | '.join(map(str, cells))} |", flush=True)
-                for name in row["failures"]:
-                    print(f"  FAILED {name}", flush=True)
-                found = {"cpu": cpu_name(), "torch": version("torch"), "selection": selection, "runs": rows}
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                options.output.write_text(json.dumps(found, indent=1) + "\n")
-    failed = sum(row["failed"] for row in rows)
-    print(f"{len(rows)} runs, {sum(row['passed'] for row in rows)} passed, {failed} failed; wrote {options.output}")
-    return 1 if failed else 0
+    def run(self) -> int:
+        selection, rows = list(self.selection) or SELECTION, []
+        print("| setting | threads | seed | passed | failed | seconds |\n|---|---|---|---|---|---|")
+        for setting, threads, seed in itertools.product(self.settings, self.threads, self.seeds):
+            row = once(setting, threads, seed, selection)
+            rows.append(row)
+            cells = (row[name] for name in ("setting", "threads", "seed", "passed", "failed", "seconds"))
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+            for name in row["failures"]:
+                print(f"  FAILED {name}", flush=True)
+            found = {"cpu": cpu_name(), "torch": version("torch"), "selection": selection, "runs": rows}
+            save(self.output, json_text(found))
+        passed, failed = (sum(row[name] for row in rows) for name in ("passed", "failed"))
+        print(f"{len(rows)} runs, {passed} passed, {failed} failed; wrote {self.output}")
+        return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_script(NumericsMatrix, "numerics_matrix.py"))

@@ -1,4 +1,4 @@
-"""A small part of what `scripts/reliability.py` tries: every format damaged a few times, and what damages them."""
+"""A small part of `python -m scripts.reliability`: every format damaged a few times, and the damage itself."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-sys.path.insert(0, str(SCRIPTS))
+from scripts.reliability import mutants, mutate
+from scripts.reliability.page import page
 
-import reliability  # noqa: E402
-import reliability_mutate as mutate  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 # Imports that not every installation has; the script reads their formats, so it is not run without them.
 for needed in ("cv2", "onnx", "onnxruntime", "pycocotools", "scipy", "skimage"):
@@ -25,9 +24,9 @@ for needed in ("cv2", "onnx", "onnxruntime", "pycocotools", "scipy", "skimage"):
 
 def test_damaged_files_of_every_format_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
     output = tmp_path / "found.json"
-    command = [sys.executable, str(SCRIPTS / "reliability.py"), "--parts", "mutants", "--mutants", "350"]
+    command = [sys.executable, "-m", "scripts.reliability", "--parts", "mutants", "--mutants", "350"]
     done = subprocess.run(
-        [*command, "--output", str(output)], check=False, capture_output=True, text=True, timeout=600, cwd=tmp_path
+        [*command, "--output", str(output)], check=False, capture_output=True, text=True, timeout=600, cwd=ROOT
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     counts = json.loads(output.read_text())["mutants"]
@@ -60,29 +59,28 @@ def test_a_damaged_member_of_a_zip_keeps_the_zip_whole() -> None:
 
 
 def test_a_reader_that_crashes_hangs_or_raises_what_it_must_not_is_counted() -> None:
-    count = reliability.Count()
+    count = mutants.Count()
     count.add({"kind": "refused", "index": 0, "seconds": 0.5}, False)
     assert count.kept(False) and count.slowest_s == 0.5
-    assert reliability.ending(-11, "")["said"].startswith("SIGSEGV")
-    assert reliability.ending(1, 'Timeout (0:01:00)!\n  File "/a/ovsdino/data/x.py", line 3 in f')["kind"] == "hangs"
+    assert mutants.ending(-11, "")["said"].startswith("SIGSEGV")
+    assert mutants.ending(1, 'Timeout (0:01:00)!\n  File "/a/ovsdino/data/x.py", line 3 in f')["kind"] == "hangs"
 
     def foreign() -> None:
         raise KeyError("size")
 
-    outcome = reliability.attempt(foreign)
+    outcome = mutants.attempt(foreign)
     assert outcome["kind"] == "foreign" and "KeyError" in outcome["said"]
     count.add(outcome | {"index": 1}, False)
     assert not count.kept(False) and count.examples == [f"mutant 1: {outcome['said']}"]
-    read = reliability.Count()
+    read = mutants.Count()
     read.add({"kind": "read", "index": 0}, True)
     assert read.kept(False) and not read.kept(True)  # where a hash is kept, every change must be refused
 
 
 def test_the_page_shows_the_recorded_run_and_every_promise_was_kept_in_it() -> None:
-    root = SCRIPTS.parent
-    found = json.loads((root / "benchmarks/results/reliability.json").read_text())
-    text = (root / "docs/reliability.md").read_text()
-    assert reliability.page(text, found) == text
+    found = json.loads((ROOT / "benchmarks/results/reliability.json").read_text())
+    text = (ROOT / "docs/reliability.md").read_text()
+    assert page(text, found) == text
     assert sum(count["mutants"] for count in found["mutants"].values()) >= 20_000
     assert not [one for count in found["mutants"].values() for one in count["examples"]]
     assert not [line for part in ("kills", "cases") for one in found[part].values() for line in one["broken"]]

@@ -17,7 +17,7 @@ import pytest
 from ovsdino import console as running
 from ovsdino.cli import COMMANDS, main
 from ovsdino.errors import OVSDinoError
-from ovsdino.parsing import Argument, Group, command_help, parse
+from ovsdino.parsing import Argument, Group, OptionalValue, command_help, parse
 from ovsdino.train.stopping import Stopped
 from tests.commands.terminal import ROOT, on_terminal
 
@@ -180,6 +180,49 @@ def test_the_options_of_the_help_are_those_that_are_parsed() -> None:
     )
     with pytest.raises(OVSDinoError, match=r"^missing: --name TEXT; see tool --help$"):
         parse(Example, "tool", [])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """Options among arguments."""
+
+    first: Annotated[str, Argument("FIRST")]
+    others: Annotated[tuple[str, ...], Argument("[OTHER...]")] = ()
+    level: Annotated[float | None, OptionalValue("T", 0.5)] = None
+    sizes: tuple[int, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("a b --level c", Mixed(first="a", others=("b", "c"), level=0.5)),
+        ("--level .25 a", Mixed(first="a", level=0.25)),
+        ("--level=1e-3 a --sizes 1 2", Mixed(first="a", level=0.001, sizes=(1, 2))),
+        ("a --level", Mixed(first="a", level=0.5)),
+        ("--level -1 a", Mixed(first="a", level=-1.0)),
+        ("--sizes 3 -- a -x --level", Mixed(first="a", others=("-x", "--level"), sizes=(3,))),
+        ("-- a b", Mixed(first="a", others=("b",))),
+        ("a --sizes 1 -- b", Mixed(first="a", others=("b",), sizes=(1,))),
+    ],
+)
+def test_options_stand_anywhere_and_words_after_two_dashes_are_arguments(line: str, options: Mixed) -> None:
+    assert parse(Mixed, "tool", line.split()) == options
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "missing: FIRST"),
+        ("--level a -x", "no such option: -x"),
+        ("a --level_s 3", "no such option: --level-s (did you mean --level?)"),
+        ("a --sizes 1 x", "--sizes: x is not INT"),
+        ("a --level=much", "--level: much is not FLOAT"),
+    ],
+)
+def test_a_line_that_cannot_be_parsed_is_told_in_one(line: str, message: str) -> None:
+    with pytest.raises(OVSDinoError) as caught:
+        parse(Mixed, "tool", line.split())
+    assert str(caught.value) == f"{message}; see tool --help"
 
 
 @pytest.mark.parametrize(

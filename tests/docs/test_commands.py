@@ -42,7 +42,7 @@ SKIPPED = [
     (r"^for (name|file) in", "a loop over data sets, or over a robot's pictures: tests/cli runs what is in it"),
     (r"ovsdino\.train\.package", "writes into the package"),
     (r"push_to_hub", "needs a login at the hub"),
-    (r"scripts/reliability\.py", "minutes: tests/test_reliability.py runs a part of it"),
+    (r"scripts\.reliability", "minutes: tests/test_reliability.py runs a part of it"),
 ]
 # What makes a command quick, added to it.
 QUICK = [

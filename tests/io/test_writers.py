@@ -19,15 +19,14 @@ DIRECT = {  # what opens a file for writing by itself, and why it may
     "benchmarks/lib/memory.py": "/proc",
     "benchmarks/lib/latency_measure.py": "files of one measurement in a temporary folder",
     "scripts/build_native.py": "a compiled module, renamed; runs before the package can be imported",
-    "scripts/numerics_matrix.py": "a table, written again after each run",
     "scripts/gpu_check.py": "logs of processes that may be killed",
     "deploy/export/publish.py": "file and sidecar are renamed as one",
     "ovsdino/edge/sidecar.py": "finishes that renaming after a kill",
-    "scripts/reliability.py": "damaged files and what their readers said, in a temporary folder",
-    "scripts/reliability_cases.py": "inputs of trials, in a temporary folder",
-    "scripts/reliability_faults.py": "likewise",
-    "scripts/reliability_formats.py": "samples of formats, in a temporary folder",
-    "scripts/reliability_models.py": "likewise",
+    "scripts/reliability/mutants.py": "damaged files and what their readers said, in a temporary folder",
+    "scripts/reliability/cases.py": "inputs of trials, in a temporary folder",
+    "scripts/reliability/kills.py": "standard streams of a fork",
+    "scripts/reliability/data_formats.py": "samples of formats, in a temporary folder",
+    "scripts/reliability/model_formats.py": "likewise",
 }
 
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from ovsdino.parsing import parse, run_script
+from scripts.numerics_matrix import SELECTION, NumericsMatrix
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def matrix() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("numerics_matrix", ROOT / "scripts" / "numerics_matrix.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_arguments_after_two_dashes_are_pytests(matrix: ModuleType) -> None:
-    options, selection = matrix.parse(["--seeds", "3", "4", "--threads", "1", "--", "tests/ops", "-x"])
-    assert (options.seeds, options.threads, selection) == ([3, 4], [1], ["tests/ops", "-x"])
-    options, selection = matrix.parse([])
-    assert len(options.settings) * len(options.threads) * len(options.seeds) == 30 and selection is matrix.SELECTION
-    assert all((ROOT / name).is_file() for name in selection if name.endswith(".py"))
+def test_arguments_after_two_dashes_are_pytests() -> None:
+    options = parse(NumericsMatrix, "m", ["--seeds", "3", "4", "--threads", "1", "--", "tests/ops", "-x"])
+    assert options == NumericsMatrix(seeds=(3, 4), threads=(1,), selection=("tests/ops", "-x"))
+    options = NumericsMatrix()
+    assert len(options.settings) * len(options.threads) * len(options.seeds) == 30 and options.selection == ()
+    assert all((ROOT / name).is_file() for name in SELECTION if name.endswith(".py"))
 
 
 PROBE = """
@@ -44,15 +36,12 @@ def test_that_fails():
 """
 
 
-def test_switches_reach_the_tests_and_failures_the_file(
-    matrix: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_switches_reach_the_tests_and_failures_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "test_probe.py").write_text(PROBE)
     out = tmp_path / "out" / "matrix.json"
     wanted = ["--settings", "baseline", "--threads", "2", "--seeds", "5", "--output", str(out)]
     tests = [str(tmp_path / "test_probe.py"), "--confcutdir", str(ROOT), "-p", "tests.conftest"]
-    monkeypatch.setattr("sys.argv", ["numerics_matrix.py", *wanted, "--", *tests])
-    assert matrix.main() == 1
+    assert run_script(NumericsMatrix, "numerics_matrix.py", [*wanted, "--", *tests]) == 1
     row = json.loads(out.read_text())["runs"][0]
     assert (row["setting"], row["threads"], row["seed"]) == ("baseline", 2, 5)
     assert (row["passed"], row["failed"]) == (1, 1), row

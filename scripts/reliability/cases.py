@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import reliability_formats as data
-from reliability_faults import Outcome, forked, line, sha256
-from reliability_models import training_folder
+
+from scripts.reliability import data_formats as data
+from scripts.reliability.kills import Outcome, forked, line, sha256
+from scripts.reliability.model_formats import training_folder
 
 HANGS = 180  # seconds after which a case hangs
 REFUSED, DONE, INTERRUPTED = 2, 0, 130

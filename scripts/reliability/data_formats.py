@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from reliability_mutate import (
-    Mutator,
-)
+
+from scripts.reliability.mutate import Mutator
 
 Reader = Callable[[], object]
 Maker = Callable[[Path], tuple[Path, Reader]]
@@ -311,7 +310,7 @@ def config(folder: Path) -> tuple[Path, Reader]:
     from ovsdino.train.start import load_config
 
     path = folder / "run.yaml"
-    shipped = Path(__file__).resolve().parent.parent / "configs"
+    shipped = Path(__file__).resolve().parents[2] / "configs"
     found = sorted(shipped.glob("*.yaml"))
     path.write_bytes(next((p for p in found if b"captions" in p.read_bytes()), found[0]).read_bytes())
     return path, lambda: load_config(path)

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import reliability_formats as data
-from reliability_models import training_folder
+from scripts.reliability import data_formats as data
+from scripts.reliability.model_formats import training_folder
+from tests.support.small import SIZE, small_model
 
 Outcome = dict[str, Any]
 SECONDS = 120  # after which a killed work hangs
@@ -93,9 +94,6 @@ def line(*words: object) -> Callable[[], int]:
     return lambda: main([str(word) for word in words])
 
 
-# -- kills ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Work:
     """What is killed.
@@ -165,27 +163,15 @@ def training_work(folder: Path, output: Path) -> Work:
 def export_work(folder: Path, output: Path) -> Work:
     """The export of a small model to ONNX with its sidecar."""
     from ovsdino.deploy.export.publish import publish
-    from ovsdino.deploy.export.random_weights import randomize
     from ovsdino.deploy.export.trace import export_graph
     from ovsdino.edge.sidecar import Sidecar
-    from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
-    from ovsdino.models.ovsdino import OVSDINO
-    from ovsdino.models.text import HashedTextTower
 
-    config = ModelConfig(
-        name="small",
-        backbone=BackboneConfig(timm_name="nano_vit", patch_size=16, embed_dim=32, depth=2, num_heads=2, taps=(0, 1)),
-        sae=SAEConfig(guide_dim=16, mid_dim=16, structure_dim=32),
-        smd=SMDConfig(width=32, heads=2, head_dim=8, structure_rank=7, value_dim=16, blocks=1),
-        text=TextConfig(kind="hashed", width=16, buckets=64),
-        short_side=48,
-    )
-    model = randomize(OVSDINO(config, HashedTextTower(32, 16, 64)).eval().requires_grad_(False), 0)
+    model = small_model()
     path = output / "small.onnx"
 
     def run() -> int:
         output.mkdir(exist_ok=True)
-        publish(path, export_graph(model, height=48, width=80))
+        publish(path, export_graph(model, **SIZE))
         return 0
 
     def check() -> list[str]:

@@ -1,4 +1,4 @@
-"""The formats of models, exports and videos, as `reliability_formats` has those of data; and the table of all."""
+"""The formats of models, exports and videos, as `data_formats` has those of data; and the table of all."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import reliability_formats as data
-from reliability_formats import Format, Maker, Reader, files_of, pixels
-from reliability_mutate import (
+
+from scripts.reliability import data_formats as data
+from scripts.reliability.data_formats import Format, Maker, Reader, files_of, pixels
+from scripts.reliability.mutate import (
     bytes_damaged,
     json_damaged,
     lines_damaged,
@@ -19,8 +20,6 @@ from reliability_mutate import (
     yaml_damaged,
     zip_damaged,
 )
-
-GRID, DIM, PATCH = (6, 8), 3, 4  # of the small graph: rows and columns of logits, columns of the bank, pixels a cell
 
 
 def training_folder(folder: Path, steps: int = 1) -> Path:
@@ -108,32 +107,6 @@ def shared_model(damaged: str) -> Maker:
     return make
 
 
-def small_graph() -> bytes:
-    """Return an ONNX graph of the exporter's form: a patch's mean color against the bank."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    constants = {"flat": [0, DIM, GRID[0] * GRID[1]], "grid": [0, 0, *GRID]}
-    nodes = [
-        helper.make_node("AveragePool", ["image"], ["cells"], kernel_shape=[PATCH] * 2, strides=[PATCH] * 2),
-        helper.make_node("Reshape", ["cells", "flat"], ["tokens"]),
-        helper.make_node("MatMul", ["text", "tokens"], ["rows"]),
-        helper.make_node("Reshape", ["rows", "grid"], ["logits"]),
-    ]
-    tensor = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [
-            tensor("image", TensorProto.FLOAT, [1, 3, data.HEIGHT, data.WIDTH]),
-            tensor("text", TensorProto.FLOAT, ["K", DIM]),
-        ],
-        [tensor("logits", TensorProto.FLOAT, [1, "K", *GRID])],
-        [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    return bytes(model.SerializeToString())
-
-
 def export(damaged: str, *, signed: bool = False) -> Maker:
     """Return the maker of an exported graph with its sidecar and text bank.
 
@@ -143,28 +116,19 @@ def export(damaged: str, *, signed: bool = False) -> Maker:
     """
 
     def make(folder: Path) -> tuple[Path, Reader]:
-        from ovsdino.edge.bank import TextBank
         from ovsdino.edge.segmenter import EdgeSegmenter
         from ovsdino.edge.sidecar import Sidecar
+        from tests.support import tiny
 
-        graph = folder / "small.onnx"
-        graph.write_bytes(small_graph())
-        rows = np.eye(3, dtype=np.float32)
-        TextBank(names=("red", "green", "blue"), text=rows, model="small", weights="0" * 64).save(
-            folder / "bank.safetensors"
-        )
-        sidecar = Sidecar(
-            kind="onnx", file="", sha256="", bytes=0, model="small", precision="float32", backend="onnx", version="",
-            target="any", input=(1, 3, data.HEIGHT, data.WIDTH), classes=(1, 300), embed_dim=DIM, stride=float(PATCH),
-            mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), short_side=data.HEIGHT, patch_size=PATCH, weights="0" * 64,
-        )  # fmt: skip
-        sidecar.describing(graph.read_bytes()).save(graph)
+        graph, bank = tiny.graph(folder / "small.onnx"), folder / "bank.safetensors"
+        tiny.bank("red", "green", "blue").save(bank)
+        sidecar = Sidecar.load(graph)
         image = pixels()
 
         def read() -> None:
             if signed:
                 sidecar.describing(graph.read_bytes()).save(graph)
-            segmenter = EdgeSegmenter(graph, folder / "bank.safetensors", threads=1)
+            segmenter = EdgeSegmenter(graph, bank, threads=1)
             try:
                 segmenter.segment(image)
             finally:
