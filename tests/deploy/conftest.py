@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+
+from ovsdino.deploy.export.publish import publish
+from ovsdino.deploy.export.trace import export_graph
+from tests.support.small import SIZE, small_model
 
 
 @pytest.fixture
@@ -20,3 +26,15 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(hashlib, "sha256", counted)
     return sizes
+
+
+@pytest.fixture(scope="session")
+def rtx() -> ModuleType:
+    return pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trt") / "small.onnx"
+    publish(path, export_graph(small_model(), **SIZE, batch=(1, 2), classes=(1, 40), precision="float16"))
+    return path

@@ -1,12 +1,10 @@
-"""Engines: really built by TensorRT-RTX, which needs no GPU; TensorRT's own names checked against its bindings."""
+"""export_trt.py: from weights or a graph to an engine, with figures of its own where it can run."""
 
 from __future__ import annotations
 
-import ast
 import json
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,138 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ovsdino.deploy.export import compare, engine, tensorrt_api
-from ovsdino.deploy.export.engine import build_engine
-from ovsdino.deploy.export.options import BuildOptions
-from ovsdino.deploy.export.publish import Exported, publish
-from ovsdino.deploy.export.trace import export_graph
+from ovsdino.deploy.export import compare, engine
 from ovsdino.deploy.export_trt import ExportTrt
 from ovsdino.edge.sidecar import Sidecar
-from ovsdino.errors import OVSDinoError
 from ovsdino.parsing import run_script
 from ovsdino.pipeline import load
-from tests.support.small import SIZE, small_model
-
-RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
-no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU to build for")
-
-
-@pytest.fixture(scope="module")
-def rtx() -> ModuleType:
-    return pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("trt") / "small.onnx"
-    publish(path, export_graph(small_model(), **SIZE, batch=(1, 2), classes=(1, 40), precision="float16"))
-    return path
-
-
-def used_names() -> set[str]:
-    """Attributes that tensorrt_api.py takes of TensorRT's module and objects."""
-    roots = {"trt", "builder", "network", "parser", "config", "profile", "runtime", "engine", "inspector"}
-
-    def root(node: ast.AST) -> str:
-        while isinstance(node, (ast.Attribute, ast.Call)):
-            node = node.value if isinstance(node, ast.Attribute) else node.func
-        return node.id if isinstance(node, ast.Name) else ""
-
-    tree = ast.parse(Path(tensorrt_api.__file__).read_text())
-    attributes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and root(node) in roots)
-    return {node.attr for node in attributes if not node.attr.startswith("__")}
-
-
-@pytest.mark.parametrize("version", ["10.3.0", "10.16.1", "11.4.0"])
-def test_every_name_is_in_the_bindings_of_each_tensorrt(version: str) -> None:
-    table = json.loads((Path(__file__).parent / "tensorrt_names.json").read_text())["names"]
-    used = used_names()
-    assert {"STRONGLY_TYPED", "build_serialized_network", "set_timing_cache", "DLA_core", *RTX_ONLY} <= used
-    assert not used - RTX_ONLY - set(table[version])
-    assert not RTX_ONLY & set(table[version])  # which is why they stand behind the backend's name
-    assert ("FP16" in table[version]) == (version < "11")  # a builder flag that went: types come from the graph
-
-
-def test_every_name_is_in_the_installed_tensorrt_rtx(rtx: ModuleType) -> None:
-    real = set(dir(rtx)) | {name for one in vars(rtx).values() if isinstance(one, type) for name in dir(one)}
-    assert not used_names() - real
-
-
-def test_targets_of_tensorrt_rtx(rtx: ModuleType) -> None:
-    assert tensorrt_api.resolve_target("tensorrt_rtx", "sm86") == "sm86"
-    assert tensorrt_api.resolve_target("tensorrt_rtx", "sm120,sm75") == "sm75,sm120"
-    with pytest.raises(OVSDinoError, match=r"has no target sm87, it builds for sm75.*--backend tensorrt --target curr"):
-        tensorrt_api.resolve_target("tensorrt_rtx", "sm87")
-    with pytest.raises(OVSDinoError, match="has no target sm90"):
-        tensorrt_api.resolve_target("tensorrt_rtx", "sm86,sm90")
-    for wrong in ("orin", "sm", "86", "sm86,", ""):
-        with pytest.raises(OVSDinoError, match="expected current, or an architecture"):
-            tensorrt_api.resolve_target("tensorrt_rtx", wrong)
-    with pytest.raises(OVSDinoError, match="unknown backend 'cuda'"):
-        tensorrt_api.resolve_target("cuda", "sm86")
-
-
-@no_gpu
-def test_the_current_device_must_be_there(rtx: ModuleType) -> None:
-    with pytest.raises(OVSDinoError) as caught:
-        tensorrt_api.resolve_target("tensorrt_rtx", "current")
-    assert "\n" not in str(caught.value)
-
-
-def test_an_engine_for_two_gpus_and_its_sidecar(rtx: ModuleType, small: Path, tmp_path: Path) -> None:
-    path, layers = tmp_path / "small.engine", tmp_path / "layers.json"
-    settings = BuildOptions(backend="tensorrt_rtx", target="sm86,sm89", workspace=256, effort=1, layers=layers)
-    built, seconds = build_engine(Exported.read(small), settings)
-    assert seconds > 0
-    sidecar = publish(path, built)
-    assert sidecar.read(path) == built.data
-    sidecar.check_runtime("tensorrt_rtx", rtx.__version__, "sm89")
-    with pytest.raises(OVSDinoError, match="built for sm86,sm89, this device is sm87"):
-        sidecar.check_runtime("tensorrt_rtx", rtx.__version__, "sm87")
-    before = Sidecar.load(small)
-    assert (sidecar.kind, sidecar.weights, sidecar.classes) == ("engine", before.weights, (1, 40))
-    assert Sidecar.load(path) == sidecar and sidecar.file == "small.engine"
-    told = json.loads(layers.read_text())
-    # A head size of 16 is the smallest that TensorRT fuses, with 16-wide values; the ViT's two and the SMD's one.
-    assert set(told["attention"]["fused"] + told["attention"]["apart"]) == {
-        "backbone.vit.blocks.0.attn/Softmax",
-        "backbone.vit.blocks.1.attn/Softmax",
-        "decoder.smd.blocks.0/Softmax",
-    }
-    assert any("backbone.vit.blocks.0.mlp.fc1/MatMul" in layer["nodes"] for layer in told["layers"])
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-def test_a_dynamic_batch_is_free(small: Path, batch: int) -> None:
-    image, text = torch.randn(batch, 3, 48, 80), torch.nn.functional.normalize(torch.randn(5, 32), dim=-1)
-    with torch.no_grad():
-        expected = small_model()(image, text)
-    session = onnxruntime.InferenceSession(small, providers=["CPUExecutionProvider"])
-    (found,) = session.run(["logits"], {"image": image.numpy(), "text": text.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0.01, atol=0.02 * float(expected.abs().max()))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"timing_cache": Path("cache.bin")}, "tensorrt_rtx times nothing while it builds"),
-        ({"dla": 0}, "no DLA core; leave out --dla"),
-        ({"workspace": -1}, "workspace is -1: expected 0 to"),
-        ({"effort": 9}, "effort is 9: expected 0 to 5"),
-        ({"target": "sm87"}, "has no target sm87"),
-    ],
-)
-def test_settings_that_cannot_be(rtx: ModuleType, small: Path, settings: dict[str, Any], message: str) -> None:
-    asked = BuildOptions(**{"backend": "tensorrt_rtx", "target": "sm86", **settings})
-    with pytest.raises(OVSDinoError, match=message):
-        build_engine(Exported.read(small), asked)
-
-
-def test_a_graph_that_is_none_is_refused(rtx: ModuleType) -> None:
-    settings = BuildOptions(backend="tensorrt_rtx", target="sm86")
-    with pytest.raises(OVSDinoError, match="cannot parse the graph") as caught:
-        tensorrt_api.build(b"not a graph", settings, "sm86", {})
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,120 @@
-"""An engine against its graph: the figures are those of the file that was run, on images that are named."""
+"""The proof of an export: it sees rounding, damage and foreign weights, and counts every image."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from ovsdino.deploy.export import tensorrt_api
-from ovsdino.deploy.export.compare import compare, runner
-from ovsdino.deploy.export.inputs import Images, bank_rows, random_rows
-from ovsdino.deploy.export.publish import Exported
+from ovsdino.deploy.export.compare import Verification, compare, cosine, runner, verify
+from ovsdino.deploy.export.inputs import Images, bank_rows, random_rows, synthetic, text_rows
+from ovsdino.deploy.export.layers import per_layer
+from ovsdino.deploy.export.publish import Exported, publish
+from ovsdino.deploy.export.rounded import Rounded
+from ovsdino.deploy.export.trace import export_graph
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.zoo import CONFIGS
 from tests.support import tiny
+from tests.support.small import SIZE, small_model
+
+
+@pytest.fixture(scope="module")
+def half() -> Exported:
+    return export_graph(small_model(), **SIZE, batch=2, precision="float16")
+
+
+def damaged(exported: Exported, part: str) -> Exported:
+    """Return a copy whose weight `part` has its sign turned, with a sidecar that vouches for it."""
+    model = onnx.load_model_from_string(exported.data)
+    found = [tensor for tensor in model.graph.initializer if part in tensor.name]
+    assert len(found) == 1, [tensor.name for tensor in found]
+    values = numpy_helper.to_array(found[0])
+    found[0].CopyFrom(numpy_helper.from_array(-values, found[0].name))
+    return Exported.of(model.SerializeToString(), exported.sidecar)
+
+
+def test_a_good_export_passes_and_counts_every_image(half: Exported) -> None:
+    found = verify(small_model(), half, synthetic(3))  # three images in batches of two
+    assert found.images == 3
+    assert 1 - 1e-4 < found.worst_cosine <= found.cosine < 1.0
+    assert found.label_agreement > 0.99
+    found.check()
+
+
+def test_damage_is_refused_and_found(half: Exported) -> None:
+    bad = damaged(half, "decoder.smd.blocks.0.out.bias")
+    found = verify(small_model(), bad, synthetic(1))
+    with pytest.raises(OVSDinoError, match=r"departs from PyTorch: cosine 0\.9") as caught:
+        found.check(0.99999)
+    assert "\n" not in str(caught.value)
+    rows = per_layer(small_model(), bad, synthetic(1))
+    departed = [row.module for row in rows if row.cosine < 0.9]
+    assert departed[0] == "decoder.smd.blocks.0.out"
+    modules = [row.module for row in rows]
+    assert "backbone.vit.blocks.1.attn" in modules and "decoder.sae.boundary" not in modules  # which nothing reads
+    assert all(row.cosine > 0.9999 for row in rows[: modules.index(departed[0])])
+
+
+def test_rounding_overflows_where_float16_does(half: Exported) -> None:
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in ("image", "text", "logits")]
+    point, two = (numpy_helper.from_array(np.array(x, np.float16), n) for x, n in ((0.5, "half"), (2.0, "two")))
+    nodes = [
+        helper.make_node("Cast", ["image"], ["a"], to=TensorProto.FLOAT16),
+        helper.make_node("Mul", ["a", "two"], ["b"]),
+        helper.make_node("Mul", ["b", "half"], ["c"]),
+        helper.make_node("Cast", ["c"], ["d"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["d", "text"], ["logits"]),
+    ]
+    model = helper.make_graph(nodes, "g", value[:2], value[2:], [point, two])
+    graph = helper.make_model(model, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    image = np.array([60000, 1 / 3, 1], np.float32)
+    found = Rounded(graph.SerializeToString(), half.sidecar).run(image, np.zeros(3, np.float32))["logits"]
+    np.testing.assert_array_equal(found, [np.inf, np.float16(1 / 3), 1])
+
+
+def test_every_tensor_of_a_float16_graph_is_rounded(half: Exported) -> None:
+    names = [
+        node.output[0]
+        for node in onnx.load_model_from_string(half.data).graph.node
+        if node.op_type in ("MatMul", "Conv", "Add", "Mul")
+    ]
+    image = np.random.default_rng(0).standard_normal((2, 3, 48, 80)).astype(np.float32)
+    found = Rounded(*half, names).run(image, text_rows(small_model(), (), (1, 3)))
+    narrow = [name for name in names if np.array_equal(found[name], found[name].astype(np.float16))]
+    # The others stand between a product and its softmax, or scale sums: eight of the upsampling, two of each fold.
+    assert len(names) - len(narrow) <= 10
+    assert len(narrow) > 100
+
+
+def test_another_models_file_is_refused(half: Exported) -> None:
+    other = small_model()
+    with torch.no_grad():
+        other.log_scale.add_(1.0)
+    with pytest.raises(OVSDinoError, match="exported from other weights"):
+        verify(other, half, synthetic(1))
+
+
+def test_a_changed_file_is_refused(half: Exported, tmp_path: Path) -> None:
+    path = tmp_path / "small.onnx"
+    publish(path, half)
+    assert Exported.read(path).data == half.data
+    path.write_bytes(half.data[:-1] + b"x")
+    with pytest.raises(OVSDinoError, match="changed since it was exported"):
+        Exported.read(path)
+
+
+def test_cosine() -> None:
+    assert cosine(np.array([3.0, 4.0]), np.array([4.0, 3.0])) == pytest.approx(24 / 25)
+    assert cosine(np.zeros(2), np.zeros(2)) == 1.0
+    assert math.isnan(cosine(np.array([1.0, np.inf]), np.ones(2)))
+    with pytest.raises(OVSDinoError, match="departs"):
+        Verification(cosine=math.nan, worst_cosine=math.nan, label_agreement=1.0, images=1, source="images").check()
 
 
 @pytest.fixture
