@@ -40,7 +40,7 @@ STAGE = ROOT / "build" / "gpu-check"
 OPS = ("structure_attention", "mask_pool", "upsample_argmax", "guided_upsample", "preprocess")
 PARTS = ("build", "tests", "benchmarks", "sanitizer")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TESTS = ("tests/ops", "tests/pipeline")
+TESTS = ("tests/ops", "tests/test_pipeline.py")
 # Of the common suite: each kernel of ours on odd and strided shapes, forward and backward. A tool slows a kernel 10 to
 # 100 times, so the rest is left to the tests.
 SANITIZED = ("tests/ops/test_contract.py", "-k", "(-cuda-cuda- or -triton-cuda-) and (error or strided) and not shape")

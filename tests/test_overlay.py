@@ -16,7 +16,7 @@ from ovsdino import fonts, legend
 from ovsdino.data.names import CAMVID
 from ovsdino.overlay import PALETTE, STREET, _lab, class_colors, draw_overlay
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 LEAST_CIEDE2000, LEAST_CIELAB = 21.0, 37.0
 
 
