@@ -7,8 +7,8 @@
 | timing cache | makes a second build fast | nothing is timed; kernels are tuned on the device, into a runtime cache |
 | DLA | on Orin with JetPack 6 (none in TensorRT 10.8 to 11.3) | none |
 
-All else has one form in every version. `tests/deploy/export/test_tensorrt_api.py` checks every name used here against the
-bindings of 10.3, 10.16 and 11.4, and against the tensorrt_rtx that is installed.
+All else has one form in every version. `tests/deploy/export/test_tensorrt_api.py` checks every name used here against
+the bindings of 10.3, 10.16 and 11.4, and against the tensorrt_rtx that is installed.
 """
 
 from __future__ import annotations

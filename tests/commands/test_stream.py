@@ -138,7 +138,7 @@ def test_a_picture_or_an_empty_folder_is_no_source(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["/dev/video63", "videotestsrc ! appsink", "broken.avi"])
-def test_what_cannot_be_opened_says_how_to_mend_it(name, tmp_path, monkeypatch):
+def test_a_source_that_cannot_be_opened_names_the_remedy(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("broken.avi").write_bytes(b"RIFF....")
     source = make_source(name, SourceOptions())()
@@ -147,7 +147,7 @@ def test_what_cannot_be_opened_says_how_to_mend_it(name, tmp_path, monkeypatch):
     source.close()
 
 
-def test_without_opencv_the_mend_is_named(monkeypatch):
+def test_without_opencv_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(OVSDinoError, match="pip install opencv-python-headless"):
         make_source("0", SourceOptions())

@@ -19,7 +19,7 @@ QUICK = CaptureLimits(open_s=5.0, stall_s=5.0, backoff_s=(0.001, 0.004))
 
 
 class Script:
-    """A source that does what each line of a list says; one list for each time it is opened.
+    """A source that follows a list of steps; one list for each time it is opened.
 
     A picture is a frame, "damaged" one that cannot be decoded, "block" hangs until the test ends, an exception is
     raised, and the end of the list is the end of the source. A list that begins with "refuse" cannot be opened.
