@@ -21,7 +21,7 @@ class ExportOnnx(ExportOptions):
     """Export a model as ONNX: image and text bank in, logits out; compared with PyTorch before it gets its name."""
 
     precision: Precision = "float32"
-    """Of weights and arithmetic; norms and softmax stay in float32, inputs and outputs too."""
+    """Precision of weights and arithmetic; norms and softmax stay in float32, inputs and outputs too."""
 
     def run(self) -> int:
         from ovsdino.deploy.export.publish import locked_output, publish

@@ -30,7 +30,7 @@ class ExportTrt(BuildOptions, ExportOptions):
     """Build an engine of a model: exported, compared with PyTorch, built, run where its device is here."""
 
     precision: Precision = "float16"
-    """Of weights and arithmetic; norms and softmax stay in float32, inputs and outputs too."""
+    """Precision of weights and arithmetic; norms and softmax stay in float32, inputs and outputs too."""
     onnx: Path | None = None
     """Build from this exported or quantized graph in place of --model; its own sidecar says whether it was verified."""
     bank: Path | None = None
