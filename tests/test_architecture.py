@@ -17,7 +17,7 @@ TREES = {
     "benchmarks": "ovsdino.benchmarks",
 }
 
-# From the bottom up. A room is a module or a package; its modules may import from rooms of its own layer and of those below.
+# From the bottom up. A room is a module or a package; its modules import from rooms of their own layer and below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_C", "errors"),  # _C is the native module
     ("io", "console", "parsing", "settings", "native", "timing", "vocabulary", "fonts", "legend", "overlay"),
@@ -143,3 +143,42 @@ def test_the_page_lists_the_layers() -> None:
 @pytest.mark.parametrize("name", ["ovsdino", "ovsdino.cli", "ovsdino.edge.segmenter"])
 def test_the_entrances_exist(name: str) -> None:
     assert name in modules()
+
+
+def walks() -> dict[str, list[str]]:
+    """The steps of each walk of the page."""
+    page = (ROOT / "docs" / "architecture.md").read_text().split("## Five walks")[1]
+    return {part.split("\n")[0]: re.findall(r"^\d+\. (.+)$", part, re.MULTILINE) for part in page.split("\n### ")[1:]}
+
+
+def defined(name: str) -> bool:
+    """Whether a dotted name is a module, or a class, function or method that one of its modules defines."""
+    known, parts = modules(), name.split(".")
+    for cut in range(len(parts), 0, -1):
+        module = ".".join(parts[:cut])
+        if module in known:
+            body: list[ast.stmt] = ast.parse(known[module].read_text()).body
+            for part in parts[cut:]:
+                kinds = (ast.ClassDef, ast.FunctionDef)
+                found = [node for node in body if isinstance(node, kinds) and node.name == part]
+                if not found:
+                    return False
+                body = found[-1].body
+            return True
+    return False
+
+
+def test_the_walks_lead_through_functions_that_exist() -> None:
+    assert len(walks()) == 5
+    for walk, steps in walks().items():
+        assert 1 < len(steps) <= 10, walk
+        for step in steps:
+            for name in re.findall(r"`((?:ovsdino|deploy)\.[\w.]+)`", step):
+                dotted = name if name.startswith("ovsdino") else f"ovsdino.{name}"
+                assert defined(dotted), f"{walk}: {name}"
+            for path in re.findall(r"`((?:csrc|configs)/[\w/.]+)`", step):
+                assert (ROOT / path).is_file(), f"{walk}: {path}"
+
+
+def test_a_name_that_no_module_defines_is_found() -> None:
+    assert defined("ovsdino.pipeline.Segmenter.segment") and not defined("ovsdino.pipeline.Segmenter.nothing")
