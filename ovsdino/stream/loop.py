@@ -27,7 +27,8 @@ import numpy as np
 
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.stream.capture import Capture, Frame, LatestFrame
-from ovsdino.stream.watchdog import Histogram, Watchdog
+from ovsdino.stream.watchdog import Watchdog
+from ovsdino.timing import Histogram
 
 __all__ = ["Engine", "Segments", "Stream", "StreamResult", "stop_on_signals"]
 
