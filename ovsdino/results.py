@@ -190,7 +190,7 @@ class Segmentation:
             import supervision
         except ImportError as error:
             raise OVSDinoError(
-                "to_supervision needs supervision: pip install 'ovsdino[demo]' or pip install supervision"
+                "to_supervision needs supervision: pip install 'ovsdino[supervision]' or pip install supervision"
             ) from error
         present = self._present()
         if not present:

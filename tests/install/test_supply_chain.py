@@ -20,7 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     tomllib = pytest.importorskip("tomli")
 
-USED = ("clip", "probe", "train", "edge")  # the extras that are part of running ovsdino; demo and dev are not
+USED = ("clip", "probe", "train", "edge")  # the extras that running ovsdino needs; supervision and dev are not among them
 ALLOWED = frozenset(
     """MIT, MIT License, MIT-CMU, BSD, BSD License, BSD-2-Clause, BSD-3-Clause, BSD 3-Clause License,
     3-Clause BSD License,
