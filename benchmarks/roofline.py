@@ -1,4 +1,4 @@
-"""What a model costs and what a device can do at best: the figure to hold a measurement against.
+"""The cost of a model and the best that a device can do with it: a figure to compare a measurement with.
 
     python benchmarks/roofline.py --model s14 --height 448 --width 448 --classes 19 [--json]
     python benchmarks/roofline.py --write          the committed tables: results/, roofline.md, docs/jetson.md

@@ -25,7 +25,7 @@ COMMANDS: Commands = {
     "eval": Eval,
     "stream": StreamCommand,
     "text": Text,
-    "data": Group(summary="Check or convert a labelled data set.", commands={"check": Check, "convert": Convert}),
+    "data": Group(summary="Check or convert a labeled data set.", commands={"check": Check, "convert": Convert}),
     "report": Report,
     "masks": Masks,
     "train": Train,

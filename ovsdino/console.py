@@ -62,7 +62,7 @@ def note_escapes(texts: Iterable[object], encoding: str, where: str) -> None:
 
 
 def progress_bar(shown: bool = True) -> Progress:
-    """Return a progress bar on stderr; silent where stderr is no terminal that can move its cursor."""
+    """Return a progress bar on stderr; silent unless stderr is a terminal that can move its cursor."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

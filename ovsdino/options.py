@@ -20,7 +20,7 @@ DType = Literal["float32", "bfloat16", "float16", "auto"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model, with which weights."""
+    """The model, and its weights."""
 
     model: str = "nano"
     """Model name (see `ovsdino models`), folder of a shared model, or hub repository NAME/REPOSITORY[@REVISION]."""
@@ -52,7 +52,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterOptions(ModelOptions):
-    """Which model, where it runs, and how."""
+    """The model, its weights, device, number format and size of input."""
 
     device: str | None = None
     """cpu, cuda or cuda:N. Default: CUDA if there is one."""

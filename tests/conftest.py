@@ -1,4 +1,4 @@
-"""What every test gets: a fixed seed, one thread, ``gpu`` tests skipped without a GPU, and the folder of data sets."""
+"""The setting of every test: a fixed seed, one thread, no ``gpu`` tests without a GPU, and the folder of data sets."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread here and in child processes, unless OMP_NUM_THREADS says otherwise.
+    """Use one thread here and in child processes, unless OMP_NUM_THREADS says otherwise.
 
-    The tests' tensors are small, and threads that wait for a core spin: beside a busy process the training tests took
-    20 minutes with two threads and 20 seconds with one.
+    The tests' tensors are small, and threads that wait for a core spin: with another busy process the training tests
+    took 20 minutes with two threads and 20 seconds with one.
     """
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
     if config.getoption("--native-isa") != "best":
@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips tests marked ``gpu`` where torch sees no CUDA device."""
+    """Skip tests marked ``gpu`` where torch sees no CUDA device."""
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")
@@ -72,11 +72,11 @@ def _seed(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder of the data sets: ``$OVSDINO_DATA``, else ``../shared/data`` beside the repository; skips without it."""
+    """Return the folder of the data sets: ``$OVSDINO_DATA``, else ``../shared/data``; skip the test without it."""
     named = os.environ.get("OVSDINO_DATA")
     root = Path(named) if named else ROOT.parent / "shared" / "data"
     if root.is_dir():
         return root
     if named:
-        pytest.fail(f"OVSDINO_DATA={named} is no folder")
+        pytest.fail(f"OVSDINO_DATA={named} is not a folder")
     pytest.skip(f"no data sets: {root} is missing and OVSDINO_DATA is not set")

@@ -1,1 +1,1 @@
-"""What the benchmarks share: the clock, the machine, inputs, cases and reports."""
+"""Parts of the benchmarks: timing, memory, the machine, inputs, cases and reports."""

@@ -47,7 +47,7 @@ def image_logits(device: str) -> tuple[Tensor, str]:
             logits = segmenter.decode(segmenter.encode_image(picture), NOUNS.split())
         return logits.clone().float(), "logits of nano on china.jpg"
     except (ImportError, AttributeError, ValueError) as error:
-        print(f"nano is not at hand ({error}): logits from colours", file=sys.stderr, flush=True)
+        print(f"nano is not at hand ({error}): logits from colors", file=sys.stderr, flush=True)
     pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float().to(device) / 255
     pixels = F.interpolate(pixels, (73, 146), mode="area")
     rows, columns = torch.meshgrid(
@@ -56,7 +56,7 @@ def image_logits(device: str) -> tuple[Tensor, str]:
     features = torch.cat([pixels, rows[None, None], columns[None, None]], 1).flatten(2)[0]  # (5, N)
     chosen = features[:, torch.randperm(features.shape[1], generator=torch.Generator().manual_seed(0))[:150].to(device)]
     distance = torch.cdist(chosen.T, features.T).square()
-    return (-40 * distance).view(1, 150, 73, 146), "logits from the colours of a photograph"
+    return (-40 * distance).view(1, 150, 73, 146), "logits from the colors of a photograph"
 
 
 def resized(logits: Tensor, h: int, w: int) -> Tensor:

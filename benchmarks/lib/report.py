@@ -20,7 +20,7 @@ END = "<!-- end -->"
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Where a report goes."""
+    """The destinations of a report."""
 
     output: Path | None = None
     """Also write the JSON here."""

@@ -5,7 +5,7 @@
 The talk2dino protocol on a synthetic 2048x1024 image and random text, b14 with random weights (neither the time nor the
 memory depends on their values). By the protocol the image is 448x896 and 3 windows; --short-side 1024 keeps its full
 size, 36 windows. Stages: encode is the backbone; decode the cosine scores, merge the upsampling and summing of windows,
-postprocess the labels at image size; preprocess the resize and the normalisation.
+postprocess the labels at image size; preprocess the resize and the normalization.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much of structure attention's work a tile-skipping kernel could leave out on real images.
+"""The share of structure attention's work that a tile-skipping kernel could leave out on real images.
 
     python benchmarks/studies/tile_skipping.py --root data [--model nano] [--json] [--output F]
 

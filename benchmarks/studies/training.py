@@ -49,7 +49,7 @@ class Training(ReportOptions):
     rounds: int = 5
     """Steps of each side."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the steps run."""
+    """Device of the steps."""
     float32: bool = False
     """Train without autocast to bfloat16."""
     only: Literal["native", "plain"] | None = None
@@ -101,7 +101,7 @@ class Step:
         data = WeakDataConfig(masks="random")
         config = WeakConfig(model=args.model, data=data, optim=OptimConfig(bf16=not args.float32))
         self.objective = WeakObjective(model, config).to(args.device)
-        self.optimiser = torch.optim.AdamW([p for p in self.objective.parameters() if p.requires_grad])
+        self.optimizer = torch.optim.AdamW([p for p in self.objective.parameters() if p.requires_grad])
         p = model.config.patch_size
         side, texts = args.size // p, 16
         self.images = torch.rand(args.batch, 3, side * p, side * p, device=args.device)
@@ -116,9 +116,9 @@ class Step:
         inputs = Inputs(self.images, self.regions, self.text, self.positives, self.masks, self.quality)
         values: dict[str, torch.Tensor] = self.objective(inputs)
         loss = torch.stack([value.mean() for value in values.values()]).sum()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
 
     def on(self, backend: str) -> None:
         """Run a step with the ops of a backend, to its end on the device."""
@@ -130,10 +130,10 @@ class Step:
 
 def blobs(batch: int, count: int, side: int) -> torch.Tensor:
     """Return (batch, count, side, side) bool ellipses of 0.3 to 8 % of the area, as pseudo-masks are."""
-    centre = torch.rand(batch, count, 2, 1, 1) * side
+    center = torch.rand(batch, count, 2, 1, 1) * side
     radius = (0.03 + 0.13 * torch.rand(batch, count, 2, 1, 1)) * side
     grid = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
-    return (((grid - centre) / radius) ** 2).sum(2) < 1
+    return (((grid - center) / radius) ** 2).sum(2) < 1
 
 
 def text(report: dict[str, Any]) -> str:

@@ -13,14 +13,14 @@ from ovsdino.parsing import Argument
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Count a data set's files against the official numbers, read labels, say what is missing and where it is."""
+    """Count a data set's files against the official numbers, read labels, and name missing files with their source."""
 
     name: Annotated[str, Argument("NAME")]
     """camvid, folder, voc21, voc20, context60, context59, coco-object, coco-stuff, cityscapes or ade20k."""
     root: Path | None = None
     """Folder of the data set, or the one above it. Default: $OVSDINO_DATA."""
     split: str = "val"
-    """Which part of the data set."""
+    """Part of the data set: train, val or another that it has."""
     every: bool = False
     """Decode every image and label, not a sample of 20."""
     json: bool = False
@@ -57,7 +57,7 @@ class Convert:
     root: Path | None = None
     """Folder of the data set, or the one above it. Default: $OVSDINO_DATA."""
     split: str = "val"
-    """Which part of the data set."""
+    """Part of the data set: train, val or another that it has."""
     output: Path | None = None
     """Folder that gets the label folders. Default: the data set's own."""
     json: bool = False

@@ -1,4 +1,4 @@
-"""`ovsdino eval`: scores on a labelled data set."""
+"""`ovsdino eval`: score a model on a labeled data set."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SLOWEST = timedelta(hours=12)  # that the other processes wait for the slowest: 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(SegmenterOptions):
-    """Score a model on a labelled data set: mIoU, pixel accuracy, boundary F1, Boundary IoU, recall by size.
+    """Score a model on a labeled data set: mIoU, pixel accuracy, boundary F1, Boundary IoU, recall by size.
 
-    The eight benchmarks run under the talk2dino protocol, whose every setting has an option here. Several processes
+    The eight benchmarks run under the talk2dino protocol; each of its settings has an option here. Several processes
     share the images: torchrun --nproc-per-node N -m ovsdino eval ...
     """
 
@@ -35,15 +35,16 @@ class Eval(SegmenterOptions):
     root: Path | None = None
     """Folder with DATASET_SPLIT.zip or the data set's own folders. Default: $OVSDINO_DATA."""
     split: str = "val"
-    """Which part of the data set."""
+    """Part of the data set: train, val or another that it has."""
     protocol: Literal["talk2dino", "dinov3", "native"] | None = None
-    """native segments as `ovsdino segment` does. Default: talk2dino for the eight benchmarks, native for the others."""
+    """Protocol of the evaluation; native segments as `ovsdino segment` does. Default: talk2dino for the eight
+    benchmarks, native for the others."""
     class_names: Path | None = None
     """JSON file: class name to the text, or list of texts to average, that is used in its place."""
     limit: int | None = None
     """Take the first N images only."""
     background: Annotated[float | None, OptionalValue("T", DEFAULT_BACKGROUND)] = None
-    """native: leave pixels less certain than T (0..1, 0.5 if no number follows) unlabelled; they count as errors, or as
+    """native: leave pixels less certain than T (0..1, 0.5 if no number follows) unlabeled; they count as errors, or as
     the data set's background class. Protocols: constant score of the background channel."""
     window: int | None = None
     """Side of a sliding window in pixels of the resized image. Default: the protocol's; native: the whole image."""
@@ -65,16 +66,16 @@ class Eval(SegmenterOptions):
     pamr_iterations: int | None = None
     """Protocols: PAMR with another number of iterations."""
     pamr_dilations: tuple[int, ...] = ()
-    """Protocols: distances of PAMR's neighbours. Default: 1 2 4 8 12 24."""
+    """Protocols: distances of PAMR's neighbors. Default: 1 2 4 8 12 24."""
     window_align_corners: Literal["on", "off"] | None = None
-    """Protocols: of the upsampling to the window. Default: on."""
+    """Protocols: align_corners of the upsampling to the window. Default: on."""
     final_align_corners: Literal["on", "off"] | None = None
-    """Protocols: of the resize to the image. Default: off."""
+    """Protocols: align_corners of the resize to the image. Default: off."""
     batch_size: int | None = None
     """Windows in one forward. Default: 8, halved when memory runs out."""
     json: bool = False
     """Print one JSON object on stdout; scores in 0..1. mIoU is the mean over classes of intersections over unions, both
-    summed over the data set; a class neither labelled nor predicted anywhere is null and left out."""
+    summed over the data set; a class neither labeled nor predicted anywhere is null and left out."""
 
     def run(self) -> int:
         from ovsdino.data.benchmarks import SPECS
@@ -130,10 +131,10 @@ class Eval(SegmenterOptions):
         return 0
 
     def _protocol(self, name: str) -> Protocol | None:
-        """The preset with this line's changes; None for native.
+        """Return the preset with the changes of this line; None for native.
 
         Raises:
-            OVSDinoError: an option that native does not have, or a value out of range.
+            OVSDinoError: An option that native does not have, or a value out of range.
         """
         from ovsdino.eval.protocol import preset
         from ovsdino.models.zoo import get_config
@@ -172,7 +173,7 @@ class Eval(SegmenterOptions):
         return dataclasses.replace(base, **changes)
 
     def _on_own_device(self, world: int) -> Eval:
-        """Under torchrun each process takes the GPU of its local rank, unless a device is named."""
+        """Take the GPU of the local rank, as each process under torchrun does unless a device is named."""
         import torch
 
         if world == 1 or not torch.cuda.is_available() or self.device not in (None, "cuda"):

@@ -1,4 +1,4 @@
-"""`ovsdino models`: what the zoo holds."""
+"""`ovsdino models`: list the zoo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ovsdino probe`: boundary awareness by layer."""
+"""`ovsdino probe`: measure the boundary awareness of each layer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeLayers(SegmenterOptions):
-    """Measure what each block of a model knows of boundaries: a linear readout, and local contrast."""
+    """Measure the knowledge of boundaries in each block of a model: a linear readout, and local contrast."""
 
     dataset: str = "bsds500"
-    """bsds500."""
+    """Data set; bsds500 is the only one."""
     root: Path | None = None
     """Folder with bsds500_train.zip and bsds500_val.zip, or BSDS500's own folders. Default: $OVSDINO_DATA."""
     limit: int | None = None
     """Take the first N images of each split only."""
     matching: Literal["one-to-one", "nearest"] = "one-to-one"
     """one-to-one matches boundary pixels with each annotator's as BSDS500's benchmark does; nearest lets pixels share a
-    partner: faster, and kinder."""
+    partner: faster, and with higher scores."""
     output: Path = Path("probe")
     """Folder for probe_MODEL.csv and probe_MODEL.png."""
     json: bool = False

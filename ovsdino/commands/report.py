@@ -1,4 +1,4 @@
-"""`ovsdino report`: results beside the published ones."""
+"""`ovsdino report`: table results next to the published ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ovsdino.parsing import Argument
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Turn results of `ovsdino eval --json` into a Markdown table beside the published rows."""
+    """Turn results of `ovsdino eval --json` into a Markdown table next to the published rows."""
 
     results: Annotated[tuple[str, ...], Argument("[LABEL=]RESULT.json...")] = ()
     """Files that `ovsdino eval --json` wrote; LABEL names the table's row."""

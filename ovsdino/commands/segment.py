@@ -1,4 +1,4 @@
-"""`ovsdino segment`: images and words in, overlay and label pictures out."""
+"""`ovsdino segment`: segment images by words, and write overlay and label pictures."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Segment(SegmenterOptions):
     classes: str
     """Words, separated by commas; "car|automobile" averages two words for one class."""
     output: Path = Path("segmented")
-    """Folder for NAME_overlay.png (colours, borders, legend) and NAME_labels.png (class indices, palette)."""
+    """Folder for NAME_overlay.png (colors, borders, legend) and NAME_labels.png (class indices, palette)."""
     background: Annotated[float | None, OptionalValue("T", DEFAULT_BACKGROUND)] = None
-    """Leave pixels less certain than T (0..1, 0.5 if no number follows) unlabelled."""
+    """Leave pixels less certain than T (0..1, 0.5 if no number follows) unlabeled."""
     window: int | None = None
     """Side of a sliding window in pixels of the resized image. Default: the whole image at once."""
     stride: int | None = None
     """Step of the window. Default: half of it."""
     warm_up: bool = False
-    """Segment the first image of each shape once before it is timed: what a first call allocates and compiles is then
-    not in its "ms"."""
+    """Segment the first image of each shape once before it is timed, so that its "ms" has no allocation or compilation
+    of a first call in it."""
     json: bool = False
     """Print one JSON object on stdout; "ms" is the time of reading, resizing, network and labels, without writing the
     pictures."""
@@ -71,7 +71,7 @@ class Segment(SegmenterOptions):
         """Return the files to segment, and an entry for each folder that gives none.
 
         Raises:
-            OVSDinoError: There is no file at all.
+            OVSDinoError: Nothing was given.
         """
         from ovsdino.io.images import expand_paths
 

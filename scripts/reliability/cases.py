@@ -38,7 +38,7 @@ class Case:
     Attributes:
         run: In a fork.
         code: The exit code that is promised; with 2 stderr must hold one line that begins with "error: ".
-        after: Returns what is wrong afterwards, a line each.
+        after: Returns the faults found afterwards, one line for each.
     """
 
     run: Callable[[], int]
@@ -113,7 +113,7 @@ def try_cases(show: bool = False) -> dict[str, Outcome]:
 
 
 def hostile_paths(folder: Path) -> Iterator[tuple[str, Case]]:
-    """Inputs that are no files, or whose names no file system takes."""
+    """Try inputs that are not files, or whose names no file system takes."""
     good = folder / "good.png"
     good.write_bytes(data.picture("PNG"))
     os.mkfifo(folder / "pipe.png")
@@ -153,7 +153,7 @@ def train(*words: object) -> Callable[[], int]:
 
 
 def hostile_settings(folder: Path) -> Iterator[tuple[str, Case]]:
-    """Numbers and names out of their ranges."""
+    """Try numbers and names out of their ranges."""
     config = training_folder(folder)
     settings = (
         "optim.lr=-1", "optim.lr=nan", "optim.lr=x", "optim.steps=-5", "optim.steps=0", "optim.steps=1e400",
@@ -194,7 +194,7 @@ def hostile_settings(folder: Path) -> Iterator[tuple[str, Case]]:
 
 
 def process(*words: object, stdout: str = os.devnull, interrupted_at: Path | None = None) -> Callable[[], int]:
-    """Return what runs a line of the command line in a process of its own.
+    """Return a function that runs a line of the command line in a process of its own.
 
     Args:
         words: The line.
@@ -215,7 +215,7 @@ def process(*words: object, stdout: str = os.devnull, interrupted_at: Path | Non
 
 
 def terminals(folder: Path) -> Iterator[tuple[str, Case]]:
-    """A stdout that takes nothing, and Ctrl-C."""
+    """Try a stdout that takes nothing, and Ctrl-C."""
     image, images = folder / "a.png", folder / "pictures"
     image.write_bytes(data.picture("PNG"))
     data.files_of(images, {f"{i:03d}.png": data.picture("PNG", data.pixels(i, 48, 48)) for i in range(70)})
@@ -229,7 +229,7 @@ def terminals(folder: Path) -> Iterator[tuple[str, Case]]:
 
 
 def full_disk(folder: Path) -> Iterator[tuple[str, Case]]:
-    """Every writer where the disk is full: exit code 2, and nothing cut off has a name."""
+    """Try every writer where the disk is full: exit code 2, and nothing cut off has a name."""
     config = training_folder(folder)
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
     image = folder / "a.png"
@@ -263,7 +263,7 @@ def full_disk(folder: Path) -> Iterator[tuple[str, Case]]:
 
 
 def locks(folder: Path) -> Iterator[tuple[str, Case]]:
-    """Two writers of one folder, and outputs that are inputs."""
+    """Try two writers of one folder, and outputs that are inputs."""
     from ovsdino.io.files import lock_folder
 
     images, out = folder / "pictures", folder / "out"

@@ -27,12 +27,12 @@ HEIGHT, WIDTH = 24, 32
 
 @dataclass(frozen=True)
 class Format:
-    """What is damaged, and how.
+    """A format: its sample, its reader, and its damage.
 
     Attributes:
-        make: Writes the sample; see the module.
+        make: Writes the sample; see the module's docstring.
         damage: Changes its bytes.
-        share: Of the mutants, relative to the other formats: less for what is slow to read.
+        share: Share of the mutants, relative to the other formats: less for what is slow to read.
         whole: Every change must be refused, since the file's hash is kept with it.
     """
 

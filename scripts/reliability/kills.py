@@ -30,7 +30,7 @@ SECONDS = 120  # after which a killed work hangs
 
 @dataclass
 class Ended:
-    """How a fork ended: its exit code, or minus the signal; and what it wrote to stderr."""
+    """The end of a fork: its exit code, or minus the signal, and its stderr."""
 
     code: int
     said: str
@@ -88,7 +88,7 @@ def waited(child: int, seconds: float) -> int | None:
 
 
 def line(*words: object) -> Callable[[], int]:
-    """Return what runs a line of the command line."""
+    """Return a function that runs a line of the command line."""
     from ovsdino.cli import main
 
     return lambda: main([str(word) for word in words])
@@ -96,12 +96,12 @@ def line(*words: object) -> Callable[[], int]:
 
 @dataclass
 class Work:
-    """What is killed.
+    """A work that is killed.
 
     Attributes:
         run: Begins the work, or goes on with it.
-        check: Returns what is wrong with what lies there, a line each.
-        result: Returns what the finished work is: equal for equal work.
+        check: Returns the faults of the files that are there, one line for each.
+        result: Returns the finished work in a form that is equal for equal work.
     """
 
     run: Callable[[], int]
@@ -161,7 +161,7 @@ def training_work(folder: Path, output: Path) -> Work:
 
 
 def export_work(folder: Path, output: Path) -> Work:
-    """The export of a small model to ONNX with its sidecar."""
+    """Export a small model to ONNX with its sidecar."""
     from ovsdino.deploy.export.publish import publish
     from ovsdino.deploy.export.trace import export_graph
     from ovsdino.edge.sidecar import Sidecar

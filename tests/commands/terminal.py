@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Seen:
-    """What a terminal showed, and the exit code."""
+    """The text that a terminal showed, and the exit code."""
 
     code: int
     text: str

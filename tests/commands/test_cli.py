@@ -41,7 +41,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, di
 
 
 def command(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The real command in its own process, outside the repository."""
+    """Run the real command in its own process, outside the repository."""
     return subprocess.run(
         [sys.executable, "-m", "ovsdino", *map(str, args)],
         capture_output=True,
@@ -271,7 +271,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     environment: dict[str, str],
     words: str,
 ) -> None:
-    (tmp_path / "text.jpg").write_text("this is no picture")
+    (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "empty").mkdir()
     trees.ade20k(tmp_path / "ade", {"one": trees.label(1)})
     trees.folder(tmp_path / "own")
@@ -453,17 +453,25 @@ def test_train_hands_its_arguments_over(capsys: pytest.CaptureFixture[str], monk
     assert seen == [["c.yaml", "optim.steps=3", "output=runs/x"], ["c.yaml", "output=runs/x", "optim.steps=3"]]
 
 
-def test_help_needs_no_torch_and_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["segment", "--help"]) == 0
-    assert "--classes" in capsys.readouterr().out
-    code = (
-        "import sys, ovsdino.cli; ovsdino.cli.main(['--help']); import ovsdino; ovsdino.cli.main(['--version']);"
-        "sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'PIL', 'timm')))"
-    )
+IMPORTS = """
+import contextlib, io, sys
+import ovsdino, ovsdino.cli
+from ovsdino.parsing import Group
+with contextlib.redirect_stderr(io.StringIO()):
+    for name, command in ovsdino.cli.COMMANDS.items():
+        for inner in command.commands if isinstance(command, Group) else ("",):
+            line = [word for word in (name, inner) if word]
+            assert ovsdino.cli.main([*line, "--help"]) == 0 and ovsdino.cli.main([*line, "--nothing"]) == 2
+    assert ovsdino.cli.main(["--help"]) == 0 and ovsdino.cli.main(["--version"]) == 0 and ovsdino.cli.main(["x"]) == 2
+print(*sorted({"torch", "numpy", "PIL", "timm", "rich", "scipy"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def test_help_and_usage_errors_of_every_command_import_neither_torch_nor_numpy() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "segment" in done.stdout and re.search(r"^ovsdino \d", done.stdout, re.M)
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0 and done.stderr == "\n", done.stderr
+    assert "--classes" in done.stdout and re.search(r"^ovsdino \d", done.stdout, re.M)
 
 
 def test_the_real_command_segments_and_fails_cleanly(street: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees: plain lines on a terminal of any width, help that is right, and one line for what went wrong."""
+"""The command line as a person sees it: plain lines at any width, correct help, and one line for an error."""
 
 from __future__ import annotations
 

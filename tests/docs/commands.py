@@ -117,8 +117,8 @@ def check_options(words: Sequence[str]) -> None:
     """Parse a command without running it.
 
     Raises:
-        OVSDinoError: it has an option or value that there is not.
-        KeyError: it is no command whose options are known.
+        OVSDinoError: It has an unknown option or a bad value.
+        KeyError: It is a command whose options are unknown here.
     """
     words = words[: words.index(">")] if ">" in words else words
     if words[0] == "torchrun":

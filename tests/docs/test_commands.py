@@ -69,7 +69,7 @@ def reason(table: list[tuple[str, str]], command: Command) -> str | None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """A reader's checkout: the scripts, street.jpg, and data/ laid out as README says."""
+    """Lay out a reader's checkout: the scripts, street.jpg, and data/ laid out as README says."""
     folder = tmp_path_factory.mktemp("reader")
     for name in ("configs", "benchmarks", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
@@ -91,7 +91,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
 
 @pytest.fixture(scope="module")
 def done() -> set[str]:
-    """The commands that ran."""
+    """Return the commands that ran."""
     return set()
 
 

@@ -18,7 +18,7 @@ NOT_COPIED = (".git", ".venv", "build", "dist", "outputs", "runs", "__pycache__"
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A copy of the sources without anything built."""
+    """Return a copy of the sources without anything built."""
     copy = tmp_path / "source"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_COPIED))
     return copy
@@ -26,7 +26,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Environment:
-    """A fresh environment that sees the packages of this interpreter (torch, setuptools, …) but not its ovsdino.
+    """Make a fresh environment that sees the packages of this interpreter (torch, setuptools, …) but not its ovsdino.
 
     A folder that a ``.pth`` file names is searched, while ``.pth`` files inside it, such as an editable install's, are
     not read; and an ovsdino of the environment's own comes first.
@@ -40,7 +40,7 @@ def environment(tmp_path: Path) -> Environment:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder that holds no sources."""
+    """Return a folder without sources."""
     folder = tmp_path / "outside"
     folder.mkdir()
     return folder
@@ -48,7 +48,7 @@ def outside(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_tools(tmp_path: Path) -> Path:
-    """An empty folder, to be the whole PATH of a machine without compilers."""
+    """Return an empty folder, the whole PATH of a machine without compilers."""
     folder = tmp_path / "no_tools"
     folder.mkdir()
     return folder
@@ -56,7 +56,7 @@ def no_tools(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def build_wheel(tmp_path: Path) -> Callable[..., Path]:
-    """Function that builds a wheel from a source tree or an sdist with the tools at hand, and returns its path."""
+    """Return a function that builds a wheel from a source tree or an sdist, and returns its path."""
 
     def build(source: Path, *options: str, **env: str) -> Path:
         folder = tmp_path / "wheels"

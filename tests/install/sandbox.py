@@ -27,17 +27,17 @@ class Environment:
         return check(*pip("--python", self.python, "install", "-v", "--no-build-isolation", "--no-deps", *what), **env)
 
     def run(self, code: str, cwd: Path) -> str:
-        """Runs Python code in a folder; returns what it prints."""
+        """Run Python code in a folder, and return its output."""
         return check(self.python, "-c", code, cwd=cwd).strip()
 
 
 def pip(*arguments: str | Path) -> list[str | Path]:
-    """The pip command of the interpreter that runs the tests."""
+    """Return the pip command of the interpreter that runs the tests."""
     return [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
 
 
 def attempt(*command: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command with its output captured, both streams together; an empty value takes a variable away."""
+    """Run a command with its output captured, both streams together; an empty value takes a variable away."""
     merged = {**os.environ, **env}
     return subprocess.run(
         [str(part) for part in command],

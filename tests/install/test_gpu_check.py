@@ -21,7 +21,7 @@ FACTS = {"gpu": "none", "compute_capability": "9.0"}
 
 @pytest.fixture
 def staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An output folder, with the package of this checkout laid out beside it."""
+    """Make an output folder, with the package of this checkout next to it."""
     monkeypatch.setattr(gpu_check, "STAGE", tmp_path / "stage")
     gpu_check.stage_package()
     for module in (ROOT / "ovsdino").glob("_C*.so"):
@@ -32,7 +32,7 @@ def staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def sanitizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compute-sanitizer on PATH that runs the command and prints a summary."""
+    """Put a compute-sanitizer on PATH that runs the command and prints a summary."""
     tool = tmp_path / "tools" / "compute-sanitizer"
     tool.parent.mkdir()
     tool.write_text(f"""#!/bin/sh

@@ -25,7 +25,7 @@ for module in (ovsdino, ovsdino._C, ovsdino.kernels, ovsdino.deploy):
 
 
 def expected_sources() -> set[str]:
-    """The wheel's path of every source and weight file of the repository."""
+    """Return the wheel's path of every source and weight file of the repository."""
     weights = (ROOT / "ovsdino" / "weights").glob("*")
     names = {f"ovsdino/weights/{path.name}" for path in weights if path.suffix in (".safetensors", ".json", ".md")}
     for folder, package in (
@@ -38,7 +38,7 @@ def expected_sources() -> set[str]:
 
 
 def packed(wheel: Path) -> set[str]:
-    """The files of a wheel, its metadata left out."""
+    """Return the files of a wheel, its metadata left out."""
     return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
 
@@ -79,7 +79,7 @@ def test_cuda_asked_for_without_nvcc_fails_in_one_clear_line(source: Path, tmp_p
 
 @pytest.mark.slow
 def test_a_compiler_that_fails_is_an_error(source: Path, tmp_path: Path) -> None:
-    (source / "csrc" / "bindings.cpp").write_text("this is no C++\n")
+    (source / "csrc" / "bindings.cpp").write_text("not C++\n")
     command = pip("wheel", "-v", "--no-build-isolation", "--no-deps", "-w", tmp_path / "wheels", source)
     done = attempt(*command, OVSDINO_CUDA="0")
     assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""What the native build decides before it compiles, and how it says what is missing."""
+"""The decisions of the native build before it compiles, and its messages on missing parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def build_native() -> ModuleType:
 
 @pytest.fixture
 def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A CUDA_HOME whose nvcc knows SM 75 to 120, with nothing on PATH."""
+    """Make a CUDA_HOME whose nvcc knows SM 75 to 120, with nothing on PATH."""
     nvcc = tmp_path / "cuda" / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text("#!/bin/sh\nfor sm in 75 80 86 87 88 89 90 100 120; do echo sm_$sm; done\n")

@@ -1,4 +1,4 @@
-"""What ovsdino stands on: licences, known holes, hashes."""
+"""The packages that ovsdino needs: licenses, known holes, hashes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ if sys.version_info >= (3, 11):
 else:
     tomllib = pytest.importorskip("tomli")
 
-USED = ("clip", "probe", "train", "edge")  # the extras that running ovsdino needs; supervision and dev are not among them
+USED = (
+    "clip",
+    "probe",
+    "train",
+    "edge",
+)  # the extras that running ovsdino needs; supervision and dev are not among them
 ALLOWED = frozenset(
     """MIT, MIT License, MIT-CMU, BSD, BSD License, BSD-2-Clause, BSD-3-Clause, BSD 3-Clause License,
     3-Clause BSD License,
@@ -110,7 +115,7 @@ def test_no_dependency_brings_codecs_under_the_gpl() -> None:
 
 
 def pinned() -> dict[str, list[str]]:
-    """The lines of constraints.txt by requirement, each with its hashes."""
+    """Return the lines of constraints.txt by requirement, each with its hashes."""
     text = (ROOT / "constraints.txt").read_text().replace("\\\n", " ")
     lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
     return {" ".join(part for part in line if not part.startswith("--hash")): line for line in lines}

@@ -22,7 +22,7 @@ class Draw:
 
 
 def vit_blocks(draw: Draw, dim: int, depth: int) -> State:
-    """What DINOv2 and DINOv3 name alike: patch embedding, blocks, final norm."""
+    """Return the weights that DINOv2 and DINOv3 name alike: patch embedding, blocks, final norm."""
     state: State = {}
 
     def linear(name: str, out: int, inputs: int) -> None:
@@ -48,7 +48,7 @@ def vit_blocks(draw: Draw, dim: int, depth: int) -> State:
 
 
 def dinov2(dim: int, depth: int, seed: int = 0) -> State:
-    """dinov2_vit*14_reg4_pretrain.pth: 518 pixels, class token, four registers; the positions include the class's."""
+    """Return dinov2_vit*14_reg4_pretrain.pth: 518 pixels, class token with a position, four registers."""
     draw = Draw(seed)
     return {
         "cls_token": draw(1, 1, dim, std=0.5),
@@ -62,7 +62,7 @@ def dinov2(dim: int, depth: int, seed: int = 0) -> State:
 
 
 def dinov3(dim: int, depth: int, heads: int, seed: int = 0) -> State:
-    """dinov3_vit*16_pretrain_lvd1689m.pth: rotary positions, four storage tokens, attention biases all zero."""
+    """Return dinov3_vit*16_pretrain_lvd1689m.pth: rotary positions, four storage tokens, attention biases all zero."""
     draw = Draw(seed)
     quarter = dim // heads // 4
     state = {
@@ -81,7 +81,7 @@ def dinov3(dim: int, depth: int, heads: int, seed: int = 0) -> State:
 
 
 def clip(seed: int = 0) -> State:
-    """The state dict of OpenAI's ViT-B-16.pt: linear layers in half precision, three scalars beside the weights."""
+    """Return the state dict of OpenAI's ViT-B-16.pt: linear layers in half precision, and three more scalars."""
     draw = Draw(seed)
     state: State = {
         "positional_embedding": draw(77, 512, std=0.1),

@@ -63,7 +63,7 @@ def make_labelled(root):
 
 
 def write_config(root, output, **changes):
-    """The file of a run on `make_folder`'s data; `changes` are laid over it key by key."""
+    """Write the file of a run on `make_folder`'s data; `changes` are laid over it key by key."""
     tree = {
         "supervision": "captions",
         "output": str(output),
@@ -108,7 +108,7 @@ def trainer(path, *overrides):
 
 
 def gradients(it):
-    """The gradient of the first step, by parameter, and the terms."""
+    """Return the gradient of the first step, by parameter, and the terms."""
     batch = next(iter(it.batches(0, 1)))
     it.train_mode()
     terms = it.losses(batch)
@@ -132,6 +132,6 @@ def go(path, overrides=()):
 
 
 def limited(path, most):
-    """A run that can write no file larger than `most` bytes, as on a disk that is full."""
+    """Run where no file can be larger than `most` bytes, as on a disk that is full."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     go(path)

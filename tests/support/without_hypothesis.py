@@ -25,7 +25,7 @@ class Anything:
 
 
 def given(**drawn: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A test that is skipped, with the parameters that hypothesis would not have filled."""
+    """Return a test that is skipped, with the parameters that hypothesis would not have filled."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         def skipped(**arguments: Any) -> None:
@@ -42,7 +42,7 @@ def given(**drawn: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def install() -> Anything:
-    """Puts the stand-in into ``sys.modules``; its `settings`."""
+    """Put the stand-in into ``sys.modules``; its `settings`."""
     module, strategies = ModuleType("hypothesis"), ModuleType("hypothesis.strategies")
     anything = Anything()
     strategies.__getattr__ = anything.__getattr__  # type: ignore[method-assign]
