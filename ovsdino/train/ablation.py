@@ -27,7 +27,7 @@ from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.zoo import build_model
 from ovsdino.ops import use_backend
 from ovsdino.pipeline import Segmenter
-from ovsdino.settings import Size, Within, anchored, build_config, merged, overridden, read_yaml
+from ovsdino.settings import InputPath, Size, Within, anchored, build_config, merged, overridden, read_yaml
 from ovsdino.train.config import RunConfig
 from ovsdino.train.initial import changed_model
 from ovsdino.train.segmentation import SegmentationTrainer
@@ -50,12 +50,12 @@ class Ablation:
         variants: The changes of each variant by its name; the first is the baseline of the others.
     """
 
-    base: str
+    base: Annotated[str, InputPath()] = ""
     output: Annotated[str, Size(1, 4096)] = "runs/ablation"
-    seeds: tuple[Annotated[int, Within(0, 2**31 - 1)], ...] = (0, 1, 2)
+    seeds: Annotated[tuple[Annotated[int, Within(0, 2**31 - 1)], ...], Size(1, 1000)] = (0, 1, 2)
     pretrain: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
-    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    variants: Annotated[dict[str, dict[str, Any]], Size(2, 1000)] = field(default_factory=dict)
 
 
 def load_ablation(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[Ablation, dict[str, Any]]:
@@ -64,38 +64,23 @@ def load_ablation(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[Ab
     Raises:
         OVSDinoError: A file is missing or not YAML, a key is unknown, a setting is wrong, or nothing is compared.
     """
-    tree = read_yaml(path)
     folder = Path(path).parent
-    if isinstance(tree.get("base"), str):
-        tree["base"] = str(folder / tree["base"])
-    first = _checked(overridden(tree, overrides), path)
-    base = read_config(first["base"])
+    tree = {"variants": {}, **anchored(Ablation, read_yaml(path), folder)}
+    first: Ablation = build_config(Ablation, overridden(tree, overrides), "")
+    if not first.base:
+        raise OVSDinoError(f"{path}: base is missing: name the training configuration, e.g. base: nano.yaml")
+    base = read_config(first.base)
     kind = supervision(base)
-    for key in ("pretrain", "train"):
+    for key in ("pretrain", "train"):  # of the file alone: an override's paths are relative to the working folder
         tree[key] = anchored(kind, tree.get(key, {}), folder)
     if isinstance(tree.get("variants"), dict):
         tree["variants"] = {name: anchored(kind, changes, folder) for name, changes in tree["variants"].items()}
-    study: Ablation = build_config(Ablation, _checked(overridden(tree, overrides), path), "")
+    study: Ablation = build_config(Ablation, overridden(tree, overrides), "")
     for name in study.variants:  # a mistake in the last variant must not wait for the runs of the first
-        if not isinstance(name, str) or name != Path(name).name or name.startswith("."):
+        if name != Path(name).name or name.startswith("."):
             raise OVSDinoError(f"{path}: variants: {name!r} cannot be the name of a folder")
         changed_model(_config(study, base, name, study.seeds[0]))
     return study, base
-
-
-def _checked(tree: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """Return a study's mapping, once it has a base and something to compare."""
-    unknown = [key for key in tree if key not in Ablation.__dataclass_fields__]
-    if unknown:
-        raise OVSDinoError(f"{path}: unknown key {unknown[0]!r:.60}; known: {', '.join(Ablation.__dataclass_fields__)}")
-    if not isinstance(tree.get("base"), str):
-        raise OVSDinoError(f"{path}: base is missing: name the training configuration, e.g. base: nano.yaml")
-    seeds, variants = tree.get("seeds", [0]), tree.get("variants", {})
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
-        raise OVSDinoError(f"{path}: seeds must be a list of whole numbers, got {one_line(seeds, 60)}")
-    if not isinstance(variants, dict) or len(variants) < 2 or not all(isinstance(v, dict) for v in variants.values()):
-        raise OVSDinoError(f"{path}: variants must be a mapping of two or more names to what they change")
-    return tree
 
 
 def run_ablation(study: Ablation, base: dict[str, Any], log: Log) -> dict[str, Any]:

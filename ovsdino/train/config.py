@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.settings import Count, InputPath, Positive, Probability, Size, Within
+from ovsdino.settings import Count, InputPath, Positive, Probability, Share, Size, Within
 
 Side = Annotated[int, Within(1, 16384)]
 
@@ -96,16 +96,22 @@ class RunConfig(CommonConfig):
         return (self.backbone_weights, self.text_weights, self.projection, self.clip_weights)
 
 
-class _Stage(Protocol):
-    @property
-    def until(self) -> float: ...
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of training.
+
+    Attributes:
+        until: It ends at this fraction of all steps.
+    """
+
+    until: Share = 1.0
 
 
-Stage = TypeVar("Stage", bound=_Stage)
+AnyStage = TypeVar("AnyStage", bound=Stage)
 
 
-def stage_at(stages: Sequence[Stage], step: int, steps: int) -> Stage:
-    """Return the stage of a step: the first whose `until`, a fraction of all steps, lies beyond it."""
+def stage_at(stages: Sequence[AnyStage], step: int, steps: int) -> AnyStage:
+    """Return the stage of a step: the first that ends after it, else the last."""
     return next((stage for stage in stages if step < stage.until * steps), stages[-1])
 
 

@@ -132,9 +132,12 @@ def test_a_variant_has_no_such_part_runs_and_starts_as_the_baseline(changes, gon
         ("variants.wrong={architecture: {smd: {gate: {a: 1}}}}", "nano.smd.gate: no field 'a'; fields: none"),
         ("variants.wrong={decodr: false}", "unknown key 'decodr'"),
         ("variant={}", "unknown key 'variant'"),
-        ("seeds=[]", "seeds must be a list"),
-        ("variants={baseline: {}}", "two or more"),
-        ("base=3", "base is missing"),
+        ("seeds=[]", "seeds: expected 1 to 1000 entries, got 0"),
+        ("seeds=3", "seeds: expected a list, got 3"),
+        ("variants={baseline: {}}", "variants: expected 2 to 1000 entries, got 1"),
+        ("variants={a: {}, b: 3}", "variants.b: expected a mapping, got 3"),
+        ("base=3", "base: expected str, got 3"),
+        ("base=", "base is missing"),
         ("variants={a: {}, ../x: {}}", "cannot be the name of a folder"),
         ("seeds=[-1]", "seeds\\[0\\]: expected a whole number in \\[0, 2.14748e\\+09\\], got -1"),
         ("variants.wrong={optim: {lr: -1}}", "optim.lr: expected a number in"),
@@ -145,6 +148,12 @@ def test_mistakes_are_named_before_anything_is_trained(study_file, tmp_path, cha
     with pytest.raises(OVSDinoError, match=shown):
         load_ablation(study_file, (change,))
     assert not (tmp_path / "study").exists()
+
+
+def test_a_study_without_variants_is_refused(tmp_path):
+    (tmp_path / "study.yaml").write_text("base: nano.yaml\n")
+    with pytest.raises(OVSDinoError, match="variants: expected 2 to 1000 entries, got 0"):
+        load_ablation(tmp_path / "study.yaml")
 
 
 def test_the_table_goes_into_its_place_in_a_page(study_file, tmp_path, monkeypatch):

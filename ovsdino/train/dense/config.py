@@ -6,24 +6,22 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ovsdino.settings import InputPath, Positive, Probability, Share, Size, Weight, Within
-from ovsdino.train.config import RunConfig, Side
+from ovsdino.train.config import RunConfig, Side, Stage
 
 Phrase = Annotated[str, Size(1, 1000)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageConfig:
+class StageConfig(Stage):
     """A stretch of training at one crop size.
 
     Attributes:
-        until: The stage ends at this fraction of all steps.
         height, width: Crop size in pixels, multiples of the patch size.
         batch: Images of a step.
         area: Smallest fraction of the image that a crop covers.
         neighbours: Probability that a class is called by a vocabulary word near its phrases (`TextSupervision`).
     """
 
-    until: Share = 1.0
     height: Side = 256
     width: Side = 320
     batch: Positive = 8

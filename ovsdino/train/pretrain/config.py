@@ -12,7 +12,6 @@ from ovsdino.settings import (
     InputPath,
     Positive,
     Probability,
-    Share,
     Size,
     Weight,
     Within,
@@ -21,20 +20,18 @@ from ovsdino.settings import (
     overridden,
     read_yaml,
 )
-from ovsdino.train.config import CommonConfig, OptimConfig
+from ovsdino.train.config import CommonConfig, OptimConfig, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class CropStage:
+class CropStage(Stage):
     """A stretch of training at one crop size; sides in pixels, multiples of the patch size.
 
     Attributes:
-        until: The stage ends at this fraction of all steps.
         batch: Images of a step; each gives two large crops, and each of those gives
             `SelfDistillConfig.small_crops` small ones.
     """
 
-    until: Share = 1.0
     large: Annotated[int, Within(1, 16384)] = 128
     small: Annotated[int, Within(1, 16384)] = 64
     batch: Annotated[int, Within(2, 1_000_000)] = 32

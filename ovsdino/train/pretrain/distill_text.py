@@ -50,13 +50,12 @@ class TextDistiller(Trainer):
     """Trains a tower to give the teacher's targets; single words are half of every batch.
 
     Args:
-        tower: The student.
+        config: Of the run.
+        steps: Of training.
+        tower: The student, just made: the state of torch's generator decides the batches.
         names: Words and phrases, n in all, the words first.
         targets: (n, D), rows of length one.
         words: How many of the names are words.
-        draws: Draws the batches.
-        steps: Of training.
-        folder: For the checkpoint.
     """
 
     betas = (0.9, 0.99)
@@ -64,18 +63,17 @@ class TextDistiller(Trainer):
 
     def __init__(
         self,
+        config: CommonConfig,
+        steps: int,
         tower: HashedTextTower,
         names: Sequence[str],
         targets: Tensor,
         words: int,
-        draws: torch.Generator,
-        steps: int,
-        folder: str,
     ) -> None:
+        self.draws = torch.Generator().set_state(torch.get_rng_state())
         optim = OptimConfig(steps=steps, lr=4e-3, weight_decay=0.0, warmup=200, clip=math.inf)
-        config = CommonConfig(output=folder, checkpoint_every=steps, log_every=steps, device="cpu")
         super().__init__(config, optim, print)
-        self.tower, self.targets, self.words, self.draws = tower, targets, words, draws
+        self.tower, self.targets, self.words = tower, targets, words
         self.ids, self.mask = tower.tokenize(names)
         self.prepare(tower)
 
@@ -185,7 +183,6 @@ class DistillText:
         basis = torch.linalg.svd(raw, full_matrices=False).Vh[: NANO.embed_dim]
         targets = F.normalize(torch.cat([raw, encode(phrases) - center]) @ basis.T, dim=-1)
         tower = HashedTextTower(NANO.embed_dim, NANO.text.width, NANO.text.buckets)
-        draws = torch.Generator().set_state(torch.get_rng_state())
         begun = time.monotonic()
 
         def on_step(step: int, steps: int, values: dict[str, float]) -> None:
@@ -194,7 +191,8 @@ class DistillText:
                 print(f"step {step} loss {values['loss']:.4f} {seconds:.0f} s", file=sys.stderr, flush=True)
 
         with tempfile.TemporaryDirectory() as folder:
-            trainer = TextDistiller(tower, [*words, *phrases], targets, len(words), draws, self.steps, folder)
+            config = CommonConfig(output=folder, checkpoint_every=self.steps, log_every=self.steps, device="cpu")
+            trainer = TextDistiller(config, self.steps, tower, [*words, *phrases], targets, len(words))
             try:
                 trainer.run(on_step)
             except Stopped as stopped:

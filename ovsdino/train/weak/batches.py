@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -51,28 +52,14 @@ class WeakBatch:
 
     def slice(self, rows: slice) -> WeakBatch:
         """Return some of its images."""
-        return WeakBatch(
-            self.images[rows],
-            self.regions[rows],
-            self.texts[rows],
-            self.masks[rows],
-            self.quality[rows],
-            self.places[rows],
-            self.sources[rows],
-        )
+        return WeakBatch(*(part[rows] for part in vars(self).values()))
 
     @staticmethod
     def collate(samples: Sequence[WeakBatch]) -> WeakBatch:
         """Return several batches as one."""
-        return WeakBatch(
-            torch.cat([s.images for s in samples]),
-            torch.cat([s.regions for s in samples]),
-            [text for s in samples for text in s.texts],
-            torch.cat([s.masks for s in samples]),
-            torch.cat([s.quality for s in samples]),
-            torch.cat([s.places for s in samples]),
-            [name for s in samples for name in s.sources],
-        )
+        columns = zip(*(vars(sample).values() for sample in samples), strict=True)
+        joined: Any = [torch.cat(c) if isinstance(c[0], Tensor) else list(chain(*c)) for c in columns]
+        return WeakBatch(*joined)
 
 
 @dataclass(frozen=True)
@@ -272,7 +259,7 @@ def batches(data: WeakDataset, positions: Iterable[Sequence[int]]) -> Iterator[W
     """
     loader = DataLoader(
         _Guarded(data),
-        batch_sampler=_Given(positions),
+        batch_sampler=(list(rows) for rows in positions),
         collate_fn=_collate,
         num_workers=data.config.workers,
         persistent_workers=False,
@@ -304,13 +291,3 @@ def _collate(samples: Sequence[WeakBatch | OVSDinoError]) -> WeakBatch | OVSDino
 
 def _bytes_of(image: np.ndarray) -> int:
     return image.nbytes
-
-
-class _Given(torch.utils.data.Sampler[list[int]]):
-    """A batch sampler that yields the positions that it was given."""
-
-    def __init__(self, positions: Iterable[Sequence[int]]) -> None:
-        self.positions = positions
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (list(rows) for rows in self.positions)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import NANO
+from ovsdino.train.config import CommonConfig
 from ovsdino.train.pretrain import distill_text
 from ovsdino.train.pretrain.distill_text import TextDistiller, main
 
@@ -54,8 +55,8 @@ def test_a_later_step_draws_the_rows_that_it_would_have_drawn(tmp_path):
     targets = torch.eye(8)
 
     def rows(start):
-        draws = torch.Generator().manual_seed(3)
-        it = TextDistiller(tower, [*"abcdefgh"], targets, 6, draws, 5, str(tmp_path / "run"))
+        torch.manual_seed(3)
+        it = TextDistiller(CommonConfig(output=str(tmp_path / "run")), 5, tower, [*"abcdefgh"], targets, 6)
         return [*it.batches(start, 5)]
 
     whole = rows(0)
