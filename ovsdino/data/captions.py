@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ovsdino.data.tar_index import TEXTS, Member, expand_shards, index_tar, read_member
+from ovsdino.data.tar_index import REMEDY, TEXTS, Member, expand_shards, index_tar, read_member
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import read_json, read_text, reading
 from ovsdino.io.images import MAX_PIXELS, SUFFIXES, load_image
 from ovsdino.io.tree import ImageSource
-
-REMEDY = "see data.annotations"
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ovsdino.io.tree import MAX_FILE_BYTES
+
 __all__ = ["read_mat"]
 
 HEADER_BYTES = 128
-MOST_BYTES = 400_000_000  # of a compressed part, unpacked
 MATRIX, COMPRESSED = 14, 15  # types of an element
 CELL, STRUCTURE, NUMBERS = 1, 2, range(6, 16)  # classes of a matrix
 DTYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
@@ -42,9 +43,9 @@ def read_mat(data: bytes) -> dict[str, Any]:
         kind, content, rest = _element(rest, order)
         if kind == COMPRESSED:
             unpacker = zlib.decompressobj()
-            plain = unpacker.decompress(content, MOST_BYTES)
+            plain = unpacker.decompress(content, MAX_FILE_BYTES)
             if unpacker.unconsumed_tail:
-                raise ValueError(f"a variable unpacks to more than {MOST_BYTES:,} bytes")
+                raise ValueError(f"a variable unpacks to more than {MAX_FILE_BYTES:,} bytes")
             kind, content, _ = _element(memoryview(plain), order)
         if kind == MATRIX:
             name, value = _matrix(content, order)

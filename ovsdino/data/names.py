@@ -6,6 +6,8 @@ Spellings stay as they are: the published figures were made with "diningtable", 
 
 from __future__ import annotations
 
+from ovsdino.vocabulary import BACKGROUND
+
 # fmt: off
 CAMVID = (
     "sky", "building", "pole", "road", "sidewalk", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
@@ -66,7 +68,6 @@ ADE20K = (
 )
 # fmt: on
 
-BACKGROUND = "background"
 VOC21 = (BACKGROUND, *VOC20)
 CONTEXT60 = (BACKGROUND, *CONTEXT59)
 COCO_OBJECT = (BACKGROUND, *COCO_THINGS)

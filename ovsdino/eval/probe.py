@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Probe", "Ridge", "Row", "contrast_auc", "probe", "recommended_taps", "write_csv", "write_plot"]
 
-log = logging.getLogger("ovsdino")
 
 SUB_CELLS = 4  # a side of each token's patch
 RIDGE = 1e-3  # of the variance of a standardised channel
