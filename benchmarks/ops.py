@@ -10,30 +10,30 @@ whose baseline is the bound itself: its ratio is the share of the bound that is 
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 
 from ovsdino.benchmarks.lib.machine import machine_facts
 from ovsdino.benchmarks.lib.memory import extra_mb
 from ovsdino.benchmarks.lib.op_cases import CASES, GPU_SHARE, Case, Setting
+from ovsdino.benchmarks.lib.report import ReportOptions
 from ovsdino.benchmarks.lib.timing import interleaved
-from ovsdino.io.files import atomic_write
+from ovsdino.console import say
 from ovsdino.ops import use_backend
+from ovsdino.parsing import run_script
 
-OPS = ("upsample_argmax", "mask_pool", "structure_attention", "guided_upsample", "preprocess", "pipeline")
+OpName = Literal["upsample_argmax", "mask_pool", "structure_attention", "guided_upsample", "preprocess", "pipeline"]
+OPS: tuple[OpName, ...] = get_args(OpName)
 BOUND = "the bound: ratio is the share reached"
 
 
 def measure(
     case: Case, facts: dict[str, Any], device: str, budget_s: float, gpu: bool, quick: bool
 ) -> Iterator[dict[str, Any]]:
-    """Times one case; the row of the contract, and on a GPU the share of the bound as a second one."""
+    """Time one case; yield its row, and on a GPU the share of the bound as a second one."""
     with use_backend(case.backend):
         ours, baseline = interleaved(
             [case.ours, case.baseline], device, inputs=case.inputs, least=2 if quick else 3, budget_s=budget_s
@@ -67,8 +67,10 @@ def rounded(megabytes: float | None) -> float | None:
     return None if megabytes is None else round(megabytes, 2)
 
 
-def run(setting: Setting, facts: dict[str, Any], budget_s: float, quick: bool, only: list[str]) -> dict[str, Any]:
-    """The report: rows, and the cases that could not run with the reason."""
+def measured(
+    setting: Setting, facts: dict[str, Any], budget_s: float, quick: bool, only: Sequence[str]
+) -> dict[str, Any]:
+    """Return the report: rows, and the cases that could not run with the reason."""
     report: dict[str, Any] = {"machine": facts, "results": [], "left_out": []}
     for op, cases in zip(OPS, CASES, strict=True):
         for case in cases(setting) if op in only else ():
@@ -79,16 +81,16 @@ def run(setting: Setting, facts: dict[str, Any], budget_s: float, quick: bool, o
             except Exception as error:  # a rival that has no kernel for this card; the others go on
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 report["left_out"].append({"op": case.op, "case": case.case, "reason": reason})
-                log(f"{case.op}, {case.case}: left out, {reason}")
+                say(f"{case.op}, {case.case}: left out, {reason}")
                 continue
             report["results"] += rows
             for row in rows:
-                log(f"{row['op']}, {row['case']}, {row['baseline']}: {row['ratio']:g} x")
+                say(f"{row['op']}, {row['case']}, {row['baseline']}: {row['ratio']:g} x")
     return report
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as text a person reads."""
+    """Return the report as a table of plain text."""
     facts = report["machine"]
     rates = ", ".join(f"{name} {rate:g}" for name, rate in facts["rates_gflops"].items())
     lines = [
@@ -108,30 +110,25 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def log(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+@dataclass(frozen=True, kw_only=True)
+class Ops(ReportOptions):
+    """Time each op against its baselines; a missed floor is a figure, not an error."""
 
+    quick: bool = False
+    """Fewer repeats and cases: within 45 s on two cores."""
+    only: tuple[OpName, ...] = OPS
+    """Ops to measure."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Device of the ops. Default: CUDA if there is one."""
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; 0 unless something fails (a missed floor is a figure, not an error)."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repeats and cases: within 45 s on two cores")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--output", type=Path, help="also write the JSON here")
-    parser.add_argument("--only", nargs="+", choices=OPS, default=list(OPS), help="ops to measure")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args(argv)
-    torch.manual_seed(0)
-    facts = machine_facts(options.device)
-    on_gpu = options.device == "cuda"
-    budget_s = (0.3 if on_gpu else 0.7) if options.quick else (1.5 if on_gpu else 8.0)
-    report = run(Setting(device=options.device, gpu=on_gpu), facts, budget_s, options.quick, options.only)
-    if options.output:
-        with atomic_write(options.output) as file:
-            file.write(json.dumps(report, indent=1).encode() + b"\n")
-    print(json.dumps(report) if options.json else table(report))
-    return 0
+    def run(self) -> int:
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(0)
+        facts, on_gpu = machine_facts(device), device == "cuda"
+        budget_s = (0.3 if on_gpu else 0.7) if self.quick else (1.5 if on_gpu else 8.0)
+        setting = Setting(device=device, gpu=on_gpu)
+        return self.publish(measured(setting, facts, budget_s, self.quick, self.only), table)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_script(Ops, "ops.py"))

@@ -93,13 +93,8 @@ class Histogram:
 
 def percentiles(samples: Sequence[float], percents: Sequence[int] = (50, 95, 99)) -> dict[str, float]:
     """Return percentiles by name (``p50``), each interpolated between the two nearest samples."""
-    ordered, found = sorted(samples), {}
-    for percent in percents:
-        place = percent / 100 * (len(ordered) - 1)
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        found[f"p{percent}"] = ordered[low] + (place - low) * (ordered[high] - ordered[low])
-    return found
+    cuts = statistics.quantiles(samples if len(samples) > 1 else [*samples] * 2, n=100, method="inclusive")
+    return {f"p{percent}": cuts[percent - 1] for percent in percents}
 
 
 def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:

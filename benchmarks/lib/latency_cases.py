@@ -21,7 +21,7 @@ import numpy as np
 
 from ovsdino.benchmarks.lib.memory import peak_mb
 from ovsdino.errors import OVSDinoError
-from ovsdino.timing import medians
+from ovsdino.timing import Clock, medians
 
 if TYPE_CHECKING:
     import torch
@@ -183,21 +183,14 @@ def shares(case: Case, image: np.ndarray, runs: int) -> list[dict[str, Any]]:
     import torch
 
     segmenter = torch_segmenter(case)
-    model, spent = segmenter.model, dict[str, float]()
-
-    def wait() -> float:
-        if case.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+    model, clock = segmenter.model, Clock(torch.cuda.synchronize if case.device == "cuda" else None)
 
     def timed(owner: Any, method: str, part: str) -> None:
         function = getattr(owner, method)
 
         def call(*inputs: Any) -> Any:
-            start = wait()
-            result = function(*inputs)
-            spent[part] = spent.get(part, 0.0) + (wait() - start) * 1e3
-            return result
+            with clock(part):
+                return function(*inputs)
 
         setattr(owner, method, call)
 
@@ -215,9 +208,9 @@ def shares(case: Case, image: np.ndarray, runs: int) -> list[dict[str, Any]]:
     once()
     rounds = []
     for _ in range(runs):
-        spent.clear()
+        clock.ms.clear()
         stages = once()
-        parts = {name: stages[name] for name in ("preprocess", "postprocess", "end_to_end")} | spent
+        parts = {name: stages[name] for name in ("preprocess", "postprocess", "end_to_end")} | clock.ms
         rounds.append(parts | {"ours": sum(parts[name] for name in ours)})
     middle = medians(rounds)
     facts = {"model": case.model, "precision": case.precision, "input": case.input}

@@ -74,8 +74,8 @@ class Training(ReportOptions):
 
     def _memory_of(self, side: str) -> dict[str, float]:
         """Return the peak resident memory of a process that runs one side alone, and the share of the steps in it."""
-        command = [sys.executable, __file__, "--only", side, "--model", self.model, "--batch", str(self.batch)]
-        command += ["--size", str(self.size), "--masks", str(self.masks), "--device", self.device]
+        names = ("model", "batch", "size", "masks", "device")
+        command = [sys.executable, __file__, f"--only={side}", *(f"--{name}={getattr(self, name)}" for name in names)]
         done = subprocess.run(command + ["--float32"] * self.float32, capture_output=True, text=True, check=True)
         found: dict[str, float] = json.loads(done.stdout)
         return found

@@ -117,20 +117,15 @@ class Eval(SegmenterOptions):
             if protocol is None
             else dataclasses.asdict(protocol)
         )
-        report = {
-            "dataset": self.dataset,
-            "split": self.split,
-            "model": self.model,
-            **result.to_dict(),
-            "protocol": settings,
-        }
+        facts = {"dataset": self.dataset, "split": self.split, "model": self.model}
+        report = {**facts, **result.to_dict(), "protocol": settings}
         if self.json:
             print_json(report)
         else:
             _print_table(report)
         return 0
 
-    def _protocol(self, name: str) -> Protocol | None:
+    def _protocol(self, kind: str) -> Protocol | None:
         """Return the preset with the changes of this line; None for native.
 
         Raises:
@@ -139,38 +134,28 @@ class Eval(SegmenterOptions):
         from ovsdino.eval.protocol import preset
         from ovsdino.models.zoo import get_config
 
-        changes: dict[str, Any] = {
-            key: getattr(self, key)
-            for key in (
-                "max_long_side",
-                "score",
-                "cleaning",
-                "cleaning_weight",
-                "pamr_iterations",
-            )
-            if getattr(self, key) is not None
-        }
-        for key in ("window_align_corners", "final_align_corners"):
-            if getattr(self, key) is not None:
-                changes[key] = getattr(self, key) == "on"
-        changes |= {key: getattr(self, key) for key in ("templates", "pamr_dilations") if getattr(self, key)}
+        changes = self._given("max_long_side score templates cleaning cleaning_weight pamr_iterations pamr_dilations")
+        for name, value in self._given("window_align_corners final_align_corners").items():
+            changes[name] = value == "on"
         if self.pamr:
             changes.setdefault("pamr_iterations", 10)
         embed_dim = get_config(self.model).embed_dim
-        if name == "native":
+        if kind == "native":
             if changes:
                 option = next(iter(changes)).replace("_", "-")
                 raise OVSDinoError(f"--{option} belongs to a protocol: add --protocol talk2dino")
             return None
-        for key in ("short_side", "window", "stride", "background"):
-            if getattr(self, key) is not None:
-                changes[key] = getattr(self, key)
-        base = preset(name, self.dataset, embed_dim)
+        changes |= self._given("short_side window stride background")
+        base = preset(kind, self.dataset, embed_dim)
         if "window" in changes:
             changes.setdefault("stride", max(1, changes["window"] // 2))
         if "short_side" in changes:
             changes.setdefault("max_long_side", max(base.max_long_side, changes["short_side"]))
         return dataclasses.replace(base, **changes)
+
+    def _given(self, names: str) -> dict[str, Any]:
+        """Return the values of the named options that were given."""
+        return {name: value for name in names.split() if (value := getattr(self, name)) not in (None, ())}
 
     def _on_own_device(self, world: int) -> Eval:
         """Take the GPU of the local rank, as each process under torchrun does unless a device is named."""

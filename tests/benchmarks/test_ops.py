@@ -59,7 +59,7 @@ def test_flex_attention_computes_the_op() -> None:
 @pytest.mark.parametrize("gpu", [False, True])
 def test_report_has_the_rows_of_the_contract(gpu: bool) -> None:
     setting = op_cases.Setting(device="cpu", gpu=gpu, tiny=True)
-    report = benchmark.run(setting, FACTS, 0.01, True, ["upsample_argmax", "preprocess"])
+    report = benchmark.measured(setting, FACTS, 0.01, True, ["upsample_argmax", "preprocess"])
     rows = report["results"]
     assert not report["left_out"] and all(set(row) >= KEYS for row in rows)
     assert {row["op"] for row in rows} == {"upsample_argmax", "preprocess"}
@@ -77,6 +77,6 @@ def test_a_row_that_cannot_run_is_left_out_with_its_reason(monkeypatch: pytest.M
 
     monkeypatch.setattr(benchmark, "CASES", (*op_cases.CASES[:4], broken, *op_cases.CASES[5:]))
     setting = op_cases.Setting(device="cpu", gpu=False, tiny=True)
-    report = benchmark.run(setting, FACTS, 0.01, True, ["preprocess"])
+    report = benchmark.measured(setting, FACTS, 0.01, True, ["preprocess"])
     assert report["left_out"] == [{"op": "preprocess", "case": "c", "reason": "RuntimeError: no such kernel"}]
     assert "no such kernel" in benchmark.table(report)
