@@ -108,6 +108,7 @@ def test_an_engine_that_runs_here_has_figures_of_its_own_or_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    hashed: list[int],
     sign: float,
     code: int,
 ) -> None:
@@ -126,7 +127,9 @@ def test_an_engine_that_runs_here_has_figures_of_its_own_or_is_refused(
         assert "the engine departs from ONNX Runtime: cosine -0.99" in json.loads(out)["error"]
         assert not list((tmp_path / "out").iterdir())
         return
-    figures = json.loads(out)["verified"]
+    report = json.loads(out)
+    assert sorted(hashed) == sorted([small.stat().st_size, report["bytes"]])  # the graph and the engine, once each
+    figures = report["verified"]
     assert figures["cosine"] > 0.999 and figures["images"] == 3
     assert (figures["source"], figures["reference"]) == (f"images of {images}", "ONNX Runtime")
     assert Sidecar.load(tmp_path / "out" / "small_sm86.engine").verified["cosine"] == figures["cosine"]  # type: ignore[index]
