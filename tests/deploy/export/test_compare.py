@@ -86,7 +86,8 @@ def test_every_tensor_of_a_float16_graph_is_rounded(half: Exported) -> None:
     ]
     image = np.random.default_rng(0).standard_normal((2, 3, 48, 80)).astype(np.float32)
     found = Rounded(*half, names).run(image, text_rows(small_model(), (), (1, 3)))
-    narrow = [name for name in names if np.array_equal(found[name], found[name].astype(np.float16))]
+    with np.errstate(over="ignore"):  # the float32 tensors among them
+        narrow = [name for name in names if np.array_equal(found[name], found[name].astype(np.float16))]
     # The others stand between a product and its softmax, or scale sums: eight of the upsampling, two of each fold.
     assert len(names) - len(narrow) <= 10
     assert len(narrow) > 100
