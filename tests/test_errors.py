@@ -28,5 +28,5 @@ def test_a_password_is_never_shown(text: str, shown: str) -> None:
     assert redact(text) == one_line(text) == shown
 
 
-def test_bytes_of_a_name_that_are_no_utf8_are_shown_as_escapes() -> None:
+def test_bytes_of_a_name_outside_utf8_are_shown_as_escapes() -> None:
     assert one_line(b"a_\xe9\n\x1b[1m.jpg".decode("utf-8", "surrogateescape")) == "a_\\udce9 [1m.jpg"

@@ -157,7 +157,7 @@ def test_the_command_line_takes_a_folder_and_refuses_a_second_source_of_weights(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_weights_that_are_no_numbers_are_refused_by_name(nano: OVSDINO, tmp_path: Path, value: float) -> None:
+def test_weights_that_are_nan_or_infinite_are_refused_by_name(nano: OVSDINO, tmp_path: Path, value: float) -> None:
     state = {key: tensor.clone() for key, tensor in nano.state_dict().items()}
     state["decoder.smd.out.weight"].view(-1)[3] = value
     save_file(state, tmp_path / "c.safetensors")

@@ -21,7 +21,7 @@ LEAST_CIEDE2000, LEAST_CIELAB = 21.0, 37.0
 
 
 def least(colors: np.ndarray) -> tuple[float, float]:
-    """The least CIEDE2000 and the least CIELAB distance of two colors."""
+    """Return the least CIEDE2000 and the least CIELAB distance of two colors."""
     lab = rgb2lab(np.asarray(colors, dtype=np.uint8)[None])[0]
     first, second = np.triu_indices(len(lab), 1)
     return (
@@ -75,7 +75,7 @@ def test_lab_is_the_standards() -> None:
 
 @pytest.fixture
 def dejavu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine whose only fonts are matplotlib's, without fontconfig."""
+    """Leave the machine only matplotlib's fonts, without fontconfig."""
     monkeypatch.setattr(fonts, "FONT_FOLDERS", (str(Path(matplotlib.get_data_path()) / "fonts" / "ttf"),))
     monkeypatch.setattr("shutil.which", lambda _: None)
     caches = (fonts._font_file, fonts._found)

@@ -230,7 +230,7 @@ def test_a_batch_may_be_a_generator_or_one_array_of_several() -> None:
 @pytest.mark.parametrize(
     "image", [np.zeros((16, 16, 3), np.uint8), torch.zeros(3, 16, 16), "a.png", Image.new("L", (4, 4)), 5, None]
 )
-def test_one_image_is_no_batch(image: Any) -> None:
+def test_one_image_is_refused_as_a_batch(image: Any) -> None:
     with pytest.raises(OVSDinoError, match=r"segment_batch takes a list of images.*for one image use segment"):
         brightness()[0].segment_batch(image, ["bright", "dark"])
 
@@ -249,7 +249,7 @@ def test_a_result_keeps_its_image_when_the_caller_writes_the_next_frame(kind: st
     assert result.image is not None and (result.image == 7).all()
 
 
-def test_the_callers_autocast_has_no_say(nano: Segmenter, picture: np.ndarray) -> None:
+def test_the_callers_autocast_has_no_effect(nano: Segmenter, picture: np.ndarray) -> None:
     names = ["a word nobody asked for", "sky"]
     with torch.autocast("cpu", torch.bfloat16):
         bank, features, found = nano.encode_text(names), nano.encode_image(picture), nano.segment(picture, CLASSES)
@@ -291,7 +291,7 @@ def test_eight_threads_share_the_text_cache(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
+def test_logits_that_are_nan_or_infinite_are_refused(value: float) -> None:
     segmenter, model = brightness()
     model.decode = lambda features, text: torch.full((len(features), 2, 4, 4), 1.0).fill_(value)  # type: ignore[method-assign]
     with pytest.raises(OVSDinoError, match="NaN or infinite logits"):
@@ -369,7 +369,7 @@ def test_many_classes_need_wider_labels(nano: Segmenter, picture: np.ndarray) ->
         ({"stride": 32}, "without window"),
     ],
 )
-def test_bad_numbers_are_refused_with_the_mend(
+def test_bad_numbers_are_refused_with_the_remedy(
     nano: Segmenter, picture: np.ndarray, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(OVSDinoError, match=words):

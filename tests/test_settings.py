@@ -157,7 +157,7 @@ def test_a_change_to_the_model_is_checked_alike(architecture, message):
     ],
     ids=["utf16", "binary", "list", "recursive", "deep", "billion laughs", "digits", "date", "large"],
 )  # fmt: skip
-def test_what_is_no_configuration_is_one_error_that_names_the_file(tmp_path, content, message):
+def test_a_damaged_configuration_is_one_error_that_names_the_file(tmp_path, content, message):
     path = tmp_path / "c.yaml"
     path.write_bytes(content)
     with pytest.raises(OVSDinoError, match=r"c\.yaml: ") as caught:
@@ -165,7 +165,7 @@ def test_what_is_no_configuration_is_one_error_that_names_the_file(tmp_path, con
     assert message in str(caught.value)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_first_key(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_bytes(b"\xef\xbb\xbfmodel: nano\n")
     assert read_yaml(path) == {"model": "nano"}

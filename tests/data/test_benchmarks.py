@@ -224,7 +224,7 @@ def test_sizes_that_no_image_has_are_refused(tmp_path: Path, size: tuple[int, in
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": 3}', '{"images": [{}], "annotations": []}', "[" * 100_000])
-def test_a_file_that_is_no_annotation_file_is_named(tmp_path: Path, text: str) -> None:
+def test_a_file_without_annotations_is_named(tmp_path: Path, text: str) -> None:
     trees.coco_instances(tmp_path, []).write_text(text)
     with pytest.raises(OVSDinoError, match="instances_val2017"):
         open_dataset("coco-object", tmp_path)

@@ -36,7 +36,7 @@ def write_tar(path, files):
 
 @pytest.fixture
 def root(tmp_path):
-    """The same three images as all three kinds; image i is filled with 10 i."""
+    """Write the same three images as all three kinds; image i is filled with 10 i."""
     for i, name in enumerate(CAPTIONS):
         for folder in ("images", "train2014"):
             (tmp_path / folder).mkdir(exist_ok=True)
@@ -251,7 +251,7 @@ def test_names_in_a_tar_need_not_be_utf8(root):
         assert path.with_name("a.tar.index.json").is_file()
 
 
-def test_a_pipe_is_no_tar_and_no_list_of_captions(root):
+def test_a_pipe_is_refused_as_a_tar_and_as_a_list_of_captions(root):
     os.mkfifo(root / "tars/p.tar")
     assert "p.tar: not a readable tar: it is a folder, a pipe" in one_line_of("webdataset", root / "tars", "p*.tar")
     assert "p.tar: not a readable file of captions: it is a pipe" in one_line_of(
@@ -265,7 +265,7 @@ def test_an_image_in_a_tar_that_is_none_is_one_line(root):
         open_captions("webdataset", root / "bad", "*.tar").read(0)
 
 
-def test_what_operating_systems_leave_in_a_tar_is_no_sample(root):
+def test_litter_of_operating_systems_in_a_tar_is_left_out(root):
     litter = {"._a.png": b"x", "__MACOSX/._a.png": b"x", "d/.DS_Store": b"x", "Thumbs.db": b"x"}
     write_tar(root / "mac/a.tar", {**litter, "a.png": png(0), "a.txt": b"x"})
     found = open_captions("webdataset", root / "mac", "*.tar")

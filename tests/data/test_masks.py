@@ -25,7 +25,7 @@ def test_masks_come_back_as_they_were_written():
 
 
 def store_of(folder, row, **fields):
-    """A store of one image as another program might have left it."""
+    """Return a store of one image as another program might have left it."""
     folder.mkdir(exist_ok=True)
     manifest = {"generator": "g", "settings": {}, "images": 1, "names_sha256": "0" * 64, "shard_size": 32, "format": 1}
     (folder / "manifest.json").write_text(json.dumps(manifest | fields))
@@ -34,14 +34,14 @@ def store_of(folder, row, **fields):
 
 
 def row_of(**changes):
-    """A row of one square, its mask changed."""
+    """Return a row of one square, its mask changed."""
     row = json.loads(json.dumps(encode_image("a.png", (32, 40), [square(1, 2)])))
     row["masks"][0] |= changes
     return row
 
 
 def everything(folder):
-    """Reads a store in both ways that training and the command do."""
+    """Read a store in both ways that training and the command do."""
     store = MaskStore.open(folder)
     assert not store.missing()
     for row in store.rows():

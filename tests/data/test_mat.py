@@ -47,6 +47,6 @@ def test_files_of_big_endian_machines() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"MATLAB no more", bytes(200), b" " * 124 + b"\x00\x01IM" + b"\x0e\0\0\0\xff\0\0\0"]
 )
-def test_what_is_no_such_file_is_said(data: bytes) -> None:
+def test_other_files_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"no MATLAB file|cut off"):
         read_mat(data)

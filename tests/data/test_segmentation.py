@@ -96,7 +96,7 @@ def test_what_is_wrong_is_said(tmp_path, name, prepare, message):
 
 
 def folder(root, images, labels, names=("x", "y")):
-    """A data set of the kind "folder": {path below root: bytes}."""
+    """Write a data set of the kind "folder": {path below root: bytes}."""
     for name, data in {
         **{f"images/{k}": v for k, v in images.items()},
         **{f"labels/{k}": v for k, v in labels.items()},
@@ -108,7 +108,7 @@ def folder(root, images, labels, names=("x", "y")):
 
 
 def zipped(root):
-    """The same files as folder_val.zip in a folder of its own."""
+    """Write the same files as folder_val.zip in a folder of its own."""
     home = root.with_name(root.name + "_zip")
     home.mkdir()
     with zipfile.ZipFile(home / "folder_val.zip", "w") as archive:
@@ -205,7 +205,7 @@ def test_a_zip_of_two_splits_is_refused(archive):
         open_dataset("camvid", archive)
 
 
-def test_what_operating_systems_leave_is_no_file_of_the_set(tmp_path):
+def test_litter_of_operating_systems_is_left_out(tmp_path):
     litter = {".DS_Store": b"x", "Thumbs.db": b"x", "._a.png": b"x", "__MACOSX/a.png": b"x", ".check/a.png": b"x"}
     root = folder(tmp_path / "set", {"a.png": png(PICTURE), **litter}, {"a.png": png(LABEL), **litter})
     for home in (root, zipped(root)):
@@ -214,7 +214,7 @@ def test_what_operating_systems_leave_is_no_file_of_the_set(tmp_path):
     assert [path.name for path in expand_paths([root / "images"])] == ["a.png"]
 
 
-def test_a_jpeg_by_another_name_is_no_label(tmp_path):
+def test_a_jpeg_by_another_name_is_refused_as_a_label(tmp_path):
     root = folder(tmp_path / "set", {"a.png": png(PICTURE)}, {"a.png": jpeg(np.zeros((4, 6), np.uint8))})
     with pytest.raises(OVSDinoError, match=r"labels/a\.png: a JPEG cannot be trusted with ids"):
         open_dataset("folder", root)[0]

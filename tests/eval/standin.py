@@ -33,5 +33,5 @@ class PatchColors:
         return torch.einsum("bdhw,kd->bkhw", F.normalize(features.tokens, dim=1), text)
 
     def encode_text(self, names: Any, templates: Any = None) -> Tensor:
-        """The first three classes are red, green and blue; any others are what none of these is."""
+        """Return red, green and blue for the first three classes, and the opposite of gray for any others."""
         return torch.cat([torch.eye(3), torch.full((max(len(names) - 3, 0), 3), -(3**-0.5))])[: len(names)]

@@ -14,7 +14,7 @@ GOLDEN = Path(__file__).with_name("golden")
 
 
 def direct(image: np.ndarray, scores: np.ndarray, iterations: int, dilations: tuple[int, ...]) -> np.ndarray:
-    """The formula, pixel by pixel: replicate padding is a clamped index."""
+    """Compute the formula pixel by pixel: replicate padding is a clamped index."""
     channels, height, width = image.shape
     for _ in range(iterations):
         out = np.zeros_like(scores)

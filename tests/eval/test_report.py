@@ -115,7 +115,7 @@ def test_labels_name_rows_and_other_data_sets_keep_to_the_second_table(tmp_path:
         (json.dumps({**result("voc21", 0.5), "sizes": {"small": 3}}), "sizes.small.recall"),
     ],
 )
-def test_files_that_are_no_results_are_named(tmp_path: Path, content: str, words: str) -> None:
+def test_files_other_than_results_are_named(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "r.json"
     path.write_text(content)
     with pytest.raises(OVSDinoError, match=rf"r\.json: .*{words}"):

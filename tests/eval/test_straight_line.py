@@ -171,7 +171,7 @@ def sigmoid_scores(window: Window, text: Tensor) -> Tensor:
 
 
 def cleaned(scores: Tensor, window: Window, text: Tensor, reading: str) -> Tensor:
-    """The scores (K, 1024) of a window mixed with the class token's attention."""
+    """Return the scores (K, 1024) of a window mixed with the class token's attention."""
     maps = window.attention if reading == "released" else window.attention.softmax(-1)
     similarity = torch.empty(12, len(text))
     for head in range(12):

@@ -32,7 +32,7 @@ def grey_rgb() -> np.ndarray:
 
 
 def write_exif_rotated(path: Path) -> None:
-    """Stored rotated, with orientation 6: the viewer turns it 90 degrees clockwise to see PIXELS."""
+    """Write pixels rotated, with orientation 6: the viewer turns it 90 degrees clockwise to see PIXELS."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.rot90(PIXELS, 1).copy()).save(path, exif=exif)
@@ -108,7 +108,7 @@ def test_a_damaged_exif_block_does_not_cost_the_picture(kind: str) -> None:
 
 
 def png(samples: np.ndarray, depth: int, color_type: int, transparent: tuple[int, ...]) -> bytes:
-    """A PNG made by hand after its specification: Pillow writes no gray of 2 bits and no key of 16."""
+    """Return a PNG made by hand after its specification: Pillow writes no gray of 2 bits and no key of 16."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -283,14 +283,14 @@ def test_arrays_tensors_and_pil_images_agree() -> None:
         ("http://example.org/a.jpg", "not fetched"),
     ],
 )
-def test_wrong_sources_are_refused_with_the_mend(source: object, words: str) -> None:
+def test_wrong_sources_are_refused_with_the_remedy(source: object, words: str) -> None:
     with pytest.raises(OVSDinoError) as caught:
         load_image(source)  # type: ignore[arg-type]
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def write_bomb(path: Path) -> None:
-    """A PNG that claims 50 000 x 50 000 pixels."""
+    """Return a PNG that claims 50 000 x 50 000 pixels."""
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
@@ -329,7 +329,7 @@ def test_the_password_of_an_address_is_not_shown() -> None:
 
 
 def test_mutated_files_never_raise_anything_else(tmp_path: Path) -> None:
-    """Every cut and flip either still decodes or ends in our error (1 500 files of five formats)."""
+    """Every cut and flip either still decodes or ends in an OVSDinoError (1 500 files of five formats)."""
     rng = random.Random(0)
     noise = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
     path, refused = tmp_path / "mutated", 0

@@ -31,7 +31,7 @@ DIRECT = {  # what opens a file for writing by itself, and why it may
 
 
 def direct_writes(tree: ast.AST) -> list[int]:
-    """The lines of calls that write a file under its own name."""
+    """Return the lines of calls that write a file under its own name."""
     found = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):

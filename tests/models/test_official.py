@@ -48,7 +48,7 @@ def dinov3(files: Path) -> Backbone:
 
 
 def by_timm(name: str, path: Path) -> torch.nn.Module:
-    """The model as timm itself loads that file."""
+    """Return the model as timm itself loads that file."""
     return timm.create_model(
         name, pretrained=True, num_classes=0, dynamic_img_size=True, pretrained_cfg_overlay={"file": str(path)}
     ).eval()
@@ -142,7 +142,7 @@ def test_dinov3_with_attention_biases_is_refused(
 
 
 @pytest.mark.parametrize("which", ["dinov2", "dinov3"])
-def test_any_tensor_of_another_shape_is_our_error(
+def test_any_tensor_of_another_shape_is_an_error_that_names_the_file(
     files: Path, which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone: Backbone = request.getfixturevalue(which)
@@ -219,7 +219,7 @@ def test_every_form_of_clips_state_dict_reads_alike(files: Path, tmp_path: Path,
     state = torch.load(files / "clip.pth", weights_only=True)
     expected = read_clip(files / "clip.pth")
     assert len(expected) == 3 + 2 + 12 * 12 + 1  # three embeddings, the last norm, the blocks, the temperature
-    state = {k: v for k, v in state.items() if not k.startswith("visual.transformer")}  # 170 MB that nobody reads
+    state = {k: v for k, v in state.items() if not k.startswith("visual.transformer")}  # 170 MB that are not read
     if form == "open_clip.safetensors":  # timm/vit_base_patch16_clip_224.openai: no scalars, all float32
         scalars = ("input_resolution", "context_length", "vocab_size")
         save_file({k: v.float() for k, v in state.items() if k not in scalars}, tmp_path / form)

@@ -60,7 +60,7 @@ def test_a_model_without_published_projection_says_so_before_it_loads_anything()
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\xff" * 64, b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
-def test_broken_checkpoint_is_one_error_of_ours(tmp_path, content):
+def test_broken_checkpoint_is_one_error_that_names_the_file(tmp_path, content):
     (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(OVSDinoError, match=r"w\.safetensors"):
         zoo.create_model("nano", checkpoint=tmp_path / "w.safetensors")
