@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import sys
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+import ovsdino
 
 # 150 things, as many as ADE20K has classes.
 NOUNS = (
@@ -27,36 +28,23 @@ NOUNS = (
 
 @functools.cache
 def image_logits(device: str) -> tuple[Tensor, str]:
-    """Return logits of 150 classes for a photograph, (1, 150, h, w), and their origin.
+    """Return nano's logits of 150 classes for a photograph, (1, 150, h, w), and their origin.
 
-    The shipped nano model reads scikit-learn's china.jpg; without either, classes are the colors and places of 150
-    pixels of the picture (a made one without scikit-learn), which gives regions and borders of the same kind.
+    The photograph is scikit-learn's china.jpg; without scikit-learn a made picture takes its place.
     """
+    name = "china.jpg"
     try:
         from sklearn.datasets import load_sample_image
 
-        picture = load_sample_image("china.jpg")
+        picture = load_sample_image(name)
     except (ImportError, OSError):
+        name = "a made picture"
         waves = np.sin(np.linspace(0, 9, 640))[None, :, None] + np.cos(np.linspace(0, 7, 427))[:, None, None]
         picture = ((np.floor(waves * np.array([2.0, 3.0, 4.0])) * 40 + 128).clip(0, 255)).astype(np.uint8)
-    try:
-        import ovsdino
-
-        segmenter = ovsdino.load("nano", device=device)
-        with torch.inference_mode():
-            logits = segmenter.decode(segmenter.encode_image(picture), NOUNS.split())
-        return logits.clone().float(), "logits of nano on china.jpg"
-    except (ImportError, AttributeError, ValueError) as error:
-        print(f"nano is not at hand ({error}): logits from colors", file=sys.stderr, flush=True)
-    pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float().to(device) / 255
-    pixels = F.interpolate(pixels, (73, 146), mode="area")
-    rows, columns = torch.meshgrid(
-        torch.linspace(0, 1, 73, device=device), torch.linspace(0, 2, 146, device=device), indexing="ij"
-    )
-    features = torch.cat([pixels, rows[None, None], columns[None, None]], 1).flatten(2)[0]  # (5, N)
-    chosen = features[:, torch.randperm(features.shape[1], generator=torch.Generator().manual_seed(0))[:150].to(device)]
-    distance = torch.cdist(chosen.T, features.T).square()
-    return (-40 * distance).view(1, 150, 73, 146), "logits from the colors of a photograph"
+    segmenter = ovsdino.load("nano", device=device)
+    with torch.inference_mode():
+        logits = segmenter.decode(segmenter.encode_image(picture), NOUNS.split())
+    return logits.clone().float(), f"logits of nano on {name}"
 
 
 def resized(logits: Tensor, h: int, w: int) -> Tensor:

@@ -8,16 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import pytest
 
-from ovsdino import console as running
 from ovsdino.cli import COMMANDS, main
-from ovsdino.errors import OVSDinoError
-from ovsdino.parsing import Argument, Group, OptionalValue, command_help, parse
+from ovsdino.parsing import Group
 from ovsdino.train.stopping import Stopped
 from tests.commands.terminal import ROOT, on_terminal
 
@@ -102,127 +98,11 @@ def test_help_of_every_command(
     assert all(max(map(len, line.split())) > columns - 16 for line in too_long)  # one word that cannot be broken
 
 
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """Do what the
-    first paragraph says.
-
-    Like this:
-
-        step one
-          step two
-    """
-
-    sources: Annotated[tuple[Path, ...], Argument("SOURCE...")] = ()
-    """What to read."""
-    kind: Literal["a", "b"] = "a"
-    """Which one."""
-    level: float | None = None
-    """How much."""
-    memory: bool = True
-    """Measure peak memory."""
-    quiet: bool = False
-    """Say nothing."""
-    size: tuple[int, int] = (3, 4)
-    """Height and width."""
-    name_: str
-    """Name of it."""
-
-
-def test_help_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "50")
-    assert (
-        command_help(Example, "tool")
-        == """\
-Usage: tool [OPTIONS] SOURCE...
-
-Do what the first paragraph says.
-
-Like this:
-
-    step one
-      step two
-
-Arguments:
-  SOURCE...
-      What to read.
-
-Options:
-  --kind {a,b}
-      Which one. (default: a)
-  --level FLOAT
-      How much.
-  --no-memory
-      Do not measure peak memory.
-  --quiet
-      Say nothing.
-  --size INT INT
-      Height and width. (default: 3 4)
-  --name TEXT
-      Name of it. (required)
-"""
-    )
-    monkeypatch.setenv("COLUMNS", "80")
-    assert "  --no-memory     Do not measure peak memory.\n" in command_help(Example, "tool")
-
-
 def test_a_flag_that_is_on_by_default_is_described_by_what_its_option_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     done = shell(f"$PYTHON {ROOT}/benchmarks/latency.py --help")
     assert done.returncode == 0 and done.stderr == ""
     assert "--no-memory         Do not measure peak memory" in done.stdout and "(default: None)" not in done.stdout
-
-
-def test_the_options_of_the_help_are_those_that_are_parsed() -> None:
-    line = ["x", "y", "--kind", "b", "--level", "2", "--no-memory", "--quiet", "--size", "5", "6", "--name", "n"]
-    assert parse(Example, "tool", line) == Example(
-        sources=(Path("x"), Path("y")), kind="b", level=2.0, memory=False, quiet=True, size=(5, 6), name_="n"
-    )
-    with pytest.raises(OVSDinoError, match=r"^missing: --name TEXT; see tool --help$"):
-        parse(Example, "tool", [])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mixed:
-    """Options among arguments."""
-
-    first: Annotated[str, Argument("FIRST")]
-    others: Annotated[tuple[str, ...], Argument("[OTHER...]")] = ()
-    level: Annotated[float | None, OptionalValue("T", 0.5)] = None
-    sizes: tuple[int, ...] = ()
-
-
-@pytest.mark.parametrize(
-    ("line", "options"),
-    [
-        ("a b --level c", Mixed(first="a", others=("b", "c"), level=0.5)),
-        ("--level .25 a", Mixed(first="a", level=0.25)),
-        ("--level=1e-3 a --sizes 1 2", Mixed(first="a", level=0.001, sizes=(1, 2))),
-        ("a --level", Mixed(first="a", level=0.5)),
-        ("--level -1 a", Mixed(first="a", level=-1.0)),
-        ("--sizes 3 -- a -x --level", Mixed(first="a", others=("-x", "--level"), sizes=(3,))),
-        ("-- a b", Mixed(first="a", others=("b",))),
-        ("a --sizes 1 -- b", Mixed(first="a", others=("b",), sizes=(1,))),
-    ],
-)
-def test_options_stand_anywhere_and_words_after_two_dashes_are_arguments(line: str, options: Mixed) -> None:
-    assert parse(Mixed, "tool", line.split()) == options
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("", "missing: FIRST"),
-        ("--level a -x", "no such option: -x"),
-        ("a --level_s 3", "no such option: --level-s (did you mean --level?)"),
-        ("a --sizes 1 x", "--sizes: x is not INT"),
-        ("a --level=much", "--level: much is not FLOAT"),
-    ],
-)
-def test_a_line_that_cannot_be_parsed_is_told_in_one(line: str, message: str) -> None:
-    with pytest.raises(OVSDinoError) as caught:
-        parse(Mixed, "tool", line.split())
-    assert str(caught.value) == f"{message}; see tool --help"
 
 
 @pytest.mark.parametrize(
@@ -253,36 +133,6 @@ def test_an_unknown_backend_is_one_line(tmp_path: Path) -> None:
                  OVSDINO_BACKEND="foo")  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: unknown backend 'foo' (OVSDINO_BACKEND)")
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "words"),
-    [
-        (OSError(28, "No space left on device", "/x/last"), 2, "/x/last: No space left on device"),
-        (PermissionError(13, "Permission denied", "/x"), 2, "/x: Permission denied"),
-        (MemoryError(), 2, "out of memory"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory"),
-        (ModuleNotFoundError("No module named 'onnx'", name="onnx"), 2, "this command needs onnx"),
-        (
-            ModuleNotFoundError("No module named 'ovsdino.gone'", name="ovsdino.gone"),
-            1,
-            "internal error, please report",
-        ),
-        (KeyError("lost"), 1, "KeyError: 'lost' (internal error, please report it)"),
-        (KeyboardInterrupt(), 130, "interrupted"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
-)
-def test_what_the_machine_refuses_is_no_internal_error(
-    error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def body() -> int:
-        raise error
-
-    assert running.run_command(["--json"], body) == code
-    out, err = capsys.readouterr()
-    assert words in json.loads(out)["error"] and words in err
-    assert ("Traceback" in err) == (code == 1) and (err.count("\n") == 1) == (code != 1)
 
 
 def test_json_is_ascii_where_stdout_is(tmp_path: Path) -> None:
