@@ -12,6 +12,7 @@ resident memory of a process of its own that does nothing else, libraries includ
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 
 from ovsdino.benchmarks.lib.latency_cases import EDGE, PRECISIONS, TORCH, Case, shares
 from ovsdino.benchmarks.lib.latency_measure import add_memory, facts, measure
-from ovsdino.benchmarks.lib.latency_report import markdown, plot
+from ovsdino.benchmarks.lib.latency_report import check_plot, markdown, plot
 from ovsdino.benchmarks.lib.report import ReportOptions
 from ovsdino.console import say
 from ovsdino.data.names import CAMVID
@@ -88,7 +89,7 @@ class Latency(ReportOptions):
         report = {"machine": facts(device, threads, report.pop("machine")), **report}
         report["image"] = {"source": str(self.image or "china.jpg"), "size": f"{image.shape[0]}x{image.shape[1]}"}
         report["classes"] = len(cases[0].classes)
-        if self.plot:
+        if self.plot is not None:
             plot(report, self.plot)
         return self.publish(report, markdown)
 
@@ -104,6 +105,8 @@ class Latency(ReportOptions):
         return self.model or (() if self.engine else ("nano",))
 
     def _check(self) -> None:
+        if self.plot is not None:
+            check_plot(self.plot)
         for name, value, least in (("runs", self.runs, 1), ("warmup", self.warmup, 0), ("threads", self.threads, 1)):
             if value is not None and value < least:
                 raise OVSDinoError(f"{name} is {value}: expected at least {least}")
@@ -121,28 +124,26 @@ class Latency(ReportOptions):
         """Return every combination that exists, exported where need be."""
         from ovsdino.benchmarks.lib.latency_exports import engine_case, exported
 
-        found, left_out = [], []
         words = tuple(listed(self.classes))
-        for path in self.engine:
-            found.append(engine_case(path, self.bank, words, threads, folder))
-        for name in self._models():
-            for size in sizes(name, self.size, image):
-                for backend in listed(self.backends):
-                    for precision in listed(self.precisions):
-                        if precision not in PRECISIONS[backend]:
-                            left_out.append(f"{backend} has no {precision}")
-                            continue
-                        case = Case(
-                            model=name,
-                            backend=backend,
-                            precision=precision,
-                            size=size,
-                            classes=words,
-                            random_weights=self.random_weights,
-                            device=device if backend in TORCH else "cpu",
-                            threads=threads,
-                        )
-                        found.append(exported(case, folder, self.calibration) if backend in EDGE else case)
+        found = [engine_case(path, self.bank, words, threads, folder) for path in self.engine]
+        left_out: list[str] = []
+        inputs = [(name, size) for name in self._models() for size in sizes(name, self.size, image)]
+        runs = itertools.product(inputs, listed(self.backends), listed(self.precisions))
+        for (name, size), backend, precision in runs:
+            if precision not in PRECISIONS[backend]:
+                left_out.append(f"{backend} has no {precision}")
+                continue
+            case = Case(
+                model=name,
+                backend=backend,
+                precision=precision,
+                size=size,
+                classes=words,
+                random_weights=self.random_weights,
+                device=device if backend in TORCH else "cpu",
+                threads=threads,
+            )
+            found.append(exported(case, folder, self.calibration) if backend in EDGE else case)
         for reason in dict.fromkeys(left_out):
             say(f"left out: {reason}")
         if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from pathlib import Path
 from typing import Any
@@ -82,19 +83,26 @@ def _ms(row: dict[str, Any] | None, field: str) -> str:
     return "" if row is None else f"{row[field]:.1f}"
 
 
+def check_plot(path: Path) -> None:
+    """Refuse a plot that could not be made, before anything is measured for it.
+
+    Raises:
+        OVSDinoError: Matplotlib is not installed, or the file type is unknown.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise OVSDinoError("--plot needs matplotlib: pip install 'ovsdino[probe]'")
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise OVSDinoError(f"{path}: plots are .png, .svg or .pdf")
+
+
 def plot(report: dict[str, Any], path: Path) -> None:
     """Draw the stages of each case as stacked bars, with a whisker from p50 to p99 end to end.
 
     Raises:
-        OVSDinoError: Matplotlib is not installed, an unknown file type, or the file cannot be written.
+        OVSDinoError: See `check_plot`; or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OVSDinoError("--plot needs matplotlib: pip install 'ovsdino[probe]'") from error
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in ("png", "svg", "pdf"):
-        raise OVSDinoError(f"{path}: plots are .png, .svg or .pdf")
+    from matplotlib.figure import Figure
+
     cases = grouped(report)
     figure = Figure(figsize=(9.0, 1.6 + 0.45 * len(cases)), layout="constrained")
     axes = figure.subplots()
@@ -116,6 +124,6 @@ def plot(report: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("ms: median of each stage; line: end to end, p50 to p99")
     figure.suptitle(title(report), fontsize=8, wrap=True)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=150)
+    figure.savefig(buffer, format=path.suffix.lower()[1:], dpi=150)
     with atomic_write(path) as file:
         file.write(buffer.getvalue())

@@ -111,6 +111,7 @@ def test_the_network_sees_what_the_pipeline_would_give_it() -> None:
         (["--model", "nan"], "unknown model"),
         (["--engine", "missing.onnx"], "missing.onnx"),
         (["--random-weights", "--precisions", "int8"], "trained model"),
+        (["--plot", "times.txt"], "times.txt: plots are"),
     ],
 )
 def test_bad_usage_is_one_line(
