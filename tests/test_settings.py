@@ -52,7 +52,7 @@ def fields(kind, prefix=()):
 
 
 @pytest.mark.parametrize("kind", [DenseConfig, WeakConfig])
-def test_no_number_takes_what_is_none_or_not_finite(kind):
+def test_a_number_takes_neither_other_types_nor_infinities(kind):
     supervision = "captions" if kind is WeakConfig else "labels"
     tried = 0
     for path, _ in fields(kind):

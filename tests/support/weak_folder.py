@@ -23,13 +23,13 @@ def make_folder(root):
     """Six pictures of a red, a green or a blue left half and a grey right half, each named in its caption."""
     rng = np.random.default_rng(0)
     names, rows, lines, boxes = [f"{i}.png" for i in range(6)], [], [], []
-    colours = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+    colors = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
     (root / "images").mkdir(parents=True)
     for i, name in enumerate(names):
-        word = list(colours)[i % 3]
+        word = list(colors)[i % 3]
         left = np.zeros((64, 64), bool)
         left[:, : 24 + 4 * i] = True
-        image = np.where(left[..., None], colours[word], (120, 120, 120)) + rng.integers(-20, 20, (64, 64, 3))
+        image = np.where(left[..., None], colors[word], (120, 120, 120)) + rng.integers(-20, 20, (64, 64, 3))
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / "images" / name)
         masks = [PseudoMask(mask=m, predicted_iou=0.9, stability_score=q) for m, q in ((left, 0.95), (~left, 0.8))]
         rows.append(encode_image(f"images/{name}", (64, 64), masks))

@@ -18,7 +18,7 @@ IMAGE = (1, 3, 32, 48)
 
 @pytest.fixture
 def study_file(folder, tmp_path):  # noqa: F811
-    """Two variants on two seeds, two steps each, on pictures of two colours."""
+    """Two variants on two seeds, two steps each, on pictures of two colors."""
     config_file(folder, tmp_path)
     tree = {
         "base": "config.yaml",

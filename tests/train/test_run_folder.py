@@ -92,7 +92,7 @@ def test_files_of_before_that_carry_no_hash_still_load(folder, finished, tmp_pat
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", {"step": 3}, {"step": "x"}, [1]])
-def test_what_is_no_checkpoint_is_one_error(folder, tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_one_error(folder, tmp_path, content):
     run = tmp_path / "run"
     run.mkdir()
     if not isinstance(content, bytes):

@@ -114,7 +114,7 @@ def test_resumed_run_equals_an_uninterrupted_one(folder, tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_plain_head_learns_two_colours(folder, tmp_path):
+def test_plain_head_learns_two_colors(folder, tmp_path):
     path = config_file(
         folder,
         tmp_path,
@@ -213,7 +213,7 @@ def test_yaml_numbers_in_exponent_form_are_floats(tmp_path):
     assert load_config(path) == DenseConfig(optim=DenseConfig().optim)
 
 
-def test_vocabulary_gives_distractors_and_neighbours_but_no_held_out_word(tmp_path):
+def test_vocabulary_gives_distractors_and_neighbors_but_no_held_out_word(tmp_path):
     model = build_model("nano")
     rows = {
         "red": [1.0, 0.0, 0.0],

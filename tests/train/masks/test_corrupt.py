@@ -15,7 +15,7 @@ SIZE = (360, 480)
 
 
 def tiles(count=48, side=60):
-    """(count, 360, 480): the squares of a 6 x 8 board, so every mask has neighbours."""
+    """(count, 360, 480): the squares of a 6 x 8 board, so every mask has neighbors."""
     masks = np.zeros((count, *SIZE), bool)
     for index in range(count):
         top, left = side * (index // 8), side * (index % 8)
@@ -29,7 +29,7 @@ def row(name="a.png", masks=None):
     return json.loads(json.dumps(encode_image(name, SIZE, found)))
 
 
-def spoilt(kind, masks=None, share=1.0, seeds=range(4)):
+def spoiled(kind, masks=None, share=1.0, seeds=range(4)):
     """Pairs of a mask and what became of it, of one kind."""
     masks = tiles() if masks is None else masks
     return [
@@ -63,31 +63,31 @@ def digests(folder):
 
 
 def test_a_merged_mask_is_two_whole_tiles_that_touch():
-    for mask, new in spoilt("merge"):
+    for mask, new in spoiled("merge"):
         assert (new & mask).sum() == 3600 and new.sum() == 7200
         top, left, bottom, right = box(new)
         assert (bottom - top, right - left) in {(60, 120), (120, 60)}
 
 
-def test_without_a_neighbour_that_touches_the_nearest_is_merged_and_a_lone_mask_dilated():
+def test_without_a_neighbor_that_touches_the_nearest_is_merged_and_a_lone_mask_dilated():
     apart = tiles()[[0, 2, 7]]
-    first = [new for mask, new in spoilt("merge", apart, seeds=range(30)) if np.array_equal(mask, apart[0])]
+    first = [new for mask, new in spoiled("merge", apart, seeds=range(30)) if np.array_equal(mask, apart[0])]
     assert first and all(np.array_equal(new, apart[0] | apart[1]) for new in first)
-    for mask, new in spoilt("merge", apart[:1], seeds=range(12)):
+    for mask, new in spoiled("merge", apart[:1], seeds=range(12)):
         assert (new & mask).sum() == 3600 and 65 <= box(new)[2] <= 75
 
 
 def test_masks_that_hold_one_another_are_not_merged():
     whole = np.ones((1, *SIZE), bool)
     nested = np.concatenate([tiles()[:1], whole])
-    for mask, new in spoilt("merge", nested, seeds=range(12)):
+    for mask, new in spoiled("merge", nested, seeds=range(12)):
         assert not np.array_equal(new, nested[0] | nested[1]) or mask.all()
 
 
 def test_a_dilated_mask_grows_by_a_disc_of_5_to_15_pixels():
     masks = tiles()[9:10]  # away from the image's border
     sizes = []
-    for mask, new in spoilt("dilate", masks, seeds=range(40)):
+    for mask, new in spoiled("dilate", masks, seeds=range(40)):
         top, left, bottom, right = box(new)
         growth = 60 - top
         assert (left, bottom, right) == (60 - growth, 120 + growth, 120 + growth) and (new & mask).sum() == 3600
@@ -96,14 +96,14 @@ def test_a_dilated_mask_grows_by_a_disc_of_5_to_15_pixels():
     assert 5 <= min(sizes) <= 8 and 12 <= max(sizes) <= 15
     doubled = np.zeros((1, 720, 960), bool)
     doubled[0, 300:420, 300:420] = True
-    growths = [300 - box(new)[0] for _, new in spoilt("dilate", doubled, seeds=range(40))]
+    growths = [300 - box(new)[0] for _, new in spoiled("dilate", doubled, seeds=range(40))]
     assert min(growths) >= 10 and 15 < max(growths) <= 30
 
 
 def test_a_shifted_mask_moves_by_a_share_of_its_box_and_at_least_8_pixels():
     long = np.zeros((1, *SIZE), bool)
     long[0, 100:140, 100:300] = True  # 40 x 200
-    for _, new in spoilt("shift", long, seeds=range(40)):
+    for _, new in spoiled("shift", long, seeds=range(40)):
         top, left, bottom, right = box(new)
         dy, dx = (top - 100) / 40, (left - 100) / 200
         assert new.sum() == 8000 and (bottom - top, right - left) == (40, 200)
@@ -111,19 +111,19 @@ def test_a_shifted_mask_moves_by_a_share_of_its_box_and_at_least_8_pixels():
         assert np.hypot(dy, dx) >= 0.09
     small = np.zeros((1, *SIZE), bool)
     small[0, 100:104, 100:104] = True  # a quarter of its side is one pixel
-    for _, new in spoilt("shift", small, seeds=range(40)):
+    for _, new in spoiled("shift", small, seeds=range(40)):
         assert np.hypot(box(new)[0] - 100, box(new)[1] - 100) == pytest.approx(8, abs=0.8)
 
 
 def test_what_leaves_the_image_is_lost():
     corner = np.zeros((1, *SIZE), bool)
     corner[0, :4, :4] = True
-    results = [new for _, new in spoilt("shift", corner, seeds=range(40))]
+    results = [new for _, new in spoiled("shift", corner, seeds=range(40))]
     assert any(new is None for new in results) and any(new is not None and new.sum() == 16 for new in results)
-    assert all(new is None for _, new in spoilt("drop"))
+    assert all(new is None for _, new in spoiled("drop"))
 
 
-def test_a_share_is_spoilt_and_each_kind_as_often_as_another():
+def test_a_share_is_spoiled_and_each_kind_as_often_as_another():
     masks = np.tile(tiles()[:, ::6, ::6], (10, 1, 1))
     kinds = [kind for kind, _ in corrupt_masks(masks, 0.3, np.random.default_rng(0))]
     hit = [kind for kind in kinds if kind]

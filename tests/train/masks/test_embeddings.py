@@ -14,10 +14,10 @@ from tests.support.weak_folder import make_folder, trainer, write_config
 
 
 def ramp(image=None):
-    """(256, 64, 64): channel 0 is the column's centre, channel 1 the row's."""
-    centre = torch.arange(64) + 0.5
+    """(256, 64, 64): channel 0 is the column's center, channel 1 the row's."""
+    center = torch.arange(64) + 0.5
     found = torch.zeros(256, 64, 64)
-    found[0], found[1] = centre, centre[:, None]
+    found[0], found[1] = center, center[:, None]
     return found
 
 
@@ -29,7 +29,7 @@ def test_an_image_fills_the_square_along_its_longer_side():
 
 def test_a_crop_finds_its_own_part():
     # 640 x 480 fills 64 columns and 48 rows. The crop spans columns 16..48 and rows 12..36; in a 3 x 4 grid a cell is 8
-    # by 8, so the centres lie at 20, 28, 36, 44 and 16, 24, 32.
+    # by 8, so the centers lie at 20, 28, 36, 44 and 16, 24, 32.
     place = torch.tensor([0.25, 0.25, 0.75, 0.75, 0.0])
     part = crop_embedding(ramp(), filled_cells(480, 640, 64), place, (3, 4))
     assert part.shape == (256, 3, 4) and part.dtype == torch.float32

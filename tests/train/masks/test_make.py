@@ -25,15 +25,15 @@ from ovsdino.train.masks.make import make_masks, parse_part, statistics
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Eleven small images: three flat squares on grey, at places of their own."""
+    """Eleven small images: three flat squares on gray, each in its own place."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(11):
         image = np.full((48, 64, 3), 128, np.uint8)
-        for j, colour in enumerate(((250, 20, 20), (20, 250, 20), (20, 20, 250))):
+        for j, color in enumerate(((250, 20, 20), (20, 250, 20), (20, 20, 250))):
             top, left = rng.integers(0, 32), 21 * j + rng.integers(0, 5)
-            image[top : top + 16, left : left + 16] = colour
+            image[top : top + 16, left : left + 16] = color
         Image.fromarray(image).save(folder / f"{i:03d}.png")
     return folder
 
@@ -60,8 +60,8 @@ def test_felzenszwalb_finds_flat_squares_and_trusts_them(pictures):
     source = ImageSource(pictures)
     image = source.read("000.png")
     masks = Felzenszwalb(min_area=0.01)(image)
-    for colour in ((250, 20, 20), (20, 250, 20), (20, 20, 250)):
-        truth = (image == colour).all(-1)
+    for color in ((250, 20, 20), (20, 250, 20), (20, 20, 250)):
+        truth = (image == color).all(-1)
         overlaps = [(m.mask & truth).sum() / (m.mask | truth).sum() for m in masks]
         best = masks[int(np.argmax(overlaps))]
         assert max(overlaps) > 0.7 and best.stability_score > 0.7 and best.predicted_iou > 0.5

@@ -24,7 +24,7 @@ from ovsdino.train.pretrain.self_distill import SelfDistiller, main
 
 @pytest.fixture
 def archive(tmp_path):
-    """A zip of four pictures, with labels beside them that must not be read."""
+    """A zip of four pictures, with labels that must not be read."""
     rng = np.random.default_rng(0)
     path = tmp_path / "pictures.zip"
     with zipfile.ZipFile(path, "w") as zipped:
@@ -78,7 +78,7 @@ def test_masks_hide_their_share_of_every_second_image():
     masks = random_masks(40, 8, (0.25, 0.25))
     assert masks[::2].flatten(1).sum(1).tolist() == [16] * 20 and not masks[1::2].any()
     touching = (masks[::2, 1:] & masks[::2, :-1]).sum().item() / 20
-    assert touching > 5  # 16 cells scattered over 64 would have 3.3 vertical neighbours
+    assert touching > 5  # 16 cells scattered over 64 would have 3.3 vertical neighbors
 
 
 def test_a_small_crop_finds_its_tokens_in_the_large_one():
@@ -98,7 +98,7 @@ def test_small_crops_are_where_they_say(archive):
     config = SelfDistillConfig(images=(str(archive),), small_crops=2)
     crops = Crops(config)
     gradient = torch.arange(56, dtype=torch.uint8).expand(3, 40, 56)
-    crops.image = lambda index: gradient  # a picture whose colour is its column
+    crops.image = lambda index: gradient  # a picture whose color is its column
     crops.colors = {key: v2.ToDtype(torch.float32) for key in crops.colors}
     torch.manual_seed(0)
     batch = crops.draw(CropStage(large=48, small=32, batch=3))

@@ -202,7 +202,7 @@ def test_region_share_and_presence_by_hand():
 def test_mask_boundaries_by_hand():
     masks = torch.zeros(1, 3, 3, 5, dtype=torch.bool)
     masks[0, 0, :, :2] = True  # edge in columns 1 and 2; the image's border is none
-    masks[0, 1, 0, 4] = True  # a corner cell and its two neighbours
+    masks[0, 1, 0, 4] = True  # a corner cell and its two neighbors
     masks[0, 2, :, :1] = True  # not trusted at all
     target = mask_boundaries(masks, torch.tensor([[0.5, 0.75, 0.0]]))
     expected = [[0, 0.5, 0.5, 0.75, 0.75], [0, 0.5, 0.5, 0, 0.75], [0, 0.5, 0.5, 0, 0]]

@@ -84,7 +84,7 @@ def test_each_part_of_an_accumulated_step_counts_alike(folder, tmp_path):
             torch.testing.assert_close(parts.trained[name].grad, parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_captions_and_masks_alone_tell_the_colours_apart(folder, tmp_path):
+def test_captions_and_masks_alone_tell_the_colors_apart(folder, tmp_path):
     path = write_config(folder, tmp_path / "run", optim={"steps": 60, "lr": 3e-3, "ema": 0.5}, decoder=False)
     it = trainer(path)
     it.run()
