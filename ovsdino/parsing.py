@@ -303,7 +303,7 @@ def _prepared(parser: _Parser, args: Sequence[str]) -> list[str]:
 
     argparse would take the word after ``--background`` for its value, though it is an image.
     """
-    values = {action.option_strings[0]: action.const for action in parser._actions if action.const and action.metavar}
+    values = {action.option_strings[0]: action.const for action in parser._actions if action.nargs == "?"}
     words = [re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), word) for word in args]
     for index, (word, following) in enumerate(itertools.zip_longest(words, words[1:], fillvalue="")):
         if word in values and not NUMBER.fullmatch(following):
