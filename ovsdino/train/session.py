@@ -29,10 +29,6 @@ def first_process() -> bool:
 def train(config: Config, make: Callable[[Config, Log], AnyTrainer]) -> tuple[int, AnyTrainer, dict[str, Any]]:
     """Train in the configuration's folder, which no other training may hold meanwhile.
 
-    Args:
-        config: Of the run.
-        make: Returns its trainer, given where to write lines for people.
-
     Returns:
         The exit code, 128 + n when signal n stopped the run after a checkpoint; the trainer; and the result of its
         last validation.

@@ -263,14 +263,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return parameters in groups for AdamW. Weight decay is for matrices only, not for biases, norms and scalars.
 
-    Args:
-        parameters: By name.
-        weight_decay: Of the decayed groups.
-        undecayed: Parts of names of matrices without decay.
-        slow: Parameters that get groups of their own, behind the others.
-
-    Returns:
-        Two groups, with and without decay; four where there are slow parameters.
+    Matrices with a part of `undecayed` in their names have none either. There are two groups, with and without decay;
+    slow parameters get two more, behind the others.
     """
     apart = {id(parameter) for parameter in slow}
     groups: list[list[nn.Parameter]] = [[], [], [], []]

@@ -35,6 +35,7 @@ def test_a_term_without_a_weight_is_not_computed():
         ({}, ["contrast", "mask", "present", "pull", "words", "preserve", "boundary"]),
         ({"decoder": False}, ["contrast", "mask", "present", "pull", "words"]),
         ({"data": {}}, ["contrast"]),
+        ({"data": {"masks": "somewhere", "masks_per_image": 0}}, ["contrast"]),
         ({"architecture": {"smd": None}}, ["contrast", "mask", "present", "pull", "words", "boundary"]),
         ({"loss": {"sam": 1.0, "pull": 0.0}, "data": {}}, ["contrast", "sam"]),
         ({"loss": {"contrast": 0.0, "mask": 0.0, "words": 0.0}}, ["present", "pull", "preserve", "boundary"]),

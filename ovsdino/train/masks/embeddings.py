@@ -145,13 +145,7 @@ def write_embeddings(
 ) -> None:
     """Write the files of embeddings that are missing in a store.
 
-    Args:
-        source: The images of the store.
-        store: A folder of masks.
-        embed: Returns (256, 64, 64) of an image (H, W, 3) uint8.
-        part: (i, n) makes every n-th file, from i.
-        progress: Called with (images done, images in all).
-        log: Receives one line for each image that cannot be read.
+    `embed` returns (256, 64, 64) of an image (H, W, 3) uint8. Part (i, n) makes every n-th file, from i.
     """
     paths = [store.folder / f"embeddings-{shard:05d}.safetensors" for shard in range(store.shards)]
     missing = [shard for shard, path in enumerate(paths) if not path.exists()]

@@ -13,15 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ovsdino.data.masks import (
-    SHARD_SIZE,
-    ImageRow,
-    Manifest,
-    MaskStore,
-    decode_one,
-    encode_image,
-    names_digest,
-)
+from ovsdino.data.masks import SHARD_SIZE, ImageRow, Manifest, MaskStore, decode_one, encode_image, names_digest
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.tree import ImageSource
 from ovsdino.train.masks.generators import MaskGenerator
@@ -45,27 +37,13 @@ def make_masks(
     """Write the shards of masks that are missing.
 
     An image that cannot be read gets no mask and one line in the log: a bad file does not stop the others.
-
-    Args:
-        source: The images.
-        output: The folder of masks.
-        generator: Makes them.
-        part: (i, n) makes every n-th shard, from i.
-        progress: Called with (images done, images in all).
-        log: Receives one line for each image that cannot be read.
-        shard_size: Images of a shard.
+    Part (i, n) makes every n-th shard, from i. `progress` is called with (images done, images in all).
 
     Raises:
         OVSDinoError: `output` holds masks that something else made.
     """
-    digest = names_digest(source.names)
-    manifest = Manifest(
-        generator=generator.name,
-        settings=generator.settings,
-        images=len(source),
-        names_sha256=digest,
-        shard_size=shard_size,
-    )
+    own: dict[str, Any] = {"generator": generator.name, "settings": generator.settings, "shard_size": shard_size}
+    manifest = Manifest(**own, images=len(source), names_sha256=names_digest(source.names))
     store = MaskStore.create(output, manifest)
     for shard, images in images_by_shard(store, store.missing(), part, progress):
         rows = []
@@ -85,11 +63,7 @@ def images_by_shard(
 ) -> Iterator[tuple[int, Iterator[int]]]:
     """Yield a process's shards, each with the indices of its images.
 
-    Args:
-        store: The folder of masks.
-        shards: Those to be made.
-        part: (i, n) takes every n-th, from i.
-        progress: Called with (images done, images in all) when the next index is asked for.
+    Part (i, n) takes every n-th of `shards`, from i. `progress` is called when the next index is asked for.
     """
     own = [shard for shard in shards if shard % part[1] == part[0]]
     total, done = sum(len(store.images_of(shard)) for shard in own), itertools.count(1)

@@ -129,12 +129,8 @@ def tokens_at(tokens: Tensor, places: Tensor, mirrored: Tensor, side: int) -> Te
 def random_masks(count: int, side: int, ratio: Sequence[float]) -> Tensor:
     """Return masks (count, side, side) bool: blobs of patches in every second one, none in the others.
 
-    A blob is where smooth noise is largest, so neighbors are lost together, as in iBOT's block masks.
-
-    Args:
-        count: How many masks.
-        side: Patches along a side.
-        ratio: Least and largest share of the patches that a blob covers.
+    A blob is where smooth noise is largest, so neighbors are lost together, as in iBOT's block masks. Its share of the
+    patches is drawn between the two of `ratio`.
     """
     coarse = max(2, side // 3)
     noise = F.interpolate(torch.rand(count, 1, coarse, coarse), (side, side), mode="bilinear")[:, 0]

@@ -34,24 +34,8 @@ from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.ops import mask_pool
 from ovsdino.train.segmentation import normalized
 from ovsdino.train.terms import Term, active
+from ovsdino.train.weak import losses
 from ovsdino.train.weak.config import RobustConfig, WeakConfig
-from ovsdino.train.weak.losses import (
-    head_pool,
-    head_scores,
-    info_nce,
-    mask_boundaries,
-    mask_boundary_loss,
-    mask_classifier_loss,
-    over_regions,
-    partial_label_loss,
-    presence_loss,
-    preservation_loss,
-    region_cover,
-    region_share,
-    sam_alignment_loss,
-    text_log_prior,
-    text_pool_scores,
-)
 from ovsdino.train.weak.robust import trimmed_weights, weighted_mean
 
 
@@ -83,22 +67,24 @@ def terms_of(config: WeakConfig, model: OVSDINO) -> list[MaskTerm | WholeTerm]:
     Raises:
         OVSDinoError: There is none.
     """
-    c, decoder, masks = config.loss, model.decoder, bool(config.data.masks)
-    terms: list[MaskTerm | WholeTerm] = [WholeTerm("contrast", c.contrast, lambda _, o: o.scores, info_nce)]
+    c, decoder, masks = config.loss, model.decoder, bool(config.data.masks and config.data.masks_per_image)
+    terms: list[MaskTerm | WholeTerm] = [WholeTerm("contrast", c.contrast, lambda _, o: o.scores, losses.info_nce)]
     if masks:
-        present = partial(presence_loss, least=c.least)
+        present = partial(losses.presence_loss, least=c.least)
         terms += [
-            MaskTerm("mask", c.mask, lambda b, o: mask_classifier_loss(o.mask_logits, b.masks)),
-            WholeTerm("present", c.present, lambda _, o: region_share(o.log_p.exp(), o.fine_cover), present),
+            MaskTerm("mask", c.mask, lambda b, o: losses.mask_classifier_loss(o.mask_logits, b.masks)),
+            WholeTerm("present", c.present, lambda _, o: losses.region_share(o.log_p.exp(), o.fine_cover), present),
             MaskTerm("pull", c.pull, lambda _, o: o.label_loss(o.prototype_log_p)),
             MaskTerm("words", c.words, lambda _, o: o.label_loss(o.mask_log_p)),
         ]
     if masks and decoder is not None and decoder.smd is not None:  # else F' is F
-        terms.append(MaskTerm("preserve", c.preserve, lambda _, o: preservation_loss(o.pooled, o.before), False))
+        terms.append(MaskTerm("preserve", c.preserve, lambda _, o: losses.preservation_loss(o.pooled, o.before), False))
     if decoder is not None:
-        terms.append(WholeTerm("sam", c.sam, lambda b, o: _each(sam_alignment_loss, o.aligned, b.sam)))
+        terms.append(WholeTerm("sam", c.sam, lambda b, o: _each(losses.sam_alignment_loss, o.aligned, b.sam)))
     if masks and decoder is not None:
-        terms.append(WholeTerm("boundary", c.boundary, lambda _, o: _each(mask_boundary_loss, o.boundary, o.edges)))
+        terms.append(
+            WholeTerm("boundary", c.boundary, lambda _, o: _each(losses.mask_boundary_loss, o.boundary, o.edges))
+        )
     return active(terms)
 
 
@@ -146,11 +132,13 @@ class Outputs:
     @property
     def scores(self) -> Tensor:
         """(B, R, U), region against text, times the temperature."""
-        tokens, text, loss = self.tokens, self.text, self.objective.config.loss
-        cover = region_cover(self.inputs.regions, *self.features.tokens.shape[-2:]).flatten(2)
+        tokens, text = self.tokens, self.text
+        cover = losses.region_cover(self.inputs.regions, *self.features.tokens.shape[-2:]).flatten(2)
         if self.attention is None:
-            return self.scale * text_pool_scores(tokens, text, loss.sharpness, cover)
-        return self.scale * head_scores(head_pool(tokens, self.attention, cover), text, self.inputs.positives)
+            return self.scale * losses.text_pool_scores(tokens, text, self.objective.config.loss.sharpness, cover)
+        return self.scale * losses.head_scores(
+            losses.head_pool(tokens, self.attention, cover), text, self.inputs.positives
+        )
 
     # -- masks on the token grid: their means of F' and F
 
@@ -190,7 +178,7 @@ class Outputs:
     @cached_property
     def fine_cover(self) -> Tensor:
         """(B, R, 4h, 4w), the share of each cell that lies in each region."""
-        return region_cover(self.inputs.regions, *self.inputs.masks.shape[-2:])
+        return losses.region_cover(self.inputs.regions, *self.inputs.masks.shape[-2:])
 
     @cached_property
     def answers(self) -> Tensor:
@@ -201,7 +189,7 @@ class Outputs:
     def log_prior(self) -> Tensor:
         """(U,), how common each text is, see `text_log_prior`; added to scores in training only."""
         c, every4th = self.objective.config.loss, (..., slice(2, None, 4), slice(2, None, 4))
-        return text_log_prior(self.answers[every4th], self.fine_cover[every4th], c.adjust, c.rarest, _total)
+        return losses.text_log_prior(self.answers[every4th], self.fine_cover[every4th], c.adjust, c.rarest, _total)
 
     @cached_property
     def log_p(self) -> Tensor:
@@ -222,7 +210,7 @@ class Outputs:
         """Return the loss of masks (B, M) whose log probabilities should be those of a text of their regions."""
         cover, masks = self.fine_cover.flatten(2).transpose(1, 2), self.inputs.masks.flatten(2)
         inside = mask_pool(cover, masks)[0].transpose(1, 2)  # (B, R, M)
-        return over_regions(partial_label_loss(log_p, self.inputs.positives), inside)
+        return losses.over_regions(losses.partial_label_loss(log_p, self.inputs.positives), inside)
 
     # -- the structure encoder
 
@@ -235,7 +223,7 @@ class Outputs:
     @property
     def edges(self) -> Tensor:
         """(B, 1, 4h, 4w), their target."""
-        return mask_boundaries(self.inputs.masks, self.inputs.quality)
+        return losses.mask_boundaries(self.inputs.masks, self.inputs.quality)
 
     @property
     def aligned(self) -> Tensor:
@@ -278,12 +266,7 @@ def total(
 ) -> dict[str, Tensor]:
     """Return the weighted terms of the whole batch, by name; every process has the same.
 
-    Args:
-        terms: Of L.
-        values: Of this process, by name.
-        batch: Of this process.
-        robust: How masks that may be wrong are weighed.
-        step: Of the run.
+    `values` and `batch` are those of this process.
     """
     values = {term.name: gather(values[term.name]) for term in terms}
     positives, weights = gather(batch.positives), gather(batch.quality).flatten()
