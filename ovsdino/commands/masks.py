@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from ovsdino.train.masks.generators import MaskGenerator
 
 Progress = Callable[[int, int], None]
-MAX_POINTS = 256  # 65 536 points an image
+MAX_POINTS = 256  # 65 536 points in an image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Masks:
-    """Make the pseudo-masks that training takes as supervision; a run that was stopped goes on where it was."""
+    """Make the pseudo-masks that training takes as supervision; a run that was stopped continues where it was."""
 
     output: Path
     """Folder for manifest.json, the shards, statistics.json and samples.jpg."""
@@ -36,7 +36,7 @@ class Masks:
     device: str | None = None
     """cpu, cuda or cuda:N, for --generator sam. Default: CUDA if there is one."""
     embeddings: bool = False
-    """With --generator sam: keep SAM's image embeddings too (2 MB an image), the targets of training's loss.sam."""
+    """With --generator sam: keep SAM's image embeddings too (2 MB for each image), the targets of training's loss.sam."""
     points_per_side: int = 32
     """SAM's grid of points; fewer is faster and misses small things."""
     shard: str | None = None
@@ -44,9 +44,9 @@ class Masks:
     from_: Path | None = None
     """Folder of finished masks to corrupt, for experiments; with --images the samples are drawn too."""
     corrupt: float | None = None
-    """Share of the masks of --from to merge with a neighbour, dilate, shift or drop."""
+    """Share of the masks of --from to merge with a neighbor, dilate, shift or drop."""
     seed: int | None = None
-    """Of --corrupt; the same seed spoils the same masks alike. Default: 0."""
+    """Seed of --corrupt; the same seed spoils the same masks alike. Default: 0."""
     json: bool = False
     """Print one JSON object on stdout: the folder, how many images are done, and the statistics once all are."""
 
