@@ -36,7 +36,7 @@ class Masks:
     device: str | None = None
     """cpu, cuda or cuda:N, for --generator sam. Default: CUDA if there is one."""
     embeddings: bool = False
-    """With --generator sam: keep SAM's image embeddings too (2 MB for each image), the targets of training's loss.sam."""
+    """With --generator sam: keep SAM's embeddings too (2 MB for each image), the targets of training's loss.sam."""
     points_per_side: int = 32
     """SAM's grid of points; fewer is faster and misses small things."""
     shard: str | None = None
