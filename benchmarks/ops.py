@@ -53,6 +53,8 @@ def measure(
         "floor": case.floor,
         "bound_ms": round(bound, 4),
     }
+    if case.rival:
+        row |= {"rival": case.rival, "size": case.size, "gradient": case.gradient}
     if case.memory:
         with use_backend(case.backend):
             row["extra_mb"] = rounded(extra_mb(case.ours, case.inputs, device))

@@ -13,7 +13,7 @@ MaskPool mask_pool_of(uintptr_t features, const std::string& dtype, std::array<i
   op.batch = shape[0], op.tokens = shape[1], op.channels = shape[2];
   op.features_stride_b = strides[0], op.features_stride_n = strides[1];
   op.masks = pointer<const void>(masks);
-  op.masks_dtype = one_of(masks_dtype, {DType::kFloat32, DType::kUint8, DType::kBits}, "masks");
+  op.masks_dtype = one_of(masks_dtype, {DType::kFloat32, DType::kUint8}, "masks");
   op.mask_count = mask_count;
   op.masks_stride_b = masks_strides[0], op.masks_stride_m = masks_strides[1], op.masks_stride_n = masks_strides[2];
   op.means = pointer<void>(means);

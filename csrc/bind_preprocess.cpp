@@ -34,8 +34,8 @@ constexpr const char* kArguments =
 
 void bind_preprocess(pybind11::module_& m) {
   const std::string args = kArguments;
-  define(m, "preprocess_host", args + ", multiprocessors): the CUDA kernels' bodies on the CPU, for tests",
-         preprocess_of, preprocess_host);
+  define(m, "preprocess_host", args + "): the CUDA kernel's body on the CPU, for tests", preprocess_of,
+         preprocess_host);
 #ifdef OVSDINO_WITH_CUDA
   define(m, "preprocess_cuda", args + ", stream)", preprocess_of, preprocess_on_stream);
 #endif

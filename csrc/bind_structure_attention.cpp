@@ -4,55 +4,71 @@
 namespace ovsdino::bind {
 namespace {
 
-using Strides = std::array<int64_t, 4>;
+using Op = StructureAttention;
 
-void set(int64_t (&to)[4], const Strides& from) {
-  for (size_t i = 0; i < from.size(); ++i) to[i] = from[i];
+// An address as an integer.
+template <typename T>
+void define_address(pybind11::class_<Op>& fields, const char* name, T* Op::* member) {
+  fields.def_property(
+      name, [member](const Op& op) { return reinterpret_cast<uintptr_t>(op.*member); },
+      [member](Op& op, uintptr_t address) { op.*member = pointer<T>(address); });
 }
 
-StructureAttention attention_of(uintptr_t q, const std::string& dtype, std::array<int64_t, 4> shape, Strides q_strides,
-                                uintptr_t k, Strides k_strides, uintptr_t v, int64_t value_dim, Strides v_strides,
-                                uintptr_t e, int64_t rank, Strides e_strides, uintptr_t lam, uintptr_t gate,
-                                std::array<int64_t, 3> gate_strides, float scale, uintptr_t out, Strides out_strides,
-                                uintptr_t lse, uintptr_t workspace, int32_t query_tile) {
-  StructureAttention op{};
-  op.dtype = one_of(dtype, {DType::kFloat16, DType::kBFloat16}, "q");
-  op.batch = shape[0], op.heads = shape[1], op.tokens = shape[2], op.head_dim = shape[3];
-  op.value_dim = value_dim, op.rank = rank;
-  op.q = pointer<const void>(q), op.k = pointer<const void>(k), op.v = pointer<const void>(v);
-  op.e = pointer<const void>(e);
-  set(op.q_strides, q_strides), set(op.k_strides, k_strides), set(op.v_strides, v_strides);
-  set(op.e_strides, e_strides), set(op.out_strides, out_strides);
-  op.lam = pointer<const float>(lam);
-  op.gate = pointer<const void>(gate);
-  for (size_t i = 0; i < gate_strides.size(); ++i) op.gate_strides[i] = gate_strides[i];
-  op.scale = scale;
-  op.out = pointer<void>(out);
-  op.lse = pointer<float>(lse);
-  op.workspace = pointer<void>(workspace);
-  op.query_tile = query_tile;
-  return op;
+template <size_t kCount>
+void define_strides(pybind11::class_<Op>& fields, const char* name, int64_t (Op::*member)[kCount]) {
+  using Strides = std::array<int64_t, kCount>;
+  fields.def_property(
+      name,
+      [member](const Op& op) {
+        Strides found;
+        std::copy_n(op.*member, kCount, found.begin());
+        return found;
+      },
+      [member](Op& op, const Strides& strides) { std::copy_n(strides.begin(), kCount, op.*member); });
+}
+
+// Calls f with the GIL released, on a copy of the fields: another thread may change the object meanwhile.
+void check(Op op) {
+  const pybind11::gil_scoped_release release;
+  structure_attention_check(op);
 }
 
 #ifdef OVSDINO_WITH_CUDA
-void attention_on_stream(const StructureAttention& op, uintptr_t stream) {
+void run(Op op, uintptr_t stream) {
+  const pybind11::gil_scoped_release release;
   structure_attention_cuda(op, pointer<void>(stream));
 }
 #endif
 
-constexpr const char* kArguments =
-    "(q, dtype, (B, M, N, d), q_strides[4], k, k_strides[4], v, dv, v_strides[4], e, r, e_strides[4], lam, gate or 0, "
-    "gate_strides[3], scale, out, out_strides[4], lse or 0, workspace, query_tile (0: any, 64, 128)";
-
 }  // namespace
 
 void bind_structure_attention(pybind11::module_& m) {
-  const std::string args = kArguments;
+  pybind11::class_<Op> fields(m, "StructureAttention", "The arguments of one call; csrc/include has their meaning.");
+  fields.def(pybind11::init([] { return Op{}; }));
+  fields.def_property(
+      "dtype", [](const Op& op) { return op.dtype == DType::kFloat16 ? "float16" : "bfloat16"; },
+      [](Op& op, const std::string& name) { op.dtype = one_of(name, {DType::kFloat16, DType::kBFloat16}, "q"); });
+  fields.def_readwrite("batch", &Op::batch).def_readwrite("heads", &Op::heads).def_readwrite("tokens", &Op::tokens);
+  fields.def_readwrite("head_dim", &Op::head_dim).def_readwrite("value_dim", &Op::value_dim);
+  fields.def_readwrite("rank", &Op::rank).def_readwrite("scale", &Op::scale);
+  define_address(fields, "q", &Op::q);
+  define_address(fields, "k", &Op::k);
+  define_address(fields, "v", &Op::v);
+  define_address(fields, "e", &Op::e);
+  define_address(fields, "lam", &Op::lam);
+  define_address(fields, "gate", &Op::gate);
+  define_address(fields, "out", &Op::out);
+  define_address(fields, "workspace", &Op::workspace);
+  define_strides(fields, "q_strides", &Op::q_strides);
+  define_strides(fields, "k_strides", &Op::k_strides);
+  define_strides(fields, "v_strides", &Op::v_strides);
+  define_strides(fields, "e_strides", &Op::e_strides);
+  define_strides(fields, "gate_strides", &Op::gate_strides);
+  define_strides(fields, "out_strides", &Op::out_strides);
   m.def("structure_attention_workspace", &structure_attention_workspace, "(B, M, N) -> bytes of workspace");
-  define(m, "structure_attention_check", args + "): ValueError for what the kernel cannot take", attention_of,
-         structure_attention_check);
+  m.def("structure_attention_check", &check, "(op): raise ValueError for what the kernel cannot take");
 #ifdef OVSDINO_WITH_CUDA
-  define(m, "structure_attention_cuda", args + ", stream)", attention_of, attention_on_stream);
+  m.def("structure_attention_cuda", &run, "(op, stream)");
 #endif
 }
 

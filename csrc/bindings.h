@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <initializer_list>
@@ -30,7 +31,6 @@ inline DType dtype_of(const std::string& name) {
   if (name == "uint8" || name == "bool") return DType::kUint8;
   if (name == "int16") return DType::kInt16;
   if (name == "int32") return DType::kInt32;
-  if (name == "bits") return DType::kBits;
   throw std::invalid_argument("unknown dtype " + name);
 }
 

@@ -7,7 +7,7 @@ from types import ModuleType
 __all__ = ["NATIVE_VERSION", "native", "native_error"]
 
 # Version of the functions in csrc/bindings.cpp; a module of another version is a stale build.
-NATIVE_VERSION = 6
+NATIVE_VERSION = 7
 
 
 def _load_native() -> tuple[ModuleType | None, str]:

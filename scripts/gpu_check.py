@@ -1,8 +1,8 @@
-"""Everything to be checked on a CUDA machine: build, GPU tests, op benchmarks, compute-sanitizer.
+"""Check everything on a CUDA machine: build, GPU tests, op benchmarks, the table of backends, compute-sanitizer.
 
     python scripts/gpu_check.py --output outputs/gpu-check                        all parts
     python scripts/gpu_check.py --output D --parts build tests --limit 570        one part after the other, where a
-    python scripts/gpu_check.py --output D --parts benchmarks --limit 570         command may take ten minutes; the
+    python scripts/gpu_check.py --output D --parts benchmarks table --limit 570   command may take ten minutes; the
     python scripts/gpu_check.py --output D --parts sanitizer --limit 570          later ones use the first one's build
 
 Needs torch, triton, timm, numpy and pytest, plus nvcc, cmake, ninja and pybind11 to build; no network, and no
@@ -37,9 +37,11 @@ sys.path.append(str(ROOT))  # where ovsdino is not installed
 from ovsdino.io.files import atomic_write  # noqa: E402
 
 STAGE = ROOT / "build" / "gpu-check"
+TABLE = ROOT / "ovsdino" / "ops" / "measured.json"
 OPS = ("structure_attention", "mask_pool", "upsample_argmax", "guided_upsample", "preprocess")
-PARTS = ("build", "tests", "benchmarks", "sanitizer")
-SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+PARTS = ("build", "tests", "benchmarks", "table", "sanitizer")
+# Not initcheck: it does not watch torch's kernels, and takes what they wrote for memory that nobody did.
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
 TESTS = ("tests/ops", "tests/test_pipeline.py")
 # Of the common suite: each kernel of ours on odd and strided shapes, forward and backward. A tool slows a kernel 10 to
 # 100 times, so the rest is left to the tests.
@@ -232,6 +234,29 @@ def benchmark_step(op: str, output: Path, quick: bool, limit: float, *options: s
     return step
 
 
+def table_step(gpu: str, output: Path) -> Step:
+    """Write the fastest backends by the benchmarks of this output folder into the table that "auto" reads.
+
+    A copy goes to the output folder.
+    """
+    from ovsdino.errors import OVSDinoError
+    from ovsdino.ops import measured
+    from ovsdino.ops.dispatch import OP_BACKENDS
+
+    print("== table", flush=True)
+    found = [output / f"ops-{op}.json" for op in OPS]
+    try:
+        results = [row for file in found if file.is_file() for row in json.loads(file.read_text())["results"]]
+        rows = measured.rows_from(results, gpu, OP_BACKENDS)
+        if not rows:
+            return Step("table", "skipped", note="no benchmark of two backends")
+        for path in (TABLE, output / TABLE.name):
+            measured.merge(path, rows, OP_BACKENDS)
+    except (OSError, ValueError, KeyError, OVSDinoError) as error:
+        return Step("table", "failed", note=f"{TABLE.name} is as it was: {error}")
+    return Step("table", "passed", note=f"{len(rows)} rows for {gpu} in {TABLE.relative_to(ROOT)}")
+
+
 def report(facts: dict[str, Any], steps: list[Step]) -> str:
     """The outcome as Markdown: machine, steps, and a row a benchmark result."""
     lines = [f"# GPU check: {facts['gpu']}", "", ", ".join(f"{key} {value}" for key, value in facts.items()), ""]
@@ -280,6 +305,8 @@ def jobs(options: argparse.Namespace, facts: dict[str, Any], output: Path) -> It
     if "benchmarks" in options.parts:
         for op in OPS:
             yield lambda left, op=op: benchmark_step(op, output, options.quick, min(left, 400))
+    if "table" in options.parts:
+        yield lambda left: table_step(facts["gpu"], output)
     if "sanitizer" in options.parts:
         for place, name in enumerate(SANITIZERS):
             rest = len(SANITIZERS) - place  # a slow tool leaves the others their share

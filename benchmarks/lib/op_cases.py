@@ -25,6 +25,7 @@ from ovsdino.ops import (
     upsample_argmax,
     use_backend,
 )
+from ovsdino.ops.dispatch import why_not
 from ovsdino.ops.guided_upsample import guided_upsample_reference
 from ovsdino.ops.preprocess import preprocess_reference
 from ovsdino.ops.structure_attention import structure_attention_folded, structure_attention_reference
@@ -51,6 +52,10 @@ class Case:
     slow: bool = False  # left out of --quick
     memory: bool = False  # peak extra memory is measured
     share: bool = False  # on a GPU a second row has the share of the bound that is reached
+    # For the table that "auto" reads (ovsdino.ops.measured): the backend that the baseline is, and what it counts.
+    rival: str = ""
+    size: int = 0
+    gradient: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +73,9 @@ class Setting:
     def dtype(self) -> torch.dtype:
         return torch.float16 if self.gpu else torch.float32
 
-    def randn(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, device=self.device).to(self.dtype)
+    def randn(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return normal numbers, drawn on the CPU: a graph capture that failed leaves CUDA's generator unusable."""
+        return torch.randn(*shape).to(self.device, dtype or self.dtype)
 
     def backends(self, op: str, without: tuple[str, ...] = ("reference",)) -> list[str]:
         """The backends of an op that can run here."""
@@ -91,9 +97,9 @@ def upsample_cases(s: Setting) -> Iterator[Case]:
     image, source = image_logits(s.device)
     h, w = s.size(73, 5), s.size(146, 7)
     grids = [
-        (f"150x({h}x{w})", "random", torch.randn(1, 150, h, w, device=s.device), 50.0),
+        (f"150x({h}x{w})", "random", s.randn(1, 150, h, w, dtype=torch.float32), 50.0),
         (f"150x({h}x{w})", source, resized(image, h, w), 100.0),
-        (f"19x({4 * h}x{4 * w})", "random", torch.randn(1, 19, 4 * h, 4 * w, device=s.device), 25.0),
+        (f"19x({4 * h}x{4 * w})", "random", s.randn(1, 19, 4 * h, 4 * w, dtype=torch.float32), 25.0),
         (f"19x({4 * h}x{4 * w})", source, resized(image[:, :19], 4 * h, 4 * w), 25.0),
     ]
 
@@ -138,7 +144,6 @@ def pool_cases(s: Setting) -> Iterator[Case]:
     count, side, channels = s.size(256, 8), s.size(64, 16), s.size(768, 32)
     tokens = side * side
     masks = blobs(count, side, 0.03).to(s.device)
-    packed = torch.from_numpy(np.packbits(masks.cpu().numpy(), axis=-1, bitorder="little")).to(s.device)
 
     def dense(features: Tensor, given: Tensor) -> Tensor:
         weights = masks.to(features.dtype)
@@ -149,39 +154,35 @@ def pool_cases(s: Setting) -> Iterator[Case]:
         sums = features.new_zeros(count, channels).index_add_(0, mask, features[0, token])
         return (sums / masks[0].sum(-1, keepdim=True))[None]
 
-    title = f"{count} %s masks of 3 %%, {side}x{side} tokens, C={channels}"
+    title = f"{count} bool masks of 3 %, {side}x{side} tokens, C={channels}"
     for backend in s.backends("mask_pool"):
         for dtype in (torch.float16, torch.bfloat16) if s.gpu else (torch.float32, torch.bfloat16):
-            features = torch.randn(1, tokens, channels, device=s.device).to(dtype)
+            features = s.randn(1, tokens, channels, dtype=dtype)
             moved = (tokens + count) * channels * features.element_size()
             main = dtype in (torch.float32, torch.float16)
-            for form, given in (("bool", masks), ("packed", packed)):
-                plain = form == "bool"
-                others = [("einsum on converted masks", dense, 4.0 if main and plain and not s.gpu else None)]
-                others += [("index_add of the set tokens", index_add, None)] if main and plain else []
-                for name, baseline, floor in others:
-                    yield Case(
-                        op="mask_pool", case=title % form, baseline_name=name, inputs=(features, given),
-                        ours=mask_pool, baseline=baseline, dtype=name_of(dtype), floor=floor,
-                        bytes=moved + given.numel(), backend=backend, slow=not main or not plain or baseline != dense,
-                        share=baseline == dense,
-                    )  # fmt: skip
+            others = [("einsum on converted masks", dense, 4.0 if main and not s.gpu else None)]
+            others += [("index_add of the set tokens", index_add, None)] if main else []
+            for name, baseline, floor in others:
+                yield Case(
+                    op="mask_pool", case=title, baseline_name=name, inputs=(features, masks), ours=mask_pool,
+                    baseline=baseline, dtype=name_of(dtype), floor=floor, bytes=moved + masks.numel(),
+                    backend=backend, slow=not main or baseline != dense, share=baseline == dense,
+                )  # fmt: skip
 
         features, grad = s.randn(1, tokens, channels).requires_grad_(), s.randn(1, count, channels)
 
         yield Case(
-            op="mask_pool", case=title % "bool" + ", forward and backward", baseline_name="einsum on converted masks",
+            op="mask_pool", case=title + ", forward and backward", baseline_name="einsum on converted masks",
             inputs=(features, masks, grad), ours=step(lambda x, m: mask_pool(x, m)[0], 1), baseline=step(dense, 1),
             dtype=name_of(s.dtype), bytes=2 * (tokens + count) * channels * features.element_size() + masks.numel(),
             backend=backend,
         )  # fmt: skip
 
 
-def attention_inputs(s: Setting, tokens: int, heads: int = 4) -> tuple:
+def attention_inputs(s: Setting, tokens: int, heads: int = 4, dtype: torch.dtype | None = None) -> tuple:
     """q, k, v, e, lam, gate of the decoder: d = 48, dv = 64, r = 15, |e| near 1."""
-    lam = torch.rand(heads, device=s.device)
-    gate = torch.rand(1, heads, tokens, device=s.device).to(s.dtype)
-    q, k, v, e = (s.randn(1, heads, tokens, width) for width in (48, 48, 64, 15))
+    lam, gate = torch.rand(heads).to(s.device), torch.rand(1, heads, tokens).to(s.device, dtype or s.dtype)
+    q, k, v, e = (s.randn(1, heads, tokens, width, dtype=dtype) for width in (48, 48, 64, 15))
     return q, k, v, e * 15**-0.5, lam, gate
 
 
@@ -247,6 +248,7 @@ def attention_cases(s: Setting) -> Iterator[Case]:
             "bytes": inputs[0].element_size() * heads * tokens * (2 * 48 + 2 * 64 + 15 + 1),
             "operations": 2.0 * heads * tokens**2 * (depth + width),
             "memory": True,
+            "size": tokens,
         }
         return Case(**{**defaults, **more})
 
@@ -260,32 +262,39 @@ def attention_cases(s: Setting) -> Iterator[Case]:
         return
 
     own = s.backends("structure_attention", without=("reference", "sdpa"))
-    floors = {1024: 1.3, 2048: 1.2, 4096: 1.0, 16384: 0.9}
-    for tokens, floor in floors.items():
-        inputs = attention_inputs(s, s.size(tokens, tokens // 64))
-        for backend in own:
-            yield case(inputs, backend, "folded SDPA", folded, floor=floor)
-        if tokens == 4096:
-            best = own[0] if own else "sdpa"
-            rivals = [("folded SDPA, flash", folded_by(SDPBackend.FLASH_ATTENTION))]
-            rivals += [("folded SDPA, cuDNN", folded_by(SDPBackend.CUDNN_ATTENTION))]
-            rivals += [("folded SDPA, mem-efficient", folded_by(SDPBackend.EFFICIENT_ATTENTION))]
-            rivals += [("N x N bias by matrix product", materialised), ("SDPA with that bias", biased_sdpa)]
-            for name, baseline in rivals:
-                yield case(inputs, best, name, baseline, slow=True)
-            yield case(inputs, best, "FlexAttention, bias as score_mod", flexible(), slow=True)
+    # 1369 = 37 x 37 tokens: 518 pixels by a patch of 14. The other dtypes are for the table of measured choices.
+    floors = {256: None, 1024: 1.3, 1369: None, 2048: 1.2, 4096: 1.0, 16384: 0.9}
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        main = dtype == s.dtype
+        backends = [name for name in own if not why_not("structure_attention", name, s.device, dtype)]
+        for tokens, floor in floors.items():
+            inputs = attention_inputs(s, s.size(tokens, tokens // 64), dtype=dtype)
+            shared = {"dtype": name_of(dtype), "rival": "sdpa", "slow": not main or floor is None}
+            for backend in backends:
+                yield case(inputs, backend, "folded SDPA", folded, floor=floor if main else None, **shared)
+            if tokens == 4096 and main:
+                best = own[0] if own else "sdpa"
+                rivals = [("folded SDPA, flash", folded_by(SDPBackend.FLASH_ATTENTION))]
+                rivals += [("folded SDPA, cuDNN", folded_by(SDPBackend.CUDNN_ATTENTION))]
+                rivals += [("folded SDPA, mem-efficient", folded_by(SDPBackend.EFFICIENT_ATTENTION))]
+                rivals += [("N x N bias by matrix product", materialised), ("SDPA with that bias", biased_sdpa)]
+                for name, baseline in rivals:
+                    yield case(inputs, best, name, baseline, slow=True)
+                yield case(inputs, best, "FlexAttention, bias as score_mod", flexible(), slow=True)
 
-    for tokens in floors:
-        drawn = attention_inputs(s, s.size(tokens, tokens // 64))
-        inputs = (*(x.requires_grad_() for x in drawn), torch.randn_like(drawn[2]))
-        for backend in own:
-            yield case(
-                inputs, backend, "folded SDPA, forward and backward", step(folded, 6),
-                ours=step(structure_attention, 6),
-                operations=2.0 * heads * inputs[0].shape[2] ** 2 * (4 * depth + 3 * width), floor=0.9,
-                bytes=3 * inputs[0].element_size() * heads * inputs[0].shape[2] * (2 * 48 + 2 * 64 + 15 + 1),
-                slow=tokens == 16384,
-            )  # fmt: skip
+        for tokens in floors:
+            drawn = attention_inputs(s, s.size(tokens, tokens // 64), dtype=dtype)
+            leaves = (*(x.requires_grad_() for x in drawn), s.randn(*drawn[2].shape, dtype=dtype))
+            for backend in backends:
+                yield case(
+                    leaves, backend, "folded SDPA, forward and backward", step(folded, 6),
+                    ours=step(structure_attention, 6),
+                    operations=2.0 * heads * leaves[0].shape[2] ** 2 * (4 * depth + 3 * width),
+                    floor=0.9 if main else None,
+                    bytes=3 * leaves[0].element_size() * heads * leaves[0].shape[2] * (2 * 48 + 2 * 64 + 15 + 1),
+                    slow=tokens == 16384 or not main or floors[tokens] is None, gradient=True, rival="sdpa",
+                    dtype=name_of(dtype),
+                )  # fmt: skip
 
 
 def guided_cases(s: Setting) -> Iterator[Case]:
@@ -320,8 +329,8 @@ def guided_cases(s: Setting) -> Iterator[Case]:
 def preprocess_cases(s: Setting) -> Iterator[Case]:
     """A camera's frame to the backbone's tensor. On the CPU the rivals are libraries; on a GPU, torch in float32."""
     height, width, side = s.size(1080, 54), s.size(1920, 96), s.size(448, 22)
-    frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, device=s.device)
-    nv12 = torch.randint(0, 256, (height * 3 // 2, width), dtype=torch.uint8, device=s.device)
+    frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).to(s.device)
+    nv12 = torch.randint(0, 256, (height * 3 // 2, width), dtype=torch.uint8).to(s.device)
 
     def by(function: Callable[..., Tensor], antialias: bool) -> Callable[[Tensor], Tensor]:
         return lambda image: function(image, (side, side), MEAN, STD, antialias, s.dtype)

@@ -9,6 +9,14 @@ namespace {
 
 template <typename T, typename Label>
 void all_cells(const UpsampleArgmax& op) {
+  if (few_pixels(op)) {
+    for (int64_t i = 0; i < op.batch * op.out_h * op.out_w; ++i) {
+      const int64_t line = i / op.out_w;
+      upsample_pixel<T, Label>(op, line / op.out_h, static_cast<int32_t>(line % op.out_h),
+                               static_cast<int32_t>(i % op.out_w));
+    }
+    return;
+  }
   Survivor list[kMaxSurvivors];
   for (int64_t cell = 0; cell < op.batch * op.in_h * op.in_w; ++cell)
     upsample_cell<T, Label>(op, cell, OneLane(), list);

@@ -48,14 +48,6 @@ void for_each_token(const void* row, DType dtype, int64_t stride, int64_t tokens
       if (static_cast<const uint8_t*>(row)[i]) visit(i, 1.0f);
     }
   }
-  if (dtype == DType::kBits) {
-    for (; n < tokens; n += 8) {
-      uint32_t bits = static_cast<const uint8_t*>(row)[n >> 3];
-      if (tokens - n < 8) bits &= (1u << (tokens - n)) - 1u;
-      for (; bits; bits &= bits - 1) visit(n + __builtin_ctz(bits), 1.0f);
-    }
-    return;
-  }
   for (; n < tokens; ++n) {
     const float weight = mask_weight(row, dtype, stride, n);
     if (weight != 0.0f) visit(n, weight);

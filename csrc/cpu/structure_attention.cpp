@@ -55,8 +55,6 @@ void structure_attention_check(const StructureAttention& op) {
   expect(heads == 0 || ceil_div(op.tokens, 64) <= (2 * kMost - 1) / heads,
          "too many tokens: " + text(op.batch) + " x " + text(op.heads) + " x " + text(op.tokens));
   expect(std::isfinite(op.scale), "scale must be finite, got " + std::to_string(op.scale));
-  expect(op.query_tile == 0 || op.query_tile == 64 || op.query_tile == 128,
-         "query_tile must be 0, 64 or 128, got " + text(op.query_tile));
   check_rows("q", op.q, op.q_strides, op, 16);
   check_rows("k", op.k, op.k_strides, op, 16);
   check_rows("v", op.v, op.v_strides, op, 16);

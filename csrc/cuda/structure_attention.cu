@@ -32,9 +32,8 @@ int multiprocessors() {
 
 // 64 queries a block are bound by reading the keys from shared memory (700 cycles a tile, where the tensor cores need
 // 260 to 510), 128 are not: they win as soon as the smaller blocks no longer have a multiprocessor each. By counting
-// instructions, not by measurement: query_tile overrides it.
+// instructions, not by measurement.
 bool wide_blocks(const StructureAttention& op) {
-  if (op.query_tile != 0) return op.query_tile == 128;
   return op.batch * op.heads * ceil_div(op.tokens, 64) > multiprocessors();
 }
 

@@ -1,4 +1,5 @@
-// upsample_argmax on CUDA: a warp for each cell; the body is in detail/upsample_block.h.
+// upsample_argmax on CUDA: a warp for each cell, or a thread for each pixel where cells are small; the bodies are in
+// detail/upsample_block.h.
 #include "launch.h"
 #include "ovsdino/detail/upsample_block.h"
 #include "ovsdino/upsample_argmax.h"
@@ -18,10 +19,21 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, 3) upsample_argmax_kernel
 }
 
 template <typename T, typename Label>
+__global__ void __launch_bounds__(kPixelsX* kPixelsY, 4) upsample_argmax_pixel_kernel(UpsampleArgmax op) {
+  const PixelGrid grid(op.batch, op.out_h, op.out_w);
+  grid.for_each([&](int64_t batch, int32_t y, int32_t x) { upsample_pixel<T, Label>(op, batch, y, x); });
+}
+
+template <typename T, typename Label>
 void launch(const UpsampleArgmax& op, cudaStream_t stream) {
   const int64_t cells = op.batch * op.in_h * op.in_w;
   if (cells == 0) return;
-  upsample_argmax_kernel<T, Label><<<blocks_for(cells), 32 * kWarpsPerBlock, 0, stream>>>(op, cells);
+  if (few_pixels(op)) {
+    const PixelGrid grid(op.batch, op.out_h, op.out_w);
+    upsample_argmax_pixel_kernel<T, Label><<<grid.blocks(), dim3(kPixelsX, kPixelsY), 0, stream>>>(op);
+  } else {
+    upsample_argmax_kernel<T, Label><<<blocks_for(cells), 32 * kWarpsPerBlock, 0, stream>>>(op, cells);
+  }
   check_launch("upsample_argmax");
 }
 

@@ -83,7 +83,7 @@ def calls(dtype: torch.dtype, d: int = 48, dv: int = 64, r: int = 15, tokens: in
 
 def compiled(call: Call, arch: int, config: Config) -> Compiled:
     """Compiles one kernel as a launch on `arch` would: aligned pointers, ones and multiples of 16 are specialised."""
-    constants = call.constants | config.constants(call.kernel.arg_names)
+    constants = call.constants | call.sizes(config)
     signature: dict[str, str] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for position, name in enumerate(call.kernel.arg_names):

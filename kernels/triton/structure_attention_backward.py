@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ovsdino.kernels.tiles import LANES, LOG2E, joint, joint_product, picked, tile, tile_product
+from ovsdino.kernels.tiles import LANES, LOG2E, joint, joint_product, numbers, picked, softmax, tile, tile_product
 
 
 @triton.jit(repr=lambda _: "ovsdino_backward_rows")  # the name that profilers and sanitizers see
@@ -72,77 +72,6 @@ def _backward_rows(
     lane = tl.arange(0, V0)[None, :]
     tl.store(weighted + (own + at[:, None]) * DV + lane, rounded, mask=inside[:, None] & (lane < DV))
     tl.store(delta + own + at, tl.sum(rounded.to(tl.float32) * output, 1), mask=inside)
-
-
-@triton.jit
-def _keys_step(
-    dk0,
-    dk1,
-    dv,
-    sums,
-    kn0,
-    kn1,
-    values,
-    bias,
-    k,
-    near,
-    v,
-    q,
-    f,
-    weighted,
-    level,
-    delta,
-    stride_kn,
-    stride_kd,
-    stride_vn,
-    stride_vd,
-    stride_qn,
-    stride_qd,
-    left,
-    left_keys,
-    slope,
-    D: tl.constexpr,
-    D0: tl.constexpr,
-    D1: tl.constexpr,
-    DV: tl.constexpr,
-    V0: tl.constexpr,
-    R: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    TAIL: tl.constexpr,
-):
-    """Adds what BLOCK_M queries, of which `left` exist if TAIL, send to the keys of the program."""
-    at = tl.arange(0, BLOCK_M)
-    if TAIL:  # weights of queries that are not there are 2^-inf
-        height = tl.load(level + at, mask=at < left, other=float("inf"))
-        mean = tl.load(delta + at, mask=at < left, other=0.0)
-    else:
-        height = tl.load(level + at)
-        mean = tl.load(delta + at)
-    q0 = joint(q, f, stride_qn, stride_qd, left, BLOCK_M, 0, D0, D, TAIL)
-    q1 = q0
-    if D1 > 0:
-        q1 = joint(q, f, stride_qn, stride_qd, left, BLOCK_M, D0, D1, D, TAIL)
-    given = tile(weighted, DV, 1, left, BLOCK_M, 0, V0, DV, TAIL)
-    if given.dtype == tl.float32:
-        logits = joint_product(
-            k, near, stride_kn, stride_kd, left_keys, q, f, stride_qn, stride_qd, left, BLOCK_N, BLOCK_M, D0 + D1, D
-        )
-        slopes = tile_product(v, stride_vn, stride_vd, left_keys, weighted, DV, 1, left, BLOCK_N, BLOCK_M, V0, DV)
-    else:
-        logits = tl.dot(kn0, tl.trans(q0))
-        if D1 > 0:
-            logits = tl.dot(kn1, tl.trans(q1), logits)
-        slopes = tl.dot(values, tl.trans(given))
-    weights = tl.exp2(logits * slope + (bias[:, None] - height[None, :]))
-    dv = tl.dot(weights.to(given.dtype), given, dv, input_precision="ieee")
-    slopes = (weights * (slopes - mean[None, :])).to(given.dtype)
-    dk0 = tl.dot(slopes, q0, dk0, input_precision="ieee")
-    if D1 > 0:
-        dk1 = tl.dot(slopes, q1, dk1, input_precision="ieee")
-    if R == LANES:
-        sums += tl.sum(slopes.to(tl.float32), 1)
-    return dk0, dk1, dv, sums
 
 
 @triton.jit
@@ -216,6 +145,7 @@ def _backward_keys(
     R: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    TAIL: tl.constexpr,
 ):
     """dK, dV, b (in side, (B, M, N, 16)) and c (in sums, (B, M, N)) of BLOCK_N keys of a head."""
     blocks = tl.cdiv(tokens, BLOCK_N)
@@ -248,21 +178,37 @@ def _backward_keys(
     level += own
     delta += own
     slope = scale * LOG2E
-    full = tokens // BLOCK_M * BLOCK_M
-    for query in range(0, full, BLOCK_M):
+    for query in range(0, tokens, BLOCK_M):
         far = tl.cast(query, tl.int64)
-        dk0, dk1, dvalues, total = _keys_step(
-            dk0, dk1, dvalues, total, kn0, kn1, values, bias, k, near, v, q + far * stride_qn, f + far * LANES,
-            weighted + far * DV, level + far, delta + far, stride_kn, stride_kd, stride_vn, stride_vd, stride_qn,
-            stride_qd, BLOCK_M, left, slope, D, D0, D1, DV, V0, R, BLOCK_M, BLOCK_N, False,
-        )  # fmt: skip
-    if full < tokens:
-        far = tl.cast(full, tl.int64)
-        dk0, dk1, dvalues, total = _keys_step(
-            dk0, dk1, dvalues, total, kn0, kn1, values, bias, k, near, v, q + far * stride_qn, f + far * LANES,
-            weighted + far * DV, level + far, delta + far, stride_kn, stride_kd, stride_vn, stride_vd, stride_qn,
-            stride_qd, tokens - full, left, slope, D, D0, D1, DV, V0, R, BLOCK_M, BLOCK_N, True,
-        )  # fmt: skip
+        rest = tokens - query
+        queries = q + far * stride_qn
+        places = f + far * LANES
+        grads = weighted + far * DV
+        height = numbers(level + far, rest, BLOCK_M, float("inf"), TAIL)  # past the end: weights are 2^-inf
+        mean = numbers(delta + far, rest, BLOCK_M, 0.0, TAIL)
+        q0 = joint(queries, places, stride_qn, stride_qd, rest, BLOCK_M, 0, D0, D, TAIL)
+        if D1 > 0:
+            q1 = joint(queries, places, stride_qn, stride_qd, rest, BLOCK_M, D0, D1, D, TAIL)
+        given = tile(grads, DV, 1, rest, BLOCK_M, 0, V0, DV, TAIL)
+        if given.dtype == tl.float32:
+            logits = joint_product(
+                k, near, stride_kn, stride_kd, left, queries, places, stride_qn, stride_qd, rest, BLOCK_N, BLOCK_M,
+                D0 + D1, D,
+            )  # fmt: skip
+            slopes = tile_product(v, stride_vn, stride_vd, left, grads, DV, 1, rest, BLOCK_N, BLOCK_M, V0, DV)
+        else:
+            logits = tl.dot(kn0, tl.trans(q0))
+            if D1 > 0:
+                logits = tl.dot(kn1, tl.trans(q1), logits)
+            slopes = tl.dot(values, tl.trans(given))
+        weights = softmax(logits * slope + (bias[:, None] - height[None, :]))
+        dvalues = tl.dot(weights.to(given.dtype), given, dvalues, input_precision="ieee")
+        slopes = (weights * (slopes - mean[None, :])).to(given.dtype)
+        dk0 = tl.dot(slopes, q0, dk0, input_precision="ieee")
+        if D1 > 0:
+            dk1 = tl.dot(slopes, q1, dk1, input_precision="ieee")
+        if R == LANES:
+            total += tl.sum(slopes.to(tl.float32), 1)
 
     side += (own + wide) * LANES
     dk += batch * stride_dkb + m * stride_dkm + wide * stride_dkn

@@ -20,10 +20,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ovsdino.kernels.tiles import LANES, LOG2E, joint, joint_product, strength, tile
+from ovsdino.kernels.tiles import LANES, LOG2E, joint, joint_product, numbers, strength, tile
 
 # Tokens that the shift is the mean of. Any shift is exact; this one only has to bring f near zero.
-SAMPLE = tl.constexpr(512)
+SAMPLE = tl.constexpr(128)
 
 
 @triton.jit(repr=lambda _: "ovsdino_prepare")  # the name that profilers and sanitizers see
@@ -72,7 +72,7 @@ def _prepare(
     here = tl.load(e + token.to(tl.int64) * stride_en + lanes, mask=inside, other=0.0).to(tl.float32)
     moved = tl.where(lane < R, (here - shift[None, :]) * stretch, 0.0)
     if f.dtype.element_ty == tl.float16:
-        moved = tl.minimum(tl.maximum(moved, -65504.0), 65504.0)
+        moved = tl.clamp(moved, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
     rounded = moved.to(f.dtype.element_ty)
     squared = rounded.to(tl.float32)
     norm = tl.sum(squared * squared, 1)
@@ -82,63 +82,6 @@ def _prepare(
     place = (own + row) * LANES + lane
     tl.store(f + place, tl.where(lane == R, 1.0, squared).to(f.dtype.element_ty), mask=token < tokens)
     tl.store(near + place, (squared * ratio).to(f.dtype.element_ty), mask=token < tokens)
-
-
-@triton.jit
-def _attend(
-    maximum,
-    total,
-    out,
-    q0,
-    q1,
-    q,
-    near,
-    k,
-    v,
-    f,
-    column,
-    stride_qn,
-    stride_qd,
-    stride_kn,
-    stride_kd,
-    stride_vn,
-    stride_vd,
-    left,
-    left_queries,
-    slope,
-    D: tl.constexpr,
-    D0: tl.constexpr,
-    D1: tl.constexpr,
-    DV: tl.constexpr,
-    V0: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    TAIL: tl.constexpr,
-):
-    """One step of the online softmax: BLOCK_N keys, of which `left` exist if TAIL."""
-    if q0.dtype == tl.float32:
-        logits = joint_product(
-            q, near, stride_qn, stride_qd, left_queries, k, f, stride_kn, stride_kd, left, BLOCK_M, BLOCK_N, D0 + D1, D
-        )
-    else:
-        k0 = joint(k, f, stride_kn, stride_kd, left, BLOCK_N, 0, D0, D, TAIL)
-        logits = tl.dot(q0, tl.trans(k0))
-        if D1 > 0:
-            k1 = joint(k, f, stride_kn, stride_kd, left, BLOCK_N, D0, D1, D, TAIL)
-            logits = tl.dot(q1, tl.trans(k1), logits)
-    at = tl.arange(0, BLOCK_N)
-    if TAIL:
-        bias = tl.load(column + at, mask=at < left, other=float("-inf"))
-    else:
-        bias = tl.load(column + at)
-    logits = logits * slope + bias[None, :]
-    larger = tl.maximum(maximum, tl.max(logits, 1))
-    weights = tl.exp2(logits - larger[:, None])
-    shrink = tl.exp2(maximum - larger)
-    total = total * shrink + tl.sum(weights, 1)
-    values = tile(v, stride_vn, stride_vd, left, BLOCK_N, 0, V0, DV, TAIL)
-    out = tl.dot(weights.to(values.dtype), values, out * shrink[:, None], input_precision="ieee")
-    return larger, total, out
 
 
 @triton.jit(repr=lambda _: "ovsdino_forward")  # the name that profilers and sanitizers see
@@ -180,6 +123,7 @@ def _forward(
     KEEP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    TAIL: tl.constexpr,
 ):
     """BLOCK_M queries of a head. out and, if KEEP, plain (before the gate, float32) lie in memory as (B, N, M, dv)."""
     blocks = tl.cdiv(tokens, BLOCK_M)
@@ -204,21 +148,31 @@ def _forward(
     maximum = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     result = tl.zeros((BLOCK_M, V0), tl.float32)
-    full = tokens // BLOCK_N * BLOCK_N
-    for key in range(0, full, BLOCK_N):
-        wide = tl.cast(key, tl.int64)
-        maximum, total, result = _attend(
-            maximum, total, result, q0, q1, q, near, k + wide * stride_kn, v + wide * stride_vn, f + wide * LANES,
-            column + wide, stride_qn, stride_qd, stride_kn, stride_kd, stride_vn, stride_vd, BLOCK_N, left, slope, D,
-            D0, D1, DV, V0, BLOCK_M, BLOCK_N, False,
-        )  # fmt: skip
-    if full < tokens:
-        wide = tl.cast(full, tl.int64)
-        maximum, total, result = _attend(
-            maximum, total, result, q0, q1, q, near, k + wide * stride_kn, v + wide * stride_vn, f + wide * LANES,
-            column + wide, stride_qn, stride_qd, stride_kn, stride_kd, stride_vn, stride_vd, tokens - full, left, slope,
-            D, D0, D1, DV, V0, BLOCK_M, BLOCK_N, True,
-        )  # fmt: skip
+    for key in range(0, tokens, BLOCK_N):
+        far = tl.cast(key, tl.int64)
+        rest = tokens - key
+        keys = k + far * stride_kn
+        places = f + far * LANES
+        if q0.dtype == tl.float32:
+            logits = joint_product(
+                q, near, stride_qn, stride_qd, left, keys, places, stride_kn, stride_kd, rest, BLOCK_M, BLOCK_N,
+                D0 + D1, D,
+            )  # fmt: skip
+        else:
+            k0 = joint(keys, places, stride_kn, stride_kd, rest, BLOCK_N, 0, D0, D, TAIL)
+            logits = tl.dot(q0, tl.trans(k0))
+            if D1 > 0:
+                k1 = joint(keys, places, stride_kn, stride_kd, rest, BLOCK_N, D0, D1, D, TAIL)
+                logits = tl.dot(q1, tl.trans(k1), logits)
+        bias = numbers(column + far, rest, BLOCK_N, float("-inf"), TAIL)
+        logits = logits * slope + bias[None, :]
+        larger = tl.maximum(maximum, tl.max(logits, 1))
+        weights = tl.exp2(logits - larger[:, None])
+        shrink = tl.exp2(maximum - larger)
+        total = total * shrink + tl.sum(weights, 1)
+        values = tile(v + far * stride_vn, stride_vn, stride_vd, rest, BLOCK_N, 0, V0, DV, TAIL)
+        result = tl.dot(weights.to(values.dtype), values, result * shrink[:, None], input_precision="ieee")
+        maximum = larger
 
     result = result / total[:, None]
     at = tl.arange(0, BLOCK_M)

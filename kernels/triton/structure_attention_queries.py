@@ -5,73 +5,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ovsdino.kernels.tiles import LANES, LOG2E, joint, joint_product, picked, strength, tile, tile_product
-
-
-@triton.jit
-def _queries_step(
-    dq0,
-    dq1,
-    sums,
-    qn0,
-    qn1,
-    given,
-    height,
-    mean,
-    q,
-    near,
-    weighted,
-    k,
-    v,
-    f,
-    column,
-    stride_qn,
-    stride_qd,
-    stride_kn,
-    stride_kd,
-    stride_vn,
-    stride_vd,
-    left,
-    left_queries,
-    slope,
-    D: tl.constexpr,
-    D0: tl.constexpr,
-    D1: tl.constexpr,
-    DV: tl.constexpr,
-    V0: tl.constexpr,
-    R: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    TAIL: tl.constexpr,
-):
-    """Adds what BLOCK_N keys, of which `left` exist if TAIL, send to the queries of the program."""
-    at = tl.arange(0, BLOCK_N)
-    if TAIL:
-        bias = tl.load(column + at, mask=at < left, other=float("-inf"))
-    else:
-        bias = tl.load(column + at)
-    k0 = joint(k, f, stride_kn, stride_kd, left, BLOCK_N, 0, D0, D, TAIL)
-    k1 = k0
-    if D1 > 0:
-        k1 = joint(k, f, stride_kn, stride_kd, left, BLOCK_N, D0, D1, D, TAIL)
-    if k0.dtype == tl.float32:
-        logits = joint_product(
-            q, near, stride_qn, stride_qd, left_queries, k, f, stride_kn, stride_kd, left, BLOCK_M, BLOCK_N, D0 + D1, D
-        )
-        slopes = tile_product(weighted, DV, 1, left_queries, v, stride_vn, stride_vd, left, BLOCK_M, BLOCK_N, V0, DV)
-    else:
-        logits = tl.dot(qn0, tl.trans(k0))
-        if D1 > 0:
-            logits = tl.dot(qn1, tl.trans(k1), logits)
-        slopes = tl.dot(given, tl.trans(tile(v, stride_vn, stride_vd, left, BLOCK_N, 0, V0, DV, TAIL)))
-    weights = tl.exp2(logits * slope + (bias[None, :] - height[:, None]))
-    slopes = (weights * (slopes - mean[:, None])).to(k0.dtype)
-    dq0 = tl.dot(slopes, k0, dq0, input_precision="ieee")
-    if D1 > 0:
-        dq1 = tl.dot(slopes, k1, dq1, input_precision="ieee")
-    if R == LANES:
-        sums += tl.sum(slopes.to(tl.float32), 1)
-    return dq0, dq1, sums
+from ovsdino.kernels.tiles import (
+    LANES,
+    LOG2E,
+    joint,
+    joint_product,
+    numbers,
+    picked,
+    softmax,
+    strength,
+    tile,
+    tile_product,
+)
 
 
 @triton.jit
@@ -166,6 +111,7 @@ def _backward_queries(
     R: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    TAIL: tl.constexpr,
 ):
     """dQ, dE and what each token adds to dlam (B, M, N), for BLOCK_M queries of a head; after `_backward_keys`."""
     blocks = tl.cdiv(tokens, BLOCK_M)
@@ -198,21 +144,34 @@ def _backward_queries(
     f += own * LANES
     column += own
     slope = scale * LOG2E
-    full = tokens // BLOCK_N * BLOCK_N
-    for key in range(0, full, BLOCK_N):
+    for key in range(0, tokens, BLOCK_N):
         far = tl.cast(key, tl.int64)
-        dq0, dq1, total = _queries_step(
-            dq0, dq1, total, qn0, qn1, given, height, mean, q, near, weighted, k + far * stride_kn, v + far * stride_vn,
-            f + far * LANES, column + far, stride_qn, stride_qd, stride_kn, stride_kd, stride_vn, stride_vd, BLOCK_N,
-            left, slope, D, D0, D1, DV, V0, R, BLOCK_M, BLOCK_N, False,
-        )  # fmt: skip
-    if full < tokens:
-        far = tl.cast(full, tl.int64)
-        dq0, dq1, total = _queries_step(
-            dq0, dq1, total, qn0, qn1, given, height, mean, q, near, weighted, k + far * stride_kn, v + far * stride_vn,
-            f + far * LANES, column + far, stride_qn, stride_qd, stride_kn, stride_kd, stride_vn, stride_vd,
-            tokens - full, left, slope, D, D0, D1, DV, V0, R, BLOCK_M, BLOCK_N, True,
-        )  # fmt: skip
+        rest = tokens - key
+        keys = k + far * stride_kn
+        places = f + far * LANES
+        values = v + far * stride_vn
+        bias = numbers(column + far, rest, BLOCK_N, float("-inf"), TAIL)
+        k0 = joint(keys, places, stride_kn, stride_kd, rest, BLOCK_N, 0, D0, D, TAIL)
+        if D1 > 0:
+            k1 = joint(keys, places, stride_kn, stride_kd, rest, BLOCK_N, D0, D1, D, TAIL)
+        if k0.dtype == tl.float32:
+            logits = joint_product(
+                q, near, stride_qn, stride_qd, left, keys, places, stride_kn, stride_kd, rest, BLOCK_M, BLOCK_N,
+                D0 + D1, D,
+            )  # fmt: skip
+            slopes = tile_product(weighted, DV, 1, left, values, stride_vn, stride_vd, rest, BLOCK_M, BLOCK_N, V0, DV)
+        else:
+            logits = tl.dot(qn0, tl.trans(k0))
+            if D1 > 0:
+                logits = tl.dot(qn1, tl.trans(k1), logits)
+            slopes = tl.dot(given, tl.trans(tile(values, stride_vn, stride_vd, rest, BLOCK_N, 0, V0, DV, TAIL)))
+        weights = softmax(logits * slope + (bias[None, :] - height[:, None]))
+        slopes = (weights * (slopes - mean[:, None])).to(k0.dtype)
+        dq0 = tl.dot(slopes, k0, dq0, input_precision="ieee")
+        if D1 > 0:
+            dq1 = tl.dot(slopes, k1, dq1, input_precision="ieee")
+        if R == LANES:
+            total += tl.sum(slopes.to(tl.float32), 1)
 
     if R < LANES:
         total = picked(dq0, 0, D0, D + R)

@@ -23,13 +23,18 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, d: int, dv: int) -> Sizes:
-        """d + 16 in one or two chunks, whichever is shorter (d = 48: 64; 40: 64; 64: 64 + 16); dv in one."""
+        """Return d + 16 in one or two chunks, whichever is shorter (d = 48: 64; 40: 64; 64: 64 + 16), and dv in one.
+
+        That one is at least 64 wide: of a narrower one, ptxas 12.8 for sm_90 read the second slice through a register
+        that held something else (a 64-bit addition whose halves name one register). The sums were wrong, or the kernel
+        stopped with an illegal address.
+        """
         width = d + RANK
         whole = triton.next_power_of_2(width)
         half = whole // 2
         rest = max(16, triton.next_power_of_2(width - half))
         first, second = (half, rest) if half >= 16 and half + rest < whole else (whole, 0)
-        return cls(d, first, second, dv, max(16, triton.next_power_of_2(dv)))
+        return cls(d, first, second, dv, max(64, triton.next_power_of_2(dv)))
 
     def constants(self) -> dict[str, int]:
         """The constexpr arguments of every kernel."""
@@ -48,6 +53,26 @@ def strength(lam, scale):
     power = tl.minimum(power, 1.0)
     stretch = tl.where(power > 0.0, root / tl.maximum(power, 1e-30), 1.0)
     return power * power, stretch
+
+
+@triton.jit
+def numbers(pointer, left, COUNT: tl.constexpr, OTHER: tl.constexpr, TAIL: tl.constexpr):
+    """COUNT float32 values, one per token; OTHER past `left` if TAIL."""
+    at = tl.arange(0, COUNT)
+    if TAIL:
+        return tl.load(pointer + at, mask=at < left, other=OTHER)
+    else:
+        return tl.load(pointer + at)
+
+
+@triton.jit
+def softmax(logits):
+    """2^x of logits to base 2 from which the logarithm of the row's sum is taken: at most 1.
+
+    Products add in another order than in the forward kernel. Where logits are in the billions they then differ by more
+    than 128, and without the limit a weight would be infinite.
+    """
+    return tl.exp2(tl.minimum(logits, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit

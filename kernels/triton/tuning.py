@@ -64,6 +64,8 @@ class Tuner:
             candidates: the first is the default.
             launch: runs the kernel; must give the same result every time.
         """
+        if len(candidates) == 1:
+            return candidates[0]
         if interpreting() or torch.cuda.is_current_stream_capturing():
             found = (self._chosen or {}).get(key)
             return found if found in candidates else candidates[0]
@@ -129,4 +131,4 @@ def describe(name: str, device: torch.device, facts: Mapping[str, Any]) -> str:
 
 def bucket(size: int) -> int:
     """The power of two at or above `size`: sizes of one bucket share a choice."""
-    return triton.next_power_of_2(max(size, 1))
+    return 1 << (max(size, 1) - 1).bit_length()

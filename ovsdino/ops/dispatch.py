@@ -1,4 +1,7 @@
-"""Which implementation of an op runs: by name (``OVSDINO_BACKEND``, `use_backend`), or with "auto" by device and build.
+"""The choice of an op's implementation: by name (``OVSDINO_BACKEND``, `use_backend`), or "auto" by what was measured.
+
+"auto" takes the backend that the table of `measured` has for the card, dtype, direction and size; where it has none, or
+one that this build lacks, the first of `OP_BACKENDS` that can run.
 
 A backend asked for by name that an op has but that cannot run here raises with the reason. A name that other ops have
 and this op has not (``OVSDINO_BACKEND=sdpa`` and `mask_pool`) leaves that op on "auto", said once in the log.
@@ -12,12 +15,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
 
 from ovsdino.errors import OVSDinoError
 from ovsdino.native import native, native_error
+from ovsdino.ops import measured
 
 log = logging.getLogger("ovsdino.ops")
 
@@ -41,7 +46,7 @@ NATIVE_CUDA = Needs(device="cuda", native=True, dtypes=KERNEL_DTYPES)
 MATRIX_CUDA = Needs(device="cuda", native=True, dtypes=(torch.float16, torch.bfloat16))
 TRITON = Needs(triton=True, dtypes=KERNEL_DTYPES)
 
-# In the order "auto" tries them. Kernels that lose to an earlier entry on a device have no place here.
+# In the order that "auto" tries them in where nothing was measured.
 OP_BACKENDS: dict[str, dict[str, Needs]] = {
     "structure_attention": {"sdpa": ANYWHERE, "triton": TRITON, "cuda": MATRIX_CUDA, "reference": ANYWHERE},
     "mask_pool": {"cuda": NATIVE_CUDA, "cpu": NATIVE_CPU, "reference": ANYWHERE},
@@ -50,6 +55,8 @@ OP_BACKENDS: dict[str, dict[str, Needs]] = {
     # torch's own uint8 resize: 2 times the float path's speed from 480x360 to 448x448, 20 times with antialias from HD.
     "preprocess": {"cuda": NATIVE_CUDA, "cpu": Needs(device="cpu"), "reference": ANYWHERE},
 }
+
+TABLE = measured.read(measured.FILE, OP_BACKENDS)
 
 has_triton: bool = importlib.util.find_spec("triton") is not None
 native_cuda: bool = native is not None and bool(native.build_info()["cuda"])
@@ -123,20 +130,32 @@ def available(op: str, device: str) -> list[str]:
     return [name for name in OP_BACKENDS[op] if not why_not(op, name, device)]
 
 
-def resolve(op: str, device: str, dtype: torch.dtype | None = None, name: str = "") -> str:
-    """The backend that `op` runs with on a device type.
+def resolve(
+    op: str,
+    device: str | torch.device,
+    dtype: torch.dtype | None = None,
+    name: str = "",
+    *,
+    size: int | None = None,
+    gradient: bool = False,
+) -> str:
+    """Return the backend that `op` runs with on a device.
 
     Args:
         op: a key of `OP_BACKENDS`.
-        device: ``tensor.device.type``.
+        device: ``tensor.device``, or only its type, for which nothing is looked up in the measured table.
         dtype: dtype of the op's main input; None where every backend takes all.
         name: the backend asked for; "" for `requested`.
+        size: what the measured table counts of this op (`measured`); None for an op that it does not have.
+        gradient: whether a backward pass will follow.
 
     Raises:
         OVSDinoError: the requested name is unknown, or no op of this build has it, or it cannot run here; says why.
     """
     name = name or _State.requested
     table = OP_BACKENDS[op]
+    choices = () if size is None or isinstance(device, str) else measured_choices(op, device, dtype, gradient)
+    device = device if isinstance(device, str) else device.type
     if name in table:
         reason = why_not(op, name, device, dtype)
         if reason:
@@ -147,7 +166,8 @@ def resolve(op: str, device: str, dtype: torch.dtype | None = None, name: str = 
         if not any(name in other for other in OP_BACKENDS.values()):
             raise OVSDinoError(f"backend {name!r} of {op} cannot run: this build has no such kernel")
     chosen = "reference"
-    for candidate in table:
+    fastest = measured.choose(choices, size) if choices and size is not None else ""
+    for candidate in (fastest, *table) if fastest else table:
         if not why_not(op, candidate, device, dtype):
             chosen = candidate
             break
@@ -157,6 +177,27 @@ def resolve(op: str, device: str, dtype: torch.dtype | None = None, name: str = 
         elif device != "cpu" and chosen == "reference" and device in table:
             _say_once(logging.WARNING, f"{op} on {device} uses {chosen!r}: {why_not(op, device, device, dtype)}")
     return chosen
+
+
+@torch.compiler.assume_constant_result
+def measured_choices(
+    op: str, device: torch.device, dtype: torch.dtype | None, gradient: bool
+) -> tuple[tuple[int, int | None, str], ...]:
+    """Return the (at_least, below, backend) that the measured table has for an op on the card of a device."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return ()
+    return _choices(op, _card(device.index), str(dtype)[6:], gradient)
+
+
+@cache
+def _card(index: int | None) -> str:
+    return torch.cuda.get_device_name(index)
+
+
+@cache
+def _choices(op: str, card: str, dtype: str, gradient: bool) -> tuple[tuple[int, int | None, str], ...]:
+    rows = (row for row in TABLE if row.key == (card, op, dtype, gradient))
+    return tuple((row.at_least, row.below, row.backend) for row in rows)
 
 
 def _check_name(name: str) -> None:

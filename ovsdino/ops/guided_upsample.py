@@ -17,6 +17,7 @@ from ovsdino.ops.checks import (
     check_number,
     no_second_derivative,
 )
+from ovsdino.ops.compat import exporting
 from ovsdino.ops.dispatch import native, resolve
 from ovsdino.ops.schema import LIBRARY, qualified
 
@@ -50,7 +51,7 @@ def guided_upsample(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Te
         NotImplementedError: a second or a forward-mode derivative is asked of a kernel.
     """
     _check(logits, guide_lo, guide_hi, beta)
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if exporting():
         return guided_upsample_tiled(logits, guide_lo, guide_hi, beta)
     if _backend(logits, guide_lo, guide_hi) == "reference":
         return guided_upsample_reference(logits, guide_lo, guide_hi, beta)

@@ -11,8 +11,6 @@ from ovsdino.ops.checks import FLOATING, check_dense, check_device, check_floati
 from ovsdino.ops.dispatch import native, resolve
 from ovsdino.ops.schema import LIBRARY, qualified
 
-BITS = torch.uint8
-
 # Above this share of set mask elements a matrix product takes over (measured on AVX-512, one thread, 256 masks of 64x64
 # tokens, C = 768: the lists take 16 ms at 0.3, the product 21 ms at any).
 MAX_DENSITY = 0.25
@@ -25,9 +23,7 @@ def mask_pool(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         features: (B, N, C) float32, float16, bfloat16 or float64.
-        masks: (B, M, N) bool, uint8 (set where not 0) or floating (weights >= 0, soft masks); or packed bits,
-            (B, M, ceil(N / 8)) uint8, token n in bit n % 8 of byte n // 8 (`numpy.packbits(bitorder="little")`),
-            told from uint8 masks by the last size (N = 1 is read as a plain mask).
+        masks: (B, M, N) bool, uint8 (set where not 0) or floating (weights >= 0, soft masks).
 
     Returns:
         Means (B, M, C) in the dtype of `features` and areas (B, M), float32 (float64 for float64 features).
@@ -50,7 +46,7 @@ def mask_pool(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 def mask_pool_reference(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """`mask_pool` as one matrix product on converted masks: the oracle, differentiable by itself."""
     compute = torch.promote_types(features.dtype, torch.float32)
-    weights = mask_weights(masks, features.shape[1], compute)
+    weights = mask_weights(masks, compute)
     areas = weights.sum(-1)
     sums = weights @ features.to(compute)
     empty = areas == 0
@@ -58,14 +54,9 @@ def mask_pool_reference(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor
     return means.masked_fill(empty.unsqueeze(-1), 0).to(features.dtype), areas
 
 
-def mask_weights(masks: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:
-    """Masks of any accepted form as (B, M, N) weights."""
-    if masks.is_floating_point():
-        return masks.to(dtype)
-    if masks.dtype == BITS and masks.shape[-1] != tokens:
-        shifts = torch.arange(8, device=masks.device, dtype=BITS)
-        masks = ((masks.unsqueeze(-1) >> shifts) & 1).flatten(-2)[..., :tokens]
-    return (masks != 0).to(dtype)
+def mask_weights(masks: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return masks of any accepted form as (B, M, N) weights."""
+    return masks.to(dtype) if masks.is_floating_point() else (masks != 0).to(dtype)
 
 
 def _check(features: Tensor, masks: Tensor) -> None:
@@ -80,14 +71,10 @@ def _check(features: Tensor, masks: Tensor) -> None:
 def _check_masks(masks: Tensor, batch: int, tokens: int) -> None:
     if masks.dim() != 3 or masks.shape[0] != batch:
         raise ValueError(f"masks must be (B, M, N) with B={batch}, got {tuple(masks.shape)}")
-    if masks.dtype not in (torch.bool, BITS, *FLOATING):
+    if masks.dtype not in (torch.bool, torch.uint8, *FLOATING):
         raise ValueError(f"masks must be bool, uint8 or floating, got {masks.dtype}")
-    packed = masks.dtype == BITS and masks.shape[2] == -(-tokens // 8)
-    if masks.shape[2] != tokens and not packed:
-        raise ValueError(
-            f"masks must have N={tokens} tokens (or {-(-tokens // 8)} bytes of packed bits), "
-            f"got {tuple(masks.shape)} {masks.dtype}"
-        )
+    if masks.shape[2] != tokens:
+        raise ValueError(f"masks must have N={tokens} tokens, got {tuple(masks.shape)} {masks.dtype}")
 
 
 def _check_transposed(grad: Tensor, masks: Tensor, tokens: int) -> None:
@@ -102,10 +89,6 @@ def _check_transposed(grad: Tensor, masks: Tensor, tokens: int) -> None:
     check_device(grad, masks=masks)
 
 
-def _packed(masks: Tensor, tokens: int) -> bool:
-    return masks.dtype == BITS and masks.shape[-1] != tokens
-
-
 def _arguments(features: Tensor, masks: Tensor, means: Tensor, areas: Tensor) -> tuple[object, ...]:
     """What `ovsdino._C.mask_pool_*` takes; the caller keeps the tensors alive."""
     return (
@@ -114,7 +97,7 @@ def _arguments(features: Tensor, masks: Tensor, means: Tensor, areas: Tensor) ->
         tuple(features.shape),
         features.stride()[:2],
         masks.data_ptr(),
-        "bits" if _packed(masks, features.shape[1]) else str(masks.dtype)[6:],
+        str(masks.dtype)[6:],
         masks.shape[1],
         masks.stride(),
         means.data_ptr(),
@@ -122,11 +105,9 @@ def _arguments(features: Tensor, masks: Tensor, means: Tensor, areas: Tensor) ->
     )
 
 
-def _readable(masks: Tensor, tokens: int) -> Tensor:
-    """Masks in a form the kernels read: soft masks as float32, packed bits with neighbouring bytes."""
-    if masks.is_floating_point():
-        return masks.to(torch.float32)
-    return masks.contiguous() if _packed(masks, tokens) else masks
+def _readable(masks: Tensor) -> Tensor:
+    """Return masks in a form that the kernels read: soft ones as float32."""
+    return masks.to(torch.float32) if masks.is_floating_point() else masks
 
 
 def _forward(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,9 +116,9 @@ def _forward(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     backend = resolve("mask_pool", features.device.type, features.dtype)
     if backend == "reference" or native is None:
         return mask_pool_reference(features, masks)
-    batch, tokens, channels = features.shape
+    batch, _, channels = features.shape
     rows = features if features.stride(2) == 1 else features.contiguous()
-    readable = _readable(masks, tokens)
+    readable = _readable(masks)
     means = features.new_empty((batch, masks.shape[1], channels))
     areas = features.new_empty((batch, masks.shape[1]), dtype=torch.float32)
     arguments = _arguments(rows, readable, means, areas)
@@ -162,7 +143,7 @@ def _transposed(grad: Tensor, masks: Tensor, tokens: int) -> Tensor:
     check_memory(grad=grad, masks=masks)
     backend = resolve("mask_pool", grad.device.type, grad.dtype)
     if backend != "reference" and native is not None:
-        readable = _readable(masks, tokens)
+        readable = _readable(masks)
         rows = grad.contiguous()
         out = grad.new_empty((grad.shape[0], tokens, grad.shape[2]))
         areas = grad.new_empty(grad.shape[:2])
@@ -173,7 +154,7 @@ def _transposed(grad: Tensor, masks: Tensor, tokens: int) -> Tensor:
             return out
         if native.mask_pool_backward_cpu(*arguments, MAX_DENSITY, torch.get_num_threads()):
             return out
-    return mask_weights(masks, tokens, grad.dtype).transpose(1, 2) @ grad
+    return mask_weights(masks, grad.dtype).transpose(1, 2) @ grad
 
 
 def _transposed_fake(grad: Tensor, masks: Tensor, tokens: int) -> Tensor:
@@ -203,7 +184,7 @@ def _backward(ctx: Any, grad_means: Tensor, grad_areas: Tensor) -> tuple[Tensor 
 
 
 def _transposed_setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-    grad, masks, ctx.tokens = inputs
+    grad, masks, _ = inputs
     ctx.save_for_backward(grad if ctx.needs_input_grad[1] else None, masks)
 
 
@@ -212,7 +193,7 @@ def _transposed_backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, Tensor
     grad, masks = ctx.saved_tensors
     of_grad = of_masks = None
     if ctx.needs_input_grad[0]:
-        of_grad = mask_weights(masks, ctx.tokens, outer.dtype) @ outer
+        of_grad = mask_weights(masks, outer.dtype) @ outer
     if ctx.needs_input_grad[1]:
         of_masks = (grad @ outer.transpose(1, 2)).to(masks.dtype)
     return of_grad, of_masks, None

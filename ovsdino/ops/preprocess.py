@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovsdino.ops.checks import FLOATING, check_dense, check_memory, check_number, check_size
+from ovsdino.ops.compat import planar
 from ovsdino.ops.dispatch import native, resolve
 from ovsdino.ops.schema import LIBRARY, qualified
 
@@ -119,13 +120,12 @@ def _gain_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[list[f
 
 
 def _planar(image: Tensor) -> Tensor:
-    """(B, 3, H, W) with channels innermost in memory: from planar images torch 2.11 makes wrong antialiased columns (a
-    result one pixel wide), or stops in an assertion (uint8, one pixel)."""
+    """Return RGB of any accepted form as (B, 3, H, W)."""
     if image.dim() == 2:
         image = nv12_to_rgb(image)
     if image.dim() == 3:
         image = image.unsqueeze(0)
-    return image.contiguous().permute(0, 3, 1, 2)
+    return planar(image)
 
 
 def _normalise(image: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:

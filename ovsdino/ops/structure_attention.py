@@ -18,6 +18,7 @@ from ovsdino.ops.checks import (
     check_number,
     no_second_derivative,
 )
+from ovsdino.ops.compat import attention, exporting
 from ovsdino.ops.dispatch import resolve
 from ovsdino.ops.schema import LIBRARY, qualified
 
@@ -59,9 +60,14 @@ def structure_attention(
         NotImplementedError: a second or a forward-mode derivative is asked of an opaque op.
     """
     scale = _check(q, k, v, e, lam, gate, scale)
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if exporting():
         return structure_attention_explicit(q, k, v, e, lam, gate, scale)
-    return _run(_resolved(q), False, q, k, v, e, lam, gate, scale)
+    backend = _resolved(q, _wants_gradient(q, k, v, e, lam, gate))
+    if backend == "cuda":
+        check_no_tangent("structure_attention", q, k, v, e, lam, gate)
+        q, k, v, gate = _autocast(q, k, v, gate)
+        return torch.ops.ovsdino.structure_attention(q, k, v, e, lam, gate, scale, backend)
+    return _differentiable(backend, q, k, v, e, lam, gate, scale)
 
 
 def structure_attention_reference(
@@ -122,7 +128,7 @@ def structure_attention_folded(
     width = max(-(-(q.shape[-1] + e.shape[-1] + 1) // 8) * 8, -(-dv // 8) * 8)
     folded_q, folded_k = fold(q, k, e, lam, scale, width)
     values = v if dv == width else F.pad(v, (0, width - dv))
-    out = F.scaled_dot_product_attention(folded_q, folded_k, values, scale=1.0)
+    out = attention(folded_q, folded_k, values)
     if dv != width:
         out = out[..., :dv]
     return out if gate is None else out * gate.unsqueeze(-1).to(out.dtype)
@@ -164,16 +170,29 @@ def _check(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor
     return scale
 
 
-def _resolved(q: Tensor, name: str = "") -> str:
+def _resolved(q: Tensor, gradient: bool, name: str = "") -> str:
     kind = q.device.type
     autocast = kind != "meta" and torch.is_autocast_enabled(kind)  # which raises for meta tensors
     dtype = torch.get_autocast_dtype(kind) if autocast else q.dtype
-    return resolve("structure_attention", kind, dtype, name)
+    return resolve("structure_attention", q.device, dtype, name, size=q.shape[2], gradient=gradient)
 
 
-def _run(
+def _wants_gradient(*inputs: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
+def _autocast(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return q, k, v and gate as `torch.autocast` casts them for SDPA."""
+    kind = q.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        gate = None if gate is None else gate.to(dtype)
+    return q, k, v, gate
+
+
+def _differentiable(
     backend: str,
-    opaque: bool,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -182,42 +201,34 @@ def _run(
     gate: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """One backend; `opaque` says that autograd sees the caller and not what happens here."""
+    """Run a backend that has gradients of its own: plain PyTorch, or Triton's op."""
     if backend == "reference":
         return structure_attention_reference(q, k, v, e, lam, gate, scale)
     if backend == "sdpa":
         return structure_attention_folded(q, k, v, e, lam, gate, scale)
     check_no_tangent("structure_attention", q, k, v, e, lam, gate)
-    kind = q.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-        gate = None if gate is None else gate.to(dtype)
-    if backend == "cuda":
-        if opaque:
-            return _cuda(q, k, v, e, lam, gate, scale)
-        return torch.ops.ovsdino.structure_attention(q, k, v, e, lam, gate, scale, "cuda")
+    q, k, v, gate = _autocast(q, k, v, gate)
     size = max(abs(scale), SMALLEST_SCALE)
     if scale != size:
         q, scale = q * (scale / size), size
     inputs = (q, k, v, e, lam, gate)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    return torch.ops.ovsdino.structure_attention_triton(*inputs, scale, keep)[0]
+    return torch.ops.ovsdino.structure_attention_triton(*inputs, scale, _wants_gradient(*inputs))[0]
 
 
 def _cuda(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float) -> Tensor:
-    """Launches the native kernel, whose own checks raise ValueError."""
+    """Launch the native kernel, whose own checks raise ValueError."""
     assert dispatch.native is not None
+    q, k, v, gate = _autocast(q, k, v, gate)
     with torch.cuda.device(q.device):
-        arguments, out, _alive = native_arguments(q, k, v, e, lam, gate, scale)
-        dispatch.native.structure_attention_cuda(*arguments, torch.cuda.current_stream(q.device).cuda_stream)
+        op, out, _alive = native_arguments(q, k, v, e, lam, gate, scale)
+        dispatch.native.structure_attention_cuda(op, torch.cuda.current_stream(q.device).cuda_stream)
     return out[..., : v.shape[-1]]
 
 
 def native_arguments(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float
-) -> tuple[list[Any], Tensor, list[Tensor]]:
-    """The arguments of `_C.structure_attention_cuda` before the stream, its output, and what must live until it ran."""
+) -> tuple[Any, Tensor, list[Tensor]]:
+    """Return the `_C.StructureAttention` of one call, its output, and the tensors that must live until it ran."""
     if k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(f"backend 'cuda' takes q, k and v of one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
     assert dispatch.native is not None
@@ -226,21 +237,23 @@ def native_arguments(
         e = (e - e.mean(2, keepdim=True)).to(q.dtype)  # before the rounding
     lam = lam.to(torch.float32).contiguous()
     out = v.new_empty(v.shape)
-    bytes = dispatch.native.structure_attention_workspace(*q.shape[:3])
-    alive = [q, k, v, e, lam, q.new_empty(bytes, dtype=torch.uint8)]
-    gated = [0, [0, 0, 0]]
+    workspace = q.new_empty(dispatch.native.structure_attention_workspace(*q.shape[:3]), dtype=torch.uint8)
+    op = dispatch.native.StructureAttention()
+    op.dtype = str(q.dtype)[6:]
+    op.batch, op.heads, op.tokens, op.head_dim = q.shape
+    op.value_dim, op.rank, op.scale = v.shape[-1], e.shape[-1], scale
+    op.q, op.q_strides = q.data_ptr(), q.stride()
+    op.k, op.k_strides = k.data_ptr(), k.stride()
+    op.v, op.v_strides = v.data_ptr(), v.stride()
+    op.e, op.e_strides = e.data_ptr(), e.stride()
+    op.lam, op.workspace = lam.data_ptr(), workspace.data_ptr()
+    op.out, op.out_strides = out.data_ptr(), out.stride()
+    alive = [q, k, v, e, lam, workspace]
     if gate is not None:
-        alive.append(gate.to(q.dtype))
-        gated = [alive[-1].data_ptr(), list(alive[-1].stride())]
-    arguments = [
-        *(q.data_ptr(), str(q.dtype)[6:], list(q.shape), list(q.stride())),
-        *(k.data_ptr(), list(k.stride())),
-        *(v.data_ptr(), v.shape[-1], list(v.stride())),
-        *(e.data_ptr(), e.shape[-1], list(e.stride())),
-        *(lam.data_ptr(), *gated, scale, out.data_ptr(), list(out.stride())),
-        *(0, alive[5].data_ptr(), 0),  # no log-sum-exp, the workspace, the tile that suits the card
-    ]
-    return arguments, out, alive
+        gate = gate.to(q.dtype)
+        op.gate, op.gate_strides = gate.data_ptr(), gate.stride()
+        alive.append(gate)
+    return op, out, alive
 
 
 def _aligned(x: Tensor) -> Tensor:
@@ -259,7 +272,10 @@ def _forward(
 ) -> Tensor:
     _check(q, k, v, e, lam, gate, scale)
     check_memory(q=q, k=k, v=v, e=e, lam=lam, gate=gate)
-    return _run(_resolved(q, backend), True, q, k, v, e, lam, gate, scale).contiguous()
+    backend = _resolved(q, False, backend)
+    if backend == "cuda":
+        return _cuda(q, k, v, e, lam, gate, scale).contiguous()
+    return _differentiable(backend, q, k, v, e, lam, gate, scale).contiguous()
 
 
 def _fake(
@@ -294,10 +310,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[:6], strict=True)
         ]
         q, k, v, e, lam, gate = inputs
-        backend = ctx.backend or _resolved(q)
+        backend = ctx.backend or _resolved(q, True)
         if backend == "cuda":
             backend = "triton" if dispatch.has_triton else "sdpa"
-        out = _run(backend, False, q, k, v, e, lam, gate, ctx.scale)
+        out = _differentiable(backend, q, k, v, e, lam, gate, ctx.scale)
     wanted = [x for x in inputs if x is not None and x.requires_grad]
     grads = torch.autograd.grad(out, wanted, grad)
     if torch.is_grad_enabled():  # create_graph=True: the graph that made them is not kept

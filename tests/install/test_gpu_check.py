@@ -79,6 +79,30 @@ def test_benchmark_step_reads_the_rows_and_counts_those_below_their_floor(staged
     assert {row["op"] for row in step.details["results"]} == {"mask_pool"}
 
 
+def test_table_step_merges_the_fastest_backends_into_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "ops" / "measured.json"
+    table.parent.mkdir()
+    other = {"device": "Other", "op": "structure_attention", "dtype": "float16", "gradient": False, "at_least": 0}
+    table.write_text(json.dumps({"format": 1, "rows": [{**other, "below": None, "backend": "cuda"}]}))
+    monkeypatch.setattr(gpu_check, "TABLE", table)
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    assert gpu_check.table_step("Mine", tmp_path).status == "skipped"
+    result = {"op": "structure_attention", "dtype": "float16", "gradient": False, "size": 64, "backend": "triton"}
+    result |= {"rival": "sdpa", "ours_ms": 1.0, "baseline_ms": 2.0}
+    results = tmp_path / "ops-structure_attention.json"
+    results.write_text(json.dumps({"results": [result]}))
+    step = gpu_check.table_step("Mine", tmp_path)
+    assert (step.status, step.note) == ("passed", "1 rows for Mine in ops/measured.json")
+    rows = json.loads(table.read_text())["rows"]
+    assert [(row["device"], row["backend"]) for row in rows] == [("Mine", "triton"), ("Other", "cuda")]
+    assert [row["device"] for row in json.loads((tmp_path / "measured.json").read_text())["rows"]] == ["Mine"]
+
+    written = table.read_text()
+    results.write_text(json.dumps({"results": [{**result, "backend": "flash"}]}))
+    step = gpu_check.table_step("Mine", tmp_path)
+    assert step.status == "failed" and "as it was" in step.note and table.read_text() == written
+
+
 def test_failing_step_says_why_and_a_step_without_time_does_not_start(staged: Path) -> None:
     failed = gpu_check.run("broken", [sys.executable, "-c", "raise SystemExit('no luck')"], staged, 60)
     assert (failed.status, failed.note) == ("failed", "exit code 1") and "no luck" in failed.details["text"]

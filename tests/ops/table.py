@@ -287,7 +287,7 @@ def upsample_body(logits: Tensor, size: tuple[int, int]) -> Outputs:
 
 def preprocess_body(image: Tensor, size, mean, std, antialias: bool, dtype: torch.dtype) -> Outputs:
     out = torch.full((image.shape[0] if image.dim() == 4 else 1, 3, *size), float("nan"), dtype=dtype)
-    dispatch.native.preprocess_host(*native_arguments(image, out, mean, std, antialias), 16)
+    dispatch.native.preprocess_host(*native_arguments(image, out, mean, std, antialias))
     return (out,)
 
 

@@ -16,14 +16,12 @@ from ovsdino.ops.mask_pool import MAX_DENSITY, _arguments, mask_weights
 from tests.ops import bounds
 from tests.ops.harness import DEVICES, DTYPES, assert_within, instruction_set, instruction_sets, needs_native
 
-FORMS = ["bool", "uint8", "float32", "packed"]
+FORMS = ["bool", "uint8", "float32"]
 CPU_BACKENDS = ["reference", pytest.param("cpu", marks=needs_native)]
 
 
 def as_form(masks: np.ndarray, form: str) -> Tensor:
     """Boolean (B, M, N) as the tensor a user may hand in."""
-    if form == "packed":
-        return torch.from_numpy(np.packbits(masks, axis=-1, bitorder="little"))
     return torch.from_numpy(masks.astype({"bool": bool, "uint8": np.uint8, "float32": np.float32}[form]))
 
 
@@ -91,8 +89,6 @@ def test_any_uint8_but_zero_is_set(backend: str) -> None:
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_matches_loops(backend: str, density: float, shape: tuple[int, ...], form: str) -> None:
     batch, count, tokens, channels = shape
-    if form == "packed" and tokens == 1:
-        pytest.skip("one byte for one token is a plain mask")
     features, masks = torch.randn(batch, tokens, channels), draw_masks(batch, count, tokens, density)
     with use_backend(backend):
         means, areas = mask_pool(features, as_form(masks, form))
@@ -114,18 +110,23 @@ def test_native_kernels_match_loops(dtype: torch.dtype, isa: str, form: str) -> 
     assert_right(means, areas, features, masks)
 
 
-@pytest.mark.parametrize("backend", ["reference", *(pytest.param(x, marks=needs_native) for x in ("cpu", "cuda body"))])
-@pytest.mark.parametrize("tokens", [9, 13, 15, 2049])
-def test_bits_past_the_last_token_count_for_nothing(tokens: int, backend: str) -> None:
-    features = torch.ones(1, tokens, 3)
-    packed = torch.zeros(1, 2, -(-tokens // 8), dtype=torch.uint8)
-    packed[0, 1, -1] = 255
+@needs_native
+@pytest.mark.parametrize("backend", ["cpu", "cuda body"])
+@pytest.mark.parametrize("start", range(9))
+def test_every_byte_of_a_word_counts_wherever_the_mask_starts(start: int, backend: str) -> None:
+    # The kernels read eight bytes of a mask at once where they start at a multiple of eight.
+    storage = torch.zeros(2 * 96, dtype=torch.uint8)
+    masks = storage.as_strided((1, 2, 70), (192, 96, 1), start)
+    for token, value in ((0, 1), (7, 255), (8, 128), (33, 2), (63, 64), (69, 1)):
+        masks[0, 1, token] = value
+    features = 2.0 ** torch.arange(70, dtype=torch.float32).remainder(24).view(1, 70, 1)
     if backend == "cuda body":
-        means, areas = run_host(features, packed)
+        means, areas = run_host(features, masks)
     else:
         with use_backend(backend):
-            means, areas = mask_pool(features, packed)
-    assert areas.tolist() == [[0, (tokens - 1) % 8 + 1]] and means[0].tolist() == [[0.0] * 3, [1.0] * 3]
+            means, areas = mask_pool(features, masks)
+    assert areas.tolist() == [[0, 6]] and means[0, 0].item() == 0
+    torch.testing.assert_close(means[0, 1] * 6, features[0, masks[0, 1] > 0].sum(0))
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -197,8 +198,6 @@ def test_features_gradient_of_the_kernels(device: str, density: float, form: str
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("masks", "tokens", "channels"), [(1, 1, 3), (5, 13, 4), (40, 97, 130), (33, 1025, 7)])
 def test_features_gradient_of_the_cuda_body(masks: int, tokens: int, channels: int, form: str) -> None:
-    if form == "packed" and tokens == 1:
-        pytest.skip("one byte for one token is a plain mask")
     drawn = draw_masks(2, masks, tokens, 0.3)
     weights = as_form(drawn, form)
     if form == "float32":
@@ -206,7 +205,7 @@ def test_features_gradient_of_the_cuda_body(masks: int, tokens: int, channels: i
     grad = torch.randn(2, masks, channels)
     out = torch.full((2, tokens, channels), math.nan)
     dispatch.native.mask_pool_backward_host(*_arguments(out, weights, grad, grad))
-    wide = mask_weights(weights, tokens, torch.float64)
+    wide = mask_weights(weights, torch.float64)
     # With areas of 1 the gradient of the features is this sum.
     outer = grad.double() * wide.sum(-1, keepdim=True), torch.zeros(2, masks, dtype=torch.float64)
     bound = bounds.pool(torch.zeros(2, tokens, channels, dtype=torch.float64), wide, torch.float32, outer)
@@ -267,7 +266,7 @@ def test_any_shape_and_density(batch, count, tokens, channels, density, form, se
         (torch.zeros(1, 20, 3), torch.zeros(1, 2, 19), r"\(1, 2, 19\)"),
         (torch.zeros(1, 20, 3), torch.zeros(2, 2, 20), r"B=1.*\(2, 2, 20\)"),
         (torch.zeros(1, 20, 3), torch.zeros(1, 2, 20, dtype=torch.int64), "int64"),
-        (torch.zeros(1, 20, 3), torch.zeros(1, 2, 3), r"N=20"),  # packed bits are uint8 only
+        (torch.zeros(1, 20, 3), torch.zeros(1, 2, 3, dtype=torch.uint8), r"N=20"),
     ],
 )
 def test_wrong_input_is_named(features: Tensor, masks: Tensor, shown: str) -> None:

@@ -26,12 +26,12 @@ def draw(*shape: int) -> Tensor:
 
 
 def run(kernel: str, image: Tensor, size: tuple[int, int], mean, std, antialias=False, dtype=torch.float32) -> Tensor:
-    """preprocess by a backend, or by the CUDA kernels' bodies on the CPU."""
+    """preprocess by a backend, or by the CUDA kernel's body on the CPU."""
     if kernel != "cuda body":
         with use_backend(kernel):
             return preprocess(image, size, mean, std, antialias, dtype)
     out = torch.full((image.shape[0] if image.dim() == 4 else 1, 3, *size), float("nan"), dtype=dtype)
-    dispatch.native.preprocess_host(*native_arguments(image, out, mean, std, antialias), 16)
+    dispatch.native.preprocess_host(*native_arguments(image, out, mean, std, antialias))
     return out
 
 
@@ -93,7 +93,7 @@ def test_within_one_level_of_torchvision(size: tuple[int, int], antialias: bool,
         assert (out * 255 - expected).abs().max() <= 1.0 + 1e-4
 
 
-# Tiles of one row of blocks and of several, a shrink by more than a tile holds, one axis only, growing, one pixel
+# A shrink by a little and by much, of one axis only, growing, one pixel
 SIZES = [(37, 61), (96, 130), (97, 40), (20, 131), (300, 200), (20, 400), (5, 3), (33, 1), (1, 1)]
 
 
@@ -119,7 +119,6 @@ def test_levels_are_those_of_the_weights(form: str, kernel: str, size: tuple[int
     ("height", "width", "size"), [(1080, 1920, (448, 448)), (500, 6000, (30, 11)), (64, 9000, (8, 2))]
 )
 def test_shrinks_of_camera_images_by_the_cuda_body(height: int, width: int, size: tuple[int, int]) -> None:
-    # 9000 to 2 columns is wider than a tile's strip: pixel by pixel
     image = draw(height, width, 3)
     np.testing.assert_allclose(
         run("cuda body", image, size, *NOTHING, True).numpy() * 255, resized(image, size, True), rtol=0, atol=0.01

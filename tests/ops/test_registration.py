@@ -50,7 +50,7 @@ def calls() -> list:
         ("structure_attention", attention(False)),
         *triton_calls(),
         ("mask_pool", (features, torch.rand(2, 3, 20) > 0.9)),
-        ("mask_pool", (features, bits(2, 3, 3))),
+        ("mask_pool", (features, bits(2, 3, 20))),
         ("mask_pool", (features, torch.rand(2, 3, 20, requires_grad=True))),
         ("mask_pool_backward", (torch.randn(2, 3, 5), torch.rand(2, 3, 20) > 0.9, 20)),
         ("upsample_argmax", (logits, (9, 13), None)),

@@ -305,12 +305,29 @@ def test_native_kernel_takes_what_it_is_handed(sizes: tuple[int, int, int], gate
     mixed = torch.randn(2, 5, 3, 2 * d + dv, dtype=torch.float16).transpose(1, 2)
     q, k, v = mixed.split([d, d, dv], -1)
     e, lam, gate = torch.randn(2, 3, 5, r), torch.rand(3, dtype=torch.float16), torch.rand(2, 3, 5)
-    arguments, out, _alive = native_arguments(q, k, v, e, lam, gate if gated else None, 0.1)
-    dispatch.native.structure_attention_check(*arguments)
+    op, out, _alive = native_arguments(q, k, v, e, lam, gate if gated else None, 0.1)
+    dispatch.native.structure_attention_check(op)
+    assert (op.batch, op.heads, op.tokens, op.rank) == (2, 3, 5, r) and (op.gate != 0) == gated
     assert out.shape[:3] == v.shape[:3] and out.shape[3] >= dv
-    assert (arguments[0] == q.data_ptr()) == (d == 48)  # the decoder's slices go in as they are
+    assert (op.q == q.data_ptr()) == (d == 48)  # the decoder's slices go in as they are
     with pytest.raises(ValueError, match=r"rank|r "):
-        dispatch.native.structure_attention_check(*native_arguments(q, k, v, mixed, lam, None, 0.1)[0])
+        dispatch.native.structure_attention_check(native_arguments(q, k, v, mixed, lam, None, 0.1)[0])
+    with pytest.raises(AttributeError):
+        op.colour = 1
+
+
+def test_compiled_code_is_not_the_exporters_form() -> None:
+    found: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list) -> torch.fx.GraphModule:
+        found.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    with use_backend("sdpa"):
+        torch.compile(structure_attention, fullgraph=True, backend=backend)(*draw(1, 2, 9, 8, 16, 3, torch.float32))
+    assert any("scaled_dot_product_attention" in name for name in found)
+    assert not any("softmax" in name for name in found)
 
 
 class LargestTensor(TorchDispatchMode):

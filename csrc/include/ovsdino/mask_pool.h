@@ -13,8 +13,7 @@ struct MaskPool {
   DType features_dtype;
   int64_t batch, tokens, channels;
   int64_t features_stride_b, features_stride_n;
-  const void*
-      masks;  // (batch, masks, tokens): uint8 (set where not 0) or float32; kBits: 8 tokens a byte, low bit first
+  const void* masks;  // (batch, masks, tokens): uint8 (set where not 0) or float32
   DType masks_dtype;
   int64_t mask_count;
   int64_t masks_stride_b, masks_stride_m, masks_stride_n;
@@ -35,8 +34,8 @@ inline void check_mask_pool(const MaskPool& op, bool backward) {
   if (!floating || (backward && op.features_dtype != DType::kFloat32)) {
     throw std::invalid_argument("mask_pool: features must be floating, in the backward direction float32");
   }
-  if (op.masks_dtype != DType::kFloat32 && op.masks_dtype != DType::kUint8 && op.masks_dtype != DType::kBits) {
-    throw std::invalid_argument("mask_pool: masks must be float32, uint8 or bits");
+  if (op.masks_dtype != DType::kFloat32 && op.masks_dtype != DType::kUint8) {
+    throw std::invalid_argument("mask_pool: masks must be float32 or uint8");
   }
   const bool rows = op.batch > 0 && op.tokens > 0, lists = op.batch > 0 && op.mask_count > 0;
   if ((rows && op.channels > 0 && !op.features) || (rows && lists && !op.masks) ||

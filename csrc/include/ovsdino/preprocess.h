@@ -37,9 +37,8 @@ inline void check_preprocess(const Preprocess& op) {
   if (op.batch > 0 && (!op.image || !op.out)) throw std::invalid_argument("preprocess: a tensor has no memory");
 }
 
-// The bodies of the CUDA kernels, run tile by tile on the CPU: what tests compare without a GPU. `multiprocessors`
-// stands for a GPU's, which the height of a tile depends on.
-void preprocess_host(const Preprocess& op, int32_t multiprocessors);
+// The body of the CUDA kernel, run pixel by pixel on the CPU: what tests compare without a GPU.
+void preprocess_host(const Preprocess& op);
 
 void preprocess_cuda(const Preprocess& op, void* stream);
 

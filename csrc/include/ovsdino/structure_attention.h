@@ -24,11 +24,7 @@ struct StructureAttention {
   float scale;
   void* out;  // last stride 1; address and the other strides in bytes multiples of 4
   int64_t out_strides[4];
-  // (batch, heads, tokens) contiguous: natural logarithm of the sum of exponentials without the row's own
-  // -lam |e_i - mean|^2; or null
-  float* lse;
-  void* workspace;     // structure_attention_workspace bytes, 16-byte aligned
-  int32_t query_tile;  // queries a block: 64, 128 (as 64 for value_dim > 64), or 0 to choose by the size of the grid
+  void* workspace;  // structure_attention_workspace bytes, 16-byte aligned
 };
 
 // Bytes of workspace: the centred structure of each token, rounded, and its squared norm.

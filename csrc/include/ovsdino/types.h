@@ -5,7 +5,7 @@
 
 namespace ovsdino {
 
-enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kUint8, kInt16, kInt32, kBits };
+enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kUint8, kInt16, kInt32 };
 
 }  // namespace ovsdino
 

@@ -7,9 +7,6 @@ namespace {
 
 // Weights of the masks as drawn, whatever their form.
 double weight_of(const Array& masks, int64_t batch, int64_t mask, int64_t token) {
-  if (masks.dtype() == DType::kBits) {
-    return (static_cast<int64_t>(masks.at({batch, mask, token / 8})) >> (token % 8)) & 1;
-  }
   const double value = masks.at({batch, mask, token});
   return masks.dtype() == DType::kFloat32 ? value : value != 0;
 }
@@ -24,9 +21,8 @@ struct Case {
         tokens(random->between(1, 200)),
         channels(random->between(1, 150)),
         count(random->between(1, 6)),
-        form(std::vector<DType>{DType::kFloat32, DType::kUint8, DType::kBits}[random->between(0, 2)]),
-        masks(random, form, {batch, count, form == DType::kBits ? (tokens + 7) / 8 : tokens},
-              form == DType::kBits ? 1 : 0) {
+        form(random->one_in(2) ? DType::kFloat32 : DType::kUint8),
+        masks(random, form, {batch, count, tokens}, 0) {
     const int64_t sparse = random->between(1, 12);  // 1: all set
     masks.fill([&]() -> float {
       if (!random->one_in(sparse)) return 0.0f;

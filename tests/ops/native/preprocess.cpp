@@ -45,7 +45,7 @@ int64_t preprocess_faults(Random* random) {
   for (int64_t c = 0; c < 3; ++c) op.gain[c] = 0.01f + 0.005f * static_cast<float>(c), op.shift[c] = random->normal();
   Array out(random, op.out_dtype, {op.batch, 3, op.out_h, op.out_w}, 4, false);
   op.out = out.data();
-  ovsdino::preprocess_host(op, static_cast<int32_t>(random->between(1, 200)));
+  ovsdino::preprocess_host(op);
 
   const auto level = [&](int64_t b, int64_t y, int64_t x, int64_t c) {
     if (!nv12) return image.at({b, y, x, c});

@@ -33,7 +33,7 @@ class Random {
 
 inline int64_t bytes_of(DType dtype) {
   if (dtype == DType::kFloat32 || dtype == DType::kInt32) return 4;
-  return dtype == DType::kUint8 || dtype == DType::kBits ? 1 : 2;
+  return dtype == DType::kUint8 ? 1 : 2;
 }
 
 // Largest error of rounding 1 to the dtype.

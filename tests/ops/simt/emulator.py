@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,16 +51,19 @@ class Arguments(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("out", ctypes.c_void_p),
         ("out_strides", Int4),
-        ("lse", ctypes.c_void_p),
         ("workspace", ctypes.c_void_p),
-        ("query_tile", ctypes.c_int32),
     )
 
 
 class Options(ctypes.Structure):
     """simt::Options."""
 
-    _fields_ = (("mutation", ctypes.c_int32), ("schedule", ctypes.c_int32), ("seed", ctypes.c_uint32))
+    _fields_ = (
+        ("mutation", ctypes.c_int32),
+        ("schedule", ctypes.c_int32),
+        ("seed", ctypes.c_uint32),
+        ("queries", ctypes.c_int32),
+    )
 
 
 class Report(ctypes.Structure):
@@ -83,7 +86,6 @@ class Result:
     """What the kernels wrote, and what the emulator saw."""
 
     out: Tensor
-    lse: Tensor
     report: Report
 
 
@@ -141,82 +143,41 @@ class Emulator:
             ValueError: the kernel's own check of its arguments failed.
         """
         out = torch.full(v.shape, float("nan"), dtype=q.dtype) if out is None else out
-        lse = torch.full(q.shape[:3], float("nan"))
         workspace = torch.full((self.library.simt_workspace(*q.shape[:3]),), 255, dtype=torch.uint8)
+        tensors = {"q": q, "k": k, "v": v, "e": e, "out": out} | ({} if gate is None else {"gate": gate})
         report = self.launch(
-            q.data_ptr(), str(q.dtype)[6:], q.shape, q.stride(),
-            k.data_ptr(), k.stride(),
-            v.data_ptr(), v.shape[-1], v.stride(),
-            e.data_ptr(), e.shape[-1], e.stride(),
-            lam.data_ptr(),
-            0 if gate is None else gate.data_ptr(), (0, 0, 0) if gate is None else gate.stride(),
-            scale,
-            out.data_ptr(), out.stride(),
-            lse.data_ptr(), workspace.data_ptr(), query_tile,
-            options=Options(MUTATIONS.index(mutation), SCHEDULES.index(schedule), seed),
-        )  # fmt: skip
-        return Result(out=out, lse=lse, report=report)
+            Arguments(
+                dtype=DTYPES[str(q.dtype)[6:]],
+                **dict(zip(("batch", "heads", "tokens", "head_dim"), q.shape, strict=True)),
+                value_dim=v.shape[-1],
+                rank=e.shape[-1],
+                lam=lam.data_ptr(),
+                scale=scale,
+                workspace=workspace.data_ptr(),
+                **{name: x.data_ptr() for name, x in tensors.items()},
+                **{f"{name}_strides": (Int3 if name == "gate" else Int4)(*x.stride()) for name, x in tensors.items()},
+            ),
+            Options(MUTATIONS.index(mutation), SCHEDULES.index(schedule), seed, query_tile),
+        )
+        return Result(out=out, report=report)
 
-    def launch(
-        self,
-        q: int,
-        dtype: str,
-        shape: Sequence[int],
-        q_strides: Sequence[int],
-        k: int,
-        k_strides: Sequence[int],
-        v: int,
-        value_dim: int,
-        v_strides: Sequence[int],
-        e: int,
-        rank: int,
-        e_strides: Sequence[int],
-        lam: int,
-        gate: int,
-        gate_strides: Sequence[int],
-        scale: float,
-        out: int,
-        out_strides: Sequence[int],
-        lse: int,
-        workspace: int,
-        query_tile: int,
-        stream: int = 0,
-        *,
-        options: Options | None = None,
-    ) -> Report:
-        """`ovsdino._C.structure_attention_cuda` with its arguments in its order; the stream is not looked at.
+    def launch(self, arguments: Arguments, options: Options | None = None) -> Report:
+        """Run the kernels on the arguments of one call.
 
         Raises:
             ValueError: the kernel's own check of its arguments failed.
         """
-        sizes = dict(zip(("batch", "heads", "tokens", "head_dim"), shape, strict=True))
-        arguments = Arguments(
-            dtype=DTYPES[dtype],
-            **sizes,
-            value_dim=value_dim,
-            rank=rank,
-            q=q,
-            k=k,
-            v=v,
-            e=e,
-            q_strides=Int4(*q_strides),
-            k_strides=Int4(*k_strides),
-            v_strides=Int4(*v_strides),
-            e_strides=Int4(*e_strides),
-            lam=lam,
-            gate=gate,
-            gate_strides=Int3(*gate_strides),
-            scale=scale,
-            out=out,
-            out_strides=Int4(*out_strides),
-            lse=lse,
-            workspace=workspace,
-            query_tile=query_tile,
-        )
         report = Report()
-        done = self.library.simt_structure_attention(
-            ctypes.byref(arguments), ctypes.byref(options or Options()), ctypes.byref(report)
-        )
-        if not done:
+        chosen = options or Options(queries=64)
+        if not self.library.simt_structure_attention(
+            ctypes.byref(arguments), ctypes.byref(chosen), ctypes.byref(report)
+        ):
             raise ValueError(report.first_fault.decode())
         return report
+
+
+def from_native(op: Any) -> Arguments:
+    """Return the fields of an `ovsdino._C.StructureAttention`."""
+    values = {name: getattr(op, name) for name, _ in Arguments._fields_}
+    strides = {name: (Int3 if name == "gate_strides" else Int4)(*x) for name, x in values.items() if "strides" in name}
+    return Arguments(**{**values, **strides, "dtype": DTYPES[op.dtype]})

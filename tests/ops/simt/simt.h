@@ -44,6 +44,7 @@ struct Options {
   Mutation mutation;
   Schedule schedule;
   uint32_t seed;
+  int32_t queries;  // of a block: 64 or 128
 };
 
 // `phases` are accesses by as many lanes as 128 bytes serve, `wavefronts` the passes over 32 banks these take.

@@ -20,7 +20,6 @@ int64_t extent(const StructureAttention& op, const int64_t* strides, int64_t las
 
 simt::Global memory_of(const StructureAttention& op, bool prepare) {
   simt::Global memory;
-  const int64_t heads = op.batch * op.heads;
   memory.allow(op.workspace, ovsdino::structure_attention_workspace(op.batch, op.heads, op.tokens), prepare);
   if (prepare) {
     memory.allow(op.e, extent(op, op.e_strides, op.rank, op.e_strides[3]), false);
@@ -32,7 +31,6 @@ simt::Global memory_of(const StructureAttention& op, bool prepare) {
   memory.allow(op.v, extent(op, op.v_strides, op.value_dim, 1), false);
   if (op.gate) memory.allow(op.gate, extent(op, op.gate_strides, 1, 1), false);
   memory.allow(op.out, extent(op, op.out_strides, op.value_dim, 1), true);
-  if (op.lse) memory.allow(op.lse, heads * op.tokens * 4, true);
   return memory;
 }
 
@@ -67,7 +65,7 @@ template <typename T, int kHeadDim16>
 void attend(const StructureAttention& op, const simt::Options& options, simt::Report* report) {
   using ovsdino::AttentionTile;
   if (op.value_dim > 64) return attend<AttentionTile<T, kHeadDim16, 8, 1>>(op, options, report);
-  const bool wide = op.query_tile == 128;
+  const bool wide = options.queries == 128;
   if (op.value_dim > 32) {
     if (wide) return attend<AttentionTile<T, kHeadDim16, 4, 2>>(op, options, report);
     return attend<AttentionTile<T, kHeadDim16, 4, 1>>(op, options, report);

@@ -243,7 +243,6 @@ template <typename Tile, typename Lanes>
 OVSDINO_HD void write_queries(const StructureAttention& op, const Head& head, int64_t first, float factor, Lanes& lanes,
                               const QueryState<Tile>& state) {
   using T = typename Tile::Element;
-  constexpr float kLn2 = 0.6931471805599453f;
   const int32_t group = lanes.index() % 32 / 4, pair = lanes.index() % 4 * 2;
   float sums[Tile::kRows][2];  // all of them before the first branch that lanes take differently
   OVSDINO_UNROLL
@@ -262,9 +261,6 @@ OVSDINO_HD void write_queries(const StructureAttention& op, const Head& head, in
       const int64_t row = first + 16 * i + 8 * half + group;
       if (row >= op.tokens) continue;
       const float sum = sums[i][half];
-      if (op.lse && pair == 0) {
-        lanes.store_global(op.lse + head.index * op.tokens + row, kLn2 * fmaf(state.top[i][half], factor, log2f(sum)));
-      }
       float share = 1.0f / sum;
       if (op.gate) {
         const int64_t at = head.offset(op.gate_strides) + row * op.gate_strides[2];

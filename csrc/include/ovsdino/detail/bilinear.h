@@ -31,7 +31,11 @@ OVSDINO_HD Tap bilinear_tap(int32_t out_index, int32_t in_size, int32_t out_size
 OVSDINO_HD int32_t first_output(int32_t in_index, int32_t in_size, int32_t out_size) {
   if (in_index <= 0) return 0;
   if (in_index >= in_size) return out_size;
-  int32_t out_index = static_cast<int32_t>((2 * int64_t{in_index} + 1) * out_size / (2 * int64_t{in_size}));
+  constexpr int32_t kSmall = 1 << 15;  // a GPU divides 32 bits several times as fast as 64
+  int32_t out_index = in_size <= kSmall && out_size <= kSmall
+                          ? static_cast<int32_t>((2 * static_cast<uint32_t>(in_index) + 1) *
+                                                 static_cast<uint32_t>(out_size) / (2 * static_cast<uint32_t>(in_size)))
+                          : static_cast<int32_t>((2 * int64_t{in_index} + 1) * out_size / (2 * int64_t{in_size}));
   while (out_index > 0 && bilinear_tap(out_index - 1, in_size, out_size).i0 >= in_index) --out_index;
   while (out_index < out_size && bilinear_tap(out_index, in_size, out_size).i0 < in_index) ++out_index;
   return out_index;

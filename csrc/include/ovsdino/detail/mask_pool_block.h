@@ -18,10 +18,6 @@ constexpr int32_t kTokensPerLane = 8;
 // Bit i is set where token + i has a weight.
 OVSDINO_HD uint32_t set_tokens(const MaskPool& op, const void* row, int64_t token) {
   if (token >= op.tokens) return 0;
-  if (op.masks_dtype == DType::kBits) {
-    const uint32_t bits = static_cast<const uint8_t*>(row)[token >> 3];
-    return op.tokens - token < 8 ? bits & ((1u << (op.tokens - token)) - 1u) : bits;
-  }
   uint32_t bits = 0;
   for (int32_t i = 0; i < kTokensPerLane && token + i < op.tokens; ++i) {
     if (mask_weight(row, op.masks_dtype, op.masks_stride_n, token + i) != 0.0f) bits |= 1u << i;

@@ -7,11 +7,10 @@
 
 namespace ovsdino {
 
-// Weight of one token of the mask row that starts at `row`; `stride` is in elements, and 1 for packed bits.
+// Weight of one token of the mask row that starts at `row`; `stride` is in elements.
 OVSDINO_HD float mask_weight(const void* row, DType dtype, int64_t stride, int64_t token) {
   if (dtype == DType::kFloat32) return static_cast<const float*>(row)[token * stride];
   const uint8_t* bytes = static_cast<const uint8_t*>(row);
-  if (dtype == DType::kBits) return static_cast<float>((bytes[token >> 3] >> (token & 7)) & 1);
   return bytes[token * stride] != 0 ? 1.0f : 0.0f;
 }
 

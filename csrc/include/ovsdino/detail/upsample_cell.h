@@ -76,6 +76,7 @@ OVSDINO_HD void offer(Best* best, float value, int32_t label) {
 template <typename Candidates>
 OVSDINO_HD Best best_of(const Candidates& corners, int32_t count, const Tap& y, const Tap& x) {
   Best best = {0.0f, -1};
+  OVSDINO_UNROLL_BY(4)
   for (int32_t i = 0; i < count; ++i) {
     int32_t label;
     const Corners c = corners(i, &label);
@@ -88,6 +89,7 @@ OVSDINO_HD Best best_of(const Candidates& corners, int32_t count, const Tap& y, 
 template <typename Candidates>
 OVSDINO_HD float confidence_of(const Candidates& corners, int32_t count, const Tap& y, const Tap& x, float best) {
   float sum = 0.0f;
+  OVSDINO_UNROLL_BY(4)
   for (int32_t i = 0; i < count; ++i) {
     int32_t label;
     sum += expf(interpolate(corners(i, &label), y, x) - best);

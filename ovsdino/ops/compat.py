@@ -1,0 +1,35 @@
+"""What torch 2.x does in a way that the ops must step around, each thing once."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def exporting() -> bool:
+    """Return whether an exporter or tracer records the calls: `torch.export`, `torch.onnx` or `torch.jit.trace`.
+
+    Inside `torch.compile`, torch 2.11 answers True to ``torch.compiler.is_exporting()`` whatever it compiles for; the
+    flag that this function returns elsewhere is True for an export only.
+    """
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False)) or torch.jit.is_tracing()
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return scaled_dot_product_attention with a scale of 1.
+
+    Of an empty batch on CUDA, torch 2.11 returns None where cuDNN would take a full one; its plain form is used there.
+    """
+    if q.is_cuda and q.numel() == 0:
+        return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+
+
+def planar(image: Tensor) -> Tensor:
+    """Return (B, H, W, 3) as (B, 3, H, W) with channels innermost in memory, for `torch.nn.functional.interpolate`.
+
+    From planar images torch 2.11 makes wrong antialiased columns (a result one pixel wide), or stops in an assertion
+    (uint8, one pixel).
+    """
+    return image.contiguous().permute(0, 3, 1, 2)
