@@ -1,4 +1,4 @@
-"""Each op against its plain-PyTorch and library baselines, interleaved in one process, beside what the machine allows.
+"""Each op against its plain-PyTorch and library baselines, interleaved in one process, with the bound of the machine.
 
     python benchmarks/ops.py [--quick] [--json] [--output F] [--only OP...]
 

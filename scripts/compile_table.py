@@ -49,7 +49,7 @@ def sources() -> list[Path]:
 
 
 def nvcc_kernels(source: Path, arch: int) -> list[Kernel]:
-    """What ptxas makes of the kernels of a source file.
+    """Return the figures of ptxas for the kernels of a source file.
 
     Raises:
         RuntimeError: no nvcc, or it failed; with its output.
@@ -150,7 +150,7 @@ def table(kernels: Sequence[Kernel]) -> str:
 
 
 def write(text: str, document: Path = DOCUMENT) -> None:
-    """Replaces what lies between the markers of a document.
+    """Replace the text between the markers of a document.
 
     Raises:
         ValueError: the document has not both markers.

@@ -68,7 +68,7 @@ class Step:
 
 
 def machine() -> dict[str, Any] | None:
-    """What this machine is, or None where torch sees no CUDA device."""
+    """Return what this machine is, or None where torch sees no CUDA device."""
     import torch
 
     if not torch.cuda.is_available():
@@ -100,7 +100,7 @@ def _answer(command: list[str]) -> str:
 
 
 def run(name: str, command: list[str], output: Path, limit: float, stdout: Path | None = None, **env: str) -> Step:
-    """Runs a command from the repository root under a time limit.
+    """Run a command from the repository root under a time limit.
 
     Args:
         name: the step's name; what the command prints goes to ``<output>/<name>.log``.
@@ -140,7 +140,7 @@ def run(name: str, command: list[str], output: Path, limit: float, stdout: Path 
 
 
 def stage_package() -> None:
-    """Lays the package out as an install would: links to the sources and the two mapped folders; a module stays."""
+    """Lay the package out as an install would: links to the sources and the two mapped folders; a module stays."""
     package = STAGE / "ovsdino"
     package.mkdir(parents=True, exist_ok=True)
     for child in package.iterdir():
@@ -155,7 +155,7 @@ def stage_package() -> None:
 
 
 def build_step(capability: str, output: Path, limit: float) -> Step:
-    """Builds the module for this GPU alone, unless OVSDINO_CUDA_ARCHS asks for more."""
+    """Build the module for this GPU alone, unless OVSDINO_CUDA_ARCHS asks for more."""
     archs = os.environ.get("OVSDINO_CUDA_ARCHS") or capability.replace(".", "")
     for old in (STAGE / "ovsdino").glob("_C*"):
         old.unlink()
@@ -179,7 +179,7 @@ def pytest_command(marker: str, *arguments: str) -> list[str]:
 
 
 def tests_step(output: Path, limit: float, paths: Sequence[str] = TESTS) -> Step:
-    """Runs every test marked gpu; none at all is a failure, since nothing would have been checked."""
+    """Run every test marked gpu; none at all is a failure, since nothing would have been checked."""
     report = output / "pytest.xml"
     report.unlink(missing_ok=True)
     step = run("tests", pytest_command("gpu", f"--junitxml={report}", *paths), output, limit)
@@ -195,7 +195,7 @@ def tests_step(output: Path, limit: float, paths: Sequence[str] = TESTS) -> Step
 
 
 def sanitizer_step(name: str, output: Path, kernels: str, limit: float, tests: Sequence[str] = SANITIZED) -> Step:
-    """Runs one tool of compute-sanitizer over the quick GPU tests, looking at our own kernels only, Triton's too."""
+    """Run one tool of compute-sanitizer over the quick GPU tests, looking at our own kernels only, Triton's too."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=f"{home}/bin")
     if tool is None:
@@ -217,7 +217,7 @@ def sanitizer_step(name: str, output: Path, kernels: str, limit: float, tests: S
 
 
 def benchmark_step(op: str, output: Path, quick: bool, limit: float, *options: str) -> Step:
-    """Benchmarks one op; its JSON goes to ``ops-<op>.json``."""
+    """Benchmark one op; its JSON goes to ``ops-<op>.json``."""
     target = output / f"ops-{op}.json"
     script = str(ROOT / "benchmarks" / "ops.py")
     command = [sys.executable, script, "--json", "--only", op, *(["--quick"] if quick else []), *options]
@@ -274,7 +274,7 @@ def report(facts: dict[str, Any], steps: list[Step]) -> str:
 
 
 def save(facts: dict[str, Any], steps: list[Step], output: Path) -> str:
-    """Writes the JSON and the table: this run's steps, and of earlier runs into the folder those that it has not.
+    """Write the JSON and the table: this run's steps, and of earlier runs into the folder those that it has not.
 
     Returns:
         The table.
@@ -316,7 +316,7 @@ def jobs(options: argparse.Namespace, facts: dict[str, Any], output: Path) -> It
 
 
 def main() -> int:
-    """Runs the steps in order."""
+    """Run the steps in order."""
     parser = argparse.ArgumentParser(description="build, test, benchmark and sanitize on this machine's GPU")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "gpu-check", help="folder for the report")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what to run; default all")

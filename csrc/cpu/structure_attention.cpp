@@ -26,14 +26,14 @@ void check_size(const char* name, int64_t size, int64_t most) {
 void check_rows(const char* name, const void* address, const int64_t* strides, const StructureAttention& op,
                 int64_t bytes) {
   const int64_t sizes[3] = {op.batch, op.heads, op.tokens}, elements = bytes / 2;
-  const std::string mend = "; make it contiguous";
-  expect(strides[3] == 1, std::string(name) + " must have last stride 1, got " + text(strides[3]) + mend);
+  const std::string remedy = "; make it contiguous";
+  expect(strides[3] == 1, std::string(name) + " must have last stride 1, got " + text(strides[3]) + remedy);
   expect(reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes) == 0,
-         std::string(name) + " must start at a multiple of " + text(bytes) + " bytes" + mend);
+         std::string(name) + " must start at a multiple of " + text(bytes) + " bytes" + remedy);
   for (int dim = 0; dim < 3; ++dim) {
     expect(sizes[dim] <= 1 || strides[dim] % elements == 0, std::string(name) + " must have strides of multiples of " +
                                                                 text(elements) + " elements, got " +
-                                                                text(strides[dim]) + mend);
+                                                                text(strides[dim]) + remedy);
   }
 }
 

@@ -1,4 +1,4 @@
-"""What the kernels become on a card that is not here: registers, shared memory and spills, from Triton's own compiler.
+"""Compile the kernels for a card that is not here: registers, shared memory and spills, from Triton's own compiler.
 
 ``python -m ovsdino.kernels.compile`` prints the table of the default tile sizes; not under ``TRITON_INTERPRET=1``.
 """
@@ -82,7 +82,7 @@ def calls(dtype: torch.dtype, d: int = 48, dv: int = 64, r: int = 15, tokens: in
 
 
 def compiled(call: Call, arch: int, config: Config) -> Compiled:
-    """Compiles one kernel as a launch on `arch` would: aligned pointers, ones and multiples of 16 are specialised."""
+    """Compile one kernel as a launch on `arch` would: aligned pointers, ones and multiples of 16 are specialised."""
     constants = call.constants | call.sizes(config)
     signature: dict[str, str] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
@@ -144,7 +144,7 @@ def compiled_table(
 
 
 def main() -> None:
-    """Prints the table, one line a kernel."""
+    """Print the table, one line a kernel."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--archs", default=",".join(map(str, ARCHS)), help="compute capabilities, e.g. 87,90")
     parser.add_argument("--dtypes", default=",".join(str(x)[6:] for x in DTYPES), help="e.g. float16,float32")

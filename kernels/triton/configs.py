@@ -1,4 +1,4 @@
-"""Which tile sizes are worth trying: a few for each kernel and width of dtype, the first one the default.
+"""The tile sizes that are worth trying: a few for each kernel and width of dtype, the first one the default.
 
 Chosen without a card, from what the compiler makes of them (`compile`):
 

@@ -13,23 +13,23 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 
 def interpreting() -> bool:
-    """Whether kernels decorated from now on run in Python, on CPU tensors too."""
+    """Return whether kernels decorated from now on run in Python, on CPU tensors too."""
     return bool(triton.knobs.runtime.interpret)
 
 
-def mend() -> None:
-    """Lets the interpreter run these kernels as a GPU does; a second call does nothing.
+def patch() -> None:
+    """Let the interpreter run these kernels as a GPU does; a second call does nothing.
 
     - Loops with run-time bounds: it calls int() on an array of one element, which numpy 2.4 refuses.
     - bfloat16: it multiplies the bit patterns in a dot product, and casts float32 by truncation (a GPU rounds).
     """
-    patch = interpreter._patch_lang_tensor
-    if getattr(patch, "mended", False):
+    original = interpreter._patch_lang_tensor
+    if getattr(original, "patched", False):
         return
     dot, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
 
     def patched(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
+        original(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
     def dotted(self: Any, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
@@ -43,7 +43,7 @@ def mend() -> None:
             return TensorHandle(rounded.numpy(), tl.bfloat16)
         return cast(self, source, target)
 
-    patched.mended = True  # type: ignore[attr-defined]
+    patched.patched = True  # type: ignore[attr-defined]
     interpreter._patch_lang_tensor = patched
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = dotted, casted
 

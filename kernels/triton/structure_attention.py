@@ -21,7 +21,7 @@ MAX_HEAD_SIZE = 128
 
 _tuner = Tuner()
 _configs: dict[tuple[Any, ...], Config] = {}
-interpreter.mend()
+interpreter.patch()
 
 
 class Inputs(NamedTuple):
@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
     scale: float
 
     def check(self) -> None:
-        """Raises ValueError where the kernels cannot take the inputs; the message has the limits."""
+        """Raise ValueError where the kernels cannot take the inputs; the message has the limits."""
         q, k, v, e, gate = self.q, self.k, self.v, self.e, self.gate
         if k.dtype != q.dtype or v.dtype != q.dtype:
             raise ValueError(f"backend 'triton' takes q, k and v of one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
@@ -52,7 +52,7 @@ class Inputs(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What the prepare kernel makes of e: f and near (B, M, N, 16) in the dtype of q, column (B, M, N) float32."""
+    """The results of the prepare kernel: f and near (B, M, N, 16) in the dtype of q, column (B, M, N) float32."""
 
     f: Tensor
     near: Tensor
@@ -100,7 +100,7 @@ class Call(NamedTuple):
         return found
 
     def run(self, device: torch.device) -> Config:
-        """Launches with measured tile sizes, or with the default where nothing may be measured; returns them."""
+        """Launch with measured tile sizes, or with the default where nothing may be measured; returns them."""
         if interpreter.interpreting():
             config = SMALL
         else:
@@ -110,7 +110,7 @@ class Call(NamedTuple):
 
 
 def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs prepare and forward.
+    """Run prepare and forward.
 
     Args:
         inputs: as `structure_attention`; on one CUDA device, or on the CPU under the interpreter.
@@ -174,7 +174,7 @@ def on(device: torch.device) -> Any:
 
 
 def prepare(inputs: Inputs) -> Prepared:
-    """Launches the prepare kernel."""
+    """Launch the prepare kernel."""
     q = inputs.q
     f = q.new_empty(*q.shape[:3], RANK)
     made = Prepared(f, torch.empty_like(f), q.new_empty(q.shape[:3], dtype=torch.float32))

@@ -1,4 +1,4 @@
-"""What the kernels of structure attention share: reading tiles of [x | f], and how e is scaled."""
+"""Helpers that the kernels of structure attention share: reading tiles of [x | f], and how e is scaled."""
 
 from __future__ import annotations
 

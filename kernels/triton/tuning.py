@@ -39,7 +39,7 @@ class Config(NamedTuple):
         return {name: size for name, size in sizes.items() if name in names}
 
     def options(self) -> dict[str, int]:
-        """What the compiler is told."""
+        """Return the options of the compiler."""
         options = {"num_warps": self.warps, "num_stages": self.stages}
         return options | ({"maxnreg": self.registers} if self.registers else {})
 

@@ -1,4 +1,4 @@
-"""What every op asks of its inputs, whichever way it is called: the public function, `torch.ops`, or its gradient."""
+"""The conditions on the inputs of every op, whichever way it is called: the public function, `torch.ops`, a gradient."""
 
 from __future__ import annotations
 

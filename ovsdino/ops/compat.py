@@ -1,4 +1,4 @@
-"""What torch 2.x does in a way that the ops must step around, each thing once."""
+"""Ways around faults of torch 2.x, each in one place."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ BACKENDS = ("auto", "reference", "sdpa", "cpu", "triton", "cuda")
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a backend needs: a device type ("" for any), the native module `ovsdino._C`, Triton, dtypes (() for any)."""
+    """The needs of a backend: device type ("" for any), the native module `ovsdino._C`, Triton, dtypes (() for any)."""
 
     device: str = ""
     native: bool = False
@@ -65,12 +65,12 @@ if native is None:
 
 
 def environment_backend() -> str:
-    """What ``OVSDINO_BACKEND`` asks for when the package is imported; "auto" where it is not set or empty."""
+    """Return the backend that ``OVSDINO_BACKEND`` names when the package is imported; "auto" where it is empty."""
     return os.environ.get("OVSDINO_BACKEND", "") or "auto"
 
 
 class _State:
-    """What was asked for, and what the log has been told."""
+    """The backend that was asked for, and the messages that the log has had."""
 
     requested: str = environment_backend()
     said: ClassVar[set[str]] = set()
@@ -100,7 +100,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def why_not(op: str, backend: str, device: str, dtype: torch.dtype | None = None) -> str:
-    """Why `backend` of `op` cannot run on a device type and dtype; "" if it can."""
+    """Return why `backend` of `op` cannot run on a device type and dtype; "" if it can."""
     needs = OP_BACKENDS[op][backend]
     if needs.device and needs.device != device:
         return f"it runs on {needs.device} tensors, got {device}"
@@ -116,7 +116,7 @@ def why_not(op: str, backend: str, device: str, dtype: torch.dtype | None = None
 
 
 def _without_triton(device: str) -> str:
-    """Why Triton's kernels cannot run on a device type; "" if they can."""
+    """Return why Triton's kernels cannot run on a device type; "" if they can."""
     if not has_triton:
         return "triton is not installed (pip install triton; Jetson and Windows have none)"
     interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")

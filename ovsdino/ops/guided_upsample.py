@@ -136,7 +136,7 @@ def guided_upsample_reference(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor
 
 
 def tile_tables(h: int, w: int, scale: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """What `guided_upsample_tiled` knows of the positions of a grid: n tiles, m = (TILE + 4)^2 cells around each.
+    """The positions that `guided_upsample_tiled` needs of a grid: n tiles, m = (TILE + 4)^2 cells around each.
 
     Returns:
         index (n*m,) int32 of those cells in the grid, the nearest cell's for those outside; inside (n, 1, m) bool; and
@@ -354,12 +354,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    """Recomputes the weights: keeping them would cost 25 values a fine pixel."""
+    """Recompute the weights: keeping them would cost 25 values a fine pixel."""
     return torch.ops.ovsdino.guided_upsample_backward(grad, *ctx.saved_tensors)
 
 
 def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Keeps nothing: there is no second derivative."""
+    """Keep nothing: there is no second derivative."""
 
 
 def _second(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:

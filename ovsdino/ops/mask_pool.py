@@ -90,7 +90,7 @@ def _check_transposed(grad: Tensor, masks: Tensor, tokens: int) -> None:
 
 
 def _arguments(features: Tensor, masks: Tensor, means: Tensor, areas: Tensor) -> tuple[object, ...]:
-    """What `ovsdino._C.mask_pool_*` takes; the caller keeps the tensors alive."""
+    """Return the arguments of `ovsdino._C.mask_pool_*`; the caller keeps the tensors alive."""
     return (
         features.data_ptr(),
         str(features.dtype)[6:],

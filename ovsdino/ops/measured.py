@@ -37,7 +37,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, bool]:
-        """What rows with disjoint sizes have in common."""
+        """The fields that rows of disjoint sizes share."""
         return self.device, self.op, self.dtype, self.gradient
 
 

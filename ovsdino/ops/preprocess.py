@@ -98,7 +98,10 @@ def preprocess_cuda(
 def native_arguments(
     image: Tensor, out: Tensor, mean: Sequence[float], std: Sequence[float], antialias: bool
 ) -> tuple[object, ...]:
-    """What ``ovsdino._C.preprocess_*`` takes; the caller keeps the tensors alive, NV12 rows have neighbouring bytes."""
+    """Return the arguments of ``ovsdino._C.preprocess_*``.
+
+    The caller keeps the tensors alive; NV12 rows have neighbouring bytes.
+    """
     planar = image.dim() == 2
     batched = image if image.dim() == 4 else image.unsqueeze(0)
     height = batched.shape[1] * 2 // 3 if planar else batched.shape[1]

@@ -303,7 +303,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Recomputes the forward: two passes over N^2 tiles against an (N, N) tensor kept between them."""
+    """Recompute the forward: two passes over N^2 tiles against an (N, N) tensor kept between them."""
     with torch.enable_grad():
         inputs: list[Any] = [
             None if x is None else x.detach().requires_grad_(needed)
@@ -418,7 +418,7 @@ def _triton_gradients_fake(
 
 
 def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Keeps nothing: there is no second derivative."""
+    """Keep nothing: there is no second derivative."""
 
 
 def _second(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:

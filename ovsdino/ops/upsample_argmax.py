@@ -100,7 +100,7 @@ def _check(logits: Tensor, size: Sequence[int], threshold: float | None) -> tupl
 def _run(
     logits: Tensor, size: tuple[int, int], threshold: float | None, labels: Tensor, confidence: Tensor | None
 ) -> None:
-    """Fills `labels` and, if it is there, `confidence` by the kernel of the device."""
+    """Fill `labels` and, if it is there, `confidence` by the kernel of the device."""
     assert native is not None  # resolve() gave a native backend
     arguments = (
         logits.data_ptr(),

@@ -338,7 +338,7 @@ class Row:
         return outputs(self.op.oracle(*to(arguments, "cpu", torch.float64)))
 
     def compare(self, arguments: tuple) -> None:
-        """Runs the row on arguments; fails where the outputs are further from the exact ones than the op allows."""
+        """Run the row on arguments; fails where the outputs are further from the exact ones than the op allows."""
         got, exact = self.run(*arguments), self.exact(arguments)
         wide = to(arguments, "cpu", torch.float64)
         if self.op.compare is not None:

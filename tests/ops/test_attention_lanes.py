@@ -249,7 +249,7 @@ def test_rows_that_cannot_be_copied_in_16_bytes_are_refused(emulator: Emulator) 
 
 @pytest.fixture
 def on_emulator(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> list[Report]:
-    """Lets backend "cuda" run on CPU tensors: the native launch checks its arguments and goes to the emulator."""
+    """Let backend "cuda" run on CPU tensors: the native launch checks its arguments and goes to the emulator."""
     native = dispatch.native
     reports = []
 

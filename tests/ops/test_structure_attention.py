@@ -331,7 +331,7 @@ def test_compiled_code_is_not_the_exporters_form() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the number of elements of the largest tensor any operator returned."""
+    """Record the number of elements of the largest tensor any operator returned."""
 
     def __init__(self) -> None:
         super().__init__()

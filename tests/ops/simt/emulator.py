@@ -105,7 +105,7 @@ def compile_objects(folder: Path, sources: tuple[str, ...], *flags: str) -> list
 
 
 def link(objects: list[str], target: Path, *flags: str) -> Path:
-    """Links object files with g++."""
+    """Link object files with g++."""
     done = subprocess.run(["g++", *flags, *objects, "-o", str(target)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return target
