@@ -1,4 +1,4 @@
-"""The conditions on the inputs of every op, whichever way it is called: the public function, `torch.ops`, a gradient."""
+"""The conditions on the inputs of every op, however it is called: the public function, `torch.ops`, a gradient."""
 
 from __future__ import annotations
 
