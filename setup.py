@@ -58,7 +58,7 @@ class BuildNative(build_ext):
         """Builds one extension.
 
         Raises:
-            SystemExit: with one line that names the mend.
+            SystemExit: With one line that names the remedy.
         """
         try:
             build_native.build(Path(self.get_ext_fullpath(ext.name)).resolve().parent)

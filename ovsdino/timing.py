@@ -19,8 +19,8 @@ class Clock:
         ms: Milliseconds of each stage, in the order in which the stages first ended.
 
     Args:
-        wait: Called at both ends of a stage; it returns when the device has done what it was given. By default there
-            is no device.
+        wait: Called at both ends of a stage; it returns when the device has done what it was given. By default no
+            device is waited for.
     """
 
     def __init__(self, wait: Callable[[], object] | None = None) -> None:

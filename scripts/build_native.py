@@ -28,7 +28,7 @@ EXT_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
 class BuildError(RuntimeError):
-    """The native build cannot go on; the message is one line that names the mend."""
+    """The native build cannot go on; the message is one line that names the remedy."""
 
 
 def find_compiler() -> str | None:
@@ -39,7 +39,7 @@ def find_compiler() -> str | None:
 
 
 def why_unavailable() -> str | None:
-    """Why this machine cannot build native code at all, with the mend; None when it can."""
+    """Return the reason why this machine cannot build native code, with the remedy; None when it can."""
     if find_compiler() is None:
         named = os.environ.get("CXX")
         return f"CXX={named} not found" if named else "no C++ compiler found (install g++ or clang++)"
@@ -83,7 +83,8 @@ def choose_archs(nvcc: str) -> list[str]:
     try:
         answer = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise BuildError(f"{nvcc} --list-gpu-code failed ({error}): mend the toolkit or set OVSDINO_CUDA=0") from error
+        remedy = "repair the toolkit or set OVSDINO_CUDA=0"
+        raise BuildError(f"{nvcc} --list-gpu-code failed ({error}): {remedy}") from error
     known = sorted({int(number) for number in re.findall(r"sm_(\d+)\b", answer)})
     named = os.environ.get("OVSDINO_CUDA_ARCHS", "")
     wanted = [arch for arch in re.split(r"[;,\s]+", named) if arch]
@@ -95,7 +96,7 @@ def choose_archs(nvcc: str) -> list[str]:
 
 
 def _find_tool(name: str) -> str:
-    """Path of cmake or ninja: beside this interpreter first, since a system's may be too old, then on PATH."""
+    """Path of cmake or ninja: next to this interpreter first, since a system's may be too old, then on PATH."""
     path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if path is None:
         raise BuildError(f"{name} not found: pip install {name}")
@@ -130,12 +131,13 @@ def _pybind11_cmake_dir(build_dir: Path) -> str:
     return str(folder)
 
 
-def _run(command: list[str], mend: str) -> None:
+def _run(command: list[str], remedy: str) -> None:
     print("+", shlex.join(command), flush=True)
     try:
         subprocess.run(command, check=True)
     except subprocess.CalledProcessError as error:
-        raise BuildError(f"the native build failed with exit code {error.returncode} (output above); {mend}") from None
+        code = error.returncode
+        raise BuildError(f"the native build failed with exit code {code} (output above); {remedy}") from None
 
 
 def build(output_dir: Path) -> Path:
@@ -170,14 +172,14 @@ def build(output_dir: Path) -> Path:
     ]
     if nvcc:
         configure += [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DOVSDINO_CUDA_ARCHS={';'.join(choose_archs(nvcc))}"]
-    mend = "OVSDINO_CUDA=0 builds without CUDA" if nvcc else "mend the compiler or the source"
-    _run(configure, mend)
-    _run([cmake, "--build", str(build_dir), "--target", "_C"], mend)
+    remedy = "OVSDINO_CUDA=0 builds without CUDA" if nvcc else "repair the compiler or the source"
+    _run(configure, remedy)
+    _run([cmake, "--build", str(build_dir), "--target", "_C"], remedy)
     built = build_dir / "out" / f"_C{EXT_SUFFIX}"
     if not built.is_file():
         raise BuildError(f"the build ended without {built}: CMakeLists.txt must honour OVSDINO_OUTPUT_DIR")
     # An undefined symbol passes the linker and shows only here.
-    _run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(built.parent)!r}); import _C"], mend)
+    _run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(built.parent)!r}); import _C"], remedy)
     return place(built, output_dir / built.name)
 
 

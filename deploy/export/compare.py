@@ -32,7 +32,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """How close a file is to its reference.
+    """Closeness of a file to its reference.
 
     Attributes:
         cosine: Cosine of the logits, mean over the images.

@@ -143,7 +143,7 @@ class ExportOptions(ModelSource):
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How an engine is built."""
+    """Options of an engine's build."""
 
     backend: Backend = "tensorrt"
     """tensorrt builds for the GPU it runs on; tensorrt_rtx for any of its targets, with no GPU."""

@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an image and its labels are, relative to the data set's source; `label` is None if labels are computed."""
+    """Places of an image and its labels, relative to the data set's source; `label` is None if labels are computed."""
 
     stem: str
     image: str

@@ -1,4 +1,4 @@
-"""How the eight benchmarks are run: the numbers of a published evaluation protocol, and an image labelled under it."""
+"""The protocols of the eight benchmarks: the numbers of a published protocol, and an image labelled under it."""
 
 from __future__ import annotations
 

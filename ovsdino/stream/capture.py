@@ -122,7 +122,7 @@ class LatestFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureLimits:
-    """How long a source may be silent.
+    """Limits on the silence of a source.
 
     Attributes:
         open_s: Seconds to open, and to the first frame.
@@ -311,7 +311,7 @@ class Capture:
             try:
                 pixels = source.retrieve()
                 check_image(pixels, nv12=pixels.ndim == 2)
-            except Exception as error:  # one damaged frame is no reason to lose the next
+            except Exception as error:  # one damaged frame does not cost the next
                 corrupt += 1
                 with self._lock:
                     self.counts.corrupt += 1

@@ -36,7 +36,7 @@ MAX_DRIVER_AGE_S = 10.0  # a kernel timestamp older than this is of another cloc
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """How a source is read.
+    """Settings by which a source is read.
 
     Attributes:
         fps: Frames a second to ask a camera for, or to play files at; None: the camera's or file's own.

@@ -14,7 +14,7 @@ IMAGE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 def write(path: Path, array: np.ndarray, *, palette: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(array)
-    if palette:  # as Pascal's PNGs are: colours by index
+    if palette:  # as Pascal's PNGs are: colors by index
         picture.putpalette([v for i in range(256) for v in (i, 255 - i, i // 2)])
     picture.save(path)
 

@@ -276,7 +276,7 @@ def test_the_prior_is_that_of_the_cells():
 
 def test_every_region_counts_alike_in_the_prior():
     logits = torch.tensor([[[[4.0, 0.0, 0.0]], [[0.0, 0.0, 4.0]]]])  # (1, 2, 1, 3)
-    cover = torch.tensor([[[[1.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]], [[0.0, 0.0, 0.0]]]])  # the third is no region
+    cover = torch.tensor([[[[1.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]], [[0.0, 0.0, 0.0]]]])  # the third is not a region
     p = torch.sigmoid(torch.tensor(4.0)).item()
     prior = text_log_prior(logits, cover, 1.0, 0.01, rounds=1).exp()
     assert prior.tolist() == pytest.approx([((p + 0.5) / 2 + 1 - p) / 2, ((1 - p + 0.5) / 2 + p) / 2], abs=1e-6)
