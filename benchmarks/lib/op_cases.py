@@ -60,7 +60,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where and how large: `gpu` chooses the rows of a GPU, on any device; `tiny` the least sizes, to try them out."""
+    """The device and the sizes: `gpu` chooses the rows of a GPU, on any device; `tiny` the least sizes."""
 
     device: str
     gpu: bool
@@ -78,7 +78,7 @@ class Setting:
         return torch.randn(*shape).to(self.device, dtype or self.dtype)
 
     def backends(self, op: str, without: tuple[str, ...] = ("reference",)) -> list[str]:
-        """The backends of an op that can run here."""
+        """Return the backends of an op that can run here."""
         return [name for name in available(op, self.device) if name not in without]
 
 
@@ -92,7 +92,7 @@ def step(function: Callable[..., Tensor], leaves: int) -> Callable[..., object]:
 
 
 def upsample_cases(s: Setting) -> Iterator[Case]:
-    """The segmentation head: 150 classes from tokens of patch 14, 19 classes from 4 times finer logits."""
+    """Yield cases of the segmentation head: 150 classes from tokens of patch 14, 19 from 4 times finer logits."""
     size = (s.size(1024, 40), s.size(2048, 80))
     image, source = image_logits(s.device)
     h, w = s.size(73, 5), s.size(146, 7)
@@ -193,7 +193,7 @@ def n_by_n_bias(e: Tensor, lam: Tensor) -> Tensor:
 
 
 def materialised(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor) -> Tensor:
-    """The N x N bias from a matrix product, about 4 times as fast as the reference's differences."""
+    """Return the N x N bias from a matrix product, about 4 times as fast as the reference's differences."""
     logits = q @ k.transpose(-2, -1) * 48**-0.5 + n_by_n_bias(e, lam)
     return logits.softmax(-1) @ v * gate.unsqueeze(-1)
 
@@ -231,7 +231,7 @@ def flexible(compiled: bool = True) -> Callable[..., Tensor]:
 
 
 def attention_cases(s: Setting) -> Iterator[Case]:
-    """The decoder's attention: 4 heads, d = 48, r = 15, dv = 64."""
+    """Yield cases of the decoder's attention: 4 heads, d = 48, r = 15, dv = 64."""
     heads, depth, width = 4, 48 + 15 + 1, 64
 
     def case(inputs: tuple, backend: str, name: str, baseline: Callable[..., object], **more: Any) -> Case:
@@ -298,7 +298,7 @@ def attention_cases(s: Setting) -> Iterator[Case]:
 
 
 def guided_cases(s: Setting) -> Iterator[Case]:
-    """The decoder's upsampling by 4: 19 and 150 classes, 64 channels of guide."""
+    """Yield cases of the decoder's upsampling by 4: 19 and 150 classes, 64 channels of guide."""
     h, w, channels, scale = s.size(32, 3), s.size(64, 4), 64, 4
     for classes in (19, 150):
         logits, low = s.randn(1, classes, h, w), 0.3 * s.randn(1, channels, h, w)
@@ -327,7 +327,7 @@ def guided_cases(s: Setting) -> Iterator[Case]:
 
 
 def preprocess_cases(s: Setting) -> Iterator[Case]:
-    """A camera's frame to the backbone's tensor. On the CPU the rivals are libraries; on a GPU, torch in float32."""
+    """Yield cases of a camera's frame to the backbone's tensor, against libraries on a CPU, torch on a GPU."""
     height, width, side = s.size(1080, 54), s.size(1920, 96), s.size(448, 22)
     frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).to(s.device)
     nv12 = torch.randint(0, 256, (height * 3 // 2, width), dtype=torch.uint8).to(s.device)
@@ -354,7 +354,7 @@ def preprocess_cases(s: Setting) -> Iterator[Case]:
 
 
 def pipeline_cases(s: Setting) -> Iterator[Case]:
-    """A picture's 448x448 pixels to the labels of 1024x2048 by b14 (random weights) and 150 words.
+    """Yield cases of a picture's 448x448 pixels to the labels of 1024x2048 by b14 (random weights) and 150 words.
 
     Both sides run one network, structure attention folded in both; the baseline decodes and labels in plain PyTorch.
     """
@@ -390,18 +390,18 @@ def pipeline_cases(s: Setting) -> Iterator[Case]:
 
 
 def library_resizes(side: int, antialias: bool) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
-    """The same by PIL and, where it is installed, OpenCV, with torch's normalisation behind them."""
+    """Return the same by PIL and, where it is installed, OpenCV, with torch's normalization behind them."""
     from PIL import Image
 
     gain = torch.tensor([1 / (255 * x) for x in STD]).view(3, 1, 1)
     shift = torch.tensor([-m / x for m, x in zip(MEAN, STD, strict=True)]).view(3, 1, 1)
 
-    def normalised(pixels: np.ndarray) -> Tensor:
+    def normalized(pixels: np.ndarray) -> Tensor:
         planar = torch.from_numpy(pixels).permute(2, 0, 1).float().contiguous()
         return torch.addcmul(shift, planar, gain)[None]
 
     def by_pil(image: Tensor) -> Tensor:  # always antialiased
-        return normalised(np.array(Image.fromarray(image.numpy()).resize((side, side), Image.Resampling.BILINEAR)))
+        return normalized(np.array(Image.fromarray(image.numpy()).resize((side, side), Image.Resampling.BILINEAR)))
 
     found: list[tuple[str, Callable[[Tensor], Tensor]]] = [("PIL", by_pil)] if antialias else []
     try:
@@ -411,7 +411,7 @@ def library_resizes(side: int, antialias: bool) -> list[tuple[str, Callable[[Ten
 
     def by_opencv(image: Tensor) -> Tensor:
         way = cv2.INTER_AREA if antialias else cv2.INTER_LINEAR
-        return normalised(cv2.resize(image.numpy(), (side, side), interpolation=way))
+        return normalized(cv2.resize(image.numpy(), (side, side), interpolation=way))
 
     return [*found, ("OpenCV INTER_AREA" if antialias else "OpenCV INTER_LINEAR", by_opencv)]
 

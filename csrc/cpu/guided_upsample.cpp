@@ -31,7 +31,7 @@ const GuidedKernel& kernel() {
 
 using Floats = std::unique_ptr<float[]>;
 
-Floats uninitialised(int64_t count) { return Floats(new float[static_cast<size_t>(count)]); }
+Floats uninitialized(int64_t count) { return Floats(new float[static_cast<size_t>(count)]); }
 
 int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
@@ -91,7 +91,7 @@ class CoarseRows {
     pitch_ = round_up(cells_ * op.scale) + 2 * kFinePad;
     const int64_t planes = channels + (with_norm ? 1 : 0);
     data_.reset(new float[static_cast<size_t>(planes * kSide * pitch_)]());
-    if (with_norm) norm_ = uninitialised(cells_);
+    if (with_norm) norm_ = uninitialized(cells_);
   }
 
   Widened around(int64_t batch, int64_t row) {
@@ -254,8 +254,8 @@ class Backward {
   Backward(const GuidedUpsampleBackward& op, int threads)
       : op_(op), in_(op.forward), plan_(make_plan(op.forward, threads)), margin_(kReach * in_.scale) {
     pitch_ = round_up(plan_.fine_w) + 2 * margin_;
-    weights_ = uninitialised(plan_.fine_h * kNear * pitch_);
-    dscores_ = uninitialised(plan_.fine_h * kNear * pitch_);
+    weights_ = uninitialized(plan_.fine_h * kNear * pitch_);
+    dscores_ = uninitialized(plan_.fine_h * kNear * pitch_);
     // Cleared: the margins stay zero.
     high_.reset(new float[static_cast<size_t>(in_.channels * plan_.fine_h * pitch_)]());
     grad_.reset(new float[static_cast<size_t>(in_.classes * plan_.fine_h * pitch_)]());
@@ -318,8 +318,8 @@ class Backward {
 
   void coarse_cells(int64_t batch, int64_t begin, int64_t end) const {
     const int64_t most = std::max(in_.classes, in_.channels);
-    const Floats wide = uninitialised(kGatherChannels * (in_.w * in_.scale + kFinePad));
-    const Floats sums = uninitialised(std::max<int64_t>(most, 1) * in_.w), total = uninitialised(in_.w);
+    const Floats wide = uninitialized(kGatherChannels * (in_.w * in_.scale + kFinePad));
+    const Floats sums = uninitialized(std::max<int64_t>(most, 1) * in_.w), total = uninitialized(in_.w);
     for (int64_t row = begin; row < end; ++row) {
       GuidedGather gather{};
       gather.scale = static_cast<int32_t>(in_.scale);

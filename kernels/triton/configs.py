@@ -44,5 +44,5 @@ FULL: dict[str, list[Config]] = {
 
 
 def candidates(name: str, dtype: torch.dtype) -> list[Config]:
-    """The configurations of one kernel for a dtype."""
+    """Return the configurations of one kernel for a dtype."""
     return (FULL if dtype == torch.float32 else HALF)[name]

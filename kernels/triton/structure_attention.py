@@ -160,7 +160,7 @@ def backward(grad: Tensor, inputs: Inputs, plain: Tensor, level: Tensor) -> tupl
 
 
 def by_token(v: Tensor, dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor like v (B, M, N, dv) that lies in memory as (B, N, M, dv).
+    """Return an uninitialized tensor like v (B, M, N, dv) that lies in memory as (B, N, M, dv).
 
     The projection after the attention then reads (B, N, M * dv) without a copy.
     """
@@ -183,12 +183,12 @@ def prepare(inputs: Inputs) -> Prepared:
 
 
 def strides(name: str, x: Tensor | None, axes: str) -> dict[str, int]:
-    """The strides of x in elements by the names that the kernels give them: {"stride_qb": ..., ...}; zeros for None."""
+    """Return the strides of x in elements by the kernels' names for them, {"stride_qb": ..., ...}; zeros for None."""
     return {f"stride_{name}{axis}": 0 if x is None else x.stride(i) for i, axis in enumerate(axes)}
 
 
 def _call(name: str, kernel: Any, rows: str, inputs: Inputs, arguments: dict[str, Any], **flags: Any) -> Call:
-    """A call with the sizes every kernel takes, and of the constants those that it takes."""
+    """Return a call with the sizes every kernel takes, and of the constants those that it takes."""
     q = inputs.q
     batch, heads, tokens, d = q.shape
     constants = Sizes.of(d, inputs.v.shape[-1]).constants() | {"R": inputs.e.shape[-1], **flags}
@@ -206,14 +206,14 @@ def _call(name: str, kernel: Any, rows: str, inputs: Inputs, arguments: dict[str
 
 
 def prepare_call(inputs: Inputs, made: Prepared) -> Call:
-    """The call that fills `made`."""
+    """Return the call that fills `made`."""
     e, lam = inputs.e, inputs.lam
     arguments = {**made._asdict(), **strides("e", e, "bmnr"), "e": e, "lam": lam, "stride_lam": lam.stride(0)}
     return _call("prepare", forward_kernels._prepare, "BLOCK_M", inputs, arguments)
 
 
 def forward_call(inputs: Inputs, made: Prepared, out: Tensor, plain: Tensor, level: Tensor, keep: bool) -> Call:
-    """The call that fills out and, if keep, plain and level."""
+    """Return the call that fills out and, if keep, plain and level."""
     q, k, v, _, _, gate, _ = inputs
     tensors = {"q": q, "k": k, "v": v, "gate": made.column if gate is None else gate}
     arguments = {
@@ -231,7 +231,7 @@ def forward_call(inputs: Inputs, made: Prepared, out: Tensor, plain: Tensor, lev
 
 
 def rows_call(grad: Tensor, inputs: Inputs, plain: Tensor, weighted: Tensor, delta: Tensor, dgate: Tensor) -> Call:
-    """The call that fills weighted, delta and, where there is a gate, dgate."""
+    """Return the call that fills weighted, delta and, where there is a gate, dgate."""
     gate = inputs.gate
     arguments = {
         **strides("o", grad, "bmnd"),
@@ -248,7 +248,7 @@ def rows_call(grad: Tensor, inputs: Inputs, plain: Tensor, weighted: Tensor, del
 
 
 def keys_call(inputs: Inputs, shared: dict[str, Tensor], dk: Tensor, dv: Tensor) -> Call:
-    """The call that fills dk, dv, and side and sums of `shared`."""
+    """Return the call that fills dk, dv, and side and sums of `shared`."""
     q, k, v = inputs[:3]
     arguments = {
         **shared,
@@ -267,7 +267,7 @@ def keys_call(inputs: Inputs, shared: dict[str, Tensor], dk: Tensor, dv: Tensor)
 
 
 def queries_call(inputs: Inputs, shared: dict[str, Tensor], dq: Tensor, de: Tensor, dlam: Tensor) -> Call:
-    """The call that fills dq, de and dlam (B, M, N), once side and sums of `shared` are there."""
+    """Return the call that fills dq, de and dlam (B, M, N), once side and sums of `shared` are there."""
     q, k, v, _, lam, _, _ = inputs
     arguments = {
         **shared,

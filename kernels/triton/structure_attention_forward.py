@@ -44,7 +44,7 @@ def _prepare(
     R: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """f and near (B, M, N, 16) and column (B, M, N) in log2 units, one program for BLOCK_M tokens of a head.
+    """Make f and near (B, M, N, 16) and column (B, M, N) in log2 units, one program for BLOCK_M tokens of a head.
 
     Lane r of f is 1 where r < 16, that of near 0: logits do not see it, sums over weights times f hold those of the
     weights in it.

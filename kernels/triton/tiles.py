@@ -13,7 +13,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 class Sizes(NamedTuple):
-    """How the rows [x | f], d + 16 wide, and those of v are cut into the power-of-two chunks that `tl.dot` takes."""
+    """The cuts of the rows [x | f], d + 16 wide, and of those of v, into the power-of-two chunks of `tl.dot`."""
 
     d: int
     first: int
@@ -37,7 +37,7 @@ class Sizes(NamedTuple):
         return cls(d, first, second, dv, max(64, triton.next_power_of_2(dv)))
 
     def constants(self) -> dict[str, int]:
-        """The constexpr arguments of every kernel."""
+        """Return the constexpr arguments of every kernel."""
         return {"D": self.d, "D0": self.first, "D1": self.second, "DV": self.dv, "V0": self.values}
 
 
@@ -181,7 +181,7 @@ def tile_product(
     PADDED: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """x y^T in the same way."""
+    """Return x y^T in the same way."""
     product = tl.zeros((X_ROWS, Y_ROWS), tl.float32)
     for start in tl.static_range(0, PADDED, 16):
         a = tile(x, stride_xn, stride_xc, x_left, X_ROWS, start, 16, WIDTH, True, True)

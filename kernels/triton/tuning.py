@@ -34,7 +34,7 @@ class Config(NamedTuple):
     registers: int = 0
 
     def constants(self, names: Sequence[str]) -> dict[str, int]:
-        """The tile sizes, for a kernel whose arguments are `names`."""
+        """Return the tile sizes, for a kernel whose arguments are `names`."""
         sizes = {"BLOCK_M": self.queries, "BLOCK_N": self.keys}
         return {name: size for name, size in sizes.items() if name in names}
 
@@ -45,7 +45,7 @@ class Config(NamedTuple):
 
 
 def cache_file() -> Path:
-    """Where measured choices outlive the process."""
+    """Return the file in which measured choices outlive the process."""
     return Path.home() / ".cache" / "ovsdino" / "triton_tiles.json"
 
 
@@ -57,7 +57,7 @@ class Tuner:
         self._lock = threading.Lock()
 
     def choose(self, key: str, candidates: Sequence[Config], launch: Callable[[Config], None]) -> Config:
-        """The fastest candidate for `key`; the first one where nothing may be measured.
+        """Return the fastest candidate for `key`; the first one where nothing may be measured.
 
         Args:
             key: says what was measured on what, see `describe`.
@@ -90,7 +90,7 @@ class Tuner:
 
 
 def read(path: Path) -> dict[str, Config]:
-    """The choices in a cache file; none, and a line in the log, where it cannot be understood."""
+    """Return the choices in a cache file; none, and a line in the log, where it cannot be understood."""
     try:
         stored = json.loads(path.read_bytes())
         return {str(key): Config(*(int(x) for x in values)) for key, values in stored.items()}
@@ -102,7 +102,7 @@ def read(path: Path) -> dict[str, Config]:
 
 
 def fastest(candidates: Sequence[Config], launch: Callable[[Config], None]) -> Config:
-    """The candidate with the smallest median time; those that do not fit the card are left out."""
+    """Return the candidate with the smallest median time; those that do not fit the card are left out."""
     times: dict[Config, float] = {}
     for config in candidates:
         try:
@@ -115,7 +115,7 @@ def fastest(candidates: Sequence[Config], launch: Callable[[Config], None]) -> C
 
 
 def describe(name: str, device: torch.device, facts: Mapping[str, Any]) -> str:
-    """The key of one measurement: the kernel, what it is compiled for, and the card.
+    """Return the key of one measurement: the kernel, what it is compiled for, and the card.
 
     Args:
         name: the kernel.
@@ -130,5 +130,5 @@ def describe(name: str, device: torch.device, facts: Mapping[str, Any]) -> str:
 
 
 def bucket(size: int) -> int:
-    """The power of two at or above `size`: sizes of one bucket share a choice."""
+    """Return the power of two at or above `size`: sizes of one bucket share a choice."""
     return 1 << (max(size, 1) - 1).bit_length()

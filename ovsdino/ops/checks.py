@@ -17,7 +17,7 @@ MOST_PIXELS = 2**32
 
 
 def check_dense(**tensors: Any) -> None:
-    """Raise ValueError, with the name, for what is no dense tensor: sparse, MKL-DNN, nested, quantized, no tensor."""
+    """Raise ValueError, with the name, for an input that is not a dense tensor: sparse, MKL-DNN, nested, quantized."""
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
             raise ValueError(f"{name} must be a tensor, got {type(x).__name__}")

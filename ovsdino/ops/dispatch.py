@@ -77,7 +77,7 @@ class _State:
 
 
 def requested() -> str:
-    """The backend asked for: that of the innermost `use_backend`, else ``OVSDINO_BACKEND``, else "auto"."""
+    """Return the backend asked for: that of the innermost `use_backend`, else ``OVSDINO_BACKEND``, else "auto"."""
     return _State.requested
 
 
@@ -126,7 +126,7 @@ def _without_triton(device: str) -> str:
 
 
 def available(op: str, device: str) -> list[str]:
-    """The backends of `op` that can run on a device type, in the order "auto" prefers them."""
+    """Return the backends of `op` that can run on a device type, in the order "auto" prefers them."""
     return [name for name in OP_BACKENDS[op] if not why_not(op, name, device)]
 
 

@@ -104,7 +104,7 @@ def to_blocks(x: Tensor, scale: int) -> Tensor:
 
 
 def from_blocks(x: Tensor, batch: int, h: int, w: int, scale: int) -> Tensor:
-    """The inverse of `to_blocks`."""
+    """Return the inverse of `to_blocks`."""
     channels = x.shape[2]
     fine = x.view(batch, h, w, scale, scale, channels).permute(0, 5, 1, 3, 2, 4)
     return fine.reshape(batch, channels, h * scale, w * scale)
@@ -136,7 +136,7 @@ def guided_upsample_reference(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor
 
 
 def tile_tables(h: int, w: int, scale: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The positions that `guided_upsample_tiled` needs of a grid: n tiles, m = (TILE + 4)^2 cells around each.
+    """Return the positions that `guided_upsample_tiled` needs of a grid: n tiles, m = (TILE + 4)^2 cells around each.
 
     Returns:
         index (n*m,) int32 of those cells in the grid, the nearest cell's for those outside; inside (n, 1, m) bool; and
@@ -189,7 +189,7 @@ def guided_upsample_tiled(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, be
 def guided_upsample_backward_reference(
     grad: Tensor, logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of all inputs, of `grad` (B, K, s*h, s*w), in plain PyTorch.
+    """Return the gradients of all inputs, of `grad` (B, K, s*h, s*w), in plain PyTorch.
 
     With dw_ij = grad_i . logits_j and ds_ij = w_ij (dw_ij - sum_j w_ij dw_ij): dlogits_j = sum_i w_ij grad_i,
     dG_hi,i = 2 beta sum_j ds_ij G_lo,j, dG_lo,j = 2 beta sum_i ds_ij (G_hi,i - G_lo,j), dbeta = sum_ij ds_ij sim_ij.
@@ -239,18 +239,18 @@ def _check(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor | fl
 
 
 def _backend(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor) -> str:
-    """The backend for these inputs; a kernel needs every dtype to be one of its own."""
+    """Return the backend for these inputs; a kernel needs every dtype to be one of its own."""
     dtype = torch.promote_types(torch.promote_types(guide_lo.dtype, guide_hi.dtype), torch.float32)
     return resolve("guided_upsample", logits.device.type, dtype if dtype == torch.float64 else logits.dtype)
 
 
 def _described(x: Tensor) -> tuple[int, str, tuple[int, ...]]:
-    """A tensor as `ovsdino._C.guided_upsample_*` takes it; the caller keeps it alive."""
+    """Return a tensor as `ovsdino._C.guided_upsample_*` takes it; the caller keeps it alive."""
     return x.data_ptr(), str(x.dtype)[6:], x.stride()
 
 
 def _prepared(logits: Tensor, guide_lo: Tensor, guide_hi: Tensor, beta: Tensor, kernel: str) -> list[Tensor]:
-    """Inputs as a kernel reads them: "cpu", "cuda", or "host", the bodies of the CUDA kernels on the CPU.
+    """Return inputs as a kernel reads them: "cpu", "cuda", or "host", the bodies of the CUDA kernels on the CPU.
 
     The guides have one dtype, on CUDA that of the logits too, and there coarse columns are neighbours in memory.
     """

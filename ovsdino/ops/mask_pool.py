@@ -189,7 +189,7 @@ def _transposed_setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], outp
 
 
 def _transposed_backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    """The sum is linear in both: dgrad_mc = sum_n w_mn outer_nc and dw_mn = grad_m . outer_n."""
+    """Differentiate again; the sum is linear in both: dgrad_mc = sum_n w_mn outer_nc and dw_mn = grad_m . outer_n."""
     grad, masks = ctx.saved_tensors
     of_grad = of_masks = None
     if ctx.needs_input_grad[0]:

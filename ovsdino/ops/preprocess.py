@@ -1,4 +1,4 @@
-"""From camera pixels to the normalised tensor a backbone takes."""
+"""From camera pixels to the normalized tensor a backbone takes."""
 
 from __future__ import annotations
 
@@ -58,33 +58,33 @@ def nv12_to_rgb(image: Tensor) -> Tensor:
     chroma = image[height:].reshape(height // 2, 1, width // 2, 1, 2).to(torch.float32) - 128.0
     blue, red = chroma.unbind(-1)
     rgb = image.new_empty((height // 2, 2, width // 2, 2, 3))
-    for channel, colour in enumerate((1.596027 * red, -0.391762 * blue - 0.812968 * red, 2.017232 * blue)):
-        rgb[..., channel] = (luma + colour).round_().clamp_(0, 255)
+    for channel, chroma in enumerate((1.596027 * red, -0.391762 * blue - 0.812968 * red, 2.017232 * blue)):
+        rgb[..., channel] = (luma + chroma).round_().clamp_(0, 255)
     return rgb.view(height, width, 3)
 
 
 def preprocess_reference(
     image: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float], antialias: bool, dtype: torch.dtype
 ) -> Tensor:
-    """The formula in float32 (float64 if `dtype` is), unrounded: the oracle. Arguments as `preprocess`."""
+    """Return the formula in float32 (float64 if `dtype` is), unrounded: the oracle. Arguments as `preprocess`."""
     compute = torch.promote_types(dtype, torch.float32)
     resized = F.interpolate(_planar(image).to(compute), tuple(size), mode="bilinear", antialias=antialias)
-    return _normalise(resized.contiguous(), mean, std, compute).to(dtype)
+    return _normalize(resized.contiguous(), mean, std, compute).to(dtype)
 
 
 def preprocess_uint8(
     image: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float], antialias: bool, dtype: torch.dtype
 ) -> Tensor:
-    """The same with the resize on uint8. Arguments as `preprocess`."""
+    """Return the same with the resize on uint8. Arguments as `preprocess`."""
     resized = F.interpolate(_planar(image), tuple(size), mode="bilinear", antialias=antialias)
     compute = torch.promote_types(dtype, torch.float32)
-    return _normalise(resized.contiguous().to(compute), mean, std, compute).to(dtype)
+    return _normalize(resized.contiguous().to(compute), mean, std, compute).to(dtype)
 
 
 def preprocess_cuda(
     image: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float], antialias: bool, dtype: torch.dtype
 ) -> Tensor:
-    """The same by one CUDA kernel, NV12 included: no image between. Arguments as `preprocess`."""
+    """Return the same by one CUDA kernel, NV12 included: no image between. Arguments as `preprocess`."""
     assert native is not None  # resolve() gave a native backend
     if image.dim() == 2 and image.stride(1) != 1:
         image = image.contiguous()
@@ -131,7 +131,7 @@ def _planar(image: Tensor) -> Tensor:
     return planar(image)
 
 
-def _normalise(image: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+def _normalize(image: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
     gain, shift = (torch.tensor(x, dtype=dtype, device=image.device) for x in _gain_and_shift(mean, std))
     return torch.addcmul(shift.view(1, 3, 1, 1), image, gain.view(1, 3, 1, 1))
 

@@ -38,5 +38,5 @@ for _name, _schema in SCHEMAS.items():
 
 
 def qualified(name: str) -> str:
-    """The name torch.library knows the op by, e.g. ``ovsdino::mask_pool``."""
+    """Return the name torch.library knows the op by, e.g. ``ovsdino::mask_pool``."""
     return f"{NAMESPACE}::{name}"

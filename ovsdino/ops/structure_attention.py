@@ -73,7 +73,7 @@ def structure_attention(
 def structure_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float
 ) -> Tensor:
-    """The formula as written, with the (B, M, N, N) bias in memory: the oracle. Shapes as `structure_attention`."""
+    """Compute the formula as written, with the (B, M, N, N) bias in memory: the oracle. Shapes as in the public op."""
     # One of the r coordinates at a time: (B, M, N, N, r) would be r times the memory.
     squared = torch.zeros((), dtype=e.dtype, device=e.device)
     for x in e.unbind(-1):
@@ -85,7 +85,7 @@ def structure_attention_reference(
 
 
 def fold(q: Tensor, k: Tensor, e: Tensor, lam: Tensor, scale: float, width: int = 0) -> tuple[Tensor, Tensor]:
-    """Queries and keys whose plain dot product is scale q.k - lam |e_i - e_j|^2, up to a term constant in j.
+    """Return queries and keys whose plain dot product is scale q.k - lam |e_i - e_j|^2, up to a term constant in j.
 
     [scale q, 2 lam e, 1] . [k, e, -lam |e|^2]: the row term -lam |e_i|^2 is left out, it cancels in the softmax.
     e is centred over the tokens first: with a mean of 4 the float16 error is 0.06, centred 0.005.
@@ -119,7 +119,7 @@ def fold(q: Tensor, k: Tensor, e: Tensor, lam: Tensor, scale: float, width: int 
 def structure_attention_folded(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float
 ) -> Tensor:
-    """The same through one plain scaled_dot_product_attention of head size d + r + 1: O(N) memory, any flash kernel.
+    """Compute it by one plain scaled_dot_product_attention of head size d + r + 1: O(N) memory, any flash kernel.
 
     Shapes as `structure_attention`. Every flash kernel asks for one head size for q, k and v (a multiple of 8 on CUDA);
     where the shapes give none the narrower side is filled with zeros, since the other path would hold N x N.
@@ -137,7 +137,7 @@ def structure_attention_folded(
 def structure_attention_explicit(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float
 ) -> Tensor:
-    """The folded form as MatMul, Softmax, MatMul, the scale inside q: what TensorRT fuses into one attention kernel.
+    """Compute the folded form as MatMul, Softmax, MatMul, the scale inside q, which TensorRT fuses into one kernel.
 
     Shapes as `structure_attention`. Exporters' own decompositions of scaled_dot_product_attention scale q and k by
     square roots or leave the scale to the consumer; published exports of that form have gone wrong in float16.
@@ -149,7 +149,7 @@ def structure_attention_explicit(
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float | None) -> float:
-    """The scale, once all inputs fit."""
+    """Return the scale, once all inputs fit."""
     check_dense(q=q, k=k, v=v, e=e, lam=lam, **({} if gate is None else {"gate": gate}))
     check_floating(q=q, k=k, v=v, e=e, lam=lam, gate=gate)
     check_device(q, k=k, v=v, e=e, lam=lam, gate=gate)
@@ -257,7 +257,7 @@ def native_arguments(
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """x as the native kernel takes it: a last dimension of a multiple of 8, read in 16-byte pieces."""
+    """Return x as the native kernel takes it: a last dimension of a multiple of 8, read in 16-byte pieces."""
     missing = -x.shape[-1] % 8
     if missing:
         return F.pad(x, (0, missing))

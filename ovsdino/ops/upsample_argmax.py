@@ -57,7 +57,7 @@ def label_dtype(classes: int) -> torch.dtype:
 
 
 def upsample_argmax_reference(logits: Tensor, size: Sequence[int], threshold: float | None = None) -> Tensor:
-    """The labels by interpolate and argmax: the oracle. Arguments as `upsample_argmax`."""
+    """Return the labels by interpolate and argmax: the oracle. Arguments as `upsample_argmax`."""
     if threshold is not None:
         return upsample_argmax_confidence_reference(logits, size, threshold)[0]
     if logits.shape[0] == 0:  # interpolate refuses an empty batch

@@ -53,3 +53,9 @@ def test_docstrings_open_with_a_verb_or_the_thing() -> None:
                 if OPENS.match(text):
                     hits.append(f"{path.relative_to(ROOT)}: {text.splitlines()[0][:100]}")
     assert not hits, f"{len(hits)} docstrings open with a question word:\n" + "\n".join(hits)
+
+
+def test_the_index_of_decisions_lists_every_section_with_its_date() -> None:
+    text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \d{4}-\d\d-\d\d \| \[(.+)\]\(#", text, re.MULTILINE)
+    assert listed == re.findall(r"^## (.+)$", text, re.MULTILINE)

@@ -13,8 +13,9 @@ any sum nor the luck of one implementation on one machine. With u = eps/2 of the
   add block by block.
 - An exponential is off by up to `EXP` units in the last place of float32.
 
-The errors of many roundings are near normal, so an element beyond its bound is no rounding: 8 standard deviations, of
-which an estimate from 16 draws gives at least 4 in 999 of 1000 elements, and the model's are at least twice the real.
+The errors of many roundings are near normal, so an element beyond its bound is not a rounding: 8 standard deviations,
+of which an estimate from 16 draws gives at least 4 in 999 of 1000 elements, and the model's are at least twice the
+real.
 """
 
 from __future__ import annotations

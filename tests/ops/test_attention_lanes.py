@@ -364,7 +364,7 @@ def call(function, *arguments) -> None:
 def test_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     if not shutil.which("g++"):
         pytest.skip("no g++ here")
-    # Without optimisation: templates under two sanitizers take g++ twice as long with it.
+    # Without optimization: templates under two sanitizers take g++ twice as long with it.
     sanitize = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     objects = compile_objects(tmp_path, (*SOURCES, "tests/ops/simt/check.cpp"), *sanitize)
     program = link(objects, tmp_path / "check", *sanitize)

@@ -1,4 +1,4 @@
-"""The error bounds themselves: they hold for any order of sums, and what is no rounding is beyond them."""
+"""The error bounds themselves: they hold for any order of sums, and what is not a rounding is beyond them."""
 
 from __future__ import annotations
 

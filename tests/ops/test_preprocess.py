@@ -73,7 +73,7 @@ def test_two_pixels_by_hand(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_own_size_only_normalises(backend: str) -> None:
+def test_own_size_only_normalizes(backend: str) -> None:
     image = draw(5, 7, 3)
     with use_backend(backend):
         out = preprocess(image, (5, 7), MEAN, STD, dtype=torch.float64)
@@ -168,7 +168,7 @@ def test_nv12_is_within_two_levels_of_opencv(kernel: str) -> None:
 @pytest.mark.parametrize(
     ("ycc", "rgb"),
     [
-        # ITU-R BT.601, limited range: 8-bit codes of the 100 % colour bars
+        # ITU-R BT.601, limited range: 8-bit codes of the 100 % color bars
         ((16, 128, 128), (0, 0, 0)),
         ((235, 128, 128), (255, 255, 255)),
         ((126, 128, 128), (128, 128, 128)),
@@ -177,7 +177,7 @@ def test_nv12_is_within_two_levels_of_opencv(kernel: str) -> None:
         ((41, 240, 110), (0, 0, 255)),
     ],
 )
-def test_nv12_colour_bars(ycc: tuple[int, ...], rgb: tuple[int, ...]) -> None:
+def test_nv12_color_bars(ycc: tuple[int, ...], rgb: tuple[int, ...]) -> None:
     luma, blue, red = ycc
     image = torch.full((6, 6), luma, dtype=torch.uint8)
     image[4:, 0::2], image[4:, 1::2] = blue, red

@@ -23,7 +23,7 @@ RUNS = [
     pytest.param("triton", "cpu", id="triton"),
     *(pytest.param(name, "cuda", id=f"{name}-cuda", marks=pytest.mark.gpu) for name in ("sdpa", "triton", "cuda")),
 ]
-# (tokens, d, dv, r): 48, 64, 15 is the decoder's; r = 16 leaves no spare lane; 100 is no multiple of 16.
+# (tokens, d, dv, r): 48, 64, 15 is the decoder's; r = 16 leaves no spare lane; 100 is not a multiple of 16.
 SHAPES = [(1, 48, 64, 15), (33, 40, 32, 3), (70, 64, 64, 16), (97, 48, 64, 15)]
 LARGE = [(1025, 48, 64, 15), (1025, 40, 32, 3), (1024, 64, 64, 16), (4096, 48, 64, 15)]
 

@@ -1,5 +1,5 @@
 // A block of CUDA lanes on the CPU: runs a kernel body written against the interface of detail/attention_lanes.h, each
-// lane as a fiber, in random order between synchronisation points.
+// lane as a fiber, in random order between synchronization points.
 //
 // It is stricter than a GPU. Shared memory starts as NaN, and reading what was never written, or what another lane
 // wrote or copies since the last barrier, is a fault; so is overwriting what another lane has read since then. A copy

@@ -77,7 +77,7 @@ class TileCopy {
   static constexpr uint32_t kValueChunks = Tile::kValueSteps <= 2 ? 4 : Tile::kValueSteps <= 4 ? 8 : 16;
   static constexpr uint32_t kValueRows = Tile::kThreads / kValueChunks;
   static constexpr int32_t kNone = -(1 << 30);  // stays below 0 for all the tokens that the check lets through
-  static_assert(kFirstF == 6 || kFirstF == 8, "f is beside k, or by itself");
+  static_assert(kFirstF == 6 || kFirstF == 8, "f is next to k, or by itself");
 
   OVSDINO_HD_MEMBER static const char* bytes(const void* base, int64_t elements) {
     return static_cast<const char*>(base) + elements * int64_t{sizeof(T)};

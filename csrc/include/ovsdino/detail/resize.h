@@ -10,7 +10,7 @@
 
 namespace ovsdino {
 
-// The triangle filter of one axis, as PIL and torch place it: taps begin to end - 1 have a weight, not yet normalised.
+// The triangle filter of one axis, as PIL and torch place it: taps begin to end - 1 have a weight, not yet normalized.
 struct Triangle {
   float scale, inverse, support;
   int32_t size;
