@@ -76,8 +76,8 @@ def calls(dtype: torch.dtype, d: int = 48, dv: int = 64, r: int = 15, tokens: in
         forward_call(inputs, made, out, plain, level, keep=False),
         forward_call(inputs, made, out, plain, level, keep=True)._replace(name="forward, kept"),
         rows_call(out, inputs, plain, shared["weighted"], level, gate),
-        keys_call(inputs, shared, *(torch.empty_like(x) for x in (k, v))),
-        queries_call(inputs, shared, *(torch.empty_like(x) for x in (q, e)), level),
+        keys_call(inputs, shared, torch.empty_like(k), torch.empty_like(v)),
+        queries_call(inputs, shared, torch.empty_like(q), torch.empty_like(e), level),
     ]
 
 
@@ -86,6 +86,7 @@ def compiled(call: Call, arch: int, config: Config) -> Compiled:
     constants = call.constants | call.sizes(config)
     signature: dict[str, str] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    multiple: Any
     for position, name in enumerate(call.kernel.arg_names):
         value = call.arguments.get(name)
         if name in constants or (isinstance(value, int) and value == 1):
@@ -107,7 +108,8 @@ def compiled(call: Call, arch: int, config: Config) -> Compiled:
         file.flush()
         usage = _read("--dump-resource-usage", file.name)
         sass = _read("-sass", file.name)
-    registers, stack, local = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    registers, stack, local = (int(found[word]) for word in ("REG", "STACK", "LOCAL"))
     return Compiled(
         kernel=call.name,
         dtype=str(call.dtype)[6:],

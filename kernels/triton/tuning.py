@@ -68,12 +68,12 @@ class Tuner:
             return candidates[0]
         if interpreting() or torch.cuda.is_current_stream_capturing():
             found = (self._chosen or {}).get(key)
-            return found if found in candidates else candidates[0]
+            return found if found is not None and found in candidates else candidates[0]
         with self._lock:
             if self._chosen is None:
                 self._chosen = read(cache_file())
             found = self._chosen.get(key)
-            if found not in candidates:
+            if found is None or found not in candidates:
                 found = self._chosen[key] = fastest(candidates, launch)
                 self._save()
         return found

@@ -334,7 +334,7 @@ def _triton(
     q: Tensor, k: Tensor, v: Tensor, e: Tensor, lam: Tensor, gate: Tensor | None, scale: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_triton(q, k, v, e, lam, gate, scale)
-    from ovsdino.kernels import structure_attention as kernels
+    import ovsdino.kernels.structure_attention as kernels
 
     return kernels.forward(kernels.Inputs(q, k, v, e, lam, gate, scale), keep)
 
@@ -392,7 +392,7 @@ def _triton_gradients(
     _check_triton(q, k, v, e, lam, gate, scale)
     _check_kept(grad, q, v, plain, level)
     check_memory(grad=grad, plain=plain, level=level)
-    from ovsdino.kernels import structure_attention as kernels
+    import ovsdino.kernels.structure_attention as kernels
 
     # The kernels read these two by the strides that forward gives them.
     plain, level = plain.transpose(1, 2).contiguous().transpose(1, 2), level.contiguous()
