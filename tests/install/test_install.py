@@ -18,8 +18,8 @@ import torch
 from tests.install.sandbox import ROOT, Environment, attempt, check, pip
 
 IMPORT_ALL = """
-import ovsdino, ovsdino._C, ovsdino.kernels, ovsdino.deploy
-for module in (ovsdino, ovsdino._C, ovsdino.kernels, ovsdino.deploy):
+import ovsdino, ovsdino._C, ovsdino.kernels, ovsdino.deploy, ovsdino.benchmarks
+for module in (ovsdino, ovsdino._C, ovsdino.kernels, ovsdino.deploy, ovsdino.benchmarks):
     print(module.__file__)
 """
 
@@ -32,6 +32,7 @@ def expected_sources() -> set[str]:
         ("ovsdino", "ovsdino"),
         ("kernels/triton", "ovsdino/kernels"),
         ("deploy", "ovsdino/deploy"),
+        ("benchmarks", "ovsdino/benchmarks"),
     ):
         names |= {f"{package}/{path.relative_to(ROOT / folder).as_posix()}" for path in (ROOT / folder).rglob("*.py")}
     return names | {"ovsdino/py.typed", "ovsdino/ops/measured.json"}
@@ -103,7 +104,7 @@ def test_the_headers_that_torch_ships_do_where_pybind11_is_missing(source: Path,
 @pytest.mark.slow
 def test_editable_install_is_used_in_place(source: Path, environment: Environment, outside: Path) -> None:
     environment.install("-e", source, OVSDINO_CUDA="0")
-    expected = [source / "ovsdino", source / "ovsdino", source / "kernels" / "triton", source / "deploy"]
+    expected = [source / name for name in ("ovsdino", "ovsdino", "kernels/triton", "deploy", "benchmarks")]
     for folder in (outside, source):  # from the root, the folder ovsdino/ itself is found first
         files = environment.run(IMPORT_ALL, folder).splitlines()
         assert [Path(file).parent for file in files] == expected
