@@ -182,3 +182,9 @@ def test_the_walks_lead_through_functions_that_exist() -> None:
 
 def test_a_name_that_no_module_defines_is_found() -> None:
     assert defined("ovsdino.pipeline.Segmenter.segment") and not defined("ovsdino.pipeline.Segmenter.nothing")
+
+
+def test_no_test_file_is_empty() -> None:
+    """An emptied file collects nothing, and nothing fails."""
+    empty = [path.name for path in (ROOT / "tests").rglob("test_*.py") if "\ndef test_" not in path.read_text()]
+    assert not empty
