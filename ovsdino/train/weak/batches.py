@@ -35,6 +35,7 @@ class WeakBatch:
             crop, mirrored with it; without area where there is none. R = 1, the whole crop, unless
             `WeakDataConfig.regions`.
         texts: For each image and region the texts that its caption gives, at least one; none where there is no region.
+        captions: Those that the contrast takes: the same ones, or the whole caption (`WeakDataConfig.caption`).
         masks: (B, M, 4h, 4w) bool at four times the token grid; a cell is set when half of it or more is. M = 0 without
             pseudo-masks; an image with fewer has empty ones at the end.
         quality: (B, M) float32, the weight of each mask (`RobustConfig`); 0 where there is none.
@@ -45,6 +46,7 @@ class WeakBatch:
     images: Tensor
     regions: Tensor
     texts: list[list[tuple[str, ...]]]
+    captions: list[list[tuple[str, ...]]]
     masks: Tensor
     quality: Tensor
     places: Tensor
@@ -147,7 +149,7 @@ class WeakDataset(Dataset[WeakBatch]):
         crop = self._crop(whole if c.regions else record.box or whole, rng)
         if c.regions and not any(crop.holds(r.box) for r in records if r.box):
             crop = Crop(*whole, crop.mirror)  # which has a caption
-        regions, texts = self._regions(records, crop, rng)
+        regions, said = self._regions(records, crop, rng)
         view = torch.from_numpy(crop.of(image).copy()).permute(2, 0, 1)
         masks, quality = self._masks(record.image, (height, width), view, crop, rng)
         view = v2.functional.resize(view, [c.height, c.width], antialias=True)
@@ -161,17 +163,16 @@ class WeakDataset(Dataset[WeakBatch]):
         return WeakBatch(
             view[None],
             regions[None],
-            [texts],
+            [[self.texts(caption) if caption else () for caption in said]],
+            [[self.compared(caption) if caption else () for caption in said]],
             masks[None],
             quality[None],
             torch.tensor([place]),
             [record.image],
         )
 
-    def _regions(
-        self, records: list[CaptionRecord], crop: Crop, rng: np.random.Generator
-    ) -> tuple[Tensor, list[tuple[str, ...]]]:
-        """Return the captioned rectangles of a crop (R, 4) and the texts of each, see `WeakBatch`."""
+    def _regions(self, records: list[CaptionRecord], crop: Crop, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
+        """Return the captioned rectangles of a crop (R, 4) and a caption of each, "" where there is no region."""
         most = self.config.regions
         if most:
             records = [record for record in records if record.box and crop.holds(record.box)]
@@ -179,17 +180,21 @@ class WeakDataset(Dataset[WeakBatch]):
         found = torch.zeros(most or 1, 4)
         if not most:
             found[0, 2:] = 1
-        texts = [self.texts(record.captions[int(rng.integers(len(record.captions)))]) for record in records]
+        said = [record.captions[int(rng.integers(len(record.captions)))] for record in records]
         for row, record in enumerate(records if most else ()):
             assert record.box is not None
             found[row] = torch.tensor(crop.place(record.box))
-        return found, texts + [()] * (len(found) - len(texts))
+        return found, said + [""] * (len(found) - len(said))
 
     def texts(self, caption: str) -> tuple[str, ...]:
         """Return the texts of a caption: itself, or its phrases; itself where it has none of the vocabulary's."""
         if self.config.caption == "whole":
             return (caption,)
         return phrases(caption, self.vocabulary) or (caption,)
+
+    def compared(self, caption: str) -> tuple[str, ...]:
+        """Return the texts of a caption that the contrast takes."""
+        return (caption,) if self.config.caption == "both" else self.texts(caption)
 
     def _crop(self, box: tuple[int, int, int, int], rng: np.random.Generator) -> Crop:
         c, (left, top, width, height) = self.config, box

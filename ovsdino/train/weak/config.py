@@ -21,8 +21,9 @@ class WeakDataConfig:
             of the tars' names.
         masks: Folder that `ovsdino masks` wrote for the same images; "" trains without.
         sam_targets: Folder that `ovsdino masks --embeddings` wrote for the same images, for `loss.sam`.
-        caption: "whole" takes a caption as one text; "phrases" takes each thing that it names as a text.
-        vocabulary: For "phrases", a file of words to look for, one on each line; "" takes the parts between commas and
+        caption: "whole" takes a caption as one text; "phrases" takes each thing that it names; "both" compares
+            images with whole captions, and masks with phrases.
+        vocabulary: Of the phrases, a file of words to look for, one on each line; "" takes the parts between commas and
             "and".
         height, width: Of a crop in pixels, multiples of the patch size.
         area: Of a crop, in shares of the image (or of the caption's box) from the least to the largest.
@@ -43,7 +44,7 @@ class WeakDataConfig:
     annotations: Annotated[str, InputPath(when=("kind", "jsonl"))] = ""
     masks: Annotated[str, InputPath()] = ""
     sam_targets: Annotated[str, InputPath()] = ""
-    caption: Literal["phrases", "whole"] = "phrases"
+    caption: Literal["phrases", "whole", "both"] = "phrases"
     vocabulary: Annotated[str, InputPath()] = ""
     height: Annotated[int, Within(1, 16384)] = 160
     width: Annotated[int, Within(1, 16384)] = 160

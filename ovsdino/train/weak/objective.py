@@ -55,9 +55,11 @@ class WholeTerm(Term):
     """A term with a value for each image (B,), or for each region and text (B, R, U).
 
     Attributes:
-        total: Returns one number, given the values and `Inputs.positives` of all processes.
+        captions: Its texts are whole captions where a run has both (`Inputs.caption_rows`).
+        total: Returns one number, given the values and the positives of all processes.
     """
 
+    captions: bool = False
     total: Callable[[Tensor, Tensor], Tensor] = lambda values, _: values.mean()
 
 
@@ -68,12 +70,16 @@ def terms_of(config: WeakConfig, model: OVSDINO) -> list[MaskTerm | WholeTerm]:
         OVSDinoError: There is none.
     """
     c, decoder, masks = config.loss, model.decoder, bool(config.data.masks and config.data.masks_per_image)
-    terms: list[MaskTerm | WholeTerm] = [WholeTerm("contrast", c.contrast, lambda _, o: o.scores, losses.info_nce)]
+    terms: list[MaskTerm | WholeTerm] = [
+        WholeTerm("contrast", c.contrast, lambda _, o: o.scores, True, losses.info_nce)
+    ]
     if masks:
         present = partial(losses.presence_loss, least=c.least)
         terms += [
             MaskTerm("mask", c.mask, lambda b, o: losses.mask_classifier_loss(o.mask_logits, b.masks)),
-            WholeTerm("present", c.present, lambda _, o: losses.region_share(o.log_p.exp(), o.fine_cover), present),
+            WholeTerm(
+                "present", c.present, lambda _, o: losses.region_share(o.log_p.exp(), o.fine_cover), total=present
+            ),
             MaskTerm("pull", c.pull, lambda _, o: o.label_loss(o.prototype_log_p)),
             MaskTerm("words", c.words, lambda _, o: o.label_loss(o.mask_log_p)),
         ]
@@ -100,6 +106,8 @@ class Inputs:
         masks: (B, M, 4h, 4w) bool pseudo-masks; empty ones stand for none.
         quality: (B, M), 0 where there is no mask.
         sam: (B, 256, h, w) SAM's embedding of the crop; None without the term `sam`.
+        caption_rows: (V, width of the text tower), captions for the contrast; None where it takes the texts above.
+        caption_positives: (B, R, V) bool, each region's caption.
     """
 
     images: Tensor
@@ -109,6 +117,8 @@ class Inputs:
     masks: Tensor
     quality: Tensor
     sam: Tensor | None = None
+    caption_rows: Tensor | None = None
+    caption_positives: Tensor | None = None
 
 
 class Outputs:
@@ -125,20 +135,20 @@ class Outputs:
             else:
                 features = model.encode_image(images)
         self.features = features.float()
-        self.text = normalize(model.text_tower.project(inputs.text_rows).float(), dim=-1)  # (U, D)
+        self.text = objective.encoded(inputs.text_rows)  # (U, D)
         self.scale = model.log_scale.exp()
         self.tokens = self.features.tokens.flatten(2).transpose(1, 2)  # (B, N, D)
 
     @property
     def scores(self) -> Tensor:
-        """(B, R, U), region against text, times the temperature."""
-        tokens, text = self.tokens, self.text
+        """(B, R, U or V), region against text or caption, times the temperature."""
+        tokens, text, positives = self.tokens, self.text, self.inputs.positives
+        if self.inputs.caption_rows is not None and self.inputs.caption_positives is not None:
+            text, positives = self.objective.encoded(self.inputs.caption_rows), self.inputs.caption_positives
         cover = losses.region_cover(self.inputs.regions, *self.features.tokens.shape[-2:]).flatten(2)
         if self.attention is None:
             return self.scale * losses.text_pool_scores(tokens, text, self.objective.config.loss.sharpness, cover)
-        return self.scale * losses.head_scores(
-            losses.head_pool(tokens, self.attention, cover), text, self.inputs.positives
-        )
+        return self.scale * losses.head_scores(losses.head_pool(tokens, self.attention, cover), text, positives)
 
     # -- masks on the token grid: their means of F' and F
 
@@ -255,6 +265,10 @@ class WeakObjective(nn.Module):
             self.alignment = nn.Sequential(OrderedDict(project=project))  # the name that checkpoints have
         self.terms = terms_of(config, model)
 
+    def encoded(self, rows: Tensor) -> Tensor:
+        """Return texts of length one, (U, D), from the rows that the text tower read."""
+        return normalize(self.model.text_tower.project(rows).float(), dim=-1)
+
     def forward(self, batch: Inputs) -> dict[str, Tensor]:
         """Return this process's values of each term, by name."""
         outputs = Outputs(self, batch)
@@ -270,13 +284,17 @@ def total(
     """
     values = {term.name: gather(values[term.name]) for term in terms}
     positives, weights = gather(batch.positives), gather(batch.quality).flatten()
+    compared = positives if batch.caption_positives is None else gather(batch.caption_positives)
     whole = [term for term in terms if isinstance(term, WholeTerm)]
     masked = [term for term in terms if isinstance(term, MaskTerm)]
     each = {term.name: term.weight * values[term.name].flatten() for term in masked}
     suspect = [each[term.name].detach() for term in masked if term.suspect]
     if suspect and robust.trim and step >= robust.trim_after:
         weights = trimmed_weights(torch.stack(suspect).sum(0), weights, robust.trim)
-    result = {term.name: term.weight * term.total(values[term.name], positives) for term in whole}
+    result = {
+        term.name: term.weight * term.total(values[term.name], compared if term.captions else positives)
+        for term in whole
+    }
     return result | {name: weighted_mean(part, weights) for name, part in each.items()}
 
 

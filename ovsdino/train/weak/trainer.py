@@ -91,13 +91,10 @@ class WeakTrainer(SegmentationTrainer):
 
     def inputs(self, batch: WeakBatch) -> Inputs:
         """Return a batch on the device, the texts of its captions as rows."""
-        said = gather_objects([text for image in batch.texts for texts in image for text in texts])
-        words = list(dict.fromkeys(text for part in said for text in part))
-        place = {word: i for i, word in enumerate(words)}
-        positives = torch.zeros(*batch.regions.shape[:2], len(words), dtype=torch.bool)
-        for row, image in enumerate(batch.texts):
-            for column, texts in enumerate(image):
-                positives[row, column, [place[text] for text in texts]] = True
+        words = _of_all(batch.texts)
+        captions = _of_all(batch.captions) if self.config.data.caption == "both" else []
+        names = list(dict.fromkeys([*words, *captions]))
+        rows, place = self.rows(names), {name: i for i, name in enumerate(names)}
         sam = None
         if self.sam is not None:
             patch = self.model.config.patch_size
@@ -106,11 +103,13 @@ class WeakTrainer(SegmentationTrainer):
         return Inputs(
             images=batch.images.to(self.device),
             regions=batch.regions.to(self.device),
-            text_rows=self.rows(words),
-            positives=positives.to(self.device),
+            text_rows=rows[: len(words)],
+            positives=_positives(batch.texts, words).to(self.device),
             masks=batch.masks.to(self.device),
             quality=batch.quality.to(self.device),
             sam=sam,
+            caption_rows=rows[[place[caption] for caption in captions]] if captions else None,
+            caption_positives=_positives(batch.captions, captions).to(self.device) if captions else None,
         )
 
     def rows(self, texts: list[str]) -> Tensor:
@@ -134,6 +133,22 @@ class WeakTrainer(SegmentationTrainer):
         """Return the parameters of a projection that was loaded: it is trained already."""
         loaded = self.config.projection or self.model.config.name in PROJECTIONS
         return [p for p in self.model.text_tower.parameters() if p.requires_grad] if loaded else []
+
+
+def _of_all(texts: list[list[tuple[str, ...]]]) -> list[str]:
+    """Return the different texts of the images and regions of all processes, in their order."""
+    said = gather_objects([text for image in texts for region in image for text in region])
+    return list(dict.fromkeys(text for part in said for text in part))
+
+
+def _positives(texts: list[list[tuple[str, ...]]], names: list[str]) -> Tensor:
+    """Return which of U names each region has: (B, R, U) bool."""
+    place = {name: i for i, name in enumerate(names)}
+    positives = torch.zeros(len(texts), len(texts[0]), len(names), dtype=torch.bool)
+    for row, image in enumerate(texts):
+        for column, region in enumerate(image):
+            positives[row, column, [place[text] for text in region]] = True
+    return positives
 
 
 def _check(config: WeakConfig, processes: int) -> None:

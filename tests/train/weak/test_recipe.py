@@ -31,6 +31,29 @@ def test_captions_are_read_as_they_are_and_all_of_a_step_together(folder, tmp_pa
     assert set(said) <= {"red paint, grey wall", "green paint, grey wall", "blue paint, grey wall"}
 
 
+def test_both_compares_images_with_captions_and_masks_with_phrases(folder, tmp_path):
+    path = write_config(folder, tmp_path / "run")
+    terms, texts = {}, {}
+    for caption in ("whole", "phrases", "both"):
+        it = trainer(path, f"data.caption={caption}")
+        calls, read = [], it.model.text_tower.read
+        it.model.text_tower.read = lambda names, templates, calls=calls, read=read: (
+            calls.append(tuple(names)) or read(names, templates)
+        )
+        batch = next(iter(it.batches(0, 1)))
+        terms[caption] = {name: value.item() for name, value in it.losses(batch).items()}
+        texts[caption] = batch
+        assert len(calls) == 1 and len(set(calls[0])) == len(calls[0])  # one reading of all texts of a step
+    both = texts["both"]
+    assert both.captions == texts["whole"].captions == texts["whole"].texts
+    assert both.texts == texts["phrases"].texts == texts["phrases"].captions != both.captions
+    for name, value in terms["both"].items():
+        expected = terms["whole" if name == "contrast" else "phrases"][name]
+        assert value == pytest.approx(expected, rel=1e-5), name
+    for name in ("contrast", "words", "present", "pull"):
+        assert terms["whole"][name] != pytest.approx(terms["phrases"][name], rel=1e-3), name
+
+
 def test_temperatures_are_clamped_to_a_hundred(folder, tmp_path):
     it = trainer(write_config(folder, tmp_path / "run"))
     batches = it.batches(0, 2)

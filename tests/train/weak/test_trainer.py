@@ -42,9 +42,10 @@ def free_port():
         return found.getsockname()[1]
 
 
-@pytest.mark.parametrize("regions", [0, 3])
-def test_two_processes_have_the_gradient_of_one(folder, tmp_path, regions):
-    data = {"regions": regions, "annotations": str(folder / ("boxes.jsonl" if regions else "captions.jsonl"))}
+@pytest.mark.parametrize(("regions", "caption"), [(0, "phrases"), (3, "phrases"), (0, "both")])
+def test_two_processes_have_the_gradient_of_one(folder, tmp_path, regions, caption):
+    annotations = str(folder / ("boxes.jsonl" if regions else "captions.jsonl"))
+    data = {"regions": regions, "caption": caption, "annotations": annotations}
     path = write_config(folder, tmp_path / "run", data=data, robust={"trim": 0.25, "trim_after": 0})
     labelled = make_labelled(tmp_path / "labelled")  # three images, so one process has two of them and one has one
     overrides = ["data.masks_per_image=2", "val.dataset=folder", f"val.root={labelled}"]
