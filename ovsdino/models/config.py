@@ -18,13 +18,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """A timm vision transformer and the blocks whose tokens the decoder taps.
+    """A timm network, a vision transformer or a CNN, and the blocks or stages that the decoder taps.
 
     Attributes:
         timm_name: timm model name, or "nano_vit" for this repository's own small ViT.
-        patch_size: Patch size p in pixels.
-        embed_dim: Width D.
-        taps: Indices of the blocks whose patch tokens feed the Structure-Aware Encoder, shallow first.
+        patch_size: Patch size p in pixels; of a CNN, the stride of its final map.
+        embed_dim: Width D of F: of the ViT, or of the linear head behind a CNN.
+        taps: Indices of the blocks (ViT) or stages (CNN) that feed the Structure-Aware Encoder, shallow first.
+        depth: Number of blocks or stages.
+        num_heads: Attention heads of a ViT.
+        stage_dims: Channels of each stage of a CNN; empty says that it is a ViT.
+        stage_strides: Stride of each stage of a CNN, in pixels.
     """
 
     timm_name: str
@@ -33,6 +37,18 @@ class BackboneConfig:
     taps: Annotated[tuple[int, ...], Within(0, 1000), Size(1, 64)] = (2, 5, 8, 11)
     depth: Annotated[int, Within(1, 1000)] = 12
     num_heads: Annotated[int, Within(1, 1000)] = 12
+    stage_dims: Annotated[tuple[int, ...], Within(1, 65536), Size(0, 64)] = ()
+    stage_strides: Annotated[tuple[int, ...], Within(1, 256), Size(0, 64)] = ()
+
+    @property
+    def tap_dims(self) -> tuple[int, ...]:
+        """Channels of each tap."""
+        return tuple(self.stage_dims[tap] if self.stage_dims else self.embed_dim for tap in self.taps)
+
+    @property
+    def tap_strides(self) -> tuple[int, ...]:
+        """Stride of each tap in pixels: the patch size for every block of a ViT."""
+        return tuple(self.stage_strides[tap] if self.stage_strides else self.patch_size for tap in self.taps)
 
 
 @dataclass(frozen=True, kw_only=True)

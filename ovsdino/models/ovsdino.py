@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovsdino.models.backbone import Backbone, normalize
+from ovsdino.models.backbone import build_backbone, normalize
 from ovsdino.models.config import ModelConfig
 from ovsdino.models.sae import Structure, StructureAwareEncoder
 from ovsdino.models.smd import StructureModulatedDecoder
@@ -62,7 +62,8 @@ class Decoder(nn.Module):
         assert config.sae is not None
         self.config = config
         guide = config.sae.guide_dim
-        self.sae = StructureAwareEncoder(config.sae, config.embed_dim, len(config.backbone.taps))
+        scales = [config.patch_size / stride for stride in config.backbone.tap_strides]
+        self.sae = StructureAwareEncoder(config.sae, config.backbone.tap_dims, scales)
         self.smd = None
         if config.smd is not None:
             self.smd = StructureModulatedDecoder(config.smd, config.embed_dim, config.sae.structure_dim)
@@ -101,7 +102,7 @@ class OVSDINO(nn.Module):
     def __init__(self, config: ModelConfig, text_tower: TextTower) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone)
+        self.backbone = build_backbone(config.backbone)
         self.decoder = Decoder(config) if config.sae is not None else None
         self.log_scale = nn.Parameter(torch.tensor(float(config.logit_scale)).log())
         self.text_tower = text_tower
@@ -143,6 +144,16 @@ class OVSDINO(nn.Module):
         """Return the features of an image (B, 3, H, W), normalized, H and W multiples of `stride_multiple`."""
         features, taps = self.backbone(image)
         return self._with_structure(image, features, taps)
+
+    def encode_features(self, final: Tensor, taps: Sequence[Tensor], image: Tensor) -> ImageFeatures:
+        """Return the features of an image whose frozen half is known.
+
+        Args:
+            final: Map before the backbone's head, as `Backbone.frozen` gives it, or a window of it: (B, map_dim, h, w).
+            taps: The taps that came with it, or the same window of them.
+            image: (B, 3, p h, p w) with the patch size p, normalized: the window's pixels, for the decoder's own stem.
+        """
+        return self._with_structure(image, self.backbone.finish(final), taps)
 
     def encode_with_attention(self, image: Tensor) -> tuple[ImageFeatures, Tensor]:
         """Return features, and the class token's attention (B, heads, N) as `Backbone.with_attention` gives it."""

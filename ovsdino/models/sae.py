@@ -1,8 +1,10 @@
 """Structure-Aware Encoder (SAE): restores the boundaries that a deep ViT has lost.
 
-A pixel stem reads the image at four times the token grid; tapped ViT tokens join at the grid; a top-down path carries
-them back to the stem's resolution. Outputs: the guide G, structure tokens S (aligned with SAM's image embedding) and
-boundary logits. OVS-DINO (arXiv 2604.08461) names the module; where its text is silent, the wiring is this project's.
+A pixel stem reads the image at four times the token grid and goes down to the grid by way of twice the grid; a tap of
+the backbone joins it at the level that has its resolution (a ViT's at the grid, a CNN's stages of stride 4, 8 and 16 at
+all three); a top-down path carries all of it back to the stem's resolution. Outputs: the guide G, structure tokens S
+(aligned with SAM's image embedding) and boundary logits. OVS-DINO (arXiv 2604.08461) names the module; where its text
+is silent, the wiring is this project's.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovsdino.errors import OVSDinoError
 from ovsdino.models.config import SAEConfig
 
 
@@ -66,9 +69,18 @@ def stage(channels: int, blocks: int, *, depthwise: bool) -> nn.Sequential:
 
 
 class StructureAwareEncoder(nn.Module):
-    """Map an image and tapped tokens to a `Structure`."""
+    """Map an image and the backbone's taps to a `Structure`.
 
-    def __init__(self, config: SAEConfig, embed_dim: int, num_taps: int) -> None:
+    Args:
+        config: What to build.
+        tap_dims: Channels of each tap.
+        scales: Side of each tap in token grids, by which it finds its level: 1, 2 or 4.
+
+    Raises:
+        OVSDinoError: A tap has another scale.
+    """
+
+    def __init__(self, config: SAEConfig, tap_dims: Sequence[int], scales: Sequence[float]) -> None:
         super().__init__()
         self.config = config
         fine, mid, deep, dw = config.guide_dim, config.mid_dim, config.structure_dim, config.depthwise
@@ -78,7 +90,13 @@ class StructureAwareEncoder(nn.Module):
         self.stage2 = stage(mid, config.blocks[1], depthwise=dw)
         self.down1 = conv(mid, deep, stride=2, depthwise=dw)
         self.stage1 = stage(deep, config.blocks[2], depthwise=True)
-        self.taps = nn.ModuleList(nn.Linear(embed_dim, deep) for _ in range(num_taps))
+        widths = {4: fine, 2: mid, 1: deep}
+        if unknown := [scale for scale in scales if scale not in widths]:
+            raise OVSDinoError(
+                f"taps: a tap at {unknown[0]:g} times the token grid has no level; expected 4, 2 or 1 times"
+            )
+        self.scales = tuple(int(scale) for scale in scales)
+        self.taps = nn.ModuleList(nn.Linear(dim, widths[s]) for dim, s in zip(tap_dims, self.scales, strict=True))
         self.merge = ResidualBlock(deep, depthwise=True)
         self.up2 = nn.Conv2d(deep, mid, 1)
         self.merge2 = conv(mid, mid, depthwise=dw)
@@ -91,17 +109,22 @@ class StructureAwareEncoder(nn.Module):
 
         Args:
             image: (B, 3, H, W) normalized; resized here to 16 times the token grid when it has another size.
-            taps: Tapped patch tokens, each (B, embed_dim, h, w), shallow first.
+            taps: Each (B, tap_dims[i], scales[i] h, scales[i] w), shallow first.
         """
-        h, w = taps[0].shape[-2:]
+        h, w = (side // self.scales[0] for side in taps[0].shape[-2:])
         if image.shape[-2:] != (16 * h, 16 * w):
             image = F.interpolate(image, (16 * h, 16 * w), mode="bilinear", align_corners=False)
-        fine = self.stage4(self.stem(image))
-        mid = self.stage2(self.down2(fine))
-        deep = self.stage1(self.down1(mid))
-        for project, tap in zip(self.taps, taps, strict=True):
-            deep = deep + project(tap.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(deep.shape)
+        fine = self._with_taps(self.stage4(self.stem(image)), taps, 4)
+        mid = self._with_taps(self.stage2(self.down2(fine)), taps, 2)
+        deep = self._with_taps(self.stage1(self.down1(mid)), taps, 1)
         tokens = self.merge(deep)
         mid = self.merge2(mid + F.interpolate(self.up2(tokens), scale_factor=2.0, mode="bilinear"))
         guide = self.merge4(fine + F.interpolate(self.up4(mid), scale_factor=2.0, mode="bilinear"))
         return Structure(tokens=tokens, guide=guide, boundary=self.boundary(guide))
+
+    def _with_taps(self, x: Tensor, taps: Sequence[Tensor], scale: int) -> Tensor:
+        """Return a level (B, C, H, W) and the projections of the taps that have its resolution, added up."""
+        for project, tap, own in zip(self.taps, taps, self.scales, strict=True):
+            if own == scale:
+                x = x + project(tap.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+        return x

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from ovsdino.errors import OVSDinoError
 from ovsdino.models import text, zoo
-from ovsdino.models.backbone import Backbone
+from ovsdino.models.backbone import Backbone, build_backbone
 from ovsdino.models.text import ClipTextTower, read_clip, read_projection
 from tests.support import official
 
@@ -35,14 +35,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def dinov2(files: Path) -> Backbone:
-    backbone = Backbone(S14).eval()
+    backbone = build_backbone(S14).eval()
     backbone.load(files / "dinov2.pth")
     return backbone
 
 
 @pytest.fixture(scope="module")
 def dinov3(files: Path) -> Backbone:
-    backbone = Backbone(S16V3).eval()
+    backbone = build_backbone(S16V3).eval()
     backbone.load(files / "dinov3.pth")
     return backbone
 
@@ -74,7 +74,7 @@ def test_a_backbone_inside_a_larger_file_is_found(
     state = torch.load(files / "dinov2.pth", weights_only=True)
     wrapped = {**{prefix + k: v for k, v in state.items()}, "head.mlp.0.weight": torch.zeros(2)}
     torch.save({key: wrapped, "epoch": 3} if key else wrapped, tmp_path / "whole.pth")
-    other = Backbone(S14).eval()
+    other = build_backbone(S14).eval()
     other.load(tmp_path / "whole.pth")
     own = other.state_dict()
     assert all(torch.equal(own[k], v) for k, v in dinov2.state_dict().items())

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from ovsdino.console import run_command
 from ovsdino.errors import OVSDinoError
-from ovsdino.models.backbone import freeze
+from ovsdino.models.backbone import ViTBackbone, freeze
+from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.zoo import build_model
 from ovsdino.train.config import check_multiples, stage_at
 from ovsdino.train.pretrain.config import CropStage, SelfDistillConfig, load_settings
@@ -37,6 +38,21 @@ from ovsdino.train.pretrain.crops import CropBatch, Crops, random_masks, tokens_
 from ovsdino.train.session import train
 from ovsdino.train.terms import Term, active, weighted
 from ovsdino.train.trainer import Log, Trainer, follow
+
+
+def vit_of(model: OVSDINO) -> nn.Module:
+    """Return the network of a model that self-distillation can train.
+
+    Raises:
+        OVSDinoError: Its backbone has no trainable head over a ViT, as nano has.
+    """
+    backbone = model.backbone
+    if not isinstance(backbone, ViTBackbone) or backbone.head is None:
+        raise OVSDinoError(
+            f"model: self-distillation trains the ViT of nano, and {model.config.name} has another backbone"
+        )
+    vit: nn.Module = backbone.vit
+    return vit
 
 
 class Student(nn.Module):
@@ -104,8 +120,10 @@ class SelfDistiller(Trainer):
         super().__init__(config, config.optim, log)
         self.model = build_model(config.model, decoder=False)  # holds the teacher
         width = self.model.config.embed_dim
-        self.student = Student(build_model(config.model, decoder=False).backbone.vit, width, config.prototypes)
-        self.teacher = Student(self.model.backbone.vit, width, config.prototypes)
+        self.student, self.teacher = (
+            Student(vit_of(model), width, config.prototypes)
+            for model in (build_model(config.model, decoder=False), self.model)
+        )
         self.teacher.load_state_dict(self.student.state_dict())
         freeze(self.teacher)
         assert self.model.backbone.head is not None

@@ -35,8 +35,8 @@ class WeakTrainer(SegmentationTrainer):
         super().__init__(config, log)
         _check(config, self.ranks.size)
         self.slow_rate = config.projection_rate
-        if config.loss.pool == "heads" and self.model.backbone.vit.cls_token is None:
-            raise OVSDinoError(f"loss.pool: the ViT of {config.model} has no class token to pool by; take text")
+        if config.loss.pool == "heads" and not self.model.backbone.has_class_token:
+            raise OVSDinoError(f"loss.pool: the backbone of {config.model} has no class token to pool by; take text")
         freeze(self.model.backbone)
         freeze(self.model.text_tower)
         if config.train_alignment:
