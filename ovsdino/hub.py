@@ -15,7 +15,7 @@ from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.weights import offline
-from ovsdino.models.zoo import SHARED_WEIGHTS, create_model, get_config
+from ovsdino.models.zoo import OWN_KEYS, SHARED_WEIGHTS, create_model, get_config
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
@@ -23,8 +23,8 @@ __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 def save_pretrained(model: OVSDINO, folder: str | Path) -> None:
     """Write config.json, model.safetensors and a model card, for `from_pretrained` and `push_to_hub`.
 
-    nano's weights are written whole. Of the other models the decoder and the text projection are; backbone and CLIP
-    stay where their authors publish them.
+    nano's weights are written whole. Of the other models the decoder and the map between image and text are; backbone
+    and text encoder stay where their authors publish them.
 
     Raises:
         OVSDinoError: The model has no trained decoder, is not the zoo's, or the folder cannot be written.
@@ -33,8 +33,8 @@ def save_pretrained(model: OVSDINO, folder: str | Path) -> None:
     if not model.decoder_trained:
         raise OVSDinoError(f"{name}: no decoder weights to save; train one, or load one as checkpoint")
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    if model.config.text.kind == "clip":
-        state = {k: v for k, v in state.items() if k.startswith(("decoder.", "text_tower.", "log_"))}
+    if model.config.text.kind != "hashed":
+        state = {k: v for k, v in state.items() if k.startswith(OWN_KEYS)}
     data = save(state)
     config = {
         "library": "ovsdino",
@@ -59,7 +59,8 @@ def from_pretrained(
         source: A folder, or a hub repository, "name/repository" or "name/repository@revision".
         device: Where to put it.
         revision: Branch, tag or commit of the repository, in place of what follows the @.
-        **files: Local files, as `create_model` takes them (backbone_weights, clip_weights, projection).
+        **files: Local files, as `create_model` takes them (backbone_weights, projection,
+            clip_weights, sentence_weights).
 
     Raises:
         OVSDinoError: It is not found, out of reach, damaged, or no model of this version of ovsdino.

@@ -27,16 +27,18 @@ class ModelOptions:
     checkpoint: Path | None = None
     """Weights written by `ovsdino train`, in place of the shipped ones."""
     backbone_weights: Path | None = None
-    """Local file of the backbone's official weights (timm's or Meta's own .pth), in place of the hub."""
+    """Local file of the backbone's official weights (timm's, or its authors' own .pth), in place of the hub."""
     projection: Path | None = None
-    """Local file of Talk2DINO's text projection, or of a whole Talk2DINO model, in place of the hub."""
+    """Local file of Talk2DINO's text projection, or of a whole Talk2DINO model, in place of the hub; lite2's head."""
     clip_weights: Path | None = None
     """Local file of CLIP ViT-B-16's openai weights (open_clip's, or OpenAI's own .pt), in place of the hub."""
+    sentence_weights: Path | None = None
+    """Local folder of lite2's sentence encoder, in place of the installed package's."""
 
     @property
     def weight_files(self) -> dict[str, Any]:
         """The files that were given, by option."""
-        names = ("checkpoint", "backbone_weights", "projection", "clip_weights")
+        names = ("checkpoint", "backbone_weights", "projection", "clip_weights", "sentence_weights")
         return {name: path for name in names if (path := getattr(self, name)) is not None}
 
     def load_model(self) -> OVSDINO:

@@ -295,7 +295,7 @@ def load(
         dtype: See `Segmenter`.
         short_side: See `Segmenter`.
         **weights: Files of one's own, as `ovsdino.models.zoo.create_model` takes them (checkpoint, backbone_weights,
-            clip_weights, projection).
+            projection, clip_weights, sentence_weights).
 
     Raises:
         OVSDinoError: The name is unknown, the device is not there, or weights are missing, damaged or out of reach.

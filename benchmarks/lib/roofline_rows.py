@@ -13,7 +13,7 @@ import torch
 from ovsdino.benchmarks.lib.costs import Cost, count, plain_vit, weights_of
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import ViTBackbone
-from ovsdino.models.zoo import CONFIGS, build_model
+from ovsdino.models.zoo import build_model
 
 __all__ = ["DEVICES", "EFFICIENCY", "Device", "Row", "committed_rows", "plain_row", "zoo_row"]
 
@@ -184,5 +184,5 @@ def committed_rows() -> tuple[list[Row], list[Row]]:
     plain = [plain_row(letter, *size) for letter in "SB" for size in SIZES]
     zoo = [zoo_row("nano", 288, 384, 11), zoo_row("nano", None, None, 11)]
     zoo += [zoo_row(name, *size, 19) for name in ("s14", "b14") for size in SIZES]
-    zoo += [zoo_row(name, 448, 448, 19) for name in CONFIGS if name not in ("nano", "s14", "b14")]
+    zoo += [zoo_row(name, 448, 448, 19) for name in ("l14", "s16v3", "b16v3")]
     return plain, zoo

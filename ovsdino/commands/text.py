@@ -27,8 +27,7 @@ class Text(SegmenterOptions):
         from ovsdino.vocabulary import Vocabulary
 
         vocabulary = Vocabulary.of(self.classes)
-        given = (self.checkpoint, self.backbone_weights, self.projection, self.clip_weights)
-        refuse_inputs([self.output], [path for path in given if path is not None])
+        refuse_inputs([self.output], self.weight_files.values())
         segmenter = self.load()
         bank = TextBank(
             names=vocabulary.names,

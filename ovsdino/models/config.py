@@ -94,9 +94,16 @@ class SMDConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Text tower: "clip" (open_clip ViT-B-16, Talk2DINO's projection) or "hashed" (the tiny shipped tower)."""
+    """Text tower.
 
-    kind: Literal["clip", "hashed"] = "clip"
+    Attributes:
+        kind: "clip" (open_clip ViT-B-16, Talk2DINO's projection), "hashed" (the tiny shipped tower), or "sentence"
+            (all-MiniLM-L6-v2, rows as they are).
+        width: Of the hashed tower's table.
+        buckets: Rows of the hashed tower's table.
+    """
+
+    kind: Literal["clip", "hashed", "sentence"] = "clip"
     width: Width = 512
     buckets: Annotated[int, Within(0, 100_000_000)] = 0
 

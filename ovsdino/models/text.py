@@ -1,7 +1,8 @@
 """Text towers: from words to embeddings in the image features' space.
 
 `ClipTextTower` is the published baseline's: CLIP ViT-B/16 and Talk2DINO's projection. `HashedTextTower` is nano's: a
-hashed subword table and a small attention, distilled from a sentence encoder, 1 M parameters, no vocabulary file.
+hashed subword table and a small attention, distilled from a sentence encoder, 1 M parameters, no vocabulary file. A
+sentence encoder itself is the tower of `ovsdino.models.sentence`.
 """
 
 from __future__ import annotations
@@ -62,6 +63,17 @@ class TextTower(nn.Module):
     def project(self, rows: Tensor) -> Tensor:
         """Map the rows of `read` to (n, D)."""
         return rows
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Refuse a template without a place for the name.
+
+    Raises:
+        OVSDinoError: There is one.
+    """
+    for template in templates:
+        if "{}" not in template:
+            raise OVSDinoError(f"template {template!r} has no {{}} for the class name")
 
 
 def fnv1a(text: str) -> int:
@@ -197,9 +209,7 @@ class ClipTextTower(TextTower):
             OVSDinoError: A template has no {}, or CLIP cannot be had.
         """
         templates = TEMPLATES if templates is None else templates
-        for template in templates:
-            if "{}" not in template:
-                raise OVSDinoError(f"template {template!r} has no {{}} for the class name")
+        check_templates(templates)
         model, tokenizer = self.clip
         device = self.linear_layer.weight.device
         model.to(device)

@@ -16,8 +16,10 @@ from ovsdino.io.files import read_json, reading, sha256_of
 from ovsdino.models.backbone import freeze
 from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
 from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.models.sentence import SentenceTextTower
 from ovsdino.models.text import ClipTextTower, HashedTextTower, TextTower, read_projection
-from ovsdino.models.weights import fetch, load_state, packaged, read_packaged, read_safetensors
+from ovsdino.models.weights import fetch, load_state, packaged, read_foreign, read_packaged, read_safetensors
+from ovsdino.settings import merged
 
 log = logging.getLogger("ovsdino")
 
@@ -30,6 +32,24 @@ NANO = ModelConfig(
     smd=SMDConfig(width=192),
     text=TextConfig(kind="hashed", width=64, buckets=12288),
     short_side=352,
+)
+
+# Frozen, in front of a linear head into the sentence encoder's own space: the test bed of weak supervision.
+LITE2 = ModelConfig(
+    name="lite2",
+    backbone=BackboneConfig(
+        timm_name="tf_efficientnet_lite2.in1k",
+        patch_size=16,
+        embed_dim=384,
+        depth=5,
+        taps=(1, 2, 3, 4),
+        stage_dims=(16, 24, 48, 120, 352),
+        stage_strides=(2, 4, 8, 16, 16),
+    ),
+    text=TextConfig(kind="sentence"),
+    short_side=352,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
 )
 
 
@@ -50,6 +70,7 @@ CONFIGS: dict[str, ModelConfig] = {
         _vit("l14", "vit_large_patch14_reg4_dinov2.lvd142m", 14, 1024, 16, depth=24),
         _vit("s16v3", "vit_small_patch16_dinov3.lvd1689m", 16, 384, 6),
         _vit("b16v3", "vit_base_patch16_dinov3.lvd1689m", 16, 768, 12),
+        LITE2,
     )
 }
 
@@ -61,6 +82,8 @@ PROJECTIONS = {
     "b16v3": "lorebianchi98/Talk2DINOv3-ViTB",
 }
 PROJECTION = "projection (--projection FILE; weights/vitb_mlp_infonce.pth of Talk2DINO's repository serves b14 as well)"
+# What training writes of a model whose backbone is someone else's: all that is not published with the backbone.
+OWN_KEYS = ("decoder.", "backbone.head.", "text_tower.", "log_")
 
 # A shared model is a folder or a hub repository of these two files; `ovsdino.hub` writes them.
 SHARED_WEIGHTS = "model.safetensors"
@@ -104,6 +127,8 @@ def _note(name: str) -> str:
     """Return the remark of `ovsdino models` on a model."""
     if name == "nano":
         return "street scenes, 367 training images, works offline"
+    if get_config(name).text.kind == "sentence":
+        return "frozen ImageNet CNN and MiniLM, for studies: needs a trained head (--projection) and ovsdino[sentence]"
     if name in PROJECTIONS:
         return "the Talk2DINO baseline until a decoder is trained; needs ovsdino[clip]"
     return "needs your own projection (--projection FILE): none is published for this backbone; needs ovsdino[clip]"
@@ -130,6 +155,7 @@ def create_model(
     backbone_weights: str | Path | None = None,
     projection: str | Path | None = None,
     clip_weights: str | Path | None = None,
+    sentence_weights: str | Path | None = None,
 ) -> OVSDINO:
     """Return a model ready for inference.
 
@@ -140,8 +166,10 @@ def create_model(
         device: Where to put it.
         checkpoint: Decoder weights (safetensors) written by training; they replace the shipped ones.
         backbone_weights: Local file of the backbone's official weights, in place of the hub's.
-        projection: Local file of Talk2DINO's text projection, in place of the checkpoint's or the hub's.
+        projection: Local file of Talk2DINO's text projection, in place of the checkpoint's or the hub's; for lite2 of
+            its linear head.
         clip_weights: Local file of CLIP ViT-B-16's openai weights, in place of the hub's.
+        sentence_weights: Local folder of lite2's sentence encoder, in place of the installed package's.
 
     Returns:
         The model in eval mode, parameters frozen. Without decoder weights it is the baseline, and a warning says so.
@@ -159,9 +187,12 @@ def create_model(
     for option, path in {"checkpoint": checkpoint, **files}.items():
         if path is not None and not Path(path).is_file():
             raise OVSDinoError(f"{path}: no such file ({option})")
+    files["sentence_weights"] = sentence_weights
+    if sentence_weights is not None and not Path(sentence_weights).is_dir():
+        raise OVSDinoError(f"{sentence_weights}: no such folder (sentence_weights)")
     if not pretrained:
         model = build_model(name)
-        if isinstance(model.text_tower, ClipTextTower):
+        if isinstance(model.text_tower, (ClipTextTower, SentenceTextTower)):
             model.text_tower.weights = None
     elif config.text.kind == "hashed":
         model = _whole(name, checkpoint)
@@ -186,7 +217,7 @@ def build_model(name: str, *, decoder: bool = True, changes: Mapping[str, Any] |
     if config.text.kind == "hashed":
         tower = HashedTextTower(config.embed_dim, config.text.width, config.text.buckets)
     else:
-        tower = ClipTextTower(config.embed_dim)
+        tower = (ClipTextTower if config.text.kind == "clip" else SentenceTextTower)(config.embed_dim)
     return OVSDINO(config, tower)
 
 
@@ -209,7 +240,8 @@ def _shared(source: str) -> tuple[str, Path]:
     with reading(config_path, kind):
         name, digest = config["model"], config["weights"]["sha256"]
         config["config"]["sae"].pop("source", None)  # of older folders, where it was always "distilled"
-        same = config["config"] == get_config(name).to_dict()
+        own = get_config(name).to_dict()
+        same = merged(own, config["config"]) == own  # a field that is younger than the folder has today's value
     if not same:
         raise OVSDinoError(f"{config_path}: made for another version of {name}; train it again or install that version")
     path = file(SHARED_WEIGHTS)
@@ -250,57 +282,75 @@ def _whole(name: str, checkpoint: str | Path | None) -> OVSDINO:
 
 def load_official(
     model: OVSDINO,
-    backbone_weights: str | Path | None,
-    projection: str | Path | None,
-    clip_weights: str | Path | None,
     *,
+    backbone_weights: str | Path | None = None,
+    projection: str | Path | None = None,
+    clip_weights: str | Path | None = None,
+    sentence_weights: str | Path | None = None,
     with_projection: bool = True,
 ) -> None:
-    """Put published weights into a model: its backbone, Talk2DINO's projection, the place of CLIP's.
+    """Put published weights into a model: its backbone, its map between image and text, its text encoder's place.
 
     Args:
         model: A model of the zoo.
         backbone_weights: Local file; None asks the hub.
-        projection: Local file; None asks the hub.
+        projection: Local file of Talk2DINO's projection, where None asks the hub; or of lite2's head.
         clip_weights: Local file; None asks the hub.
-        with_projection: False leaves the projection as it is.
+        sentence_weights: Local folder; None takes the installed package's.
+        with_projection: False leaves the map between image and text as it is.
 
     Raises:
         OVSDinoError: A file is missing or does not fit, or the hub cannot be reached.
     """
     name = model.config.name
     model.backbone.load(backbone_weights)
-    if with_projection:
+    if with_projection and model.backbone.head is not None and projection is not None:
+        load_state(model.backbone.head, read_head(projection), f"{projection} (head of {name})")
+    elif with_projection and model.backbone.head is None:
         source = projection or fetch(PROJECTIONS[name], "model.safetensors", PROJECTION)
         load_state(model.text_tower, read_projection(source), f"{source} (text projection of {name})")
     if clip_weights is not None and isinstance(model.text_tower, ClipTextTower):
         model.text_tower.weights = clip_weights
+    if sentence_weights is not None and isinstance(model.text_tower, SentenceTextTower):
+        model.text_tower.weights = sentence_weights
+
+
+def read_head(path: str | Path) -> dict[str, torch.Tensor]:
+    """Return the linear head of a backbone out of a file that training wrote.
+
+    Raises:
+        OVSDinoError: The file is missing, unreadable, or without a head.
+    """
+    prefix = "backbone.head."
+    head = {key.removeprefix(prefix): value for key, value in read_foreign(path).items() if key.startswith(prefix)}
+    if not head:
+        raise OVSDinoError(f"{path}: no head of a backbone in it ({prefix}weight is missing)")
+    return head
 
 
 def _on_official_weights(
-    name: str,
-    checkpoint: str | Path | None,
-    *,
-    backbone_weights: str | Path | None,
-    projection: str | Path | None,
-    clip_weights: str | Path | None,
+    name: str, checkpoint: str | Path | None, *, projection: str | Path | None, **files: str | Path | None
 ) -> OVSDINO:
-    """Return a model on published weights with the decoder of a checkpoint; without one it is the baseline."""
+    """Return a model on published weights with what training adds from a checkpoint; without one it is the baseline."""
     state = read_safetensors(checkpoint) if checkpoint else {}
-    text = {k.removeprefix("text_tower."): v for k, v in state.items() if k.startswith("text_tower.")}
-    if projection is None and not text and name not in PROJECTIONS:
+    own = {key: value for key, value in state.items() if key.startswith(OWN_KEYS)}
+    aligned = any(key.startswith(("text_tower.", "backbone.head.")) for key in own)
+    model = _built_as(name, state)
+    has_head = model.backbone.head is not None
+    if projection is None and not aligned and not has_head and name not in PROJECTIONS:
         raise OVSDinoError(
             f"{name}: no text projection is published for its backbone; give one of your own as projection "
             f"(--projection FILE), or use {', '.join(PROJECTIONS)}"
         )
-    model = _built_as(name, state)
-    if projection is None and text:
-        load_state(model.text_tower, text, f"{checkpoint} (text projection of {name})")
-    load_official(model, backbone_weights, projection, clip_weights, with_projection=projection is not None or not text)
-    if checkpoint is None:
-        log.warning("%s: no decoder weights given; this is the Talk2DINO baseline", name)
-        return model
-    decoder = {k: v for k, v in state.items() if k.startswith(("decoder.", "log_"))}
-    load_state(model, decoder, str(checkpoint), partial=("backbone.", "text_tower."))
+    if checkpoint is not None:
+        left_out = [part for part in ("text_tower.", "backbone.head.") if not any(key.startswith(part) for key in own)]
+        load_state(model, own, str(checkpoint), partial=("backbone.vit.", "backbone.cnn.", *left_out))
+    load_official(model, projection=projection, with_projection=projection is not None or not aligned, **files)
+    if has_head and projection is None and not aligned:
+        log.warning("%s: no head given (projection or checkpoint); it is random, and labels mean nothing", name)
+    elif not model.has_decoder:
+        log.warning(
+            "%s: no decoder weights given; this is the %s baseline", name, "aligned" if has_head else "Talk2DINO"
+        )
     model.decoder_trained = model.has_decoder
     return model

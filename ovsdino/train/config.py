@@ -72,9 +72,10 @@ class RunConfig(CommonConfig):
         backbone_weights: For nano, a safetensors file of an earlier run whose backbone this one starts from. For
             others, a file of the backbone's official weights; "" asks the hub.
         text_weights: Safetensors file of nano's text tower; "" takes the shipped model's.
-        projection: File of Talk2DINO's text projection, for the models that have one; "" asks the hub where one is
-            published, else the run begins with a random one.
+        projection: File of Talk2DINO's text projection, for the models that have one, or of lite2's head; "" asks the
+            hub where one is published, else the run begins with a random one.
         clip_weights: File of CLIP ViT-B-16's openai weights; "" asks the hub.
+        sentence_weights: Folder of lite2's sentence encoder; "" takes the installed package's.
         compile: `torch.compile` the loss, from the image to the terms.
         eval_every: Steps between validations; the last step is validated too. 0 never validates.
     """
@@ -86,6 +87,7 @@ class RunConfig(CommonConfig):
     text_weights: Annotated[str, InputPath()] = ""
     projection: Annotated[str, InputPath()] = ""
     clip_weights: Annotated[str, InputPath()] = ""
+    sentence_weights: Annotated[str, InputPath()] = ""
     compile: bool = False
     eval_every: Count = 500
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -93,7 +95,7 @@ class RunConfig(CommonConfig):
     @property
     def weights_read(self) -> tuple[str, ...]:
         """The files of weights that the run reads; "" stands for none."""
-        return (self.backbone_weights, self.text_weights, self.projection, self.clip_weights)
+        return (self.backbone_weights, self.text_weights, self.projection, self.clip_weights, self.sentence_weights)
 
 
 @dataclass(frozen=True, kw_only=True)

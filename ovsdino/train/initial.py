@@ -36,7 +36,12 @@ def load_weights(model: OVSDINO, config: RunConfig) -> None:
         projection = config.projection or None
         published = projection is not None or model.config.name in PROJECTIONS
         load_official(
-            model, config.backbone_weights or None, projection, config.clip_weights or None, with_projection=published
+            model,
+            backbone_weights=config.backbone_weights or None,
+            projection=projection,
+            clip_weights=config.clip_weights or None,
+            sentence_weights=config.sentence_weights or None,
+            with_projection=published,
         )
         return
     load_text_tower(model, config.text_weights)

