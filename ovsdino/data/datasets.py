@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ovsdino.data.benchmarks import SPECS, open_benchmark
-from ovsdino.data.labels import BYTE_CLASSES, identity, table
+from ovsdino.data.labels import BYTE_CLASSES, identity, reduce_zero, table
 from ovsdino.data.names import CAMVID
 from ovsdino.data.segmentation import SegmentationDataset
 from ovsdino.errors import OVSDinoError
@@ -27,8 +27,8 @@ def open_dataset(name: str, root: str | Path, split: str = "val", *, byte_labels
     Args:
         name: "camvid"; "folder" (images/, labels/ with index PNGs, classes.json with the list of names); or one of the
             eight benchmarks, in the layout of `ovsdino.data.benchmarks`.
-        root: Folder that holds `<name>_<split>.zip`, or `images` and `labels`, there or in `<split>/`, or the
-            benchmark's own folders.
+        root: Folder that holds `<name>_<split>.zip` (voc20 reads voc21's as well), or `images` and `labels`, there or
+            in `<split>/`, or the benchmark's own folders.
         split: "train", "val", …
         byte_labels: Whether more classes than a byte can hold are refused, as training needs it.
 
@@ -43,6 +43,9 @@ def open_dataset(name: str, root: str | Path, split: str = "val", *, byte_labels
     if not split.isidentifier():
         raise OVSDinoError(f"split is {split!r}: expected a word such as val or train")
     archive = root / f"{name}_{split}.zip"
+    whole = root / f"voc21_{split}.zip"
+    if name == "voc20" and not archive.is_file() and whole.is_file():  # the same images: background is not labelled
+        return SegmentationDataset(whole, SPECS[name].names, table=reduce_zero(20))
     if name in SPECS and not archive.is_file():
         return open_benchmark(name, root, split)
     candidates = [archive, root / name / split, root / split, root]

@@ -55,16 +55,22 @@ class SentenceEncoder:
         self.folder = installed_encoder() if folder is None else Path(folder)
         try:
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import logging as messages
         except ImportError as error:
             raise OVSDinoError(f"a sentence encoder needs transformers: {INSTALL}") from error
         if not (self.folder / "config.json").is_file():
             raise OVSDinoError(f"{self.folder}: no sentence encoder in it (config.json is missing)")
         local: dict[str, Any] = {"local_files_only": True}
+        shown = messages.is_progress_bar_enabled()
+        messages.disable_progress_bar()  # of a second's loading
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(self.folder, **local)
             self.model = AutoModel.from_pretrained(self.folder, use_safetensors=True, **local).eval()
         except Exception as error:  # of many types; each means the same to the user
             raise OVSDinoError(f"{self.folder}: not a sentence encoder ({one_line(error, 160)})") from error
+        finally:
+            if shown:
+                messages.enable_progress_bar()
         self.model.requires_grad_(False)
 
     @property

@@ -366,3 +366,5 @@ def test_a_benchmark_in_a_zip_holds_class_indices(tmp_path: Path) -> None:
     dataset = open_dataset("voc21", tmp_path)
     assert dataset.has_background and row(dataset[0], 3) == [0, 20, 255]
     assert check_dataset("voc21", tmp_path).expected == 1449
+    reduced = open_dataset("voc20", tmp_path)
+    assert not reduced.has_background and len(reduced.names) == 20 and row(reduced[0], 3) == [255, 19, 255]

@@ -13,34 +13,12 @@ from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import build_backbone, freeze, read_efficientnet
-from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
-from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.models.config import BackboneConfig, SAEConfig
 from ovsdino.models.sae import StructureAwareEncoder
-from ovsdino.models.text import HashedTextTower
 from ovsdino.train.trainer import Trainer
+from tests.support.cnn import CNN, NAME, small_model_on
 
-NAME = "test_efficientnet.r160_in1k"  # timm's own smallest, of the class of the EfficientNet-Lites
-CNN = BackboneConfig(
-    timm_name=NAME,
-    patch_size=16,
-    embed_dim=32,
-    depth=5,
-    taps=(1, 2, 3, 4),
-    stage_dims=(16, 24, 32, 48, 64),
-    stage_strides=(2, 4, 8, 16, 16),
-)
 VIT = BackboneConfig(timm_name="nano_vit", patch_size=16, embed_dim=32, depth=2, num_heads=2, taps=(0, 1))
-
-
-def small(backbone: BackboneConfig) -> OVSDINO:
-    config = ModelConfig(
-        name="small",
-        backbone=backbone,
-        sae=SAEConfig(guide_dim=16, mid_dim=16, structure_dim=32),
-        smd=SMDConfig(width=32, heads=2, head_dim=8, structure_rank=7, value_dim=16, blocks=1),
-        text=TextConfig(kind="hashed", width=16, buckets=64),
-    )
-    return OVSDINO(config, HashedTextTower(32, 16, 64)).eval()
 
 
 def test_taps_of_a_cnn_are_its_stages_each_at_its_own_stride() -> None:
@@ -62,7 +40,7 @@ def test_taps_of_a_cnn_are_its_stages_each_at_its_own_stride() -> None:
 
 @pytest.mark.parametrize("config", [CNN, VIT], ids=["cnn", "vit"])
 def test_features_in_two_halves_are_the_model_bit_for_bit(config: BackboneConfig) -> None:
-    model = small(config)
+    model = small_model_on(config)
     torch.nn.init.normal_(model.decoder.smd.out.weight)
     image = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
@@ -84,7 +62,7 @@ def test_the_head_is_a_linear_map_of_each_position() -> None:
 
 
 def test_a_cnns_batch_norms_do_not_move_in_training() -> None:
-    model = small(CNN)
+    model = small_model_on(CNN)
     before = {key: value.clone() for key, value in model.backbone.cnn.state_dict().items()}
     image = torch.randn(4, 3, 64, 64)
     alone = model.backbone.frozen(image[:1])[0]
@@ -125,11 +103,11 @@ def test_a_tap_joins_the_structure_at_its_own_resolution() -> None:
 
 def test_a_stage_finer_than_the_stem_has_no_level() -> None:
     with pytest.raises(OVSDinoError, match="a tap at 8 times the token grid has no level; expected 4, 2 or 1"):
-        small(BackboneConfig(**{**vars(CNN), "taps": (0, 2)}))
+        small_model_on(BackboneConfig(**{**vars(CNN), "taps": (0, 2)}))
 
 
 def test_sides_are_multiples_of_the_stride_and_there_is_no_class_token() -> None:
-    model = small(CNN)
+    model = small_model_on(CNN)
     assert model.stride_multiple == 16
     with pytest.raises(ValueError, match=r"multiples of 16, got \(1, 3, 64, 72\)"):
         model.encode_image(torch.zeros(1, 3, 64, 72))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ovsdino.deploy.export import graph
 from ovsdino.deploy.export.publish import Exported, publish
+from ovsdino.deploy.export.random_weights import randomize
 from ovsdino.deploy.export.rounded import Rounded
 from ovsdino.deploy.export.trace import default_size, export_graph
 from ovsdino.edge.sidecar import Sidecar
@@ -23,6 +24,7 @@ from ovsdino.models.weights import weights_digest
 from ovsdino.models.zoo import get_config
 from ovsdino.ops.guided_upsample import guided_upsample_reference, guided_upsample_tiled
 from ovsdino.ops.structure_attention import structure_attention_explicit, structure_attention_reference
+from tests.support.cnn import CNN, small_model_on
 from tests.support.small import SIZE, small_model
 
 
@@ -167,6 +169,16 @@ def test_a_weight_beyond_float16_is_refused() -> None:
     model = helper.make_model(helper.make_graph(nodes, "g", value[:1], value[1:], [weight]))
     with pytest.raises(OVSDinoError, match="w: a weight of 70000 is too large for float16"):
         graph.to_float16(model)
+
+
+def test_a_cnn_exports_like_a_transformer(tmp_path: Path) -> None:
+    model = randomize(small_model_on(CNN), 0)
+    publish(tmp_path / "cnn.onnx", export_graph(model, **SIZE, batch=2, classes=(1, 40)))
+    image, text = inputs(7)
+    with torch.no_grad():
+        expected = model(image, text)
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(run(tmp_path / "cnn.onnx", image, text), expected.numpy(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "size"), [("nano", (352, 464)), ("s14", (448, 448)), ("b16v3", (448, 448))])
