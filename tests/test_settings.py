@@ -127,11 +127,11 @@ def test_a_setting_that_is_wrong_is_named_with_its_value_and_range(override, mes
     ("architecture", "message"),
     [
         ({"smd": {"width": -5}}, "nano.smd.width: expected a whole number in [1, 65536], got -5"),
-        ({"smd": {"gate": 3}}, "nano.smd.gate: expected bool, got 3"),
+        ({"smd": {"gate": 3}}, "nano.smd.gate: expected output, attention or none, got 3"),
         ({"short_side": "x"}, "nano.short_side: expected int, got 'x'"),
         ({"std": [0, 1, 1]}, "nano.std[0]: expected a number in (0, 10], got 0.0"),
         ({"sae": {"blocks": [1]}}, "nano.sae.blocks: expected 3 to 3 entries, got 1"),
-        ({"smd": {"gate": {}}}, "nano.smd.gate: expected a value like True, got an empty mapping"),
+        ({"smd": {"gate": {}}}, "nano.smd.gate: expected a value like 'attention', got an empty mapping"),
         ({"backbone": {"taps": [6]}}, "nano.backbone.taps: expected blocks from 0 to 5, got [6]"),
         ({"backbone": {"timm_name": "x"}}, "makes no model: Unknown model (x)"),
     ],

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from ovsdino.models.ovsdino import AFFINITY_DIM, OVSDINO
 
-__all__ = ["Cost", "count", "plain_vit", "weights_of"]
+__all__ = ["Cost", "count", "plain_vit", "propagation_flops", "weights_of"]
 
 
 @dataclass
@@ -136,7 +136,13 @@ def _refinement(cost: Cost, model: OVSDINO, coarse: Tensor, guide: Tensor, text:
     fine = torch.empty(batch, classes, *guide.shape[-2:], device="meta")
     flops = 7 * fine.numel()  # bilinear: three interpolations of a multiplication and two additions at most
     moved = [coarse, fine]
-    if model.config.guided:
+    if model.config.upsampling == "propagated":
+        c = model.config.propagation
+        channels = c.affinity_dim if c.structure else 1
+        flops += 2 * pixels * guide.shape[1] * channels * c.structure  # 1x1 convolution
+        flops += batch * propagation_flops(guide.shape[-2:], classes, channels, c.steps, c.dilations, c.rounds)
+        moved += [guide, guide[:, :channels], fine, fine]
+    elif model.config.upsampling == "guided":
         affinity = guide[:, :AFFINITY_DIM]
         flops += 2 * pixels * guide.shape[1] * AFFINITY_DIM  # 1x1 convolution
         flops += 2 * pixels * 25 * (AFFINITY_DIM + classes)  # similarities to 25 coarse cells, and their combination
@@ -145,6 +151,34 @@ def _refinement(cost: Cost, model: OVSDINO, coarse: Tensor, guide: Tensor, text:
         flops += 2 * pixels * guide.shape[1] * classes + 2 * text.numel() * guide.shape[1]
         moved += [guide]
     cost.add(flops, moved)
+
+
+def propagation_flops(
+    size: Sequence[int],
+    classes: int,
+    channels: int,
+    steps: Sequence[int],
+    dilations: Sequence[int],
+    rounds: int,
+) -> int:
+    """Return the FLOPs of `propagate` to so many pixels: an exponential or a power counts as one.
+
+    Args:
+        size: (H, W) of the guide.
+        classes: K.
+        channels: Of the guide.
+        steps: See `propagate`, as the others.
+        dilations: The neighbors are eight for each.
+        rounds: Of the constraints.
+    """
+    neighbors, total = 8 * len(dilations), 0
+    for level, count in enumerate(steps):
+        pixels = size[0] * size[1] // 4 ** (len(steps) - 1 - level)
+        affinity = neighbors * (3 * channels + 4) if count else 0
+        combination = 2 * neighbors * classes + classes
+        constraints = rounds * 4 * classes  # two sums and two products for each class
+        total += pixels * (affinity + count * (combination + constraints))
+    return total
 
 
 def plain_vit(name: str, height: int, width: int) -> tuple[dict[str, Cost], int, int]:

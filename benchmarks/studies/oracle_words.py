@@ -22,7 +22,7 @@ from skimage.color import rgb2lab
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from ovsdino.benchmarks.lib.costs import plain_vit
+from ovsdino.benchmarks.lib.costs import plain_vit, propagation_flops
 from ovsdino.benchmarks.lib.report import ReportOptions
 from ovsdino.data.datasets import open_dataset
 from ovsdino.data.segmentation import SegmentationDataset
@@ -38,7 +38,6 @@ TOKEN = 16
 STRIDE = 4  # of guided upsampling, as the decoder has it
 BETA_GUIDED = 40.0
 SETTINGS: dict[str, Any] = {"steps": (10, 5, 3), "beta": 400.0, "dilations": (1, 2, 4), "power": 1.5, "rounds": 3}
-NEIGHBORS = 8 * len(SETTINGS["dilations"])
 SOFT, MILD = 0.3, 1.2  # strength and power for words that are wrong
 
 Guide = Literal["own", "foreign", "flat"]
@@ -197,16 +196,9 @@ def measure(data: SegmentationDataset, chosen: Sequence[int], rows: Sequence[Row
     return found
 
 
-def flops(height: int, width: int, classes: int, channels: int) -> int:
-    """Return the FLOPs of `propagate` with `SETTINGS` on an image: an exponential or a power counts as one."""
-    steps, total = SETTINGS["steps"], 0
-    for level, count in enumerate(steps):
-        pixels = height * width // 4 ** (len(steps) - 1 - level)
-        affinity = NEIGHBORS * (3 * channels + 4)
-        combination = 2 * NEIGHBORS * classes + classes
-        constraints = SETTINGS["rounds"] * 4 * classes  # two sums and two products for each class
-        total += pixels * (affinity + count * (combination + constraints))
-    return total
+def flops(size: Sequence[int], classes: int, channels: int = 3) -> int:
+    """Return the FLOPs of `propagate` with `SETTINGS` on an image."""
+    return propagation_flops(size, classes, channels, *(SETTINGS[key] for key in ("steps", "dilations", "rounds")))
 
 
 def costs() -> dict[str, Any]:
@@ -216,7 +208,7 @@ def costs() -> dict[str, Any]:
     return {
         "backbone_b14_448_gflops": round(sum(part.flops for part in parts.values()) / 1e9, 1),
         "propagation_gflops": [
-            {"size": list(size), "classes": classes, "gflops": round(flops(*size, classes, 3) / 1e9, 2)}
+            {"size": list(size), "classes": classes, "gflops": round(flops(size, classes) / 1e9, 2)}
             for size, classes in cases
         ],
     }

@@ -77,8 +77,11 @@ class SMDConfig:
     Head sizes obey d + r + 1 = 64, so that folded attention is one plain dot product of 64 channels.
 
     Attributes:
-        gate: The preservation gate; False lets every head through (g = 1).
+        gate: The preservation gate: "output" weighs what the decoder adds to a token; "attention" weighs each head of
+            the attention, as in nano's shipped weights; "none" lets everything through (g = 1).
         structure: The structural term; False is plain attention (lambda = 0).
+        unit: The structure embedding has unit variance and lambda is an exponential; False takes the embedding as it is
+            and lambda from a softplus, as in nano's shipped weights.
     """
 
     width: Width = 256
@@ -88,7 +91,29 @@ class SMDConfig:
     structure_rank: Width = 15
     value_dim: Width = 64
     mlp_ratio: Annotated[float, Within(0, 100, above=True)] = 2.0
-    gate: bool = True
+    gate: Literal["output", "attention", "none"] = "output"
+    structure: bool = True
+    unit: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PropagationConfig:
+    """Propagation of the class scores below the token, from half a token's side to a quarter of it.
+
+    Attributes:
+        steps: Steps at cells of half a token's side, then at cells of a quarter.
+        dilations: Distances of the neighbors in cells.
+        power, strength, rounds: See `propagate`.
+        affinity_dim: Channels of the affinity that the guide is mapped to.
+        structure: The affinity; False propagates along nothing, all neighbors being alike (the control).
+    """
+
+    steps: Annotated[tuple[int, ...], Within(0, 100), Size(1, 3)] = (3, 2)
+    dilations: Annotated[tuple[int, ...], Within(1, 64), Size(1, 8)] = (1, 2)
+    power: Annotated[float, Within(1, 10)] = 1.2
+    strength: Annotated[float, Within(0, 1)] = 1.0
+    rounds: Annotated[int, Within(1, 20)] = 1
+    affinity_dim: Width = 16
     structure: bool = True
 
 
@@ -115,7 +140,10 @@ class ModelConfig:
     Attributes:
         sae: None for the text-aligned-DINO baseline, which has no decoder at all.
         smd: None leaves the tokens as the backbone gives them.
-        guided: Structure-guided upsampling of the logits; False is bilinear.
+        upsampling: Of the logits, besides bilinear: "propagated" carries them along an affinity of the guide and keeps
+            each token's mean (`propagate`); "guided" takes a convex combination of 5 x 5 tokens for each pixel, as
+            nano's shipped weights do.
+        propagation: Of "propagated".
         detail: The guide's own residual on the fine logits.
         short_side: Default inference size of the image's short side, in pixels.
         logit_scale: Temperature at the start of training (cosine is multiplied by it).
@@ -126,7 +154,8 @@ class ModelConfig:
     sae: SAEConfig | None = field(default_factory=SAEConfig)
     smd: SMDConfig | None = field(default_factory=SMDConfig)
     text: TextConfig = field(default_factory=TextConfig)
-    guided: bool = True
+    upsampling: Literal["bilinear", "guided", "propagated"] = "propagated"
+    propagation: PropagationConfig = field(default_factory=PropagationConfig)
     detail: bool = True
     short_side: Annotated[int, Within(16, 16384)] = 448
     logit_scale: Annotated[float, Within(0, 100, above=True)] = 20.0
@@ -144,12 +173,14 @@ class ModelConfig:
         return self.backbone.embed_dim
 
     def changed(self, changes: Mapping[str, Any]) -> ModelConfig:
-        """Return it with some fields replaced, as in ``{"smd": {"gate": False}, "backbone": {"taps": [5]}}``.
+        """Return it with some fields replaced, as in ``{"smd": {"gate": "none"}, "backbone": {"taps": [5]}}``.
+
+        Settings of earlier versions are understood, see `modernized`.
 
         Raises:
             OVSDinoError: No such field, one inside a part that is not there, a value of another type or out of range.
         """
-        result: ModelConfig = _changed(self, changes, self.name)
+        result: ModelConfig = _changed(self, modernized(changes), self.name)
         backbone = result.backbone
         if max(backbone.taps) >= backbone.depth:
             raise OVSDinoError(
@@ -161,6 +192,20 @@ class ModelConfig:
         """Return it as JSON has it, with lists for tuples."""
         result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return result
+
+
+def modernized(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of a `ModelConfig` as this version names them, given those of an earlier version.
+
+    `guided` was True or False, and so was `smd.gate`, which is of the attention where it was True.
+    """
+    found = dict(tree)
+    if isinstance(found.get("guided"), bool):
+        found["upsampling"] = "guided" if found.pop("guided") else "bilinear"
+    smd = found.get("smd")
+    if isinstance(smd, Mapping) and isinstance(smd.get("gate"), bool):
+        found["smd"] = {**smd, "gate": "attention" if smd["gate"] else "none"}
+    return found
 
 
 def _changed(part: Any, changes: Mapping[str, Any], where: str) -> Any:

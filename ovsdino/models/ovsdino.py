@@ -1,20 +1,21 @@
-"""OVS-DINO: frozen backbone, Structure-Aware Encoder, Structure-Modulated Decoder, structure-guided upsampling.
+"""OVS-DINO: frozen backbone, Structure-Aware Encoder, Structure-Modulated Decoder, upsampling along the structure.
 
     F, taps = backbone(image)            (B, D, h, w)
     S, G    = SAE(image, taps)           structure tokens, guide at four times the grid
     F'      = SMD(F, S)                  = F for a fresh decoder
     L       = scale * cos(F', text)      (B, K, h, w)
-    logits  = bilinear(L) + mix (guided(L; G) - bilinear(L)) + scale * (W_r G) . text      (B, K, 4h, 4w)
+    logits  = bilinear(L) + mix (sharp(L; G) - bilinear(L)) + scale * (W_r G) . text      (B, K, 4h, 4w)
 
-`mix` and W_r are zero at the start, so a fresh decoder is the text-aligned-DINO baseline: the same L bit for bit,
-brought to 4h x 4w by the same bilinear interpolation. Every combination acts on the K logits, not on D features; both
-are linear in the features, so the result is the same at K/D of the cost.
+`sharp` is `Propagation`, or `guided_upsample` in nano's shipped weights. `mix` and W_r are zero at the start, so a
+fresh decoder is the text-aligned-DINO baseline: the same L bit for bit, brought to 4h x 4w by the same bilinear
+interpolation. All of it acts on the K logits, not on D features, at K/D of the cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 from ovsdino.models.backbone import build_backbone, normalize
 from ovsdino.models.config import ModelConfig
+from ovsdino.models.prior import prior_offsets
+from ovsdino.models.propagate import Propagation
 from ovsdino.models.sae import Structure, StructureAwareEncoder
 from ovsdino.models.smd import StructureModulatedDecoder
 from ovsdino.models.text import TextTower
@@ -67,7 +70,9 @@ class Decoder(nn.Module):
         self.smd = None
         if config.smd is not None:
             self.smd = StructureModulatedDecoder(config.smd, config.embed_dim, config.sae.structure_dim)
-        if config.guided:
+        if config.upsampling == "propagated":
+            self.propagation = Propagation(config.propagation, guide)
+        elif config.upsampling == "guided":
             self.affinity = nn.Conv2d(guide, AFFINITY_DIM, 1)
             self.beta = nn.Parameter(torch.zeros(()))
             self.mix = nn.Parameter(torch.zeros(()))
@@ -75,10 +80,15 @@ class Decoder(nn.Module):
             self.detail = nn.Linear(guide, config.embed_dim, bias=False)
             nn.init.zeros_(self.detail.weight)
 
-    def refine(self, coarse: Tensor, guide: Tensor, text: Tensor) -> Tensor:
-        """Return logits (B, K, 4h, 4w) of coarse ones (B, K, h, w), the guide (B, C, 4h, 4w) and scaled text (K, D)."""
+    def refine(self, coarse: Tensor, guide: Tensor, text: Tensor, *, propagated: bool = True) -> Tensor:
+        """Return logits (B, K, 4h, 4w) of coarse ones (B, K, h, w), the guide (B, C, 4h, 4w) and scaled text (K, D).
+
+        `propagated` is that of `OVSDINO.decode`.
+        """
         fine = F.interpolate(coarse, scale_factor=4.0, mode="bilinear", align_corners=False)
-        if self.config.guided:
+        if self.config.upsampling == "propagated" and propagated:
+            fine = self.propagation(coarse, fine, guide)
+        elif self.config.upsampling == "guided":
             affinity = self.affinity(guide)
             sharp = guided_upsample(coarse, F.avg_pool2d(affinity, 4), affinity, F.softplus(self.beta))
             # One pass: the three operations of the formula write temporaries of the fine size.
@@ -175,14 +185,33 @@ class OVSDINO(nn.Module):
         equation = "bdhw,kd->bkhw" if text.ndim == 2 else "bdhw,bkd->bkhw"
         return torch.einsum(equation, tokens, text * self.log_scale.exp())
 
-    def decode(self, features: ImageFeatures, text: Tensor) -> Tensor:
+    def decode(
+        self,
+        features: ImageFeatures,
+        text: Tensor,
+        prior: Tensor | None = None,
+        tau: float = 0.5,
+        *,
+        propagated: bool = True,
+    ) -> Tensor:
         """Return the logits of a text bank (K, D), or of one bank per image (B, K, D).
+
+        With a prior, tau log prior_k is subtracted from the coarse logits of class k (Menon et al., ICLR 2021): a class
+        that the model gives to many cells of all images must then stand out in this one.
+
+        Args:
+            features: Of `encode_image`.
+            text: The bank.
+            prior: (K,) positive, the share of each class in images such as this one; see `estimate_prior`.
+            tau: Strength of the prior; 0 leaves it out.
+            propagated: False leaves out the propagation, in which the rows of a bank compete: rows that do not exclude
+                each other, such as masks that overlap, are then upsampled bilinearly.
 
         Returns:
             (B, K, 4h, 4w), or (B, K, h, w) without a decoder.
 
         Raises:
-            ValueError: The bank has another shape.
+            ValueError: The bank or the prior has another shape, or a value out of range.
         """
         dim = self.config.embed_dim
         if text.ndim not in (2, 3) or text.shape[-1] != dim:
@@ -190,13 +219,16 @@ class OVSDINO(nn.Module):
         if text.ndim == 3 and text.shape[0] != features.tokens.shape[0]:
             raise ValueError(f"text {tuple(text.shape)} has a bank for each of {features.tokens.shape[0]} images")
         coarse = self.coarse_logits(features, text)
+        if prior is not None:
+            coarse = coarse - prior_offsets(prior, tau, text.shape[-2]).to(coarse)[:, None, None]
         if self.decoder is None or features.structure is None:
             return coarse
-        return self.decoder.refine(coarse, features.structure.guide, text * self.log_scale.exp())
+        scaled = text * self.log_scale.exp()
+        return self.decoder.refine(coarse, features.structure.guide, scaled, propagated=propagated)
 
-    def cosine(self, features: ImageFeatures, text: Tensor) -> Tensor:
+    def cosine(self, features: ImageFeatures, text: Tensor, prior: Tensor | None = None, **options: Any) -> Tensor:
         """Return `decode` without the temperature: cosines, sharpened by a decoder if there is one."""
-        return self.decode(features, text) / self.log_scale.exp()
+        return self.decode(features, text, prior, **options) / self.log_scale.exp()
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """Map an image (B, 3, H, W) and a text bank (K, D) to logits, whose softmax over K is meaningful."""

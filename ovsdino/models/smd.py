@@ -1,14 +1,23 @@
 """Structure-Modulated Decoder (SMD): structure attention on the patch tokens behind a preservation gate.
 
 OVS-DINO (arXiv 2604.08461) names the module; the algebra is this project's. For head m, with e_i = W_e S_i centered
-over the tokens:
+over the tokens and scaled so that the mean of |e_i|^2 is 1:
 
-    logit_ij = q_i . k_j / sqrt(d) - lambda_m |e_i - e_j|^2      lambda_m = softplus(l_m)
-    o_i      = g_i sum_j softmax_j(logit_ij) v_j                 g_i = sigmoid(W_g [x_i ; S_i])
-    x <- x + W_o o ;  x <- x + MLP(LN x) ;  F' = F + W_out x     W_out = 0 at the start
+    logit_ij = q_i . k_j / sqrt(d) - lambda_m |e_i - e_j|^2      lambda_m = exp(l_m)
+    x <- x + W_o softmax(logit) v ;  x <- x + MLP(LN x)
+    F'_i = F_i + g_i W_out LN x_i                                g_i = sigmoid(w_g . [LN x_i ; S_i] + b_g)
+
+W_out is zero at the start, and b_g is -2. Where the gate is shut (g = 0), F' is F bit for bit, whatever was learned.
+The mean of lambda_m |e_i - e_j|^2 over all pairs of tokens is 2 lambda_m: of what the term does, W_e has the direction
+and lambda the size.
+
+An older form is kept for the weights that were trained with it (`SMDConfig.gate` "attention", `SMDConfig.unit` False):
+one gate for each token and head, on the attention's output, and lambda_m = softplus(l_m) with e as W_e gives it.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +26,12 @@ from torch import Tensor, nn
 from ovsdino.models.config import SMDConfig
 from ovsdino.ops import structure_attention
 
+SHUT = -2.0  # b_g at the start: g = 0.12
+SMALL = 1e-6  # added to the variance of e: a grid of one token has none
+
 
 class SMDBlock(nn.Module):
-    """One block of gated structure attention and an MLP."""
+    """One block of structure attention and an MLP."""
 
     def __init__(self, config: SMDConfig, structure_dim: int) -> None:
         super().__init__()
@@ -27,10 +39,14 @@ class SMDBlock(nn.Module):
         self.norm = nn.LayerNorm(c.width)
         self.query_key_value = nn.Linear(c.width, c.heads * (2 * c.head_dim + c.value_dim))
         if c.structure:
-            self.structure = nn.Linear(structure_dim, c.heads * c.structure_rank)
-            # softplus(-2) = 0.13, a hint at the start: with softplus(0) distances of about 10 would rule the softmax.
-            self.lam = nn.Parameter(torch.full((c.heads,), -2.0))
-        if c.gate:
+            # A shift common to all tokens is no part of their distances, so the bias would learn nothing.
+            self.structure = nn.Linear(structure_dim, c.heads * c.structure_rank, bias=not c.unit)
+            # A hint at the start: a mean of 1 over the pairs. For softplus(-2) = 0.13 distances are about 10.
+            if c.unit:
+                self.log_lambda = nn.Parameter(torch.full((c.heads,), math.log(0.5)))
+            else:
+                self.lam = nn.Parameter(torch.full((c.heads,), -2.0))
+        if c.gate == "attention":
             self.gate = nn.Linear(c.width + structure_dim, c.heads)
         self.out = nn.Linear(c.heads * c.value_dim, c.width)
         self.mlp_norm = nn.LayerNorm(c.width)
@@ -42,30 +58,39 @@ class SMDBlock(nn.Module):
         c = self.config
         batch, tokens, _ = x.shape
         normed = self.norm(x)
-        mixed = self.query_key_value(normed).view(batch, tokens, c.heads, -1).transpose(1, 2)
+        mixed = self.query_key_value(normed).view(batch, tokens, c.heads, 2 * c.head_dim + c.value_dim).transpose(1, 2)
         q, k, v = mixed.split([c.head_dim, c.head_dim, c.value_dim], dim=-1)
         gate = None
-        if c.gate:
+        if c.gate == "attention":
             gate = self.gate(torch.cat([normed, structure], dim=-1)).sigmoid().transpose(1, 2)
         if c.structure:
             e = self.structure(structure).view(batch, tokens, c.heads, c.structure_rank).transpose(1, 2)
-            attended = structure_attention(q, k, v, e, F.softplus(self.lam), gate)
+            attended = structure_attention(q, k, v, unit_variance(e) if c.unit else e, self.strength(), gate)
         else:
             attended = F.scaled_dot_product_attention(q, k, v)
             attended = attended if gate is None else attended * gate.unsqueeze(-1)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, tokens, -1))
         return x + self.mlp(self.mlp_norm(x))
 
+    def strength(self) -> Tensor:
+        """Return lambda, (heads,)."""
+        return self.log_lambda.exp() if self.config.unit else F.softplus(self.lam)
+
 
 class StructureModulatedDecoder(nn.Module):
-    """Map F and S to F' = F + W_out x; a fresh module returns F bit for bit."""
+    """Map F and S to F' = F + g W_out x; a fresh module returns F bit for bit."""
 
     def __init__(self, config: SMDConfig, embed_dim: int, structure_dim: int) -> None:
         super().__init__()
+        self.config = config
         self.project = nn.Linear(embed_dim, config.width)
         self.structure_norm = nn.LayerNorm(structure_dim)
         self.blocks = nn.ModuleList(SMDBlock(config, structure_dim) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
+        if config.gate == "output":
+            self.gate = nn.Linear(config.width + structure_dim, 1)
+            nn.init.zeros_(self.gate.weight)
+            nn.init.constant_(self.gate.bias, SHUT)
         self.out = nn.Linear(config.width, embed_dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -73,8 +98,39 @@ class StructureModulatedDecoder(nn.Module):
     def forward(self, features: Tensor, structure: Tensor) -> Tensor:
         """Return F' (B, D, h, w) of features F (B, D, h, w) and structure tokens S (B, structure_dim, h, w)."""
         tokens = features.flatten(2).transpose(1, 2)
+        x, structure = self._decoded(tokens, structure)
+        change = self.out(x)
+        if self.config.gate == "output":
+            change = self._gate(x, structure) * change
+        return (tokens + change).transpose(1, 2).reshape(features.shape)
+
+    def gate_map(self, features: Tensor, structure: Tensor) -> Tensor:
+        """Return g (B, 1, h, w) of what `forward` takes.
+
+        Raises:
+            ValueError: The decoder has no gate of its output.
+        """
+        if self.config.gate != "output":
+            raise ValueError(f"the gate is {self.config.gate!r}: only one of the output has a map")
+        gate = self._gate(*self._decoded(features.flatten(2).transpose(1, 2), structure))
+        return gate.transpose(1, 2).reshape(len(features), 1, *features.shape[2:])
+
+    def _decoded(self, tokens: Tensor, structure: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the blocks' tokens and S, both normalized, (B, N, width) and (B, N, structure_dim)."""
         structure = self.structure_norm(structure.flatten(2).transpose(1, 2))
         x = self.project(tokens)
         for block in self.blocks:
             x = block(x, structure)
-        return (tokens + self.out(self.norm(x))).transpose(1, 2).reshape(features.shape)
+        return self.norm(x), structure
+
+    def _gate(self, x: Tensor, structure: Tensor) -> Tensor:
+        """Return g, (B, N, 1)."""
+        gate: Tensor = self.gate(torch.cat([x, structure], dim=-1)).sigmoid()
+        return gate
+
+
+def unit_variance(e: Tensor) -> Tensor:
+    """Return e (B, heads, N, r) in float32, centered over the tokens, the mean of |e_i|^2 being 1 for each head."""
+    e = e.float()
+    e = e - e.mean(2, keepdim=True)
+    return e * (e.square().sum(-1, keepdim=True).mean(2, keepdim=True) + SMALL).rsqrt()

@@ -29,8 +29,9 @@ NANO = ModelConfig(
         timm_name="nano_vit", patch_size=16, embed_dim=192, depth=6, num_heads=3, taps=(0, 2, 4, 5)
     ),
     sae=SAEConfig(guide_dim=48, mid_dim=96, structure_dim=192, blocks=(1, 2, 2), depthwise=False),
-    smd=SMDConfig(width=192),
+    smd=SMDConfig(width=192, gate="attention", unit=False),  # as its shipped weights were trained
     text=TextConfig(kind="hashed", width=64, buckets=12288),
+    upsampling="guided",
     short_side=352,
 )
 
@@ -239,15 +240,25 @@ def _shared(source: str) -> tuple[str, Path]:
     config = read_json(config_path, kind)
     with reading(config_path, kind):
         name, digest = config["model"], config["weights"]["sha256"]
-        config["config"]["sae"].pop("source", None)  # of older folders, where it was always "distilled"
-        own = get_config(name).to_dict()
-        same = merged(own, config["config"]) == own  # a field that is younger than the folder has today's value
+        own, stored = (_without_told(tree) for tree in (get_config(name).to_dict(), config["config"]))
+        same = merged(own, stored) == own  # a field that is younger than the folder has today's value
     if not same:
         raise OVSDinoError(f"{config_path}: made for another version of {name}; train it again or install that version")
     path = file(SHARED_WEIGHTS)
     if sha256_of(path, "weight file") != digest:
         raise OVSDinoError(f"{path}: damaged (its SHA-256 is not that of config.json); fetch it again")
     return name, path
+
+
+def _without_told(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without the fields that the keys of the weights tell, and those that are no more."""
+    told = ("guided", "upsampling")
+    part = {"sae": ("source",), "smd": ("gate", "unit")}
+    return {
+        key: {k: v for k, v in value.items() if k not in part[key]} if key in part and value is not None else value
+        for key, value in tree.items()
+        if key not in told
+    }
 
 
 def _built_as(name: str, state: Mapping[str, Any]) -> OVSDINO:
@@ -258,8 +269,16 @@ def _built_as(name: str, state: Mapping[str, Any]) -> OVSDINO:
 
     if not has(""):
         return build_model(name, decoder=False)
-    parts: dict[str, Any] = {"smd": None} if not has("smd.") else {}
-    parts |= {field: False for field, part in (("guided", "affinity."), ("detail", "detail.")) if not has(part)}
+    parts: dict[str, Any] = {"smd": None, "detail": has("detail.")}
+    if has("smd."):
+        gate = "output" if has("smd.gate.") else "attention" if has("smd.blocks.0.gate.") else "none"
+        structure = has("smd.blocks.0.structure.")
+        parts["smd"] = {"gate": gate, "structure": structure}
+        if structure:
+            parts["smd"]["unit"] = has("smd.blocks.0.log_lambda")
+    parts["upsampling"] = "propagated" if has("propagation.") else "guided" if has("affinity.") else "bilinear"
+    if has("propagation."):
+        parts["propagation"] = {"structure": has("propagation.affinity.")}
     return build_model(name, changes=parts)
 
 

@@ -41,6 +41,8 @@ class OptimConfig:
     is the usual cosine.
 
     Attributes:
+        scalar_rate: Rate of scalars (temperatures, strengths, shares, a gate's bias), in shares of `lr`; they have no
+            weight decay.
         clip: The largest norm of a step's gradient.
         warmup: Steps over which the rate rises from zero.
         accumulate: Parts that a step's images are split into; a loss that compares images sees one part at a time.
@@ -50,6 +52,7 @@ class OptimConfig:
     steps: Positive = 1000
     lr: Annotated[float, Within(0, 10, above=True)] = 1e-3
     weight_decay: Annotated[float, Within(0, 10)] = 0.05
+    scalar_rate: Annotated[float, Within(0, 1000)] = 10.0
     warmup: Count = 200
     decay: Probability = 0.4
     clip: Annotated[float, Within(0, 1e6, above=True)] = 1.0
@@ -68,7 +71,7 @@ class RunConfig(CommonConfig):
     Attributes:
         model: Name in the zoo.
         decoder: False trains the baseline, which has none.
-        architecture: Fields of the model's configuration to replace, e.g. ``{smd: {gate: false}}``.
+        architecture: Fields of the model's configuration to replace, e.g. ``{smd: {gate: none}}``.
         backbone_weights: For nano, a safetensors file of an earlier run whose backbone this one starts from. For
             others, a file of the backbone's official weights; "" asks the hub.
         text_weights: Safetensors file of nano's text tower; "" takes the shipped model's.

@@ -18,6 +18,7 @@ from ovsdino.data.segmentation import SegmentationDataset
 from ovsdino.distributed import add_up, join
 from ovsdino.eval.metrics import Confusion
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
+from ovsdino.models.smd import SMDBlock
 from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import OWN_KEYS
 from ovsdino.ops import upsample_argmax
@@ -59,6 +60,7 @@ class SegmentationTrainer(Trainer):
         super().prepare(module, parameters)
         self.temperatures = [p for k, p in self.trained.items() if k.rpartition(".")[2] in TEMPERATURES]
         self.ema = {k: p.detach().clone() for k, p in self.trained.items()}
+        self.watched = watch(self.model)
         if self.config.compile:
             self.objective = torch.compile(self.module)
         if self.ranks.size > 1:
@@ -70,6 +72,15 @@ class SegmentationTrainer(Trainer):
             parameter.data.clamp_(max=MAX_LOG_SCALE)
         decay = min(self.optim.ema, (1 + self.step) / (10 + self.step))
         follow(self.ema.values(), self.trained.values(), decay)
+
+    def figures(self) -> dict[str, float]:
+        """Return the gate's mean in the last step, and lambda E|e_i - e_j|^2 of each block, the mean over heads."""
+        found = {name: value.item() for name, value in self.watched.items()}
+        smd = self.model.decoder.smd if self.model.decoder is not None else None
+        for index, block in enumerate(smd.blocks if smd is not None else ()):
+            if isinstance(block, SMDBlock) and block.config.structure and block.config.unit:
+                found[f"structure_{index}"] = 2 * block.strength().mean().item()
+        return found
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -161,6 +172,20 @@ class SegmentationTrainer(Trainer):
             "miou": confusion.miou() or 0.0,
             "iou": {name: None if math.isnan(value) else round(value, 4) for name, value in iou.items()},
         }
+
+
+def watch(model: OVSDINO) -> dict[str, Tensor]:
+    """Return a mapping that holds "gate", the gate's mean, after each forward of a decoder in training."""
+    seen: dict[str, Tensor] = {}
+
+    def note(module: nn.Module, _: Any, logits: Tensor) -> None:
+        if module.training:
+            seen["gate"] = logits.detach().float().sigmoid().mean()
+
+    smd = model.decoder.smd if model.decoder is not None else None
+    if smd is not None and smd.config.gate == "output":
+        smd.gate.register_forward_hook(note)
+    return seen
 
 
 def normalized(model: OVSDINO, images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import re
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -30,6 +30,8 @@ from ovsdino.train.run_folder import Board, RunFolder
 from ovsdino.train.stopping import Stopped, caught_signals
 
 Log = Callable[[str], None]
+# Ends of the names of vectors that are a number for each head, or a gate's one bias.
+SCALARS = (".lam", ".log_lambda", ".gate.bias")
 OnStep = Callable[[int, int, dict[str, float]], None]
 
 
@@ -82,6 +84,10 @@ class Trainer(ABC):
         """Return the parameters that are trained at `slow_rate` of the learning rate."""
         return ()
 
+    def figures(self) -> dict[str, float]:
+        """Return what else a line of the log tells of the last step."""
+        return {}
+
     def before_update(self) -> None:
         """Change gradients; called after they are clipped."""
 
@@ -116,7 +122,8 @@ class Trainer(ABC):
         """
         self.module = self.objective = module
         self.trained = parameters or {k: p for k, p in module.named_parameters() if p.requires_grad}
-        groups = parameter_groups(self.trained, self.optim.weight_decay, self.undecayed, self.slow())
+        rates = {id(parameter): self.slow_rate for parameter in self.slow()}
+        groups, self.rates = parameter_groups(self.trained, self.optim, self.undecayed, rates)
         self.optimizer = torch.optim.AdamW(groups, betas=self.betas)
 
     def learning_rate(self, step: int) -> float:
@@ -139,8 +146,8 @@ class Trainer(ABC):
         """
         c = self.optim
         torch.manual_seed(self.step_seed())
-        for index, group in enumerate(self.optimizer.param_groups):
-            group["lr"] = self.learning_rate(self.step) * (self.slow_rate if index >= 2 else 1.0)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = self.learning_rate(self.step) * rate
         self.optimizer.zero_grad(set_to_none=True)
         values: dict[str, float] = {}
         for index in range(c.accumulate):
@@ -234,6 +241,7 @@ class Trainer(ABC):
                 if on_step:
                     on_step(self.step, steps, values)
                 if self.step % c.log_every == 0:
+                    values |= self.figures()
                     self.record("train", lr=self.learning_rate(self.step), **values)
                     if board is not None:
                         board.add("train", values, self.step)
@@ -257,23 +265,44 @@ class Trainer(ABC):
 
 def parameter_groups(
     parameters: dict[str, nn.Parameter],
-    weight_decay: float,
+    optim: OptimConfig,
     undecayed: Sequence[str] = (),
-    slow: Iterable[nn.Parameter] = (),
-) -> list[dict[str, Any]]:
-    """Return parameters in groups for AdamW. Weight decay is for matrices only, not for biases, norms and scalars.
+    rates: Mapping[int, float] | None = None,
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Return parameters in groups for AdamW, and the share of the learning rate that each group is trained at.
 
-    Matrices with a part of `undecayed` in their names have none either. There are two groups, with and without decay;
-    slow parameters get two more, behind the others.
+    Weight decay is for matrices only, not for biases, norms and scalars. Matrices with a part of `undecayed` in their
+    names have none either. There are three groups: matrices, vectors, and scalars, at `optim.scalar_rate`.
+    A scalar is a number for itself, or one of each head (`SCALARS`): AdamW moves a number by no more than the sum of
+    all rates, which is far for a weight among thousands and near for a temperature.
+
+    Args:
+        parameters: By name.
+        optim: Weight decay, and the rate of scalars.
+        undecayed: Parts of names.
+        rates: Of parameters that have one of their own, by their id; each rate gets two more groups, of matrices and
+            vectors, behind the others.
     """
-    apart = {id(parameter) for parameter in slow}
-    groups: list[list[nn.Parameter]] = [[], [], [], []]
+    rates = rates or {}
+    kinds = [(1.0, False), (1.0, True), (optim.scalar_rate, True)]
+    groups: list[list[nn.Parameter]] = [[], [], []]
+    for rate in dict.fromkeys(rates.values()):
+        kinds += [(rate, False), (rate, True)]
+        groups += [[], []]
     for name, parameter in parameters.items():
         plain = parameter.ndim <= 1 or any(part in name for part in undecayed)
-        groups[2 * (id(parameter) in apart) + plain].append(parameter)
-    decays = (weight_decay, 0.0, weight_decay, 0.0)
-    count = 4 if apart else 2
-    return [{"params": p, "weight_decay": d} for p, d in zip(groups[:count], decays[:count], strict=True)]
+        own = rates.get(id(parameter))
+        if own is not None:
+            groups[kinds.index((own, plain), 3)].append(parameter)
+        elif parameter.ndim == 0 or name.endswith(SCALARS):
+            groups[2].append(parameter)
+        else:
+            groups[int(plain)].append(parameter)
+    made = [
+        {"params": group, "weight_decay": 0.0 if plain else optim.weight_decay}
+        for group, (_, plain) in zip(groups, kinds, strict=True)
+    ]
+    return made, [rate for rate, _ in kinds]
 
 
 def follow(average: Iterable[Tensor], live: Iterable[Tensor], decay: float) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from ovsdino.benchmarks.lib.costs import propagation_flops
 from ovsdino.models import zoo
 from ovsdino.models.backbone import normalize, num_parameters
 from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
@@ -27,7 +28,21 @@ def tiny():
     return OVSDINO(TINY, HashedTextTower(32, 16, 64)).eval()
 
 
-def test_fresh_decoder_is_the_baseline_bit_for_bit(tiny):
+def tiny_with(**changes):
+    return OVSDINO(TINY.changed(changes), HashedTextTower(32, 16, 64)).eval()
+
+
+FORMS = [
+    {},
+    {"upsampling": "guided", "smd": {"gate": "attention", "unit": False}},
+    {"upsampling": "bilinear", "smd": {"gate": "none"}},
+    {"propagation": {"structure": False}, "smd": {"structure": False}},
+]
+
+
+@pytest.mark.parametrize("changes", FORMS)
+def test_fresh_decoder_is_the_baseline_bit_for_bit(changes):
+    tiny = tiny_with(**changes)
     image = torch.randn(2, 3, 64, 96)
     text = tiny.encode_text(["road", "car", "sky"])
     with torch.no_grad():
@@ -39,6 +54,39 @@ def test_fresh_decoder_is_the_baseline_bit_for_bit(tiny):
         assert torch.equal(tiny.coarse_logits(features, text), baseline)
         fine = F.interpolate(baseline, (16, 24), mode="bilinear", align_corners=False)
         assert torch.equal(tiny(image, text), fine)
+
+
+def test_a_prior_is_taken_from_the_logits_of_each_class(tiny):
+    """tau log prior: on the coarse logits, so before the shares of a token are carried to its pixels."""
+    torch.nn.init.constant_(tiny.decoder.propagation.mix, 1.0)
+    text, prior = tiny.encode_text(["road", "car", "sky"]), torch.tensor([0.9, 0.05, 0.05])
+    with torch.no_grad():
+        features = tiny.encode_image(torch.randn(2, 3, 32, 48))
+        scaled, guide = text * tiny.log_scale.exp(), features.structure.guide
+        coarse = tiny.coarse_logits(features, text)
+        for tau in (0.5, 2.0):
+            expected = tiny.decoder.refine(coarse - tau * prior.log()[:, None, None], guide, scaled)
+            torch.testing.assert_close(tiny.decode(features, text, prior, tau), expected)
+        plain = tiny.decode(features, text)
+        assert torch.equal(tiny.decode(features, text, prior, 0.0), plain)
+        torch.testing.assert_close(tiny.decode(features, text, torch.full((3,), 1 / 3)).softmax(1), plain.softmax(1))
+        banks = text.expand(2, -1, -1)
+        torch.testing.assert_close(tiny.decode(features, banks, prior), tiny.decode(features, text, prior))
+        assert (tiny.decode(features, text, prior).argmax(1) == 0).sum() < (plain.argmax(1) == 0).sum()
+        with pytest.raises(ValueError, match=r"prior must be \(3,\)"):
+            tiny.decode(features, text, prior[:2])
+
+
+def test_rows_that_do_not_compete_are_upsampled_bilinearly(tiny):
+    torch.nn.init.constant_(tiny.decoder.propagation.mix, 1.0)
+    text = tiny.encode_text(["road", "car", "sky"])
+    with torch.no_grad():
+        features = tiny.encode_image(torch.randn(1, 3, 32, 48))
+        alone = tiny.decode(features, text[:1], propagated=False)
+        together = tiny.decode(features, text, propagated=False)
+        coarse = tiny.coarse_logits(features, text)
+    torch.testing.assert_close(together, F.interpolate(coarse, scale_factor=4.0, mode="bilinear"))
+    torch.testing.assert_close(together[:, :1], alone)
 
 
 def test_without_decoder_logits_are_the_coarse_ones():
@@ -54,7 +102,7 @@ def test_trained_parts_leave_the_baseline(tiny):
     before = tiny(image, text)
     torch.nn.init.normal_(tiny.decoder.smd.out.weight)
     after_smd = tiny(image, text)
-    torch.nn.init.constant_(tiny.decoder.mix, 1.0)
+    torch.nn.init.constant_(tiny.decoder.propagation.mix, 1.0)
     after_mix = tiny(image, text)
     torch.nn.init.normal_(tiny.decoder.detail.weight)
     after_detail = tiny(image, text)
@@ -63,10 +111,13 @@ def test_trained_parts_leave_the_baseline(tiny):
     assert not torch.allclose(after_mix, after_detail)
 
 
-def test_every_decoder_parameter_receives_a_gradient(tiny):
+@pytest.mark.parametrize("changes", FORMS)
+def test_every_decoder_parameter_receives_a_gradient(changes):
     torch.manual_seed(0)
-    for parameter in (tiny.decoder.smd.out.weight, tiny.decoder.detail.weight, tiny.decoder.mix):
-        torch.nn.init.constant_(parameter, 0.1)
+    tiny = tiny_with(**changes)
+    for name, parameter in tiny.decoder.named_parameters():
+        if name in ("smd.out.weight", "smd.gate.weight", "detail.weight") or name.endswith("mix"):
+            torch.nn.init.constant_(parameter, 0.1)
     logits = tiny(torch.randn(1, 3, 64, 64), tiny.encode_text(["a", "b", "c"]))
     features = tiny.encode_image(torch.randn(1, 3, 64, 64))
     (logits.square().sum() + features.structure.boundary.square().sum()).backward()
@@ -83,12 +134,15 @@ def test_detail_on_logits_equals_detail_on_features(tiny):
     torch.testing.assert_close(folded, per_pixel, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "budget"), [("s14", 0.12), ("b14", 0.05), ("s16v3", 0.12), ("b16v3", 0.05)])
-def test_structure_costs_stay_within_the_budget_at_448(name, budget):
+@pytest.mark.parametrize(
+    ("name", "classes", "budget"),
+    [("s14", 50, 0.12), ("b14", 20, 0.05), ("b14", 150, 0.05), ("s16v3", 50, 0.12), ("b16v3", 150, 0.05)],
+)
+def test_structure_costs_stay_within_the_budget_at_448(name, classes, budget):
     with torch.device("meta"):
         model = zoo.build_model(name).eval()
     image = torch.zeros(1, 3, 448, 448, device="meta")
-    text = torch.zeros(20, model.config.embed_dim, device="meta")
+    text = torch.zeros(classes, model.config.embed_dim, device="meta")
     with torch.no_grad():
         features, taps = model.backbone(image)
         structure = model.decoder.sae(image, taps).tokens
@@ -108,7 +162,11 @@ def test_structure_costs_stay_within_the_budget_at_448(name, budget):
     attention = 2 * tokens**2 * smd.heads * (64 + smd.value_dim) * smd.blocks
     mlp = 2 * tokens * 2 * smd.width**2 * smd.mlp_ratio * smd.blocks
     assert flops["smd"] > attention + mlp
-    assert 0 < flops["all"] - flops["backbone"] <= budget * flops["backbone"]
+    # The counter sees products alone, and the propagation has none.
+    c, guide = model.config.propagation, structure.new_empty(4 * structure.shape[2], 4 * structure.shape[3])
+    propagated = propagation_flops(guide.shape, classes, c.affinity_dim, c.steps, c.dilations, c.rounds)
+    assert model.config.upsampling == "propagated" and propagated > 0
+    assert 0 < flops["all"] - flops["backbone"] + propagated <= budget * flops["backbone"]
 
 
 def test_nano_is_within_six_million_parameters():

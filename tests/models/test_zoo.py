@@ -111,7 +111,17 @@ def test_a_file_of_a_backbone_alone_takes_the_shipped_text_tower(tmp_path):
     assert torch.equal(model.state_dict()["backbone.head.weight"], backbone["backbone.head.weight"])
 
 
-@pytest.mark.parametrize("left_out", [{"detail": False}, {"guided": False, "smd": None}, {"smd": None}])
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        {"detail": False},
+        {"upsampling": "bilinear", "smd": None},
+        {"smd": None},
+        {"upsampling": "propagated", "smd": {"gate": "output", "unit": True}},
+        {"upsampling": "propagated", "propagation": {"structure": False}, "smd": {"gate": "none", "unit": True}},
+        {"smd": {"structure": False}},
+    ],
+)
 def test_a_checkpoint_of_a_smaller_decoder_says_by_its_keys_what_it_is(tmp_path, left_out):
     trained = zoo.build_model("nano", changes=left_out)
     save_file({k: v.contiguous() for k, v in trained.state_dict().items()}, tmp_path / "w.safetensors")
@@ -233,3 +243,17 @@ def test_a_shared_folder_from_before_a_field_existed_loads(tmp_path):
     path.write_text(json.dumps(stored))
     with pytest.raises(OVSDinoError, match="made for another version of nano"):
         zoo.create_model(tmp_path)
+
+
+def test_settings_of_an_earlier_version_are_understood():
+    config = zoo.get_config("s14")
+    old = config.changed({"guided": True, "smd": {"gate": True}})
+    assert (old.upsampling, old.smd.gate) == ("guided", "attention")
+    old = config.changed({"guided": False, "smd": {"gate": False}})
+    assert (old.upsampling, old.smd.gate) == ("bilinear", "none")
+
+
+def test_nano_is_built_as_its_shipped_weights_were_trained():
+    config = zoo.get_config("nano")
+    assert (config.upsampling, config.smd.gate, config.smd.unit) == ("guided", "attention", False)
+    assert {zoo.get_config(name).upsampling for name in ("s14", "b14", "l14", "s16v3", "b16v3")} == {"propagated"}

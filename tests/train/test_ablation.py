@@ -26,7 +26,7 @@ def study_file(folder, tmp_path):  # noqa: F811
         "seeds": [0, 1],
         "pretrain": {"decoder": False, "optim": {"steps": 2}, "eval_every": 0},
         "train": {"train_backbone": False, "optim": {"steps": 2}, "eval_every": 0},
-        "variants": {"baseline": {"decoder": False}, "no gate": {"architecture": {"smd": {"gate": False}}}},
+        "variants": {"baseline": {"decoder": False}, "no gate": {"architecture": {"smd": {"gate": "none"}}}},
     }
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
@@ -105,9 +105,9 @@ def test_the_gain_is_taken_seed_by_seed():
     ("changes", "gone"),
     [
         ({"smd": None}, "decoder.smd"),
-        ({"smd": {"gate": False}}, "decoder.smd.blocks.0.gate"),
+        ({"smd": {"gate": "none"}}, "decoder.smd.blocks.0.gate"),
         ({"smd": {"structure": False}}, "decoder.smd.blocks.0.lam"),
-        ({"guided": False}, "decoder.mix"),
+        ({"upsampling": "bilinear"}, "decoder.mix"),
         ({"detail": False}, "decoder.detail"),
         ({"backbone": {"taps": [5]}}, "decoder.sae.taps.1"),
     ],

@@ -6,8 +6,6 @@ device. Scores called `scores` are cosines already multiplied by a temperature (
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -230,46 +228,6 @@ def presence_loss(share: Tensor, positives: Tensor, least: float) -> Tensor:
     short = torch.log(least / share.clamp_min(1e-9)).clamp_min(0)
     count = positives.sum(0)
     return ((short * positives).sum(0) / count.clamp_min(1)).sum() / (count > 0).sum().clamp_min(1)
-
-
-def text_log_prior(
-    logits: Tensor,
-    cover: Tensor,
-    strength: float,
-    least: float,
-    add: Callable[[Tensor], Tensor] = lambda x: x,
-    rounds: int = 10,
-) -> Tensor:
-    """Estimate the log of how common each text is, for logit adjustment (Menon et al. 2021).
-
-        prior <- mean over the regions of softmax(logits + strength log prior),  from equal ones
-
-    which is Saerens et al.'s (2002) expectation-maximization for the class prior of unlabeled data, at strength 1.
-    With its prior added to the scores in training, and left out at inference, a score says how much more a cell looks
-    like the text than cells do on average: a rare text can win.
-
-    Args:
-        logits: (B, U, h, w).
-        cover: (B, R, h, w) in [0, 1], the share of each cell that lies in the region; every region counts alike.
-        strength: 0 gives zeros.
-        least: The least prior that is used: those of very rare texts are noise.
-        add: Returns the sum of a tensor over all processes.
-        rounds: Of the estimate.
-
-    Returns:
-        (U,) `strength` times the log prior, without gradient.
-    """
-    with torch.no_grad():
-        flat = cover.float().flatten(2)
-        size = flat.sum(-1, keepdim=True)
-        weights = (flat / size.clamp_min(1e-6)).sum(1)  # (B, h w)
-        count = add((size > 0).sum().float()).clamp_min(1)
-        logits = logits.detach().float().flatten(2)
-        prior = logits.new_full((logits.shape[1],), 1 / max(1, logits.shape[1]))
-        for _ in range(rounds):
-            p = (logits + strength * prior.clamp_min(least).log()[:, None]).softmax(1)
-            prior = add(torch.einsum("bun,bn->u", p, weights)) / count
-        return strength * prior.clamp_min(least).log()
 
 
 def mask_boundaries(masks: Tensor, weights: Tensor) -> Tensor:

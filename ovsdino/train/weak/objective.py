@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from ovsdino.distributed import gather
 from ovsdino.models.backbone import normalize
 from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.models.prior import text_log_prior
 from ovsdino.ops import mask_pool
 from ovsdino.train.segmentation import normalized
 from ovsdino.train.terms import Term, active
@@ -180,7 +181,7 @@ class Outputs:
         With one mask there is no other class to be compared with, so the cosine needs a level.
         """
         own = self.objective
-        cosine = self._on_grid(own.model.cosine(self.features, self.prototypes))
+        cosine = self._on_grid(own.model.cosine(self.features, self.prototypes, propagated=False))
         return own.mask_scale.exp() * cosine - own.mask_bias
 
     # -- texts on the masks' grid
@@ -199,7 +200,7 @@ class Outputs:
     def log_prior(self) -> Tensor:
         """(U,), how common each text is, see `text_log_prior`; added to scores in training only."""
         c, every4th = self.objective.config.loss, (..., slice(2, None, 4), slice(2, None, 4))
-        return losses.text_log_prior(self.answers[every4th], self.fine_cover[every4th], c.adjust, c.rarest, _total)
+        return text_log_prior(self.answers[every4th], self.fine_cover[every4th], c.adjust, c.rarest, _total)
 
     @cached_property
     def log_p(self) -> Tensor:

@@ -20,7 +20,6 @@ from ovsdino.train.weak.losses import (
     region_cover,
     region_share,
     sam_alignment_loss,
-    text_log_prior,
     text_pool_scores,
 )
 
@@ -256,32 +255,3 @@ def test_sam_alignment_of_a_target_three_times_as_long_by_hand():
     away = 2 * predicted.abs()
     expected = torch.where(away >= 1, away - 0.5, away.square() / 2).mean().item()
     assert sam_alignment_loss(predicted, 3 * predicted).item() == pytest.approx(expected, abs=1e-5)
-
-
-def test_the_prior_is_that_of_the_cells():
-    """Two texts, cells of three kinds; the estimate solves prior = mean softmax(logits + log prior)."""
-    odds = torch.tensor([[9.0, 1.0], [1.0, 1.0], [1.0, 9.0]])
-    kinds = torch.tensor([0] * 12 + [1] * 5 + [2] * 3)
-    logits = odds[kinds].log().T.reshape(1, 2, 4, 5)
-    everywhere = torch.ones(1, 1, 4, 5)
-    prior = text_log_prior(logits, everywhere, 1.0, 1e-6, rounds=200).exp()
-    expected = ((odds * prior) / (odds * prior).sum(1, keepdim=True))[kinds].mean(0)
-    torch.testing.assert_close(prior, expected, rtol=1e-4, atol=1e-5)
-    assert prior[0] > 0.6 and prior.sum().item() == pytest.approx(1, abs=1e-5)
-    one = text_log_prior(logits, everywhere, 1.0, 1e-6, rounds=1).exp()
-    assert one[0].item() == pytest.approx((12 * 0.9 + 5 * 0.5 + 3 * 0.1) / 20, abs=1e-6)
-    assert text_log_prior(logits, everywhere, 0.0, 0.02).tolist() == [0, 0]
-    assert text_log_prior(logits, everywhere, 1.0, 0.5, rounds=1)[1].exp().item() == pytest.approx(0.5)
-
-
-def test_every_region_counts_alike_in_the_prior():
-    logits = torch.tensor([[[[4.0, 0.0, 0.0]], [[0.0, 0.0, 4.0]]]])  # (1, 2, 1, 3)
-    cover = torch.tensor([[[[1.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]], [[0.0, 0.0, 0.0]]]])  # the third is not a region
-    p = torch.sigmoid(torch.tensor(4.0)).item()
-    prior = text_log_prior(logits, cover, 1.0, 0.01, rounds=1).exp()
-    assert prior.tolist() == pytest.approx([((p + 0.5) / 2 + 1 - p) / 2, ((1 - p + 0.5) / 2 + p) / 2], abs=1e-6)
-    halves = [text_log_prior(logits, cover[:, i : i + 1], 1.0, 0.01, lambda x: 2 * x, rounds=1) for i in (0, 1)]
-    assert all(torch.isfinite(half).all() for half in halves)
-    nothing = text_log_prior(logits, cover[:, 2:], 1.0, 0.02)
-    torch.testing.assert_close(nothing, torch.full((2,), 0.02).log())
-    assert text_log_prior(logits[:, :0], cover, 1.0, 0.02).shape == (0,)

@@ -69,15 +69,15 @@ def test_temperatures_are_clamped_to_a_hundred(folder, tmp_path):
 
 def test_what_was_loaded_trained_is_trained_at_a_tenth_of_the_rate(folder, tmp_path, monkeypatch):
     path = write_config(folder, tmp_path / "run", optim={"lr": 0.002, "warmup": 0, "decay": 0.0})
-    assert [len(group["params"]) > 0 for group in trainer(path).optimizer.param_groups] == [True, True]
+    assert [len(group["params"]) > 0 for group in trainer(path).optimizer.param_groups] == [True, True, True]
     monkeypatch.setattr(WeakTrainer, "slow", lambda it: list(it.model.backbone.head.parameters()))
     it = trainer(path)
     head = it.model.backbone.head
     it.train_step(next(iter(it.batches(0, 1))))
     groups = it.optimizer.param_groups
-    assert [group["lr"] for group in groups] == [0.002, 0.002, 0.0002, 0.0002]
-    assert [group["weight_decay"] for group in groups] == [0.05, 0.0, 0.05, 0.0]
-    assert groups[2]["params"] == [head.weight] and groups[3]["params"] == [head.bias]
+    assert [group["lr"] for group in groups] == pytest.approx([0.002, 0.002, 0.02, 0.0002, 0.0002])
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0, 0.0, 0.05, 0.0]
+    assert groups[3]["params"] == [head.weight] and groups[4]["params"] == [head.bias]
     assert sum(len(group["params"]) for group in groups) == len(it.trained)
     it.save()
     assert trainer(path).resume()

@@ -225,14 +225,14 @@ def test_a_dino_backbone_is_pooled_by_its_class_token(folder, tmp_path):
     overrides = ["model=s14", f"backbone_weights={tmp_path}/model.safetensors", "text_weights=", "optim.steps=2"]
     it = trainer(path, *overrides, "data.caption=whole")
     it.model.text_tower.weights = None  # CLIP at random: its file is in no folder of the tests
-    assert it.slow() == [] and len(it.optimizer.param_groups) == 2  # nobody has trained this projection yet
+    assert it.slow() == [] and len(it.optimizer.param_groups) == 3  # nobody has trained this projection yet
     before = {k: p.detach().clone() for k, p in it.module.named_parameters()}
     it.run()
     moved = {k for k, p in it.module.named_parameters() if not torch.equal(p, before[k])}
     assert not any(k.startswith("model.backbone.") for k in moved)
     assert "model.text_tower.linear_layer.weight" in moved and any(".smd." in k for k in moved)
     written = load_file(tmp_path / "run/last.safetensors")
-    assert not any(k.startswith("backbone.") for k in written) and "decoder.beta" in written
+    assert not any(k.startswith("backbone.") for k in written) and "decoder.propagation.mix" in written
     files = {"checkpoint": tmp_path / "run/last.safetensors", "backbone_weights": tmp_path / "model.safetensors"}
     model = create_model("s14", **files)
     assert model.decoder_trained
