@@ -32,6 +32,8 @@ FLOAT32_OPS = {
 # Ops between a product and the softmax over it stay in float32 with it.
 BEFORE_SOFTMAX = {"Add", "Sub", "Mul", "Div", "Where", "Neg", "Reshape", "Transpose", "Gather", "Unsqueeze", "Squeeze"}
 BROADCASTING = {"Add", "Sub", "Mul", "Div", "Pow", "Where"}
+# Shares far below 1 are divided by each other and put in logarithms; float16 ends at 6e-8.
+FLOAT32_MODULES = ("decoder.propagation",)
 UNTOUCHED = {"Resize": (1, 2)}  # inputs (roi, scales) that the standard fixes as float32
 
 
@@ -160,9 +162,16 @@ def _element_types(model: ModelProto) -> dict[str, int]:
 
 
 def _in_float32(graph: GraphProto) -> set[str]:
-    """Return the nodes that compute in float32: FLOAT32_OPS, and those that only feed them through BEFORE_SOFTMAX."""
+    """Return the nodes that compute in float32.
+
+    These are FLOAT32_OPS, those that only feed them through BEFORE_SOFTMAX, and all of FLOAT32_MODULES themselves.
+    """
     users = consumers(graph)
-    chosen = {node.name for node in graph.node if node.op_type in FLOAT32_OPS}
+    chosen = {
+        node.name
+        for node in graph.node
+        if node.op_type in FLOAT32_OPS or node.name.rpartition("/")[0] in FLOAT32_MODULES
+    }
     for node in reversed(graph.node):
         after = [user for name in node.output for user in users.get(name, [])]
         softmax = bool(after) and all(user.op_type == "Softmax" or user.name in chosen for user in after)

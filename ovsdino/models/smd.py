@@ -69,7 +69,7 @@ class SMDBlock(nn.Module):
         else:
             attended = F.scaled_dot_product_attention(q, k, v)
             attended = attended if gate is None else attended * gate.unsqueeze(-1)
-        x = x + self.out(attended.transpose(1, 2).reshape(batch, tokens, -1))
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.mlp_norm(x))
 
     def strength(self) -> Tensor:

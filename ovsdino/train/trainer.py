@@ -272,7 +272,8 @@ def parameter_groups(
     """Return parameters in groups for AdamW, and the share of the learning rate that each group is trained at.
 
     Weight decay is for matrices only, not for biases, norms and scalars. Matrices with a part of `undecayed` in their
-    names have none either. There are three groups: matrices, vectors, and scalars, at `optim.scalar_rate`.
+    names have none either. There are groups of matrices, of vectors and, where there are any, of scalars, at
+    `optim.scalar_rate`.
     A scalar is a number for itself, or one of each head (`SCALARS`): AdamW moves a number by no more than the sum of
     all rates, which is far for a weight among thousands and near for a temperature.
 
@@ -298,6 +299,8 @@ def parameter_groups(
             groups[2].append(parameter)
         else:
             groups[int(plain)].append(parameter)
+    if not groups[2]:
+        del groups[2], kinds[2]
     made = [
         {"params": group, "weight_decay": 0.0 if plain else optim.weight_decay}
         for group, (_, plain) in zip(groups, kinds, strict=True)

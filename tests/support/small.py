@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ovsdino.deploy.export.random_weights import randomize
 from ovsdino.models.backbone import freeze
@@ -21,8 +22,8 @@ CONFIG = ModelConfig(
 SIZE = {"height": 48, "width": 80}  # 3x5 tokens: odd, so that the last tiles of the upsampling are padded
 
 
-def small_model(*, decoder: bool = True) -> OVSDINO:
-    config = CONFIG if decoder else replace(CONFIG, sae=None, smd=None)
+def small_model(*, decoder: bool = True, **changes: Any) -> OVSDINO:
+    config = CONFIG.changed(changes) if decoder else replace(CONFIG, sae=None, smd=None)
     model = OVSDINO(config, HashedTextTower(32, 16, 64))
     freeze(model)
     return randomize(model, 0)
