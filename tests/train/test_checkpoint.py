@@ -34,8 +34,8 @@ def test_a_run_on_labels(folder, tmp_path):  # noqa: F811
     state = saved(it)
     check_segmentation(it, state)
     assert all(name.startswith("model.") for name in state["trained"])
-    # Decayed are matrices but for the positions; frozen is the text tower. Scalars: the temperature, beta and mix of the
-    # upsampling, and lambda and the gate's bias of two blocks.
+    # Decayed are matrices but for the positions; frozen is the text tower. Scalars: the temperature, beta and mix of
+    # the upsampling, and lambda and the gate's bias of two blocks.
     assert groups(state) == [(73, 0.05), (121, 0.0), (7, 0.0)]
     assert state["config"]["supervision"] == "labels" and state["config"]["optim"]["steps"] == 4
 
