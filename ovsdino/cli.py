@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ovsdino.commands.ablate import Ablate
+from ovsdino.commands.calibrate import Calibrate
 from ovsdino.commands.data import Check, Convert
 from ovsdino.commands.doctor import Doctor
 from ovsdino.commands.eval import Eval
@@ -23,6 +24,7 @@ from ovsdino.parsing import Commands, Group, overview, parse_command
 COMMANDS: Commands = {
     "segment": Segment,
     "eval": Eval,
+    "calibrate": Calibrate,
     "stream": StreamCommand,
     "text": Text,
     "data": Group(summary="Check or convert a labeled data set.", commands={"check": Check, "convert": Convert}),

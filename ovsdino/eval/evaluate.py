@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ovsdino.distributed import ALONE, Ranks, add_up
 from ovsdino.errors import OVSDinoError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ovsdino.data.segmentation import SegmentationDataset
     from ovsdino.pipeline import Segmenter
 
-__all__ = ["Evaluation", "evaluate", "read_class_names"]
+__all__ = ["Evaluation", "dataset_vocabulary", "evaluate", "protocol_text", "read_class_names"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +112,7 @@ def _under(segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protocol, has
             "needs a constant background" if has_background else "has no background class, so background must be off"
         )
         raise OVSDinoError(f"background is {protocol.background}: this data set {wants}")
-    if protocol.templates == TEMPLATES:
-        text = segmenter.encode_text(vocabulary)
-    else:
-        with torch.inference_mode():
-            text = segmenter.model.encode_text(vocabulary.texts, templates=protocol.templates)
-        text = text.to(segmenter.device, torch.float32)
+    text = protocol_text(segmenter, vocabulary, protocol)
 
     def run(image: np.ndarray) -> tuple[np.ndarray, float]:
         clock = segmenter.clock()
@@ -124,6 +120,15 @@ def _under(segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protocol, has
         return label_image(segmenter.model, image, text, protocol, **options), sum(clock.ms.values())
 
     return run
+
+
+def protocol_text(segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protocol) -> Tensor:
+    """Return the embeddings of a vocabulary in the templates of a protocol, (K, D) float32 on the device."""
+    if protocol.templates == TEMPLATES:
+        return segmenter.encode_text(vocabulary)
+    with torch.inference_mode():
+        text = segmenter.model.encode_text(vocabulary.texts, templates=protocol.templates)
+    return text.to(segmenter.device, torch.float32)
 
 
 def _native(

@@ -14,6 +14,7 @@ import torch
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import read_json, reading, sha256_of
 from ovsdino.models.backbone import freeze
+from ovsdino.models.calibration import read_backgrounds
 from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.sentence import SentenceTextTower
@@ -200,6 +201,7 @@ def create_model(
     else:
         model = _on_official_weights(name, checkpoint, **files)
     freeze(model)
+    model.backgrounds = read_backgrounds(checkpoint) if pretrained and checkpoint else {}
     return model.to(device)
 
 
