@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeLayers(SegmenterOptions):
-    """Measure the knowledge of boundaries in each block of a model: a linear readout, and local contrast."""
+    """Measure the knowledge of boundaries in each block or stage of a model: a linear readout, and local contrast."""
 
     dataset: str = "bsds500"
     """Data set; bsds500 is the only one."""
@@ -82,16 +82,19 @@ def _print_table(result: Probe, report: dict[str, Any]) -> None:
         f"pixels matched {report['matching']}"
     )
     table.add_column("layer")
+    table.add_column("stride", justify="right")
     for header in ("ODS F", "precision", "recall", "local contrast"):
         table.add_column(header, justify="right")
     for row in result.rows:
         numbers = [f"{value:.3f}" for value in (row.f, row.precision, row.recall)]
         contrast = "-" if row.contrast is None else f"{row.contrast:.3f}"
-        table.add_row(row.name if row.trained else f"{row.name} (no readout)", *numbers, contrast)
+        stride = "-" if row.stride is None else f"{row.stride:g}"
+        table.add_row(row.name if row.trained else f"{row.name} (no readout)", stride, *numbers, contrast)
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
+    kind = result.rows[0].name.split()[0]
     console.print(
-        f"best block {result.peak_block}; the last is {result.fade:.3f} ± {result.fade_error:.3f} lower; recommended "
+        f"best {kind} {result.peak_block}; the last is {result.fade:.3f} ± {result.fade_error:.3f} lower; recommended "
         f"taps {', '.join(map(str, result.taps))}"
     )
     console.print(f"{report['csv']}" + (f", {report['plot']}" if report["plot"] else ""))

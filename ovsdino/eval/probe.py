@@ -1,8 +1,10 @@
-"""Boundary awareness of each block of a network, by a linear readout and with no training at all.
+"""Boundary awareness of each block or stage of a network, by a linear readout and with no training at all.
 
-Readout: a 1x1 convolution (ridge regression, solved exactly) from a block's tokens to the 4x4 sub-cells of each token,
-trained on the share of annotators who drew a boundary in a sub-cell, scored by ODS F (`ovsdino.eval.edges`) on images
-it has not seen. The sub-cells ask whether a token knows *where* in its patch the boundary runs.
+Readout: a 1x1 convolution (ridge regression, solved exactly) from a layer to the cells of a grid of a quarter of the
+patch size, trained on the share of annotators who drew a boundary in a cell, scored by ODS F (`ovsdino.eval.edges`) on
+images it has not seen. A layer is read at its own stride: a ViT's token predicts the 4x4 cells in its patch, a CNN's
+stage of stride 8 the 2x2 cells in its own, and of a stage that is finer than the cells all positions in a cell are read
+together. So every layer says *where* the boundary runs, on one grid.
 
 Local contrast: of all pairs of adjacent tokens, how well does their dissimilarity (1 - cosine, the image's mean token
 taken off) tell pairs that most annotators separate from the others? The area under the ROC curve; 0.5 is chance.
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Probe", "Ridge", "Row", "contrast_auc", "probe", "recommended_taps", "write_csv", "write_plot"]
 
 
-SUB_CELLS = 4  # a side of each token's patch
+SUB_CELLS = 4  # a side of each token's patch; a layer of another stride has as many as make the same grid
 RIDGE = 1e-3  # of the variance of a standardised channel
 BOOTSTRAP = 1000
 TAPS = 4
@@ -44,6 +46,8 @@ LEAST_SPAN = 0.2  # of a score axis
 CONTRAST_LABEL = "local contrast: ROC area of adjacent tokens"
 GRADIENT = "image gradient"
 SAE_BOUNDARY = "SAE boundary"
+KINDS = ("block", "stage")
+SCORES = ("f", "precision", "recall", "contrast")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +55,11 @@ class Row:
     """Boundary awareness of one layer.
 
     Attributes:
-        name: "block 0", ..., "F" (after the final norm and head), parts of the decoder, "image gradient".
-        block: Index of a backbone block, None for everything else.
+        name: "block 0", ... of a ViT, "stage 0", ... and "final map" of a CNN, "F" (after the final norm and head),
+            parts of the decoder, "image gradient".
+        block: Index of a backbone's block or stage, None for everything else.
+        channels: Of the layer; None for a boundary map.
+        stride: Of the layer, in pixels of the network's input.
         trained: True when `f` is a linear readout's, False when the layer is a boundary map itself.
         f: ODS F on the scored images, with its precision and recall.
         contrast: Local-contrast score, None where there are no tokens.
@@ -60,6 +67,8 @@ class Row:
 
     name: str
     block: int | None
+    channels: int | None = None
+    stride: float | None = None
     trained: bool
     f: float
     precision: float
@@ -72,7 +81,7 @@ class Probe:
     """All rows, in the order of the forward pass, and the conclusions from them.
 
     Attributes:
-        peak_block: The block with the best readout.
+        peak_block: The block or stage with the best readout.
         fade: Its F minus the last block's.
         fade_error: Standard error of the fade over the choice of images (paired bootstrap, thresholds kept).
         contrast_fade: The same of the local contrast.
@@ -161,23 +170,28 @@ def probe(
     ridges: dict[str, Ridge] = {}
     for index in range(counts[0]):
         sample = train[index]
+        grid = _grid(segmenter, sample)
         for name, features in _layers(segmenter, sample)[0].items():
-            y = _targets(sample, features, _grid(segmenter, sample))
-            ridges.setdefault(name, Ridge()).update(features.flatten(1).T, y)
+            cells = _at_most_fine(features, grid)
+            ridges.setdefault(name, Ridge()).update(cells.flatten(1).T, _targets(sample, cells, grid))
         step()
     readouts = {name: ridge.solve() for name, ridge in ridges.items()}
     scores: dict[str, BoundaryScore] = {}
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    shapes: dict[str, tuple[int, float]] = {}
     for index in range(counts[1]):
         sample = val[index]
         marked = torch.from_numpy(boundaries(sample.segments))
         layers, maps = _layers(segmenter, sample)
-        separated = _separated(sample.segments, _grid(segmenter, sample))
+        grid = _grid(segmenter, sample)
+        separated = _separated(sample.segments, grid)
         for name, features in layers.items():
             weight, bias = readouts[name]
-            maps[name] = _boundary_map(torch.einsum("chw,ck->khw", features, weight) + bias[:, None, None])
-            pairs.setdefault(name, []).append((_contrast(features, _grid(segmenter, sample)), separated))
-        colors = _contrast(_pixels(sample), _grid(segmenter, sample), cosine=False)
+            cells = _at_most_fine(features, grid)
+            maps[name] = _boundary_map(torch.einsum("chw,ck->khw", cells, weight) + bias[:, None, None])
+            pairs.setdefault(name, []).append((_contrast(features, grid), separated))
+            shapes[name] = (len(features), segmenter.model.config.patch_size * grid[0] / features.shape[1])
+        colors = _contrast(_pixels(sample), grid, cosine=False)
         pairs.setdefault(GRADIENT, []).append((colors, separated))
         maps[GRADIENT] = image_gradient(_pixels(sample))
         for name, strength in maps.items():
@@ -186,7 +200,7 @@ def probe(
             scores.setdefault(name, BoundaryScore(matching)).update(fine, marked)
         step()
     best = {name: scores[name].best() for name in [*readouts, SAE_BOUNDARY, GRADIENT] if name in scores}
-    rows = [_row(name, score, pairs.get(name), name in readouts) for name, score in best.items()]
+    rows = [_row(name, score, pairs.get(name), shapes.get(name)) for name, score in best.items()]
     blocks = [row for row in rows if row.block is not None]
     peak = max(blocks, key=lambda row: row.f)
     contrasts = [row.contrast or 0.0 for row in blocks]
@@ -200,7 +214,7 @@ def probe(
         fade=peak.f - blocks[-1].f,
         fade_error=float((first - last).std()),
         contrast_fade=max(contrasts) - contrasts[-1],
-        taps=recommended_taps([row.f for row in blocks]),
+        taps=_taps(segmenter, blocks),
     )
 
 
@@ -249,9 +263,7 @@ def write_csv(result: Probe, path: Path) -> None:
         OVSDinoError: It cannot be written.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text, ["name", "block", "trained", "f", "precision", "recall", "contrast"], lineterminator="\n"
-    )
+    writer = csv.DictWriter(text, ["name", "block", "channels", "stride", "trained", *SCORES], lineterminator="\n")
     writer.writeheader()
     writer.writerows(result.to_dict()["rows"])
     with atomic_write(path) as file:
@@ -273,9 +285,10 @@ def write_plot(result: Probe, path: Path, title: str) -> bool:
     figure = Figure(figsize=(9.5, 4.8), layout="constrained")
     figure.suptitle(title, fontsize=11)
     left, right = figure.subplots(1, 2)
+    kind = blocks[0].name.split(" ")[0]
     for axes, key, label in ((left, "f", "ODS F of a linear readout"), (right, "contrast", CONTRAST_LABEL)):
         axes.plot(
-            [row.block for row in blocks], [getattr(row, key) for row in blocks], "o-", color="black", label="blocks"
+            [row.block for row in blocks], [getattr(row, key) for row in blocks], "o-", color="black", label=f"{kind}s"
         )
         shown = [getattr(row, key) for row in result.rows if getattr(row, key) is not None]
         for number, row in enumerate(others):
@@ -287,7 +300,7 @@ def write_plot(result: Probe, path: Path, title: str) -> bool:
         axes.set_ylim(middle - half, middle + half)  # small differences must look small
         for block in result.taps if key == "f" else ():
             axes.axvline(block, color="0.88", linewidth=6, zorder=0)
-        axes.set_xlabel("block" + (" (gray: recommended taps)" if key == "f" else ""))
+        axes.set_xlabel(kind + (" (gray: recommended taps)" if key == "f" else ""))
         axes.set_title(label, fontsize=10)
         axes.set_xticks([row.block for row in blocks])
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
@@ -298,11 +311,19 @@ def write_plot(result: Probe, path: Path, title: str) -> bool:
     return True
 
 
-def _row(name: str, score: OptimalScore, pairs: list[tuple[np.ndarray, np.ndarray]] | None, trained: bool) -> Row:
+def _row(
+    name: str,
+    score: OptimalScore,
+    pairs: list[tuple[np.ndarray, np.ndarray]] | None,
+    shape: tuple[int, float] | None,
+) -> Row:
+    kind, _, number = name.partition(" ")
     return Row(
         name=name,
-        block=int(name.removeprefix("block ")) if name.startswith("block ") else None,
-        trained=trained,
+        block=int(number) if kind in KINDS else None,
+        channels=shape[0] if shape else None,
+        stride=shape[1] if shape else None,
+        trained=shape is not None,
         f=score.f,
         precision=score.precision,
         recall=score.recall,
@@ -311,13 +332,20 @@ def _row(name: str, score: OptimalScore, pairs: list[tuple[np.ndarray, np.ndarra
 
 
 def _layers(segmenter: Segmenter, sample: BoundarySample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return features (C, h, w) or (C, 4h, 4w) by name, in the order of the forward, and boundary maps (4h, 4w)."""
+    """Return features by name, in the order of the forward, and boundary maps (4h, 4w).
+
+    Features are (C, h, w) at the token grid, those of G and of a CNN's early stages finer.
+    """
     model: OVSDINO = segmenter.model
-    config = model.config
+    config, backbone = model.config, model.backbone
     image = segmenter.prepare(sample.image)
+    kind = KINDS[bool(config.backbone.stage_dims)]
     with torch.inference_mode():
-        final, blocks = model.backbone.with_taps(image, range(config.backbone.depth))
-        layers = {f"block {index}": tokens for index, tokens in enumerate(blocks)}
+        last, blocks = backbone.frozen(image, range(config.backbone.depth))
+        final = backbone.finish(last)
+        layers = {f"{kind} {index}": tokens for index, tokens in enumerate(blocks)}
+        if config.backbone.stage_dims:
+            layers["final map"] = last
         layers["F"] = final
         maps: dict[str, Tensor] = {}
         if model.decoder is not None:
@@ -343,17 +371,27 @@ def _pixels(sample: BoundarySample) -> Tensor:
 
 
 def _targets(sample: BoundarySample, features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return the share of annotators with a boundary in each sub-cell: (cells, 16) for tokens, else (cells, 1)."""
+    """Return the share of annotators with a boundary in each cell, by position: (positions, cells of each)."""
     marked = torch.from_numpy(boundaries(sample.segments)).float()
     share = F.adaptive_max_pool2d(marked, (SUB_CELLS * grid[0], SUB_CELLS * grid[1])).mean(0)
-    if tuple(features.shape[1:]) == grid:
-        return F.pixel_unshuffle(share[None, None], SUB_CELLS)[0].flatten(1).T
-    return share.reshape(-1, 1)
+    return F.pixel_unshuffle(share[None, None], SUB_CELLS * grid[0] // features.shape[1])[0].flatten(1).T
+
+
+def _at_most_fine(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return features (C, H, W) of at most the grid of cells; finer ones as more channels of fewer positions."""
+    return F.pixel_unshuffle(features[None], max(1, features.shape[1] // (SUB_CELLS * grid[0])))[0]
 
 
 def _boundary_map(predicted: Tensor) -> Tensor:
-    """Return (16, h, w) as (4h, 4w); a map of one channel stays as it is."""
-    return F.pixel_shuffle(predicted[None], SUB_CELLS)[0, 0] if len(predicted) > 1 else predicted[0]
+    """Return (n^2, h, w) as (n h, n w)."""
+    return F.pixel_shuffle(predicted[None], round(len(predicted) ** 0.5))[0, 0]
+
+
+def _taps(segmenter: Segmenter, blocks: Sequence[Row]) -> tuple[int, ...]:
+    """Return the recommended taps among the layers that the encoder has a level for: those no finer than its cells."""
+    finest = segmenter.model.config.patch_size / SUB_CELLS
+    fit = [row for row in blocks if row.stride is not None and row.stride >= finest]
+    return tuple(fit[i].block or 0 for i in recommended_taps([row.f for row in fit]))
 
 
 def _separated(segments: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,12 +21,28 @@ from ovsdino.eval.probe import (
     Probe,
     Ridge,
     Row,
+    _at_most_fine,
+    _boundary_map,
+    _targets,
     contrast_auc,
     image_gradient,
     probe,
     recommended_taps,
     write_csv,
     write_plot,
+)
+from ovsdino.models.backbone import build_backbone, freeze
+from ovsdino.models.config import BackboneConfig
+from ovsdino.ops import preprocess
+
+CNN = BackboneConfig(
+    timm_name="tf_efficientnet_lite2",
+    patch_size=16,
+    embed_dim=32,
+    depth=5,
+    taps=(1, 2, 3, 4),
+    stage_dims=(16, 24, 48, 120, 352),
+    stage_strides=(2, 4, 8, 16, 16),
 )
 
 
@@ -181,3 +198,52 @@ def test_the_command_follows_its_contract(bsds: Path, capsys: pytest.CaptureFixt
     assert Path(data["csv"]).is_file() and (data["plot"] is None or Path(data["plot"]).is_file())
     assert main([*line, "--output", str(bsds / "out"), "--device", "cpu"]) == 0
     assert "recommended taps" in capsys.readouterr().out
+
+
+def cnn() -> SimpleNamespace:
+    """Return what the probe asks of a segmenter, around a frozen EfficientNet-Lite of random weights."""
+    torch.manual_seed(0)
+    backbone = freeze(build_backbone(CNN))
+    config = SimpleNamespace(backbone=CNN, patch_size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+    def size(height: int, width: int) -> tuple[int, int]:
+        return height // 16 * 16, width // 16 * 16
+
+    return SimpleNamespace(
+        model=SimpleNamespace(config=config, backbone=backbone, decoder=None),
+        inference_size=size,
+        prepare=lambda pixels: preprocess(torch.from_numpy(pixels), size(*pixels.shape[:2]), config.mean, config.std),
+    )
+
+
+def test_stages_of_a_cnn_are_read_at_their_own_strides() -> None:
+    found = probe(cnn(), Planted(12, 0), Planted(4, 1))  # type: ignore[arg-type]
+    stages = [f"stage {i}" for i in range(5)]
+    assert [row.name for row in found.rows] == [*stages, "final map", "F", "image gradient"]
+    assert [row.block for row in found.rows] == [0, 1, 2, 3, 4, None, None, None]
+    assert [row.stride for row in found.rows] == [2, 4, 8, 16, 16, 16, 16, None]
+    assert [row.channels for row in found.rows] == [16, 24, 48, 120, 352, 1280, 32, None]
+    rows = {row.name: row for row in found.rows}
+    assert all((rows[f"stage {i}"].contrast or 0) > 0.95 for i in range(2))  # random weights keep colors apart
+    assert found.taps == (1, 2, 3, 4)  # stage 0 is finer than the encoder's first level
+
+
+@pytest.mark.parametrize(("height", "cells"), [(8, 4), (16, 2), (32, 1)])
+def test_a_layer_predicts_the_cells_of_its_own_positions(height: int, cells: int) -> None:
+    """On a grid of 8 x 8 tokens the boundary's cell is the same one whatever the stride it is read at."""
+    segments = np.zeros((1, 128, 128), np.int32)
+    segments[:, :, 72:] = 1
+    sample = BoundarySample("0", np.zeros((128, 128, 3), np.uint8), segments)
+    target = _targets(sample, torch.zeros(5, height, height), (8, 8))
+    assert target.shape == (height**2, cells**2)
+    again = _boundary_map(target.T.reshape(cells**2, height, height))
+    assert again.shape == (32, 32)
+    assert again.sum(0).nonzero().flatten().tolist() in ([17], [18], [17, 18]) and again.max() == 1
+
+
+def test_positions_finer_than_the_cells_are_read_together() -> None:
+    features = torch.arange(2 * 8 * 8.0).view(2, 8, 8)
+    found = _at_most_fine(features, (1, 1))
+    assert found.shape == (8, 4, 4)
+    assert sorted(found[:, 1, 2].tolist()) == sorted(features[:, 2:4, 4:6].flatten().tolist())
+    assert torch.equal(_at_most_fine(features, (2, 2)), features)
