@@ -25,6 +25,12 @@ PARSED = [
     (r"ovsdino train configs/weak_nano\.yaml", "needs the captions and masks that make weak-data writes"),
     (r"--generator sam", "needs SAM's weights and COCO"),
     (r"torchrun", "needs several processes"),
+    (
+        r"runs/weak_b14",
+        "needs the run of configs/weak_b14.yaml: tests/train/weak/test_paper_recipe.py runs it in small",
+    ),
+    (r"tests\.support\.recipe", "writes 700 MB: tests/train/weak/test_paper_recipe.py writes less"),
+    (r"RECIPE", "needs what tests.support.recipe writes: tests/train/weak/test_paper_recipe.py runs it in small"),
     (r"deploy/export_trt\.py", "minutes, or a GPU: tests/deploy/test_export_trt.py builds an engine"),
     (r"sm87|/dev/video0 .*--width|\$CSI", "needs a board with TensorRT and a camera"),
     (r"docs/jetson\.md: python deploy/", "the same exports as in docs/edge.md"),

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ovsdino.cli import main
@@ -23,9 +20,7 @@ from ovsdino.models.zoo import build_model
 from ovsdino.timing import Clock
 from ovsdino.windows import Batches
 from tests.eval.standin import PatchColors
-
-COLORS = {1: (255, 102, 77), 2: (128, 255, 77), 3: (128, 102, 255)}  # cosine 1 with the text of the class
-GROUND = (134, 110, 45)  # cosine 0.41 with the first two, 0 with the other classes
+from tests.support.recipe import write_voc
 
 
 def test_the_threshold_is_the_best_of_all() -> None:
@@ -60,19 +55,9 @@ def test_nothing_to_show_is_an_error() -> None:
 
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
-    """Pictures of a colored square, which is a class, on a ground between the colors, which is background."""
-    rng = np.random.default_rng(0)
+    """Pictures whose words have cosine 1 in the square and 0.41 or less on the ground (`PatchColors`)."""
     for split in ("train", "val"):
-        with zipfile.ZipFile(tmp_path / f"voc21_{split}.zip", "w") as archive:
-            for i in range(6):
-                label = np.zeros((112, 112), np.uint8)
-                label[28:84, 28:84] = 1 + i % 3
-                image = np.uint8(GROUND) + rng.integers(0, 4, (112, 112, 3)).astype(np.uint8)
-                image[label > 0] = COLORS[1 + i % 3]
-                for kind, pixels in (("images", image), ("labels", label)):
-                    file = io.BytesIO()
-                    Image.fromarray(pixels).save(file, "PNG")
-                    archive.writestr(f"{kind}/{i}.png", file.getvalue())
+        write_voc(tmp_path / f"voc21_{split}.zip", 6)
     return tmp_path
 
 

@@ -22,6 +22,24 @@ from ovsdino.data.names import VOC21
 from ovsdino.train.weak.compose_captions import sentence
 from tests.support import official
 
+COLORS = {1: (255, 102, 77), 2: (128, 255, 77), 3: (128, 102, 255)}  # of the first three classes
+GROUND = (134, 110, 45)
+
+
+def write_voc(path: Path, images: int) -> None:
+    """Write a zip in the layout of voc21: squares of the first three classes on a ground that is background."""
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(images):
+            label = np.zeros((112, 112), np.uint8)
+            label[28:84, 28:84] = 1 + i % 3
+            image = np.uint8(GROUND) + rng.integers(0, 4, (112, 112, 3)).astype(np.uint8)
+            image[label > 0] = COLORS[1 + i % 3]
+            for kind, pixels in (("images", image), ("labels", label)):
+                file = io.BytesIO()
+                Image.fromarray(pixels).save(file, "PNG")
+                archive.writestr(f"{kind}/{i}.png", file.getvalue())
+
 
 def write_coco(folder: Path, archive: Path, images: int) -> None:
     """Write images of VOC as a split of COCO; a caption is a sentence of the classes of the labels."""
@@ -34,19 +52,20 @@ def write_coco(folder: Path, archive: Path, images: int) -> None:
             stem = Path(name).stem
             label = np.asarray(Image.open(io.BytesIO(files.read(f"labels/{stem}.png"))))
             said = [VOC21[i] for i in np.unique(label) if 0 < i < len(VOC21)]
-            (folder / "train2014" / f"{stem}.jpg").write_bytes(files.read(name))
-            rows.append({"id": number, "file_name": f"{stem}.jpg"})
+            file = Path(name).name
+            (folder / "train2014" / file).write_bytes(files.read(name))
+            rows.append({"id": number, "file_name": file})
             for words in ("A photo of a {}.", "There is a {} in the picture."):
                 captions.append({"image_id": number, "caption": words.format(sentence(said))})
     tree = {"images": rows, "annotations": captions}
     (folder / "annotations/captions_train2014.json").write_text(json.dumps(tree))
 
 
-def write_weights(folder: Path) -> None:
-    """Write the three files of b14's frozen parts."""
-    torch.save(official.dinov2(768, 12), folder / "dinov2.pth")
+def write_weights(folder: Path, dim: int = 768) -> None:
+    """Write the three files of the frozen parts of b14, or of s14 with dim 384."""
+    torch.save(official.dinov2(dim, 12), folder / "dinov2.pth")
     torch.save(official.clip(), folder / "clip.pth")
-    torch.save(official.projection(768), folder / "projection.pth")
+    torch.save(official.projection(dim), folder / "projection.pth")
 
 
 def main() -> None:

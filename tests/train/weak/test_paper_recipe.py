@@ -34,7 +34,7 @@ def test_its_nouns_are_lower_case_and_each_there_once():
 
 @pytest.mark.slow
 def test_it_runs_from_masks_to_a_score(tmp_path, capsys):
-    """On s14, whose official files are a fourth of b14's; random weights, so no score is expected, only that all fits."""
+    """On s14, whose backbone is a fourth of b14's; with random weights no score is expected, only that all fits."""
     for split in ("train", "val"):
         write_voc(tmp_path / f"voc21_{split}.zip", 6)
     write_coco(tmp_path / "coco", tmp_path / "voc21_train.zip", 6)
@@ -70,7 +70,7 @@ def test_it_runs_from_masks_to_a_score(tmp_path, capsys):
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     line += ["-m", "ovsdino.train", str(CONFIG), *(f"{key}={value}" for key, value in settings.items())]
     for steps in (2, 3):
-        done = subprocess.run([*line, f"optim.steps={steps}"], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([*line, f"optim.steps={steps}"], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         assert json.loads(done.stdout)["step"] == steps
         assert ("resuming" in done.stderr) is (steps == 3)
