@@ -346,13 +346,14 @@ def _layers(segmenter: Segmenter, sample: BoundarySample) -> tuple[dict[str, Ten
         layers = {f"{kind} {index}": tokens for index, tokens in enumerate(blocks)}
         if config.backbone.stage_dims:
             layers["final map"] = last
-        layers["F"] = final
+        if model.aligned:
+            layers["F"] = final
         maps: dict[str, Tensor] = {}
         if model.decoder is not None:
             structure = model.decoder.sae(image, [blocks[tap] for tap in config.backbone.taps])
             layers["SAE structure S"] = structure.tokens
             layers["SAE guide G"] = structure.guide
-            if model.decoder.smd is not None:
+            if model.decoder.smd is not None and model.aligned:
                 layers["F' (SMD)"] = model.decoder.smd(final, structure.tokens)
             maps[SAE_BOUNDARY] = structure.boundary[:, 0]
     return {k: v[0].float().cpu() for k, v in layers.items()}, {k: v[0].float().cpu() for k, v in maps.items()}

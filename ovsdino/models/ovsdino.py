@@ -117,6 +117,7 @@ class OVSDINO(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(float(config.logit_scale)).log())
         self.text_tower = text_tower
         self.decoder_trained = False
+        self.aligned = True  # False where the head behind a CNN is random
         self.backgrounds: dict[str, float] = {}  # calibrated for its decoder, by data set
 
     @property

@@ -367,7 +367,8 @@ def _on_official_weights(
         left_out = [part for part in ("text_tower.", "backbone.head.") if not any(key.startswith(part) for key in own)]
         load_state(model, own, str(checkpoint), partial=("backbone.vit.", "backbone.cnn.", *left_out))
     load_official(model, projection=projection, with_projection=projection is not None or not aligned, **files)
-    if has_head and projection is None and not aligned:
+    model.aligned = not has_head or projection is not None or aligned
+    if not model.aligned:
         log.warning("%s: no head given (projection or checkpoint); it is random, and labels mean nothing", name)
     elif not model.has_decoder:
         log.warning(

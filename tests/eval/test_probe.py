@@ -6,7 +6,6 @@ import csv
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,19 +30,9 @@ from ovsdino.eval.probe import (
     write_csv,
     write_plot,
 )
-from ovsdino.models.backbone import build_backbone, freeze
-from ovsdino.models.config import BackboneConfig
-from ovsdino.ops import preprocess
-
-CNN = BackboneConfig(
-    timm_name="tf_efficientnet_lite2",
-    patch_size=16,
-    embed_dim=32,
-    depth=5,
-    taps=(1, 2, 3, 4),
-    stage_dims=(16, 24, 48, 120, 352),
-    stage_strides=(2, 4, 8, 16, 16),
-)
+from ovsdino.models.backbone import freeze
+from ovsdino.models.zoo import build_model
+from ovsdino.pipeline import Segmenter
 
 
 class Planted:
@@ -200,32 +189,37 @@ def test_the_command_follows_its_contract(bsds: Path, capsys: pytest.CaptureFixt
     assert "recommended taps" in capsys.readouterr().out
 
 
-def cnn() -> SimpleNamespace:
-    """Return what the probe asks of a segmenter, around a frozen EfficientNet-Lite of random weights."""
+def lite2(*, decoder: bool) -> Segmenter:
+    """Return lite2 with random weights."""
     torch.manual_seed(0)
-    backbone = freeze(build_backbone(CNN))
-    config = SimpleNamespace(backbone=CNN, patch_size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-
-    def size(height: int, width: int) -> tuple[int, int]:
-        return height // 16 * 16, width // 16 * 16
-
-    return SimpleNamespace(
-        model=SimpleNamespace(config=config, backbone=backbone, decoder=None),
-        inference_size=size,
-        prepare=lambda pixels: preprocess(torch.from_numpy(pixels), size(*pixels.shape[:2]), config.mean, config.std),
-    )
+    return Segmenter(freeze(build_model("lite2", decoder=decoder)), "cpu", short_side=160)
 
 
 def test_stages_of_a_cnn_are_read_at_their_own_strides() -> None:
-    found = probe(cnn(), Planted(12, 0), Planted(4, 1))  # type: ignore[arg-type]
+    found = probe(lite2(decoder=False), Planted(6, 0), Planted(4, 1))  # type: ignore[arg-type]
     stages = [f"stage {i}" for i in range(5)]
     assert [row.name for row in found.rows] == [*stages, "final map", "F", "image gradient"]
     assert [row.block for row in found.rows] == [0, 1, 2, 3, 4, None, None, None]
     assert [row.stride for row in found.rows] == [2, 4, 8, 16, 16, 16, 16, None]
-    assert [row.channels for row in found.rows] == [16, 24, 48, 120, 352, 1280, 32, None]
+    assert [row.channels for row in found.rows] == [16, 24, 48, 120, 352, 1280, 384, None]
     rows = {row.name: row for row in found.rows}
     assert all((rows[f"stage {i}"].contrast or 0) > 0.95 for i in range(2))  # random weights keep colors apart
     assert found.taps == (1, 2, 3, 4)  # stage 0 is finer than the encoder's first level
+
+
+def test_a_head_without_weights_has_no_row() -> None:
+    segmenter = lite2(decoder=True)
+    segmenter.model.aligned = False  # as the zoo loads it where no file has a head
+    names = [row.name for row in probe(segmenter, Planted(2, 0), Planted(1, 1)).rows]  # type: ignore[arg-type]
+    assert "F" not in names and "F' (SMD)" not in names and "SAE structure S" in names
+
+
+def test_a_decoder_behind_a_cnn_has_its_rows() -> None:
+    found = probe(lite2(decoder=True), Planted(2, 0), Planted(1, 1))  # type: ignore[arg-type]
+    rows = {row.name: row for row in found.rows}
+    modules = ["SAE structure S", "SAE guide G", "F' (SMD)", "SAE boundary", "image gradient"]
+    assert [row.name for row in found.rows][7:] == modules
+    assert [(rows[name].channels, rows[name].stride) for name in modules[:3]] == [(256, 16), (64, 4), (384, 16)]
 
 
 @pytest.mark.parametrize(("height", "cells"), [(8, 4), (16, 2), (32, 1)])

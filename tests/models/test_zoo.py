@@ -163,7 +163,11 @@ def test_lite2_on_timms_file_segments_and_says_that_its_head_is_random(lite2_fil
     assert [record.getMessage() for record in caplog.records] == [
         "lite2: no head given (projection or checkpoint); it is random, and labels mean nothing"
     ]
-    assert not model.has_decoder and not any(parameter.requires_grad for parameter in model.parameters())
+    assert (
+        not model.aligned
+        and not model.has_decoder
+        and not any(parameter.requires_grad for parameter in model.parameters())
+    )
     found = Segmenter(model).segment(np.zeros((90, 120, 3), np.uint8), ["road", "sky"])
     assert found.labels.shape == (90, 120)
     import timm

@@ -67,7 +67,7 @@ def test_it_runs_from_masks_to_a_score(tmp_path, capsys):
         "optim.warmup": 1,
         "optim.bf16": "false",
     }
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     line += ["-m", "ovsdino.train", str(CONFIG), *(f"{key}={value}" for key, value in settings.items())]
     for steps in (2, 3):
         done = subprocess.run([*line, f"optim.steps={steps}"], cwd=ROOT, capture_output=True, text=True, check=False)
