@@ -203,6 +203,20 @@ class MaskStore:
             raise OVSDinoError(f"{path}: changed while it was read; start again")
         return row
 
+    def of_size(self, name: str, size: tuple[int, int]) -> ImageRow:
+        """Return the row of one image, see `find`, which must be of its height and width.
+
+        Raises:
+            OVSDinoError: See `find`; or its masks are of another size.
+        """
+        row = self.find(name)
+        if (row["height"], row["width"]) != size:
+            raise OVSDinoError(
+                f"{name}: {size[1]} x {size[0]} pixels, its masks {row['width']} x {row['height']}; "
+                "were they made of these images?"
+            )
+        return row
+
     def _index(self) -> dict[str, tuple[int, int]]:
         """Return shard and byte offset of each image's line."""
         places: dict[str, tuple[int, int]] = {}

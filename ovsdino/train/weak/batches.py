@@ -41,6 +41,8 @@ class WeakBatch:
         quality: (B, M) float32, the weight of each mask (`RobustConfig`); 0 where there is none.
         places: (B, 5) float32, left, top, right, bottom of the crop in its image, 0..1, and 1 where it is mirrored.
         sources: (B,) names of the images.
+        maps: The frozen backbone's maps of the crops where they are kept (`FrozenImage.maps`), each (B, C, ...); else
+            none.
     """
 
     images: Tensor
@@ -51,33 +53,35 @@ class WeakBatch:
     quality: Tensor
     places: Tensor
     sources: list[str]
+    maps: tuple[Tensor, ...] = ()
 
     def slice(self, rows: slice) -> WeakBatch:
         """Return some of its images."""
-        return WeakBatch(*(part[rows] for part in vars(self).values()))
+        own = {name: part[rows] for name, part in vars(self).items() if name != "maps"}
+        return WeakBatch(**own, maps=tuple(part[rows] for part in self.maps))
 
     @staticmethod
     def collate(samples: Sequence[WeakBatch]) -> WeakBatch:
         """Return several batches as one."""
-        columns = zip(*(vars(sample).values() for sample in samples), strict=True)
+        *columns, maps = zip(*(vars(sample).values() for sample in samples), strict=True)
         joined: Any = [torch.cat(c) if isinstance(c[0], Tensor) else list(chain(*c)) for c in columns]
-        return WeakBatch(*joined)
+        return WeakBatch(*joined, maps=tuple(torch.cat(parts) for parts in zip(*maps, strict=True)))
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A rectangle of an image in pixels, and whether its columns are reversed."""
+    """A rectangle of an image in pixels, whole ones or not, and whether its columns are reversed."""
 
-    left: int
-    top: int
-    width: int
-    height: int
+    left: float
+    top: float
+    width: float
+    height: float
     mirror: bool
 
     def holds(self, box: tuple[int, int, int, int]) -> bool:
-        """Return whether a box (left, top, width, height) lies in the crop."""
+        """Return whether a box (left, top, width, height) lies in the crop, within a thousandth of a pixel."""
         x, y = box[0] - self.left, box[1] - self.top
-        return x >= 0 and y >= 0 and x + box[2] <= self.width and y + box[3] <= self.height
+        return min(x, y, self.width - x - box[2], self.height - y - box[3]) >= -1e-3
 
     def place(self, box: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
         """Return left, top, right, bottom of a box in shares of the crop, mirrored with it."""
@@ -86,8 +90,9 @@ class Crop:
         return (1 - right, top, 1 - left, bottom) if self.mirror else (left, top, right, bottom)
 
     def of(self, array: np.ndarray) -> np.ndarray:
-        """Return the crop's part of (H, W, ...), not mirrored."""
-        return array[self.top : self.top + self.height, self.left : self.left + self.width]
+        """Return the crop's part of (H, W, ...), not mirrored; the crop has whole pixels."""
+        rows = slice(int(self.top), int(self.top + self.height))
+        return array[rows, int(self.left) : int(self.left + self.width)]
 
 
 class WeakDataset(Dataset[WeakBatch]):
@@ -221,12 +226,7 @@ class WeakDataset(Dataset[WeakBatch]):
         masks, quality = torch.zeros(count, *self.fine, dtype=torch.bool), torch.zeros(count)
         if self.masks is None or not count:
             return masks, quality
-        row_of = self.masks.find(name)
-        if (row_of["height"], row_of["width"]) != size:
-            raise OVSDinoError(
-                f"{name}: {size[1]} x {size[0]} pixels, its masks {row_of['width']} x {row_of['height']}; "
-                "were they made of these images?"
-            )
+        row_of = self.masks.of_size(name, size)
         rows = row_of["masks"]
         # The part of each that lies in the crop is estimated from its box: only the drawn ones are decoded.
         boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)

@@ -36,6 +36,9 @@ class WeakDataConfig:
         masks_per_image: Pseudo-masks drawn for a crop, without replacement, by the root of their area.
         min_mask_area: A mask that covers less of the crop than this share is not drawn.
         workers: Processes that make batches; 0 makes them in the training process. The batches are the same.
+        cache_features: Folder in which the frozen features of whole images and the grids of their masks are kept, for
+            all runs that name it; relative to the working folder. Images then have one scale (`short_side` of the
+            architecture), crops are of whole tokens, `area`, `aspect` and `colour` do not apply. "" keeps none.
         cache_mb: Megabytes of decoded images that all processes of the run on a machine keep together, each its share.
     """
 
@@ -56,6 +59,7 @@ class WeakDataConfig:
     masks_per_image: Annotated[int, Within(0, 10_000)] = 16
     min_mask_area: Probability = 0.002
     workers: Annotated[int, Within(0, 1024)] = 0
+    cache_features: Annotated[str, Size(0, 4096)] = ""
     cache_mb: Annotated[int, Within(1, 1_000_000)] = 2048
 
 

@@ -37,6 +37,7 @@ from ovsdino.train.segmentation import normalized
 from ovsdino.train.terms import Term, active
 from ovsdino.train.weak import losses
 from ovsdino.train.weak.config import RobustConfig, WeakConfig
+from ovsdino.train.weak.frozen import encode_maps
 from ovsdino.train.weak.robust import trimmed_weights, weighted_mean
 
 
@@ -109,6 +110,7 @@ class Inputs:
         sam: (B, 256, h, w) SAM's embedding of the crop; None without the term `sam`.
         caption_rows: (V, width of the text tower), captions for the contrast; None where it takes the texts above.
         caption_positives: (B, R, V) bool, each region's caption.
+        maps: The frozen backbone's maps of the images where they are kept, see `WeakBatch`.
     """
 
     images: Tensor
@@ -120,6 +122,7 @@ class Inputs:
     sam: Tensor | None = None
     caption_rows: Tensor | None = None
     caption_positives: Tensor | None = None
+    maps: tuple[Tensor, ...] = ()
 
 
 class Outputs:
@@ -129,12 +132,13 @@ class Outputs:
         self.objective, self.inputs = objective, inputs
         config, model = objective.config, objective.model
         with torch.autocast(inputs.images.device.type, torch.bfloat16, enabled=config.optim.bf16):
-            images = normalized(model, inputs.images)
             self.attention: Tensor | None = None  # (B, heads, N), the class token's; None where texts pool
-            if config.loss.pool == "heads":
-                features, self.attention = model.encode_with_attention(images)
+            if inputs.maps:
+                features = encode_maps(model, inputs.images, inputs.maps)
+            elif config.loss.pool == "heads":
+                features, self.attention = model.encode_with_attention(normalized(model, inputs.images))
             else:
-                features = model.encode_image(images)
+                features = model.encode_image(normalized(model, inputs.images))
         self.features = features.float()
         self.text = objective.encoded(inputs.text_rows)  # (U, D)
         self.scale = model.log_scale.exp()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ovsdino.data.captions import open_captions
+from ovsdino.data.captions import CaptionSet, open_captions
 from ovsdino.data.datasets import open_dataset
 from ovsdino.data.masks import MaskStore
 from ovsdino.data.segmentation import SegmentationDataset
@@ -16,11 +17,14 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import freeze
 from ovsdino.models.sam import SAMEncoder
 from ovsdino.models.zoo import PROJECTIONS
+from ovsdino.pipeline import Segmenter
 from ovsdino.train.masks.embeddings import SamOnTheFly, SamSource, SamTargets
 from ovsdino.train.segmentation import SegmentationTrainer
 from ovsdino.train.trainer import Log
 from ovsdino.train.weak.batches import WeakBatch, WeakDataset, batches
+from ovsdino.train.weak.cached import CachedDataset
 from ovsdino.train.weak.config import WeakConfig
+from ovsdino.train.weak.frozen import FrozenImages, MaskGrids
 from ovsdino.train.weak.objective import Inputs, WeakObjective, total
 
 RAW = ("{}",)  # the template of a text that is not a class name
@@ -44,7 +48,15 @@ class WeakTrainer(SegmentationTrainer):
                 parameter.requires_grad_(True)
         masks = MaskStore.open(config.data.masks) if config.data.masks else None
         captions = open_captions(config.data.kind, config.data.root, config.data.annotations)
-        self.data = WeakDataset(captions, masks, config.data, config.robust, self.model.config.patch_size, config.seed)
+        patch, seed = self.model.config.patch_size, config.seed
+        self.frozen: FrozenImages | None = None
+        if config.data.cache_features:
+            self.frozen, grids = self._kept(captions, masks)
+            self.data: WeakDataset = CachedDataset(
+                captions, config.data, config.robust, patch, seed, self.frozen, grids
+            )
+        else:
+            self.data = WeakDataset(captions, masks, config.data, config.robust, patch, seed)
         self.val_set = None
         if config.val.root:
             self.val_set = open_dataset(config.val.dataset, config.val.root, config.val.split, byte_labels=True)
@@ -52,6 +64,22 @@ class WeakTrainer(SegmentationTrainer):
         self.terms = objective.terms
         self.prepare(objective)
         self.sam = self._sam_source()
+
+    def _kept(self, captions: CaptionSet, masks: MaskStore | None) -> tuple[FrozenImages, MaskGrids | None]:
+        """Return the kept features of the training images and the grids of their masks, all there."""
+        config, names = self.config, [captions.record(i).image for i in range(len(captions))]
+        if config.loss.pool == "heads":
+            raise OVSDinoError("data.cache_features keeps no attention of a class token: set loss.pool to text")
+        place = {name: i for i, name in enumerate(names)}
+        folder, segmenter = Path(config.data.cache_features), Segmenter(self.model, self.device)
+        frozen = FrozenImages(folder, segmenter, config.data.root, lambda name: captions.read(place[name]))
+        grids = None
+        if masks is not None and config.data.masks_per_image:
+            grids = MaskGrids(folder, masks, frozen, self.model.config.patch_size)
+        for what, kept in (("frozen features", frozen), ("grids of masks", grids)):
+            if kept is not None and (made := kept.fill(names)):
+                self.log(f"{folder}: made {what} of {made} images")
+        return frozen, grids
 
     def _sam_source(self) -> SamSource | None:
         """Return the source of the targets of `loss.sam`."""
@@ -78,7 +106,11 @@ class WeakTrainer(SegmentationTrainer):
     def batches(self, start: int, steps: int) -> Iterator[WeakBatch]:
         size = self.config.batch // self.ranks.size
         own = range(self.ranks.rank * size, (self.ranks.rank + 1) * size)
-        yield from batches(self.data, ([step * self.config.batch + i for i in own] for step in range(start, steps)))
+        positions = ([step * self.config.batch + i for i in own] for step in range(start, steps))
+        if self.frozen is None:
+            yield from batches(self.data, positions)
+        for rows in positions:  # none is left where the loader made them; kept features need no process of their own
+            yield WeakBatch.collate([self.data[position] for position in rows])
 
     def part(self, batch: WeakBatch, index: int, parts: int) -> WeakBatch:
         size = len(batch.images) // parts
@@ -102,6 +134,7 @@ class WeakTrainer(SegmentationTrainer):
             sam = self.sam.crops(batch.sources, batch.places, grid).to(self.device)
         return Inputs(
             images=batch.images.to(self.device),
+            maps=batch.maps,
             regions=batch.regions.to(self.device),
             text_rows=rows[: len(words)],
             positives=_positives(batch.texts, words).to(self.device),

@@ -1,0 +1,120 @@
+"""Samples of images whose frozen features are kept: windows of whole tokens, mirrored or not."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovsdino.data.captions import CaptionRecord, CaptionSet
+from ovsdino.errors import OVSDinoError
+from ovsdino.train.weak.batches import Crop, WeakBatch, WeakDataset
+from ovsdino.train.weak.config import RobustConfig, WeakDataConfig
+from ovsdino.train.weak.frozen import FrozenImage, FrozenImages, MaskGrids, Window
+from ovsdino.train.weak.robust import agreement_weight, perturb_masks, quality_weight
+
+TRIES = 16  # windows that are drawn until one holds a captioned box
+
+
+class CachedDataset(WeakDataset):
+    """`WeakDataset` on kept features: every image at one scale, windows of `height` x `width` pixels, colors as they are.
+
+    `area`, `aspect` and `colour` do not apply. With captioned boxes (`regions`) a window is drawn again, up to `TRIES`
+    times, while it holds none; the last one may have no region.
+
+    Args:
+        captions: See `WeakDataset`.
+        config: See `WeakDataset`.
+        robust: See `WeakDataset`.
+        patch: Pixels of a token.
+        seed: Of the run.
+        frozen: The features of the same images.
+        grids: Their masks; None trains without.
+    """
+
+    def __init__(
+        self,
+        captions: CaptionSet,
+        config: WeakDataConfig,
+        robust: RobustConfig,
+        patch: int,
+        seed: int,
+        frozen: FrozenImages,
+        grids: MaskGrids | None,
+    ) -> None:
+        super().__init__(captions, None, config, robust, patch, seed)
+        self.frozen, self.grids = frozen, grids
+        self.size = (config.height // patch, config.width // patch)  # of a window, in tokens
+
+    def __getitem__(self, position: int) -> WeakBatch:
+        rng = np.random.default_rng((self.seed, 1, position))
+        records = [self.captions.record(i) for i in self.groups[self.index(position)]]
+        name = records[0].image
+        image = self.frozen[name]
+        window, crop = self._draw(records, image, rng)
+        regions, said = self._regions(records, crop, rng)
+        masks, quality = self._cells(name, window, rng)
+        pixels, maps = image.crop(window)
+        height, width = image.size
+        right, bottom = crop.left + crop.width, crop.top + crop.height
+        place = [crop.left / width, crop.top / height, right / width, bottom / height, float(crop.mirror)]
+        return WeakBatch(
+            pixels,
+            regions[None],
+            [[self.texts(caption) if caption else () for caption in said]],
+            [[self.compared(caption) if caption else () for caption in said]],
+            masks[None],
+            quality[None],
+            torch.tensor([place]),
+            [name],
+            tuple(maps),
+        )
+
+    def _draw(
+        self, records: list[CaptionRecord], image: FrozenImage, rng: np.random.Generator
+    ) -> tuple[Window, Crop]:
+        """Return a window, and where it lies in the image itself."""
+        (rows, columns), (h, w) = image.grid, self.size
+        name, boxes = records[0].image, [record.box for record in records if record.box]
+        if rows < h or columns < w:
+            side = self.config.height // h
+            raise OVSDinoError(
+                f"{name}: {columns * side} x {rows * side} pixels at its inference size, less than data.width "
+                f"{w * side} x data.height {h * side}; lower them, or raise architecture.short_side"
+            )
+        mirror = bool(rng.random() < self.config.flip)
+        down, across = image.size[0] / rows, image.size[1] / columns  # pixels of the image itself in a token
+        whole = (0, 0, image.size[1], image.size[0])
+        if not self.config.regions and any(box != whole for box in boxes):
+            raise OVSDinoError(f"{name}: data.cache_features takes captions of boxes with data.regions above 0 alone")
+        for _ in range(TRIES if self.config.regions else 1):
+            top, left = int(rng.integers(0, rows - h + 1)), int(rng.integers(0, columns - w + 1))
+            crop = Crop(left * across, top * down, w * across, h * down, mirror)
+            if any(crop.holds(box) for box in boxes):
+                break
+        return Window(left, top, w, h, mirror), crop
+
+    def _cells(self, name: str, window: Window, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Draw masks of a window, (M, 4h, 4w) bool, with their weights (M,)."""
+        count = self.config.masks_per_image if self.grids is not None else 0
+        masks, quality = torch.zeros(count, *self.fine, dtype=torch.bool), torch.zeros(count)
+        if self.grids is None or not count:
+            return masks, quality
+        cells, scores = self.grids[name]
+        cells = window.of(cells, 4)
+        inside = cells.flatten(1).sum(1).numpy()
+        likely = np.flatnonzero(inside >= max(1.0, self.config.min_mask_area * self.fine[0] * self.fine[1]))
+        if not len(likely):
+            return masks, quality
+        chance = np.sqrt(inside[likely])
+        drawn = rng.choice(likely, min(count, len(likely)), replace=False, p=chance / chance.sum())
+        found, weights = cells[drawn], torch.ones(len(drawn))
+        if self.robust.quality_weights:
+            weights = quality_weight(scores[drawn, 0], scores[drawn, 1])
+        if self.robust.agreement:
+            weights = weights * agreement_weight(scores[drawn, 2])
+        if self.robust.merge or self.robust.split:
+            new = perturb_masks(found.numpy(), weights.numpy(), self.robust.merge, self.robust.split, rng)
+            found, weights = torch.from_numpy(new[0]), torch.from_numpy(new[1])
+        masks[: len(drawn)], quality[: len(drawn)] = found, weights * found.flatten(1).any(1)
+        return masks, quality
