@@ -39,6 +39,7 @@ class SegmentationTrainer(Trainer):
     """
 
     config: RunConfig
+    memory_format = torch.channels_last  # of the convolutions
 
     def __init__(self, config: RunConfig, log: Log) -> None:
         super().__init__(config, config.optim, log, join())
@@ -56,7 +57,7 @@ class SegmentationTrainer(Trainer):
         """
 
     def prepare(self, module: nn.Module, parameters: dict[str, nn.Parameter] | None = None) -> None:
-        module = module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = module.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         super().prepare(module, parameters)
         self.temperatures = [p for k, p in self.trained.items() if k.rpartition(".")[2] in TEMPERATURES]
         self.ema = {k: p.detach().clone() for k, p in self.trained.items()}
@@ -188,11 +189,13 @@ def watch(model: OVSDINO) -> dict[str, Tensor]:
     return seen
 
 
-def normalized(model: OVSDINO, images: Tensor) -> Tensor:
+def normalized(
+    model: OVSDINO, images: Tensor, memory_format: torch.memory_format = torch.channels_last
+) -> Tensor:
     """Return images (B, 3, H, W) in [0, 1] as the model takes them, in the memory layout of its convolutions."""
     mean = torch.tensor(model.config.mean, device=images.device)[:, None, None]
     std = torch.tensor(model.config.std, device=images.device)[:, None, None]
-    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+    return ((images - mean) / std).contiguous(memory_format=memory_format)
 
 
 def encode(model: OVSDINO, images: Tensor, bf16: bool) -> ImageFeatures:

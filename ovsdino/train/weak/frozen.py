@@ -166,7 +166,8 @@ class FrozenImages:
 def encode_maps(model: OVSDINO, pixels: Tensor, maps: Sequence[Tensor]) -> ImageFeatures:
     """Return the features of windows, float32: pixels (B, 3, H, W) in [0, 1] and their maps, see `FrozenImage.crop`."""
     final, *taps = (m.to(pixels.device, torch.float32) for m in maps)
-    return model.encode_features(final, taps, normalized(model, pixels)).float()
+    images = normalized(model, pixels, torch.contiguous_format if pixels.device.type == "cpu" else torch.channels_last)
+    return model.encode_features(final, taps, images).float()
 
 
 class MaskGrids:
