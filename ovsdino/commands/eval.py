@@ -139,6 +139,7 @@ def _print_table(report: dict[str, Any]) -> None:
         ("pixel_accuracy", "pixel accuracy"),
         ("boundary_f1", "boundary F1"),
         ("boundary_iou", "Boundary IoU"),
+        ("trimap_miou", "mIoU within 8 px of a contour"),
     ):
         table.add_row(label, percent(report[key]))
     for name, group in report["sizes"].items():

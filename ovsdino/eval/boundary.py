@@ -1,4 +1,4 @@
-"""Measure the borders of a segmentation: boundary F1 (Csurka et al. 2013), Boundary IoU (Cheng et al. 2021).
+"""Measure the borders of a segmentation: boundary F1 (Csurka et al. 2013), Boundary IoU (Cheng et al. 2021), trimaps.
 
 F1 asks a k-d tree of the contour pixels for the nearest one, Boundary IoU two running minima and maxima of the label
 map, so neither grows with the number of classes: both together take 0.9 s of one busy core for a 2048x1024 image.
@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.ndimage import maximum_filter1d, minimum_filter1d
+from scipy.ndimage import distance_transform_edt, maximum_filter1d, minimum_filter1d
 from scipy.spatial import cKDTree
 
-__all__ = ["BoundaryF1", "BoundaryIoU", "contour"]
+__all__ = ["BoundaryF1", "BoundaryIoU", "contour", "trimap"]
+
+TRIMAP_RADIUS = 8  # pixels
 
 
 class BoundaryF1:
@@ -105,6 +107,24 @@ def contour(labels: np.ndarray, ignore: np.ndarray) -> np.ndarray:
     edge[1:] |= down
     edge[:-1] |= down
     return edge
+
+
+def trimap(target: np.ndarray, ignore: np.ndarray, radius: float = TRIMAP_RADIUS) -> np.ndarray:
+    """Return the labelled pixels within `radius` pixels of a contour of the labels, (H, W) bool.
+
+    mIoU over these pixels alone measures how well borders are met (Kohli, Ladický, Torr, IJCV 2009, and, with a fixed
+    width, Chen et al., DeepLab, 2015).
+
+    Args:
+        target: (H, W) integers.
+        ignore: (H, W) bool, pixels without a label; their border is not a contour.
+        radius: Euclidean distance in pixels, the contour's own pixels being at 0.
+    """
+    edge = contour(target, ignore)
+    if not edge.any():
+        return edge
+    near: np.ndarray = distance_transform_edt(~edge) <= radius
+    return near & ~ignore
 
 
 def _by_class(edge: np.ndarray, labels: np.ndarray, classes: int) -> dict[int, np.ndarray]:

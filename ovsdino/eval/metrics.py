@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from ovsdino.eval.boundary import BoundaryF1, BoundaryIoU
+from ovsdino.eval.boundary import BoundaryF1, BoundaryIoU, trimap
 from ovsdino.eval.sizes import SizeGroup, SizeRecall
 
 __all__ = ["Confusion", "SegmentationMetrics", "Summary"]
@@ -26,6 +26,7 @@ class Summary:
         pixel_accuracy: Share of labelled pixels that are right.
         boundary_f1: See `BoundaryF1`.
         boundary_iou: See `BoundaryIoU`.
+        trimap_miou: `miou` over the pixels within 8 of a contour of the labels, see `trimap`.
         sizes: Recall by size of the region, see `ovsdino.eval.sizes`.
     """
 
@@ -34,6 +35,7 @@ class Summary:
     pixel_accuracy: float | None
     boundary_f1: float | None
     boundary_iou: float | None
+    trimap_miou: float | None
     sizes: dict[str, SizeGroup]
 
 
@@ -107,6 +109,7 @@ class SegmentationMetrics:
         self.names = tuple(names)
         count = len(self.names)
         self.confusion = Confusion(count, ignore_index)
+        self.near = Confusion(count, ignore_index)  # near the contours
         self.boundary_f1 = BoundaryF1(count)
         self.boundary_iou = BoundaryIoU(count)
         self.sizes = SizeRecall(count, skip=(0,) if has_background else ())
@@ -120,6 +123,7 @@ class SegmentationMetrics:
         self.confusion.update(predicted, target)
         predicted, target = predicted.astype(np.int64), target.astype(np.int64)
         ignore = target == self.confusion.ignore_index
+        self.near.update(predicted, np.where(trimap(target, ignore), target, self.near.ignore_index))
         self.boundary_f1.update(predicted, target, ignore)
         self.boundary_iou.update(predicted, target, ignore)
         self.sizes.update(predicted, target, ignore)
@@ -129,6 +133,7 @@ class SegmentationMetrics:
         f1, iou, sizes = self.boundary_f1, self.boundary_iou, self.sizes
         return [
             self.confusion.counts,
+            self.near.counts,
             f1.total,
             f1.images,
             iou.intersection,
@@ -148,6 +153,7 @@ class SegmentationMetrics:
             pixel_accuracy=self.confusion.accuracy(),
             boundary_f1=_mean(self.boundary_f1.per_class()),
             boundary_iou=_mean(self.boundary_iou.per_class()),
+            trimap_miou=self.near.miou(),
             sizes=self.sizes.groups(),
         )
 

@@ -189,9 +189,7 @@ def watch(model: OVSDINO) -> dict[str, Tensor]:
     return seen
 
 
-def normalized(
-    model: OVSDINO, images: Tensor, memory_format: torch.memory_format = torch.channels_last
-) -> Tensor:
+def normalized(model: OVSDINO, images: Tensor, memory_format: torch.memory_format = torch.channels_last) -> Tensor:
     """Return images (B, 3, H, W) in [0, 1] as the model takes them, in the memory layout of its convolutions."""
     mean = torch.tensor(model.config.mean, device=images.device)[:, None, None]
     std = torch.tensor(model.config.std, device=images.device)[:, None, None]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ovsdino.eval.boundary import BoundaryF1, BoundaryIoU, contour
+from ovsdino.eval.boundary import BoundaryF1, BoundaryIoU, contour, trimap
 from ovsdino.eval.metrics import SegmentationMetrics
 
 
@@ -286,3 +286,24 @@ def test_sums_of_parts_add_up_to_the_whole() -> None:
     for total, more in zip(left.sums(), right.sums(), strict=True):
         total += more
     assert left.summary() == whole.summary()
+
+
+def test_the_trimap_holds_what_lies_near_a_contour_by_hand() -> None:
+    # two classes meet between columns 4 and 5; column 9 is void, and its border is not a contour
+    target = np.repeat(np.array([[0] * 5 + [1] * 4 + [255]], np.uint8), 3, 0)
+    near = trimap(target, target == 255, 2)
+    assert near.tolist() == [[False, False, True, True, True, True, True, True, False, False]] * 3
+    diagonal = trimap(np.triu(np.ones((9, 9), np.uint8)), np.zeros((9, 9), bool), 1.2)
+    assert diagonal[4].tolist() == [False, False, True, True, True, True, False, False, False]
+    flat = np.zeros((4, 4), np.uint8)
+    assert not trimap(flat, flat == 255).any()
+
+
+def test_miou_in_the_trimap_counts_nothing_else() -> None:
+    target = np.zeros((20, 60), np.uint8)
+    target[:, 30:] = 1  # the contour is columns 29 and 30, the trimap 21 to 38
+    far, near = target.copy(), target.copy()
+    far[:, :10], near[:, 29] = 1, 1
+    assert summary([(far, target)], ("a", "b")).summary().trimap_miou == 1.0
+    found = summary([(near, target)], ("a", "b")).summary().trimap_miou
+    assert found == pytest.approx((8 / 9 + 9 / 10) / 2)

@@ -70,9 +70,7 @@ class CachedDataset(WeakDataset):
             tuple(maps),
         )
 
-    def _draw(
-        self, records: list[CaptionRecord], image: FrozenImage, rng: np.random.Generator
-    ) -> tuple[Window, Crop]:
+    def _draw(self, records: list[CaptionRecord], image: FrozenImage, rng: np.random.Generator) -> tuple[Window, Crop]:
         """Return a window, and where it lies in the image itself."""
         (rows, columns), (h, w) = image.grid, self.size
         name, boxes = records[0].image, [record.box for record in records if record.box]
