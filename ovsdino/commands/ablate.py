@@ -11,6 +11,8 @@ from ovsdino.console import print_json, say
 from ovsdino.errors import OVSDinoError
 from ovsdino.parsing import Argument
 
+MOST = 64  # processes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ablate:
@@ -24,6 +26,8 @@ class Ablate:
     """Also write the result here as JSON, and the table under the same name with .md."""
     table: Path | None = None
     """A Markdown page: the table goes between its lines `<!-- NAME -->` and `<!-- end -->`, NAME that of --output."""
+    jobs: int = 1
+    """Processes that share the runs."""
     json: bool = False
     """Print one JSON object on stdout: seeds and rows, one for each variant, scores in 0..1."""
 
@@ -32,13 +36,15 @@ class Ablate:
         from ovsdino.train.ablation import load_ablation, markdown, run_ablation
         from ovsdino.train.stopping import Stopped
 
+        if not 1 <= self.jobs <= MOST:
+            raise OVSDinoError(f"--jobs {self.jobs}: expected 1 to {MOST}")
         if self.output is not None:
             refuse_inputs([self.output, self.output.with_suffix(".md")], [self.config])
         if self.table is not None:
             self._place(self.table)  # a page that cannot take the table must not wait for the runs
         study, base = load_ablation(self.config, self.overrides)
         try:
-            report = run_ablation(study, base, say)
+            report = run_ablation(study, base, say, self.jobs)
         except Stopped as stopped:
             say(f"{stopped}, all saved; the same command goes on from here")
             return 128 + stopped.signal

@@ -2,7 +2,8 @@
 
 For cells i and j, with w_m the weight of mask m:
 
-    share_ij = sum_m w_m [i in m and j in m] / sum_m w_m [i in m or j in m]      known_ij = min(1, sum_m w_m [i or j in m])
+    share_ij = sum_m w_m [i in m and j in m] / sum_m w_m [i in m or j in m]
+    known_ij = min(1, sum_m w_m [i in m or j in m])
 
 A pair in no mask is unknown and left out; so is one in masks of no weight. Masks may overlap and lie in each other: a
 pair that the coarse masks hold together and the fine ones part has a share in between.

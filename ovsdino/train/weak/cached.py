@@ -17,7 +17,7 @@ TRIES = 16  # windows that are drawn until one holds a captioned box
 
 
 class CachedDataset(WeakDataset):
-    """`WeakDataset` on kept features: every image at one scale, windows of `height` x `width` pixels, colors as they are.
+    """`WeakDataset` on kept features: images at one scale, windows of `height` x `width` pixels, colors as they are.
 
     `area`, `aspect` and `colour` do not apply. With captioned boxes (`regions`) a window is drawn again, up to `TRIES`
     times, while it holds none; the last one may have no region.

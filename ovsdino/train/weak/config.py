@@ -130,11 +130,16 @@ class RobustConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValConfig:
-    """Labeled images that are measured during training and teach nothing. An empty `root` measures nothing."""
+    """Labeled images that are measured during training and teach nothing. An empty `root` measures nothing.
+
+    Attributes:
+        prior: Of `OVSDINO.decode`, its tau, in a study's scores; the prior is estimated on training images. 0 is none.
+    """
 
     dataset: str = "camvid"
     root: Annotated[str, InputPath()] = ""
     split: str = "val"
+    prior: Annotated[float, Within(0, 10)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

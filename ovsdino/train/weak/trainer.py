@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from ovsdino.data.segmentation import SegmentationDataset
 from ovsdino.distributed import gather, gather_objects
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import freeze
+from ovsdino.models.ovsdino import ImageFeatures
 from ovsdino.models.sam import SAMEncoder
 from ovsdino.models.zoo import PROJECTIONS
 from ovsdino.pipeline import Segmenter
@@ -160,9 +162,44 @@ class WeakTrainer(SegmentationTrainer):
         own += texts[:1] * (share - len(own))
         return gather(self.model.text_tower.read(own, RAW).float().to(self.device))[: len(texts)]
 
+    def class_text(self, data: SegmentationDataset) -> Tensor:
+        """Return the text of a data set's classes (K, D), without a background."""
+        with torch.no_grad():
+            return self.model.encode_text(data.names[1:] if data.has_background else data.names).to(self.device)
+
+    def image_features(self, name: str) -> ImageFeatures:
+        """Return the features of a whole training image by the model as it is now."""
+        if self.frozen is not None:
+            return self.frozen.features(name)
+        captions = self.data.captions
+        index = next(i for i in range(len(captions)) if captions.record(i).image == name)
+        return Segmenter(self.model, self.device).encode_image(captions.read(index))
+
+    def val_features(self) -> Iterator[tuple[int, ImageFeatures]]:
+        """Yield the validation images by their number, with their features by the model as it is now."""
+        assert self.val_set is not None
+        images, stems = self.val_set, {stem: i for i, stem in enumerate(self.val_set.stems)}
+        segmenter = Segmenter(self.model, self.device)
+        if not self.config.data.cache_features:
+            for index in range(len(images)):
+                yield index, segmenter.encode_image(images[index].image)
+            return
+        folder = Path(self.config.data.cache_features)
+        kept = FrozenImages(folder, segmenter, images.source, lambda stem: images[stems[stem]].image)
+        kept.fill(stems)
+        for stem, index in stems.items():
+            yield index, kept.features(stem)
+
+    def val_label(self, index: int) -> np.ndarray:
+        """Return the labels of a validation image."""
+        assert self.val_set is not None
+        return self.val_set[index].label
+
     def measured(self) -> dict[str, tuple[SegmentationDataset, Tensor]]:
         if self.val_set is None:
             return {}
+        if self.val_set.has_background:
+            raise OVSDinoError("eval_every: a data set with a background is scored by `ovsdino ablate` alone; set it to 0")
         return {"val": (self.val_set, self.model.encode_text(self.val_set.names))}
 
     def slow(self) -> list[nn.Parameter]:

@@ -1,0 +1,141 @@
+"""The scores of a run of a study: borders too, priors at inference, and both readings of a data set with a background."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovsdino.data.segmentation import SegmentationDataset
+from ovsdino.errors import OVSDinoError
+from ovsdino.eval.boundary import BoundaryF1, trimap
+from ovsdino.eval.metrics import Confusion
+from ovsdino.models.ovsdino import ImageFeatures
+from ovsdino.models.prior import estimate_prior
+from ovsdino.ops import upsample_argmax
+
+if TYPE_CHECKING:
+    from ovsdino.train.weak.trainer import WeakTrainer
+
+THRESHOLDS = tuple((1 / (1 + np.exp(-np.linspace(-3.5, 5.0, 35)))).round(4).tolist())  # 0.03 to 0.99
+PAINTED = 0.01  # of an image: a word with less is not counted as painted
+CALIBRATED_ON = 100  # training images, at most
+
+
+def score(trainer: WeakTrainer) -> dict[str, float]:
+    """Return a trained model's scores on its validation images, in 0..1.
+
+    With a background (class 0, never a word) the words compete, and what is less certain than a threshold is
+    background; the threshold is `background_threshold`'s. The words alone are scored as well, over the pixels that are
+    no background.
+
+    Returns:
+        "miou", "boundary_f1", "trimap_miou", "pixel_accuracy"; with a background also "miou_words", the mIoU of the
+        words alone, and "threshold".
+
+    Raises:
+        OVSDinoError: The configuration names no validation images.
+    """
+    data = trainer.val_set
+    if data is None:
+        raise OVSDinoError("the study's configuration names no validation images (val.root)")
+    text = trainer.class_text(data)
+    prior = class_prior(trainer, text)
+    kinds, near = Confusion(len(data.names), data.ignore_index), Confusion(len(data.names), data.ignore_index)
+    words = Confusion(len(data.names) - 1, data.ignore_index) if data.has_background else None
+    f1 = BoundaryF1(len(data.names))
+    threshold = background_threshold(trainer, text, prior) if data.has_background else None
+    for index, features in trainer.val_features():
+        target = trainer.val_label(index)
+        logits = answers(trainer, features, text, prior)
+        labels = upsample_argmax(logits, target.shape, threshold)[0].cpu().numpy().astype(np.int64)
+        target = target.astype(np.int64)
+        ignore = target == data.ignore_index
+        if words is not None:
+            labels = np.where(labels == len(text), 0, labels + 1)  # below the threshold: background
+            sure = upsample_argmax(logits, target.shape)[0].cpu().numpy().astype(np.int64)
+            words.update(sure, np.where(ignore | (target == 0), data.ignore_index, target - 1))
+        kinds.update(labels, target)
+        near.update(labels, np.where(trimap(target, ignore), target, data.ignore_index))
+        f1.update(labels, target, ignore)
+    per_class = f1.per_class()
+    found = {
+        "miou": kinds.miou(),
+        "boundary_f1": float(np.nanmean(per_class)) if np.isfinite(per_class).any() else None,
+        "trimap_miou": near.miou(),
+        "pixel_accuracy": kinds.accuracy(),
+    }
+    if words is not None:
+        found |= {"miou_words": words.miou(), "threshold": threshold}
+    return {name: value or 0.0 for name, value in found.items()}
+
+
+def answers(trainer: WeakTrainer, features: ImageFeatures, text: Tensor, prior: Tensor | None) -> Tensor:
+    """Return the logits of an image, (1, K, h, w) float32, at the strength of the prior that `val.prior` names."""
+    with torch.no_grad():
+        return trainer.model.decode(features, text, prior, trainer.config.val.prior).float()
+
+
+def class_prior(trainer: WeakTrainer, text: Tensor) -> Tensor | None:
+    """Return how common each class is in the training images by the model's own account, (K,); None without a prior."""
+    if not trainer.config.val.prior:
+        return None
+    with torch.no_grad():
+        logits = [trainer.model.coarse_logits(f, text)[0] for _, f in training_features(trainer)]
+    return estimate_prior(logits, trainer.config.loss.rarest)
+
+
+def background_threshold(trainer: WeakTrainer, text: Tensor, prior: Tensor | None) -> float:
+    """Return the certainty below which a pixel is background, chosen on training images by their captions alone.
+
+    At a threshold an image has painted words (1 % of it or more) and said ones, those classes that its caption names.
+    The threshold is the one of the best F1 of painted words against said ones, over all images; no label is read. Of
+    equal ones the lowest.
+
+    Args:
+        trainer: Its training images and their captions.
+        text: (K, D), of the classes without the background.
+        prior: Of `class_prior`.
+    """
+    data = trainer.val_set
+    assert data is not None
+    said = captioned_classes(trainer, data)
+    hits, painted, named = np.zeros((3, len(THRESHOLDS)))
+    for name, features in training_features(trainer):
+        logits = answers(trainer, features, text, prior)
+        certainty, label = logits.softmax(1).max(1)
+        truth = said.get(name, set())
+        for i, threshold in enumerate(THRESHOLDS):
+            share = torch.bincount(label[certainty >= threshold], minlength=len(text)) / label.numel()
+            words = set(torch.nonzero(share >= PAINTED).flatten().tolist())
+            hits[i] += len(words & truth)
+            painted[i] += len(words)
+            named[i] += len(truth)
+    f1 = 2 * hits / np.maximum(painted + named, 1)
+    return THRESHOLDS[int(f1.argmax())]
+
+
+def captioned_classes(trainer: WeakTrainer, data: SegmentationDataset) -> dict[str, set[int]]:
+    """Return the classes, numbered without the background, that the captions of each training image name."""
+    place = {name: i for i, name in enumerate(data.names[1:])}
+    found: dict[str, set[int]] = {}
+    for i in range(len(trainer.data.captions)):
+        record = trainer.data.captions.record(i)
+        texts = [text for caption in record.captions for text in trainer.data.texts(caption)]
+        found.setdefault(record.image, set()).update(place[text] for text in texts if text in place)
+    return found
+
+
+def training_features(trainer: WeakTrainer) -> Iterator[tuple[str, ImageFeatures]]:
+    """Yield up to `CALIBRATED_ON` training images, spread evenly, by name with their features."""
+    names = list(dict.fromkeys(trainer.data.captions.record(i).image for i in range(len(trainer.data.captions))))
+    for index in spread(len(names), CALIBRATED_ON):
+        yield names[index], trainer.image_features(names[index])
+
+
+def spread(count: int, most: int) -> Sequence[int]:
+    """Return up to `most` of `count` indices, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
