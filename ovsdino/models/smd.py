@@ -64,13 +64,18 @@ class SMDBlock(nn.Module):
         if c.gate == "attention":
             gate = self.gate(torch.cat([normed, structure], dim=-1)).sigmoid().transpose(1, 2)
         if c.structure:
-            e = self.structure(structure).view(batch, tokens, c.heads, c.structure_rank).transpose(1, 2)
-            attended = structure_attention(q, k, v, unit_variance(e) if c.unit else e, self.strength(), gate)
+            attended = structure_attention(q, k, v, self.embed(structure), self.strength(), gate)
         else:
             attended = F.scaled_dot_product_attention(q, k, v)
             attended = attended if gate is None else attended * gate.unsqueeze(-1)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.mlp_norm(x))
+
+    def embed(self, structure: Tensor) -> Tensor:
+        """Return e (B, heads, N, r) of structure tokens S (B, N, structure_dim)."""
+        c, (batch, tokens, _) = self.config, structure.shape
+        e: Tensor = self.structure(structure).view(batch, tokens, c.heads, c.structure_rank).transpose(1, 2)
+        return unit_variance(e) if c.unit else e
 
     def strength(self) -> Tensor:
         """Return lambda, (heads,)."""
@@ -114,6 +119,22 @@ class StructureModulatedDecoder(nn.Module):
             raise ValueError(f"the gate is {self.config.gate!r}: only one of the output has a map")
         gate = self._gate(*self._decoded(features.flatten(2).transpose(1, 2), structure))
         return gate.transpose(1, 2).reshape(len(features), 1, *features.shape[2:])
+
+    def distances(self, structure: Tensor) -> Tensor:
+        """Return lambda |e_i - e_j|^2 of all pairs of tokens, of structure tokens S (B, structure_dim, h, w).
+
+        Returns:
+            (B, blocks heads, N, N) float32.
+        """
+        structure = self.structure_norm(structure.flatten(2).transpose(1, 2))
+        found = []
+        for block in self.blocks:
+            assert isinstance(block, SMDBlock)
+            e = block.embed(structure).float()
+            size = e.square().sum(-1)
+            squared = (size[..., None] + size[..., None, :] - 2 * e @ e.transpose(-2, -1)).clamp_min(0)
+            found.append(block.strength()[:, None, None] * squared)
+        return torch.cat(found, 1)
 
     def _decoded(self, tokens: Tensor, structure: Tensor) -> tuple[Tensor, Tensor]:
         """Return the blocks' tokens and S, both normalized, (B, N, width) and (B, N, structure_dim)."""

@@ -180,7 +180,9 @@ def _run_ablation(study: Ablation, base: dict[str, Any], log: Log, jobs: int) ->
         apart = [[r for r in missing if (study.trained(r.variant) == r.variant) is own] for own in (True, False)]
         phases: list[list[Run | int]] = [[*backbones], [*apart[0]], [*apart[1]]]
     else:
-        phases = [[*(s for s in backbones if s == seed), *(r for r in missing if r.seed == seed)] for seed in study.seeds]
+        phases = [
+            [*(s for s in backbones if s == seed), *(r for r in missing if r.seed == seed)] for seed in study.seeds
+        ]
     for tasks in phases:
         run_tasks(partial(_do, study, base), tasks, jobs, log)
     first = next(iter(study.sets), "")

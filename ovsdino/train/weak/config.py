@@ -77,6 +77,10 @@ class WeakLossConfig:
         sam: The structure tokens approach SAM's embedding; needs `data.sam_targets` or `sam_checkpoint`.
         boundary: BCE + Dice of the boundary logits against the pseudo-masks' edges.
         preserve: F' stays near F, pooled in the pseudo-masks.
+        affinity: The affinity of the guide, along which the decoder upsamples, says which cells the same pseudo-masks
+            hold, see `ovsdino.train.weak.affinity`.
+        distances: Of the neighbors of `affinity`, in cells of a quarter of a token; as many in cells of half a token.
+        structure: The same of all pairs of tokens, for the distances lambda |e_i - e_j|^2 of the SMD's heads.
         pool: How an image becomes one embedding. "heads": by one head of the class token's attention, the one that
             agrees most with the image's own caption, for all captions (Talk2DINO). "text": each text attends to the
             image itself, for a ViT without class token.
@@ -94,6 +98,9 @@ class WeakLossConfig:
     sam: Weight = 0.0
     boundary: Weight = 0.3
     preserve: Weight = 0.2
+    affinity: Weight = 0.0
+    distances: Annotated[tuple[int, ...], Within(1, 64), Size(1, 8)] = (1, 2)
+    structure: Weight = 0.0
     pool: Literal["text", "heads"] = "text"
     sharpness: Annotated[float, Within(0, 10_000)] = 10.0
     adjust: Probability = 1.0

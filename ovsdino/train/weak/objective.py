@@ -10,6 +10,8 @@ With F the backbone's tokens, F' the decoder's, t_u the texts of the step, m the
       + preserve 1 - cos(p_m, mean of F in m)
       + sam      1 - cos + smooth L1 (S, SAM's embedding)
       + boundary BCE + Dice(boundary logits, edges of the masks)
+      + affinity BCE(exp(-|a_i - a_j|^2), share of the masks of either cell that hold both)
+      + structure the same of tokens, exp(-lambda |e_i - e_j|^2)
 
 `decode` is the decoder that answers words at inference, guide and all: what sharpens a mask's embedding here sharpens
 a word's there. A region is what a caption speaks of, mostly the whole image. A term is evaluated in two steps: each
@@ -36,6 +38,7 @@ from ovsdino.ops import mask_pool
 from ovsdino.train.segmentation import normalized
 from ovsdino.train.terms import Term, active
 from ovsdino.train.weak import losses
+from ovsdino.train.weak.affinity import affinity_loss, grid_affinity_loss
 from ovsdino.train.weak.config import RobustConfig, WeakConfig
 from ovsdino.train.weak.frozen import encode_maps
 from ovsdino.train.weak.robust import trimmed_weights, weighted_mean
@@ -93,6 +96,16 @@ def terms_of(config: WeakConfig, model: OVSDINO) -> list[MaskTerm | WholeTerm]:
         terms.append(
             WholeTerm("boundary", c.boundary, lambda _, o: _each(losses.mask_boundary_loss, o.boundary, o.edges))
         )
+        if decoder.config.upsampling == "propagated" and decoder.config.propagation.structure:
+            terms.append(WholeTerm("affinity", c.affinity, lambda _, o: o.affinity_loss))
+        if decoder.smd is not None and decoder.smd.config.structure:
+            terms.append(
+                WholeTerm(
+                    "structure",
+                    c.structure,
+                    lambda b, o: grid_affinity_loss(o.structure_distances, o.soft, b.quality),
+                )
+            )
     return active(terms)
 
 
@@ -239,6 +252,26 @@ class Outputs:
     def edges(self) -> Tensor:
         """(B, 1, 4h, 4w), their target."""
         return losses.mask_boundaries(self.inputs.masks, self.inputs.quality)
+
+    @property
+    def affinity_loss(self) -> Tensor:
+        """(B,), of the affinity's neighbors at a quarter and at half of a token, the mean of both."""
+        decoder, inputs = self.objective.model.decoder, self.inputs
+        assert self.features.structure is not None and decoder is not None
+        affinity, distances = (
+            decoder.propagation.embed(self.features.structure.guide),
+            self.objective.config.loss.distances,
+        )
+        fine = affinity_loss(affinity, inputs.masks, inputs.quality, distances)
+        halves = F.avg_pool2d(inputs.masks.float(), 2) >= 0.5
+        return 0.5 * (fine + affinity_loss(F.avg_pool2d(affinity, 2), halves, inputs.quality, distances))
+
+    @property
+    def structure_distances(self) -> Tensor:
+        """(B, blocks heads, N, N), lambda |e_i - e_j|^2 of each block and head of the SMD."""
+        decoder = self.objective.model.decoder
+        assert self.features.structure is not None and decoder is not None and decoder.smd is not None
+        return decoder.smd.distances(self.features.structure.tokens)
 
     @property
     def aligned(self) -> Tensor:

@@ -199,7 +199,9 @@ class WeakTrainer(SegmentationTrainer):
         if self.val_set is None:
             return {}
         if self.val_set.has_background:
-            raise OVSDinoError("eval_every: a data set with a background is scored by `ovsdino ablate` alone; set it to 0")
+            raise OVSDinoError(
+                "eval_every: a data set with a background is scored by `ovsdino ablate` alone; set it to 0"
+            )
         return {"val": (self.val_set, self.model.encode_text(self.val_set.names))}
 
     def slow(self) -> list[nn.Parameter]:
