@@ -16,7 +16,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["affinity_loss", "grid_affinity_loss", "neighbors", "pair_loss"]
+__all__ = [
+    "affinity_loss",
+    "far_affinity_loss",
+    "grid_affinity_loss",
+    "neighbors",
+    "pair_loss",
+    "squared_distances",
+]
 
 LEAST = 0.01  # of what a pair may be sure of, so that equal cells that should differ have a finite loss
 
@@ -57,11 +64,34 @@ def affinity_loss(embedding: Tensor, masks: Tensor, weights: Tensor, dilations: 
     return pair_loss(torch.cat(distance, 1), torch.cat(share, 1), torch.cat(known, 1))
 
 
-def grid_affinity_loss(distance: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
-    """Return the same for all pairs of tokens, each of which may lie in a mask in part.
+def far_affinity_loss(embedding: Tensor, masks: Tensor, weights: Tensor, cells: int) -> Tensor:
+    """Return the same for all pairs of randomly drawn cells: what the neighbors say nothing of.
 
-    With s_im the share of token i that lies in mask m, [i and j in m] is s_im s_jm, and [i or j in m] is
-    s_im + s_jm - s_im s_jm. A token and itself are no pair.
+    Args:
+        embedding: See `affinity_loss`.
+        masks: See `affinity_loss`.
+        weights: See `affinity_loss`.
+        cells: Number of the cells, the same ones in all images; drawn by torch's own generator.
+
+    Returns:
+        (B,), zero for an image without masks.
+    """
+    drawn = torch.randperm(masks.shape[2] * masks.shape[3], device=masks.device)[:cells]
+    distance = squared_distances(embedding.float().flatten(2)[:, :, drawn].transpose(1, 2))
+    return grid_affinity_loss(distance, masks.flatten(2)[:, :, drawn].float(), weights)
+
+
+def squared_distances(points: Tensor) -> Tensor:
+    """Return |e_i - e_j|^2 of points (..., N, C) float32, (..., N, N)."""
+    size = points.square().sum(-1)
+    return (size[..., None] + size[..., None, :] - 2 * points @ points.transpose(-2, -1)).clamp_min(0)
+
+
+def grid_affinity_loss(distance: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
+    """Return the same for all pairs of N places, each of which may lie in a mask in part.
+
+    With s_im the share of place i that lies in mask m, [i and j in m] is s_im s_jm, and [i or j in m] is
+    s_im + s_jm - s_im s_jm. A place and itself are no pair.
 
     Args:
         distance: (B, N, N) or (B, heads, N, N), >= 0, the loss of heads being their mean.
@@ -77,11 +107,11 @@ def grid_affinity_loss(distance: Tensor, masks: Tensor, weights: Tensor) -> Tens
     both = weighted.transpose(1, 2) @ shares
     either = area[:, :, None] + area[:, None] - both
     known = either.clamp(0, 1) * (1 - torch.eye(area.shape[1], device=area.device))
-    share = (both / either.clamp_min(1e-6)).flatten(1)
-    if distance.ndim == 3:
-        return pair_loss(distance.float().flatten(1), share, known.flatten(1))
-    each = [pair_loss(head.float().flatten(1), share, known.flatten(1)) for head in distance.unbind(1)]
-    return torch.stack(each).mean(0)
+    share = both / either.clamp_min(1e-6)
+    if distance.ndim == 4:
+        share, known = share[:, None], known[:, None]
+    losses = pair_loss(distance.float().flatten(-2), share.flatten(-2), known.flatten(-2))
+    return losses if distance.ndim == 3 else losses.mean(1)
 
 
 def pair_loss(distance: Tensor, share: Tensor, known: Tensor) -> Tensor:
@@ -93,17 +123,17 @@ def pair_loss(distance: Tensor, share: Tensor, known: Tensor) -> Tensor:
     for few neighbors lie on two sides of an edge. A side without pairs is zero.
 
     Args:
-        distance: (B, P), >= 0.
-        share: (B, P) in [0, 1].
-        known: (B, P) >= 0, the weight of each pair.
+        distance: (..., P), >= 0.
+        share: (..., P) in [0, 1].
+        known: (..., P) >= 0, the weight of each pair.
 
     Returns:
-        (B,).
+        (...).
     """
     together, apart = known * share, known * (1 - share)
     miss = torch.log1p(-(1 - LEAST) * torch.exp(-distance))
-    near = (together * distance).sum(1) / together.sum(1).clamp_min(1e-6)
-    return 0.5 * near - 0.5 * (apart * miss).sum(1) / apart.sum(1).clamp_min(1e-6)
+    near = (together * distance).sum(-1) / together.sum(-1).clamp_min(1e-6)
+    return 0.5 * near - 0.5 * (apart * miss).sum(-1) / apart.sum(-1).clamp_min(1e-6)
 
 
 def _first(x: Tensor, offset: Offset) -> Tensor:

@@ -98,17 +98,16 @@ class CachedDataset(WeakDataset):
         masks, quality = torch.zeros(count, *self.fine, dtype=torch.bool), torch.zeros(count)
         if self.grids is None or not count:
             return masks, quality
-        cells, scores = self.grids[name]
-        cells = window.of(cells, 4)
-        inside = cells.flatten(1).sum(1).numpy()
+        cells, counts, scores = self.grids[name]
+        inside = window.of(counts, 1).flatten(1).sum(1).numpy()
         likely = np.flatnonzero(inside >= max(1.0, self.config.min_mask_area * self.fine[0] * self.fine[1]))
         if not len(likely):
             return masks, quality
         chance = np.sqrt(inside[likely])
         drawn = rng.choice(likely, min(count, len(likely)), replace=False, p=chance / chance.sum())
-        found, weights = cells[drawn], torch.ones(len(drawn))
+        found, weights = window.of(cells[torch.from_numpy(drawn)], 4), torch.ones(len(drawn))
         if self.robust.quality_weights:
-            weights = quality_weight(scores[drawn, 0], scores[drawn, 1])
+            weights = quality_weight(*scores[drawn, :2].T)
         if self.robust.agreement:
             weights = weights * agreement_weight(scores[drawn, 2])
         if self.robust.merge or self.robust.split:

@@ -3,7 +3,9 @@
 A stand-in for the web's captions at a scale where there are no others. It writes one line for each crop: the image's
 name, the crop's box and the caption, and nothing else of the labels. Training reads that file and the images.
 
-    python -m ovsdino.train.weak.compose_captions --root data --output runs/weak/captions.jsonl
+    python -m ovsdino.train.weak.compose_captions --root data --output runs/weak/camvid/captions.jsonl
+    python -m ovsdino.train.weak.compose_captions --root data --dataset voc21 --whole --least 0 \
+        --output runs/weak/voc21/captions.jsonl
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ class ComposeCaptions:
     """Least and largest area of a crop, in shares of the image."""
     least: float = 0.04
     """Share of the crop that a class must cover to be named."""
+    whole: bool = False
+    """One caption of each whole image, its image-level words, in place of crops; all classes that --least lets by."""
     seed: int = 0
     """Seed of the crops."""
 
@@ -57,9 +61,9 @@ def sentence(names: Sequence[str]) -> str:
 
 
 def compose(config: ComposeCaptions) -> list[dict[str, object]]:
-    """Return one row for each crop that shows something: {"image", "caption", "box"}.
+    """Return one row for each crop that shows something: {"image", "caption", "box"}, without a box for a whole image.
 
-    A box is left, top, width, height in pixels.
+    A box is left, top, width, height in pixels. Background has no word.
 
     Raises:
         OVSDinoError: See `open_dataset`.
@@ -67,17 +71,26 @@ def compose(config: ComposeCaptions) -> list[dict[str, object]]:
     dataset = open_dataset(config.dataset, config.root, config.split, byte_labels=True)
     rng = np.random.default_rng(config.seed)
     rows: list[dict[str, object]] = []
+
+    def named(label: np.ndarray) -> list[str]:
+        counts = np.bincount(label.ravel(), minlength=256)[: len(dataset.names)]
+        if dataset.has_background:
+            counts[0] = 0
+        order = np.argsort(-counts, kind="stable")
+        return [dataset.names[i] for i in order if counts[i] and counts[i] >= config.least * label.size]
+
     for entry, sample in zip(dataset.entries, dataset, strict=True):
         height, width = sample.label.shape
+        if config.whole:
+            if names := named(sample.label):
+                rows.append({"image": entry.image, "caption": sentence(names)})
+            continue
         for _ in range(config.crops):
             area = rng.uniform(*config.area) * height * width
             aspect = np.exp(rng.uniform(-1, 1) * np.log(4 / 3))
             h, w = min(height, round((area / aspect) ** 0.5)), min(width, round((area * aspect) ** 0.5))
             y, x = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-            counts = np.bincount(sample.label[y : y + h, x : x + w].ravel(), minlength=256)[: len(dataset.names)]
-            order = np.argsort(-counts, kind="stable")
-            names = [dataset.names[i] for i in order if counts[i] >= config.least * h * w]
-            if names:
+            if names := named(sample.label[y : y + h, x : x + w]):
                 rows.append({"image": entry.image, "caption": sentence(names), "box": [x, y, w, h]})
     return rows
 

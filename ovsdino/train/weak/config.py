@@ -79,7 +79,8 @@ class WeakLossConfig:
         preserve: F' stays near F, pooled in the pseudo-masks.
         affinity: The affinity of the guide, along which the decoder upsamples, says which cells the same pseudo-masks
             hold, see `ovsdino.train.weak.affinity`.
-        distances: Of the neighbors of `affinity`, in cells of a quarter of a token; as many in cells of half a token.
+        distances: Of the neighbors of `affinity`, in cells of a quarter of a token.
+        far: Cells of an image that are drawn at random in each step, all pairs of which count as much as the neighbors.
         structure: The same of all pairs of tokens, for the distances lambda |e_i - e_j|^2 of the SMD's heads.
         pool: How an image becomes one embedding. "heads": by one head of the class token's attention, the one that
             agrees most with the image's own caption, for all captions (Talk2DINO). "text": each text attends to the
@@ -100,6 +101,7 @@ class WeakLossConfig:
     preserve: Weight = 0.2
     affinity: Weight = 0.0
     distances: Annotated[tuple[int, ...], Within(1, 64), Size(1, 8)] = (1, 2)
+    far: Annotated[int, Within(2, 4096)] = 192
     structure: Weight = 0.0
     pool: Literal["text", "heads"] = "text"
     sharpness: Annotated[float, Within(0, 10_000)] = 10.0

@@ -189,15 +189,15 @@ class MaskGrids:
         """Decode what is missing; see `TensorFolder.fill`."""
         return self.files.fill(names)
 
-    def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """Return an image's masks.
 
         Returns:
-            (M, 4h, 4w) bool, a cell is set when half of it or more is; and (M, 3) float32: predicted IoU, stability
-            score and `edge_agreement` of each.
+            (M, 4h, 4w) bool, a cell is set when half of it or more is; (M, h, w) uint8, the cells of each token that
+            are set; and (M, 3) float32: predicted IoU, stability score and `edge_agreement` of each.
         """
         found = self.files[name]
-        return found["cells"], found["scores"]
+        return found["cells"], found["counts"], found["scores"]
 
     def _make(self, name: str) -> Tensors:
         image = self.images.read(name)
@@ -213,7 +213,8 @@ class MaskGrids:
             agreement[part.start : part.stop] = edge_agreement(view, whole.bool())[0]
         sure = [[mask["predicted_iou"], mask["stability_score"]] for mask in row["masks"]]
         scores = torch.cat([torch.tensor(sure, dtype=torch.float32).view(-1, 2), agreement[:, None]], 1)
-        return {"cells": cells, "scores": scores}
+        counts = cells.view(-1, h // 4, 4, w // 4, 4).sum((2, 4)).to(torch.uint8)
+        return {"cells": cells, "counts": counts, "scores": scores}
 
 
 def frozen_digest(model: OVSDINO) -> str:

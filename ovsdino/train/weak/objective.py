@@ -38,7 +38,7 @@ from ovsdino.ops import mask_pool
 from ovsdino.train.segmentation import normalized
 from ovsdino.train.terms import Term, active
 from ovsdino.train.weak import losses
-from ovsdino.train.weak.affinity import affinity_loss, grid_affinity_loss
+from ovsdino.train.weak.affinity import affinity_loss, far_affinity_loss, grid_affinity_loss
 from ovsdino.train.weak.config import RobustConfig, WeakConfig
 from ovsdino.train.weak.frozen import encode_maps
 from ovsdino.train.weak.robust import trimmed_weights, weighted_mean
@@ -255,16 +255,12 @@ class Outputs:
 
     @property
     def affinity_loss(self) -> Tensor:
-        """(B,), of the affinity's neighbors at a quarter and at half of a token, the mean of both."""
-        decoder, inputs = self.objective.model.decoder, self.inputs
+        """(B,), of the affinity's neighbors and of pairs far apart, the mean of both."""
+        decoder, inputs, c = self.objective.model.decoder, self.inputs, self.objective.config.loss
         assert self.features.structure is not None and decoder is not None
-        affinity, distances = (
-            decoder.propagation.embed(self.features.structure.guide),
-            self.objective.config.loss.distances,
-        )
-        fine = affinity_loss(affinity, inputs.masks, inputs.quality, distances)
-        halves = F.avg_pool2d(inputs.masks.float(), 2) >= 0.5
-        return 0.5 * (fine + affinity_loss(F.avg_pool2d(affinity, 2), halves, inputs.quality, distances))
+        affinity = decoder.propagation.embed(self.features.structure.guide)
+        near = affinity_loss(affinity, inputs.masks, inputs.quality, c.distances)
+        return 0.5 * (near + far_affinity_loss(affinity, inputs.masks, inputs.quality, c.far))
 
     @property
     def structure_distances(self) -> Tensor:

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from ovsdino.train.weak.affinity import affinity_loss, grid_affinity_loss, neighbors, pair_loss
+from ovsdino.train.weak.affinity import (
+    affinity_loss,
+    far_affinity_loss,
+    grid_affinity_loss,
+    neighbors,
+    pair_loss,
+    squared_distances,
+)
 
 
 def test_neighbors_are_half_of_the_eight():
@@ -80,3 +87,26 @@ def test_tokens_that_lie_in_masks_in_part():
     heads = torch.stack([d, 2 * d], 1)
     mean = (grid_affinity_loss(d, masks, weights) + grid_affinity_loss(2 * d, masks, weights)) / 2
     torch.testing.assert_close(grid_affinity_loss(heads, masks, weights), mean)
+
+
+def test_far_pairs_of_all_cells_are_all_pairs():
+    generator = torch.Generator().manual_seed(1)
+    masks, weights = torch.rand(2, 3, 4, 5, generator=generator) < 0.4, torch.rand(2, 3, generator=generator)
+    a = torch.randn(2, 2, 4, 5, generator=generator)
+    points = a.flatten(2).transpose(1, 2)
+    distance = squared_distances(points)
+    torch.testing.assert_close(distance, torch.cdist(points, points) ** 2, rtol=1e-4, atol=1e-4)
+    expected = []
+    for image in range(2):
+        inside, terms = masks[image].flatten(1), ([], [], [])
+        for i in range(20):
+            for j in range(20):
+                w = weights[image]
+                either = float(w[inside[:, i] | inside[:, j]].sum())
+                if i != j and either:
+                    terms[0].append(distance[image, i, j])
+                    terms[1].append(float(w[inside[:, i] & inside[:, j]].sum()) / either)
+                    terms[2].append(min(1.0, either))
+        expected.append(pair_loss(*(torch.tensor(term) for term in terms)))
+    torch.testing.assert_close(far_affinity_loss(a, masks, weights, 20), torch.stack(expected))
+    assert far_affinity_loss(a, masks, weights, 7).shape == (2,)
