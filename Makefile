@@ -64,13 +64,24 @@ bench: setup
 	$(PY) benchmarks/ops.py --json > outputs/bench/ops.json
 	@echo "wrote outputs/bench/ops.json"
 
-# What configs/weak_nano.yaml and weak_study.yaml read: captions of CamVid's crops and pseudo-masks, whole and corrupted.
-# 15 to 20 minutes; the masks go on where they were stopped. The configurations look for images in `data`.
-weak-data: setup
-	mkdir -p runs/weak && { [ -e data ] || ln -s $(abspath $(DATA)) data; }
-	$(PY) -m ovsdino.train.weak.compose_captions --root $(DATA) --output runs/weak/captions.jsonl
-	$(VENV)/bin/ovsdino masks --generator felzenszwalb --images $(CAMVID_TRAIN) --output runs/weak/masks
-	$(VENV)/bin/ovsdino masks --from runs/weak/masks --corrupt 0.3 --output runs/weak/masks_corrupt30
+# What configs/weak_*.yaml but weak_b14 read, of CamVid and of VOC where its images are: captions, pseudo-masks, and the
+# masks of the study's controls. 15 to 20 minutes for each; the masks go on where they were stopped. The configurations
+# look for images in `data`. masks_segments are regions of the labels.
+WEAK_SETS = camvid $(if $(wildcard $(DATA)/voc21_train.zip),voc21)
+WEAK_CAPTIONS_camvid = --dataset camvid
+WEAK_CAPTIONS_voc21 = --dataset voc21 --whole --least 0
+WEAK_IMAGES_camvid = $(CAMVID_TRAIN)
+WEAK_IMAGES_voc21 = $(DATA)/voc21_train.zip
+CONTROLS := $(PY) -m ovsdino.train.masks.controls
+weak-data: setup $(WEAK_SETS:%=weak-data-%)
+weak-data-%: setup
+	mkdir -p runs/weak/$* && { [ -e data ] || ln -s $(abspath $(DATA)) data; }
+	$(PY) -m ovsdino.train.weak.compose_captions --root $(DATA) $(WEAK_CAPTIONS_$*) --output runs/weak/$*/captions.jsonl
+	$(VENV)/bin/ovsdino masks --generator felzenszwalb --images $(WEAK_IMAGES_$*) --output runs/weak/$*/masks
+	$(VENV)/bin/ovsdino masks --from runs/weak/$*/masks --corrupt 0.3 --output runs/weak/$*/masks_corrupt30
+	$(CONTROLS) --from runs/weak/$*/masks --kind foreign --output runs/weak/$*/masks_foreign
+	$(CONTROLS) --from runs/weak/$*/masks --kind rectangles --output runs/weak/$*/masks_rectangles
+	$(CONTROLS) --from runs/weak/$*/masks --kind segments --dataset $* --root $(DATA) --output runs/weak/$*/masks_segments
 
 # A GPU machine may have torch but no network, so its own Python is taken when that has all the check needs.
 GPU_PYTHON = $(or $(shell $(PYTHON) -c 'import numpy, pytest, timm, torch, triton; print("$(PYTHON)")' 2>/dev/null),$(PY))

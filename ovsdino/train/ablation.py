@@ -35,7 +35,7 @@ from ovsdino.train.initial import changed_model
 from ovsdino.train.jobs import run_tasks
 from ovsdino.train.segmentation import SegmentationTrainer
 from ovsdino.train.start import make_trainer, read_config, supervision, train_config
-from ovsdino.train.weak.scoring import score
+from ovsdino.train.weak import scoring
 from ovsdino.train.weak.trainer import WeakTrainer
 
 Log = Callable[[str], None]
@@ -222,8 +222,8 @@ def summary(
     """Return mean and standard deviation over seeds of each variant, and its gain over the baseline seed by seed.
 
     Returns:
-        {"seeds", "rows": [{"variant", "miou", "miou_std", "miou_gain", "miou_gain_std", ..., "gflops", "ms"}]}, with the
-        scores that all runs have; in a study of several data sets a row also has "set".
+        {"seeds", "rows": [{"variant", "miou", "miou_std", "miou_gain", "miou_gain_std", ..., "gflops", "ms"}]}, with
+        the scores that all runs have; in a study of several data sets a row also has "set".
     """
 
     def spread(values: list[float]) -> float:
@@ -375,7 +375,7 @@ def _trained(config: RunConfig, log: Log) -> SegmentationTrainer:
 def _score(trainer: SegmentationTrainer) -> dict[str, float]:
     freeze(trainer.model)
     if isinstance(trainer, WeakTrainer):
-        return score(trainer)
+        return scoring.score(trainer)
     found = trainer.measured().get("val")
     if found is None:
         raise OVSDinoError("the study's configuration names no validation images (val.root)")

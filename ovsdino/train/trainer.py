@@ -50,6 +50,7 @@ class Trainer(ABC):
     betas = (0.9, 0.999)
     undecayed: tuple[str, ...] = ("pos_embed",)  # parts of names of parameters without weight decay
     optim_key = "optim."  # in front of the optimizer's settings, in messages
+    fused = False  # one kernel for AdamW: 1 ms in place of 6 for the 106 parameters of nano's decoder (one core)
     slow_rate = 1.0  # of the parameters of `slow`, in shares of the learning rate
     objective: Any  # what `losses` calls; wrapped for many processes by the subclass that runs in many
 
@@ -124,7 +125,7 @@ class Trainer(ABC):
         self.trained = parameters or {k: p for k, p in module.named_parameters() if p.requires_grad}
         rates = {id(parameter): self.slow_rate for parameter in self.slow()}
         groups, self.rates = parameter_groups(self.trained, self.optim, self.undecayed, rates)
-        self.optimizer = torch.optim.AdamW(groups, betas=self.betas)
+        self.optimizer = torch.optim.AdamW(groups, betas=self.betas, fused=self.fused or None)
 
     def learning_rate(self, step: int) -> float:
         """Return the rate of a step: linear warm-up, constant, then half a cosine to 1 % of the rate."""

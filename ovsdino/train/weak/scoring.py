@@ -1,4 +1,4 @@
-"""The scores of a run of a study: borders too, priors at inference, and both readings of a data set with a background."""
+"""The scores of a run of a study: borders, priors at inference, both readings of a data set with a background."""
 
 from __future__ import annotations
 
