@@ -24,6 +24,8 @@ from ovsdino.train.image_cache import ImageCache, share_of_machine
 from ovsdino.train.weak.config import RobustConfig, WeakDataConfig
 from ovsdino.train.weak.robust import agreement_weight, edge_agreement, perturb_masks, quality_weight
 
+SLACK = 1e-3  # pixels by which a box may leave a crop of broken pixels that holds it
+
 
 @dataclass
 class WeakBatch:
@@ -57,15 +59,16 @@ class WeakBatch:
 
     def slice(self, rows: slice) -> WeakBatch:
         """Return some of its images."""
-        own = {name: part[rows] for name, part in vars(self).items() if name != "maps"}
-        return WeakBatch(**own, maps=tuple(part[rows] for part in self.maps))
+        own: dict[str, Any] = {name: part[rows] for name, part in vars(self).items() if name != "maps"}
+        own["maps"] = tuple(part[rows] for part in self.maps)
+        return WeakBatch(**own)
 
     @staticmethod
     def collate(samples: Sequence[WeakBatch]) -> WeakBatch:
         """Return several batches as one."""
         *columns, maps = zip(*(vars(sample).values() for sample in samples), strict=True)
-        joined: Any = [torch.cat(c) if isinstance(c[0], Tensor) else list(chain(*c)) for c in columns]
-        return WeakBatch(*joined, maps=tuple(torch.cat(parts) for parts in zip(*maps, strict=True)))
+        joined: list[Any] = [torch.cat(c) if isinstance(c[0], Tensor) else list(chain(*c)) for c in columns]
+        return WeakBatch(*joined, tuple(torch.cat(parts) for parts in zip(*maps, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Crop:
     def holds(self, box: tuple[int, int, int, int]) -> bool:
         """Return whether a box (left, top, width, height) lies in the crop, within a thousandth of a pixel."""
         x, y = box[0] - self.left, box[1] - self.top
-        return min(x, y, self.width - x - box[2], self.height - y - box[3]) >= -1e-3
+        return min(x, y, self.width - x - box[2], self.height - y - box[3]) >= -SLACK
 
     def place(self, box: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
         """Return left, top, right, bottom of a box in shares of the crop, mirrored with it."""

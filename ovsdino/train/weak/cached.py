@@ -8,19 +8,17 @@ from torch import Tensor
 
 from ovsdino.data.captions import CaptionRecord, CaptionSet
 from ovsdino.errors import OVSDinoError
-from ovsdino.train.weak.batches import Crop, WeakBatch, WeakDataset
+from ovsdino.train.weak.batches import SLACK, Crop, WeakBatch, WeakDataset
 from ovsdino.train.weak.config import RobustConfig, WeakDataConfig
 from ovsdino.train.weak.frozen import FrozenImage, FrozenImages, MaskGrids, Window
 from ovsdino.train.weak.robust import agreement_weight, perturb_masks, quality_weight
-
-TRIES = 16  # windows that are drawn until one holds a captioned box
 
 
 class CachedDataset(WeakDataset):
     """`WeakDataset` on kept features: images at one scale, windows of `height` x `width` pixels, colors as they are.
 
-    `area`, `aspect` and `colour` do not apply. With captioned boxes (`regions`) a window is drawn again, up to `TRIES`
-    times, while it holds none; the last one may have no region.
+    `area`, `aspect` and `colour` do not apply. With captioned boxes (`regions`) all windows that hold one are equally
+    likely; where none does, all windows are, and the sample has no region.
 
     Args:
         captions: See `WeakDataset`.
@@ -85,11 +83,16 @@ class CachedDataset(WeakDataset):
         whole = (0, 0, image.size[1], image.size[0])
         if not self.config.regions and any(box != whole for box in boxes):
             raise OVSDinoError(f"{name}: data.cache_features takes captions of boxes with data.regions above 0 alone")
-        for _ in range(TRIES if self.config.regions else 1):
-            top, left = int(rng.integers(0, rows - h + 1)), int(rng.integers(0, columns - w + 1))
-            crop = Crop(left * across, top * down, w * across, h * down, mirror)
-            if any(crop.holds(box) for box in boxes):
-                break
+        fit = np.ones((rows - h + 1, columns - w + 1), bool)
+        if self.config.regions:
+            x, y, right, bottom = np.array([(b[0], b[1], b[0] + b[2], b[1] + b[3]) for b in boxes]).T
+            tops, lefts = np.ogrid[: rows - h + 1, : columns - w + 1]
+            above = (tops[..., None] * down <= y + SLACK) & (bottom <= (tops[..., None] + h) * down + SLACK)
+            beside = (lefts[..., None] * across <= x + SLACK) & (right <= (lefts[..., None] + w) * across + SLACK)
+            held = (above & beside).any(-1)
+            fit = held if held.any() else fit
+        top, left = (int(v) for v in np.argwhere(fit)[rng.integers(int(fit.sum()))])
+        crop = Crop(left * across, top * down, w * across, h * down, mirror)
         return Window(left, top, w, h, mirror), crop
 
     def _cells(self, name: str, window: Window, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

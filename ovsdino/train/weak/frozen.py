@@ -27,6 +27,7 @@ from ovsdino.pipeline import Segmenter
 from ovsdino.train.segmentation import normalized
 from ovsdino.train.weak.robust import edge_agreement
 
+FORMAT = "1"  # of the files; another one when what they hold changes
 DECODED = 16  # masks at image resolution that are in memory at once
 
 Tensors = dict[str, Tensor]
@@ -129,7 +130,7 @@ class FrozenImages:
 
     def __init__(self, folder: Path, segmenter: Segmenter, source: str | Path, read: Read) -> None:
         self.segmenter, self.read = segmenter, read
-        key = _digest(frozen_digest(segmenter.model), str(segmenter.short_side), identity(source))
+        key = _digest(FORMAT, frozen_digest(segmenter.model), str(segmenter.short_side), identity(source))
         self.files = TensorFolder(Path(folder) / f"features-{key[:16]}", self._make)
 
     def fill(self, names: Iterable[str]) -> int:
@@ -182,7 +183,7 @@ class MaskGrids:
 
     def __init__(self, folder: Path, store: MaskStore, images: FrozenImages, patch: int) -> None:
         self.store, self.images, self.patch = store, images, patch
-        key = _digest(content(store), str(images.segmenter.short_side), str(patch))
+        key = _digest(FORMAT, content(store), str(images.segmenter.short_side), str(patch))
         self.files = TensorFolder(Path(folder) / f"masks-{key[:16]}", self._make)
 
     def fill(self, names: Iterable[str]) -> int:

@@ -157,6 +157,10 @@ class WeakTrainer(SegmentationTrainer):
         Kept from an earlier step it would have been read in other company, and its last bits would differ after a
         resumption. For b14 at 448 x 448 with one caption an image this is 2.4 % of a step's FLOPs.
         """
+        if not texts:
+            raise OVSDinoError(
+                "a step without a caption: no captioned box fits into its crops; raise data.height and width"
+            )
         share = -(-len(texts) // self.ranks.size)
         own = texts[self.ranks.rank * share :][:share]
         own += texts[:1] * (share - len(own))

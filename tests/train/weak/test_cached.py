@@ -23,10 +23,10 @@ def folder(tmp_path_factory):
 
 
 def cached(folder, output, regions=0, **changes):
-    """The configuration of a run on kept features, 2 x 3 tokens a window."""
+    """The configuration of a run on kept features, 2 x 3 tokens a window, 3 x 3 with boxes."""
     data = {"cache_features": str(output.parent / "cache"), "regions": regions}
     if regions:
-        data["annotations"] = str(folder / "boxes.jsonl")
+        data |= {"annotations": str(folder / "boxes.jsonl"), "height": 48}
     return write_config(folder, output, data=data, architecture={"short_side": SIDE}, **changes)
 
 
@@ -158,7 +158,7 @@ def test_masks_weigh_as_robust_says(folder, tmp_path):
 def test_masks_of_images_of_another_size_are_refused(folder, tmp_path):
     it = trainer(cached(folder, tmp_path / "run"))
     store = MaskStore.open(folder / "masks")
-    with pytest.raises(OVSDinoError, match="64 x 64 pixels"):
+    with pytest.raises(OVSDinoError, match="64 x 32 pixels, its masks 64 x 64"):
         store.of_size("images/0.png", (32, 64))
     assert dataclasses.is_dataclass(it.frozen["images/0.png"])
 
