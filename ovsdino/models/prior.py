@@ -1,4 +1,4 @@
-"""How common each class is by a model's own account, and what that takes from its logits (logit adjustment)."""
+"""The share of each class by a model's own account, and what that takes from its logits (logit adjustment)."""
 
 from __future__ import annotations
 

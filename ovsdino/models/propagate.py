@@ -12,7 +12,7 @@ from ovsdino.models.config import PropagationConfig
 
 __all__ = ["Propagation", "propagate"]
 
-LEAST = 1e-6  # a pixel's share of a class before its logarithm: that of 0 is no logit
+LEAST = 1e-6  # a pixel's share of a class before its logarithm: that of 0 is not finite
 TINY = 1e-20  # far below any share of a pixel, and its inverse is finite in float32
 
 

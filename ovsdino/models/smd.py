@@ -39,7 +39,7 @@ class SMDBlock(nn.Module):
         self.norm = nn.LayerNorm(c.width)
         self.query_key_value = nn.Linear(c.width, c.heads * (2 * c.head_dim + c.value_dim))
         if c.structure:
-            # A shift common to all tokens is no part of their distances, so the bias would learn nothing.
+            # A shift common to all tokens does not change their distances, so the bias would learn nothing.
             self.structure = nn.Linear(structure_dim, c.heads * c.structure_rank, bias=not c.unit)
             # A hint at the start: a mean of 1 over the pairs. For softplus(-2) = 0.13 distances are about 10.
             if c.unit:

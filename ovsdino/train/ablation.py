@@ -126,7 +126,7 @@ def load_ablation(path: str | Path, overrides: tuple[str, ...] = ()) -> tuple[Ab
 
 
 def _check_names(study: Ablation, path: str | Path) -> None:
-    """Refuse names that are no folders, and variants of variants that are not trained."""
+    """Refuse names that cannot be folders, and variants of variants that are not trained."""
     for key, names in (("variants", study.variants), ("sets", study.sets)):
         for name in names:
             if name != Path(name).name or name.startswith("."):

@@ -4,7 +4,7 @@
     rectangles   for each mask a rectangle of its area, at a random place and of a random aspect
     segments     connected regions of ONE CLASS OF THE LABELS, without its name: the segmenter of an ideal world
 
-`segments` reads ground truth: a run on them is no result, but an upper bound for what better masks could give.
+`segments` reads ground truth: a run on them is an upper bound for what better masks could give, never a result.
 
     python -m ovsdino.train.masks.controls --from runs/weak/masks --kind foreign --output runs/weak/masks_foreign
     python -m ovsdino.train.masks.controls --from runs/weak/masks --kind segments --dataset camvid --root data \
@@ -33,7 +33,7 @@ from ovsdino.parsing import run_script
 
 Control = Literal["foreign", "rectangles", "segments"]
 LEAST = 1e-4  # of an image: smaller regions of the labels are specks
-WARNING = "these masks are regions of the LABELS: a run on them is an upper bound, no result of weak supervision"
+WARNING = "these masks are regions of the LABELS: a run on them is an upper bound, never a result of weak supervision"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What pseudo-masks say of pairs of cells: two cells that the same masks hold belong together.
+"""Pairs of cells, as pseudo-masks see them: two cells that the same masks hold belong together.
 
 For cells i and j, with w_m the weight of mask m:
 
@@ -91,7 +91,7 @@ def grid_affinity_loss(distance: Tensor, masks: Tensor, weights: Tensor) -> Tens
     """Return the same for all pairs of N places, each of which may lie in a mask in part.
 
     With s_im the share of place i that lies in mask m, [i and j in m] is s_im s_jm, and [i or j in m] is
-    s_im + s_jm - s_im s_jm. A place and itself are no pair.
+    s_im + s_jm - s_im s_jm. A place and itself do not count.
 
     Args:
         distance: (B, N, N) or (B, heads, N, N), >= 0, the loss of heads being their mean.

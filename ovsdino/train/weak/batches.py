@@ -67,8 +67,9 @@ class WeakBatch:
     def collate(samples: Sequence[WeakBatch]) -> WeakBatch:
         """Return several batches as one."""
         *columns, maps = zip(*(vars(sample).values() for sample in samples), strict=True)
-        joined: list[Any] = [torch.cat(c) if isinstance(c[0], Tensor) else list(chain(*c)) for c in columns]
-        return WeakBatch(*joined, tuple(torch.cat(parts) for parts in zip(*maps, strict=True)))
+        joined: Any = [torch.cat(c) if isinstance(c[0], Tensor) else list(chain(*c)) for c in columns]
+        joined.append(tuple(torch.cat(parts) for parts in zip(*maps, strict=True)))
+        return WeakBatch(*joined)
 
 
 @dataclass(frozen=True)

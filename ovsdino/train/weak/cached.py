@@ -17,7 +17,7 @@ from ovsdino.train.weak.robust import agreement_weight, perturb_masks, quality_w
 class CachedDataset(WeakDataset):
     """`WeakDataset` on kept features: images at one scale, windows of `height` x `width` pixels, colors as they are.
 
-    `area`, `aspect` and `colour` do not apply. With captioned boxes (`regions`) all windows that hold one are equally
+    The crops' `area` and `aspect` and the changes of color do not apply. With captioned boxes (`regions`) all windows that hold one are equally
     likely; where none does, all windows are, and the sample has no region.
 
     Args:
@@ -88,8 +88,8 @@ class CachedDataset(WeakDataset):
             x, y, right, bottom = np.array([(b[0], b[1], b[0] + b[2], b[1] + b[3]) for b in boxes]).T
             tops, lefts = np.ogrid[: rows - h + 1, : columns - w + 1]
             above = (tops[..., None] * down <= y + SLACK) & (bottom <= (tops[..., None] + h) * down + SLACK)
-            beside = (lefts[..., None] * across <= x + SLACK) & (right <= (lefts[..., None] + w) * across + SLACK)
-            held = (above & beside).any(-1)
+            aside = (lefts[..., None] * across <= x + SLACK) & (right <= (lefts[..., None] + w) * across + SLACK)
+            held = (above & aside).any(-1)
             fit = held if held.any() else fit
         top, left = (int(v) for v in np.argwhere(fit)[rng.integers(int(fit.sum()))])
         crop = Crop(left * across, top * down, w * across, h * down, mirror)

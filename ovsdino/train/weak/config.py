@@ -38,7 +38,8 @@ class WeakDataConfig:
         workers: Processes that make batches; 0 makes them in the training process. The batches are the same.
         cache_features: Folder in which the frozen features of whole images and the grids of their masks are kept, for
             all runs that name it; relative to the working folder. Images then have one scale (`short_side` of the
-            architecture), crops are of whole tokens, `area`, `aspect` and `colour` do not apply. "" keeps none.
+            architecture), crops are of whole tokens, and `area`, `aspect` and the changes of color do not apply.
+            "" keeps none.
         cache_mb: Megabytes of decoded images that all processes of the run on a machine keep together, each its share.
     """
 

@@ -1,4 +1,4 @@
-"""What a frozen backbone says of whole images, and their masks on its grid: computed once, kept on disk, read by crops.
+"""Frozen features of whole images, and their masks on the same grid: computed once, kept on disk, read by crops.
 
 A crop of a whole image's features knows what lies around it, as an image at inference does, and costs no network. The
 features are float16 and memory-mapped, so all runs of a study share them in the machine's memory.
