@@ -17,8 +17,8 @@ from ovsdino.train.weak.robust import agreement_weight, perturb_masks, quality_w
 class CachedDataset(WeakDataset):
     """`WeakDataset` on kept features: images at one scale, windows of `height` x `width` pixels, colors as they are.
 
-    The crops' `area` and `aspect` and the changes of color do not apply. With captioned boxes (`regions`) all windows that hold one are equally
-    likely; where none does, all windows are, and the sample has no region.
+    The crops' `area` and `aspect` and the changes of color do not apply. With captioned boxes (`regions`) all windows
+    that hold one are equally likely; where none does, all windows are, and the sample has no region.
 
     Args:
         captions: See `WeakDataset`.
