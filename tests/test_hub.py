@@ -132,7 +132,7 @@ def test_a_decoder_on_official_weights_travels_with_its_projection_alone(tmp_pat
     torch.save(official.dinov2(384, 12), tmp_path / "dinov2.pth")
     model = zoo.build_model("s14")
     model.text_tower.load_state_dict(official.projection(384))
-    torch.nn.init.constant_(model.decoder.propagation.mix, 0.25)
+    torch.nn.init.constant_(model.decoder.score_attention.mix, 0.25)
     with pytest.raises(OVSDinoError, match="s14: no decoder weights to save"):
         hub.save_pretrained(model, tmp_path / "mine")
     model.decoder_trained = True
@@ -140,7 +140,7 @@ def test_a_decoder_on_official_weights_travels_with_its_projection_alone(tmp_pat
     prefixes = {key.split(".")[0] for key in load_file(tmp_path / "mine" / "model.safetensors")}
     assert prefixes == {"decoder", "text_tower", "log_scale"}
     other = hub.from_pretrained(tmp_path / "mine", backbone_weights=tmp_path / "dinov2.pth")
-    assert other.decoder_trained and other.decoder is not None and other.decoder.propagation.mix == 0.25
+    assert other.decoder_trained and other.decoder is not None and other.decoder.score_attention.mix == 0.25
     assert torch.equal(other.text_tower.linear_layer.weight, official.projection(384)["linear_layer.weight"])
 
 

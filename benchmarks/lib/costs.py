@@ -136,12 +136,14 @@ def _refinement(cost: Cost, model: OVSDINO, coarse: Tensor, guide: Tensor, text:
     fine = torch.empty(batch, classes, *guide.shape[-2:], device="meta")
     flops = 7 * fine.numel()  # bilinear: three interpolations of a multiplication and two additions at most
     moved = [coarse, fine]
-    if model.config.upsampling == "propagated":
-        c = model.config.propagation
+    if model.config.upsampling == "attention":
+        c = model.config.score_attention
         channels = c.affinity_dim if c.structure else 1
         flops += 2 * pixels * guide.shape[1] * channels * c.structure  # 1x1 convolution
-        flops += batch * propagation_flops(guide.shape[-2:], classes, channels, c.steps, c.dilations, c.rounds)
-        moved += [guide, guide[:, :channels], fine, fine]
+        tiles = batch * -(-coarse.shape[2] // c.reach) * -(-coarse.shape[3] // c.reach)
+        queries = (4 // c.query_stride) ** 2 + 4 * (c.rounds - 1)  # of each token; the keys are four
+        flops += 2 * tiles * queries * c.reach**2 * 36 * c.reach**2 * (channels + 3 + classes)
+        moved += [guide, guide[:, :channels], coarse, coarse, coarse, coarse, fine]
     elif model.config.upsampling == "guided":
         affinity = guide[:, :AFFINITY_DIM]
         flops += 2 * pixels * guide.shape[1] * AFFINITY_DIM  # 1x1 convolution

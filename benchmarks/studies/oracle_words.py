@@ -23,20 +23,22 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from ovsdino.benchmarks.lib.costs import plain_vit, propagation_flops
+from ovsdino.benchmarks.lib.propagate import propagate
 from ovsdino.benchmarks.lib.report import ReportOptions
 from ovsdino.data.datasets import open_dataset
 from ovsdino.data.segmentation import SegmentationDataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval.boundary import BoundaryF1
 from ovsdino.eval.metrics import Confusion
-from ovsdino.models.propagate import propagate
+from ovsdino.models.score_attention import score_attention
 from ovsdino.ops import guided_upsample
 from ovsdino.options import data_root
 from ovsdino.parsing import run_script
 
 TOKEN = 16
-STRIDE = 4  # of guided upsampling, as the decoder has it
+STRIDE = 4  # of guided upsampling and attention, as the decoder has it
 BETA_GUIDED = 40.0
+SHARPNESS = 16.0  # of the attention
 SETTINGS: dict[str, Any] = {"steps": (10, 5, 3), "beta": 400.0, "dilations": (1, 2, 4), "power": 1.5, "rounds": 3}
 SOFT, MILD = 0.3, 1.2  # strength and power for words that are wrong
 
@@ -60,6 +62,13 @@ def along_lab(scores: Tensor, image: Tensor, **changes: Any) -> Tensor:
     lab = rgb2lab(image[0].permute(1, 2, 0).numpy()) / 100
     guide = torch.from_numpy(lab).permute(2, 0, 1)[None].to(scores.dtype)
     return propagate(scores, guide, **{**SETTINGS, **changes})
+
+
+def attended(scores: Tensor, image: Tensor) -> Tensor:
+    """Attend as the decoder does, with CIELAB over 100 times `SHARPNESS` for the affinity."""
+    lab = rgb2lab(F.avg_pool2d(image, STRIDE)[0].permute(1, 2, 0).numpy()) * (SHARPNESS / 100)
+    affinity = torch.from_numpy(lab).permute(2, 0, 1)[None].to(scores.dtype)
+    return score_attention(scores, affinity)
 
 
 def changed(**changes: Any) -> Decode:
@@ -93,6 +102,8 @@ def rows_of(blur: float) -> list[Row]:
     name = f"blurred by {blur:g} tokens: "
     return [
         Row(name=name + "bilinear", decode=bilinear, blur=blur, every=3),
+        Row(name=name + "score attention", decode=attended, blur=blur, every=3),
+        Row(name=name + "score attention, flat guide", decode=attended, blur=blur, every=3, guide="flat"),
         Row(name=name + "propagation", decode=along_lab, blur=blur, every=3),
         Row(name=name + f"propagation, power {MILD:g}", decode=changed(power=MILD), blur=blur, every=3),
         Row(
@@ -116,6 +127,9 @@ ROWS = (
     Row(name="8 px tokens, bilinear", decode=bilinear, token=8),
     Row(name="4 px tokens, bilinear", decode=bilinear, token=4),
     Row(name="guided upsampling, RGB", decode=guided),
+    Row(name="score attention", decode=attended),
+    Row(name="score attention, another image's guide", decode=attended, guide="foreign"),
+    Row(name="score attention, flat guide", decode=attended, guide="flat"),
     Row(name="propagation without constraint", decode=changed(strength=0.0, power=1.0)),
     Row(name="propagation", decode=along_lab),
     Row(name="propagation, another image's guide", decode=along_lab, guide="foreign"),

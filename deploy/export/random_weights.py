@@ -41,8 +41,8 @@ def randomize(model: OVSDINO, seed: int) -> OVSDINO:
                 elif key.endswith("bias"):
                     parameter.normal_(std=0.1)
         if model.decoder is not None:
-            if model.config.upsampling == "propagated":
-                model.decoder.propagation.mix.fill_(0.7)
+            if model.config.upsampling == "attention":
+                model.decoder.score_attention.mix.fill_(0.7)
             elif model.config.upsampling == "guided":
                 model.decoder.beta.fill_(0.5)
                 model.decoder.mix.fill_(0.7)

@@ -97,23 +97,21 @@ class SMDConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PropagationConfig:
-    """Propagation of the class scores below the token, from half a token's side to a quarter of it.
+class ScoreAttentionConfig:
+    """Structure attention on the class scores, below the token: see `score_attention`.
 
     Attributes:
-        steps: Steps at cells of half a token's side, then at cells of a quarter.
-        dilations: Distances of the neighbors in cells.
-        power, strength, rounds: See `propagate`.
-        affinity_dim: Channels of the affinity that the guide is mapped to.
-        structure: The affinity; False propagates along nothing, all neighbors being alike (the control).
+        affinity_dim: Channels of the affinity that the guide is mapped to; with the position and a constant 16 in all.
+        reach: Tokens that every pixel sees at least, to each side.
+        query_stride: 1 attends at four pixels along a token's side, 2 at two, at a quarter of the cost.
+        rounds: 2 attends among the keys first.
+        structure: The affinity; False attends by position alone (lambda = 0 for the structure: the control).
     """
 
-    steps: Annotated[tuple[int, ...], Within(0, 100), Size(1, 3)] = (3, 2)
-    dilations: Annotated[tuple[int, ...], Within(1, 64), Size(1, 8)] = (1, 2)
-    power: Annotated[float, Within(1, 10)] = 1.2
-    strength: Annotated[float, Within(0, 1)] = 1.0
-    rounds: Annotated[int, Within(1, 20)] = 1
-    affinity_dim: Width = 16
+    affinity_dim: Width = 13
+    reach: Annotated[int, Within(1, 256)] = 4
+    query_stride: Annotated[int, Within(1, 2)] = 1
+    rounds: Annotated[int, Within(1, 8)] = 1
     structure: bool = True
 
 
@@ -140,10 +138,9 @@ class ModelConfig:
     Attributes:
         sae: None for the text-aligned-DINO baseline, which has no decoder at all.
         smd: None leaves the tokens as the backbone gives them.
-        upsampling: Of the logits, besides bilinear: "propagated" carries them along an affinity of the guide and keeps
-            each token's mean (`propagate`); "guided" takes a convex combination of 5 x 5 tokens for each pixel, as
-            nano's shipped weights do.
-        propagation: Of "propagated".
+        upsampling: Of the logits, besides bilinear: "attention" carries them along an affinity of the guide; "guided"
+            takes a convex combination of 5 x 5 tokens for each pixel, as nano's shipped weights do.
+        score_attention: Of "attention".
         detail: The guide's own residual on the fine logits.
         short_side: Default inference size of the image's short side, in pixels.
         logit_scale: Temperature at the start of training (cosine is multiplied by it).
@@ -154,8 +151,8 @@ class ModelConfig:
     sae: SAEConfig | None = field(default_factory=SAEConfig)
     smd: SMDConfig | None = field(default_factory=SMDConfig)
     text: TextConfig = field(default_factory=TextConfig)
-    upsampling: Literal["bilinear", "guided", "propagated"] = "propagated"
-    propagation: PropagationConfig = field(default_factory=PropagationConfig)
+    upsampling: Literal["bilinear", "guided", "attention"] = "attention"
+    score_attention: ScoreAttentionConfig = field(default_factory=ScoreAttentionConfig)
     detail: bool = True
     short_side: Annotated[int, Within(16, 16384)] = 448
     logit_scale: Annotated[float, Within(0, 100, above=True)] = 20.0

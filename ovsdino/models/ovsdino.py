@@ -6,7 +6,7 @@
     L       = scale * cos(F', text)      (B, K, h, w)
     logits  = bilinear(L) + mix (sharp(L; G) - bilinear(L)) + scale * (W_r G) . text      (B, K, 4h, 4w)
 
-`sharp` is `Propagation`, or `guided_upsample` in nano's shipped weights. `mix` and W_r are zero at the start, so a
+`sharp` is `score_attention`, or `guided_upsample` in nano's shipped weights. `mix` and W_r are zero at the start, so a
 fresh decoder is the text-aligned-DINO baseline: the same L bit for bit, brought to 4h x 4w by the same bilinear
 interpolation. All of it acts on the K logits, not on D features, at K/D of the cost.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +23,8 @@ from torch import Tensor, nn
 from ovsdino.models.backbone import build_backbone, normalize
 from ovsdino.models.config import ModelConfig
 from ovsdino.models.prior import prior_offsets
-from ovsdino.models.propagate import Propagation
 from ovsdino.models.sae import Structure, StructureAwareEncoder
+from ovsdino.models.score_attention import ScoreAttention
 from ovsdino.models.smd import StructureModulatedDecoder
 from ovsdino.models.text import TextTower
 from ovsdino.ops import guided_upsample
@@ -70,8 +69,8 @@ class Decoder(nn.Module):
         self.smd = None
         if config.smd is not None:
             self.smd = StructureModulatedDecoder(config.smd, config.embed_dim, config.sae.structure_dim)
-        if config.upsampling == "propagated":
-            self.propagation = Propagation(config.propagation, guide)
+        if config.upsampling == "attention":
+            self.score_attention = ScoreAttention(config.score_attention, guide)
         elif config.upsampling == "guided":
             self.affinity = nn.Conv2d(guide, AFFINITY_DIM, 1)
             self.beta = nn.Parameter(torch.zeros(()))
@@ -80,14 +79,11 @@ class Decoder(nn.Module):
             self.detail = nn.Linear(guide, config.embed_dim, bias=False)
             nn.init.zeros_(self.detail.weight)
 
-    def refine(self, coarse: Tensor, guide: Tensor, text: Tensor, *, propagated: bool = True) -> Tensor:
-        """Return logits (B, K, 4h, 4w) of coarse ones (B, K, h, w), the guide (B, C, 4h, 4w) and scaled text (K, D).
-
-        `propagated` is that of `OVSDINO.decode`.
-        """
+    def refine(self, coarse: Tensor, guide: Tensor, text: Tensor) -> Tensor:
+        """Return logits (B, K, 4h, 4w) of coarse ones (B, K, h, w), the guide (B, C, 4h, 4w) and scaled text (K, D)."""
         fine = F.interpolate(coarse, scale_factor=4.0, mode="bilinear", align_corners=False)
-        if self.config.upsampling == "propagated" and propagated:
-            fine = self.propagation(coarse, fine, guide)
+        if self.config.upsampling == "attention":
+            fine = self.score_attention(coarse, fine, guide)
         elif self.config.upsampling == "guided":
             affinity = self.affinity(guide)
             sharp = guided_upsample(coarse, F.avg_pool2d(affinity, 4), affinity, F.softplus(self.beta))
@@ -187,15 +183,7 @@ class OVSDINO(nn.Module):
         equation = "bdhw,kd->bkhw" if text.ndim == 2 else "bdhw,bkd->bkhw"
         return torch.einsum(equation, tokens, text * self.log_scale.exp())
 
-    def decode(
-        self,
-        features: ImageFeatures,
-        text: Tensor,
-        prior: Tensor | None = None,
-        tau: float = 0.5,
-        *,
-        propagated: bool = True,
-    ) -> Tensor:
+    def decode(self, features: ImageFeatures, text: Tensor, prior: Tensor | None = None, tau: float = 0.5) -> Tensor:
         """Return the logits of a text bank (K, D), or of one bank per image (B, K, D).
 
         With a prior, tau log prior_k is subtracted from the coarse logits of class k (Menon et al., ICLR 2021): a class
@@ -206,8 +194,6 @@ class OVSDINO(nn.Module):
             text: The bank.
             prior: (K,) positive, the share of each class in images such as this one; see `estimate_prior`.
             tau: Strength of the prior; 0 leaves it out.
-            propagated: False leaves out the propagation, in which the rows of a bank compete: rows that do not exclude
-                each other, such as masks that overlap, are then upsampled bilinearly.
 
         Returns:
             (B, K, 4h, 4w), or (B, K, h, w) without a decoder.
@@ -225,12 +211,11 @@ class OVSDINO(nn.Module):
             coarse = coarse - prior_offsets(prior, tau, text.shape[-2]).to(coarse)[:, None, None]
         if self.decoder is None or features.structure is None:
             return coarse
-        scaled = text * self.log_scale.exp()
-        return self.decoder.refine(coarse, features.structure.guide, scaled, propagated=propagated)
+        return self.decoder.refine(coarse, features.structure.guide, text * self.log_scale.exp())
 
-    def cosine(self, features: ImageFeatures, text: Tensor, prior: Tensor | None = None, **options: Any) -> Tensor:
+    def cosine(self, features: ImageFeatures, text: Tensor, prior: Tensor | None = None, tau: float = 0.5) -> Tensor:
         """Return `decode` without the temperature: cosines, sharpened by a decoder if there is one."""
-        return self.decode(features, text, prior, **options) / self.log_scale.exp()
+        return self.decode(features, text, prior, tau) / self.log_scale.exp()
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """Map an image (B, 3, H, W) and a text bank (K, D) to logits, whose softmax over K is meaningful."""

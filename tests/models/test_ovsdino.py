@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovsdino.benchmarks.lib.costs import propagation_flops
 from ovsdino.models import zoo
 from ovsdino.models.backbone import normalize, num_parameters
 from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
-from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.text import HashedTextTower
 
 TINY = ModelConfig(
@@ -36,7 +35,7 @@ FORMS = [
     {},
     {"upsampling": "guided", "smd": {"gate": "attention", "unit": False}},
     {"upsampling": "bilinear", "smd": {"gate": "none"}},
-    {"propagation": {"structure": False}, "smd": {"structure": False}},
+    {"score_attention": {"structure": False}, "smd": {"structure": False}},
 ]
 
 
@@ -58,7 +57,7 @@ def test_fresh_decoder_is_the_baseline_bit_for_bit(changes):
 
 def test_a_prior_is_taken_from_the_logits_of_each_class(tiny):
     """tau log prior: on the coarse logits, so before the shares of a token are carried to its pixels."""
-    torch.nn.init.constant_(tiny.decoder.propagation.mix, 1.0)
+    torch.nn.init.constant_(tiny.decoder.score_attention.mix, 1.0)
     text, prior = tiny.encode_text(["road", "car", "sky"]), torch.tensor([0.9, 0.05, 0.05])
     with torch.no_grad():
         features = tiny.encode_image(torch.randn(2, 3, 32, 48))
@@ -77,18 +76,6 @@ def test_a_prior_is_taken_from_the_logits_of_each_class(tiny):
             tiny.decode(features, text, prior[:2])
 
 
-def test_rows_that_do_not_compete_are_upsampled_bilinearly(tiny):
-    torch.nn.init.constant_(tiny.decoder.propagation.mix, 1.0)
-    text = tiny.encode_text(["road", "car", "sky"])
-    with torch.no_grad():
-        features = tiny.encode_image(torch.randn(1, 3, 32, 48))
-        alone = tiny.decode(features, text[:1], propagated=False)
-        together = tiny.decode(features, text, propagated=False)
-        coarse = tiny.coarse_logits(features, text)
-    torch.testing.assert_close(together, F.interpolate(coarse, scale_factor=4.0, mode="bilinear"))
-    torch.testing.assert_close(together[:, :1], alone)
-
-
 def test_without_decoder_logits_are_the_coarse_ones():
     model = OVSDINO(replace(TINY, sae=None, smd=None), HashedTextTower(32, 16, 64)).eval()
     text = model.encode_text(["road", "car"])
@@ -102,7 +89,7 @@ def test_trained_parts_leave_the_baseline(tiny):
     before = tiny(image, text)
     torch.nn.init.normal_(tiny.decoder.smd.out.weight)
     after_smd = tiny(image, text)
-    torch.nn.init.constant_(tiny.decoder.propagation.mix, 1.0)
+    torch.nn.init.constant_(tiny.decoder.score_attention.mix, 1.0)
     after_mix = tiny(image, text)
     torch.nn.init.normal_(tiny.decoder.detail.weight)
     after_detail = tiny(image, text)
@@ -136,7 +123,7 @@ def test_detail_on_logits_equals_detail_on_features(tiny):
 
 @pytest.mark.parametrize(
     ("name", "classes", "budget"),
-    [("s14", 50, 0.12), ("b14", 20, 0.05), ("b14", 150, 0.05), ("s16v3", 50, 0.12), ("b16v3", 150, 0.05)],
+    [("s14", 20, 0.12), ("b14", 20, 0.05), ("b14", 150, 0.05), ("s16v3", 20, 0.12), ("b16v3", 150, 0.05)],
 )
 def test_structure_costs_stay_within_the_budget_at_448(name, classes, budget):
     with torch.device("meta"):
@@ -162,11 +149,16 @@ def test_structure_costs_stay_within_the_budget_at_448(name, classes, budget):
     attention = 2 * tokens**2 * smd.heads * (64 + smd.value_dim) * smd.blocks
     mlp = 2 * tokens * 2 * smd.width**2 * smd.mlp_ratio * smd.blocks
     assert flops["smd"] > attention + mlp
-    # The counter sees products alone, and the propagation has none.
-    c, guide = model.config.propagation, structure.new_empty(4 * structure.shape[2], 4 * structure.shape[3])
-    propagated = propagation_flops(guide.shape, classes, c.affinity_dim, c.steps, c.dilations, c.rounds)
-    assert model.config.upsampling == "propagated" and propagated > 0
-    assert 0 < flops["all"] - flops["backbone"] + propagated <= budget * flops["backbone"]
+    # And the attention below the token, whose tiles of 4 x 4 tokens see the 576 keys of 12 x 12.
+    c = model.config.score_attention
+    below = 2 * tokens * (4 // c.query_stride) ** 2 * 576 * (16 + classes)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        coarse = model.coarse_logits(ImageFeatures(features), text)
+        fine = F.interpolate(coarse, scale_factor=4.0)
+        model.decoder.score_attention(coarse, fine, structure.new_empty(1, 64, *fine.shape[2:]))
+    assert counter.get_total_flops() > below
+    assert 0 < flops["all"] - flops["backbone"] <= budget * flops["backbone"]
 
 
 def test_nano_is_within_six_million_parameters():

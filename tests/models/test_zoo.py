@@ -117,8 +117,8 @@ def test_a_file_of_a_backbone_alone_takes_the_shipped_text_tower(tmp_path):
         {"detail": False},
         {"upsampling": "bilinear", "smd": None},
         {"smd": None},
-        {"upsampling": "propagated", "smd": {"gate": "output", "unit": True}},
-        {"upsampling": "propagated", "propagation": {"structure": False}, "smd": {"gate": "none", "unit": True}},
+        {"upsampling": "attention", "smd": {"gate": "output", "unit": True}},
+        {"upsampling": "attention", "score_attention": {"structure": False}, "smd": {"gate": "none", "unit": True}},
         {"smd": {"structure": False}},
     ],
 )
@@ -260,4 +260,4 @@ def test_settings_of_an_earlier_version_are_understood():
 def test_nano_is_built_as_its_shipped_weights_were_trained():
     config = zoo.get_config("nano")
     assert (config.upsampling, config.smd.gate, config.smd.unit) == ("guided", "attention", False)
-    assert {zoo.get_config(name).upsampling for name in ("s14", "b14", "l14", "s16v3", "b16v3")} == {"propagated"}
+    assert {zoo.get_config(name).upsampling for name in ("s14", "b14", "l14", "s16v3", "b16v3")} == {"attention"}

@@ -198,7 +198,7 @@ class Outputs:
         With one mask there is no other class to be compared with, so the cosine needs a level.
         """
         own = self.objective
-        cosine = self._on_grid(own.model.cosine(self.features, self.prototypes, propagated=False))
+        cosine = self._on_grid(own.model.cosine(self.features, self.prototypes))
         return own.mask_scale.exp() * cosine - own.mask_bias
 
     # -- texts on the masks' grid

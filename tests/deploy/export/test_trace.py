@@ -63,6 +63,24 @@ def test_any_vocabulary_runs_through_one_export(exported: Path, classes: int) ->
     assert np.abs(found - expected.numpy()).max() < 1e-4 * float(expected.abs().max())
 
 
+def test_guided_upsampling_is_exported_alike(tmp_path: Path) -> None:
+    """The form of nano's shipped weights, down to the gate of its attention."""
+    model = small_model(upsampling="guided", smd={"gate": "attention", "unit": False})
+    publish(tmp_path / "guided.onnx", export_graph(model, **SIZE, batch=2, classes=(1, 40)))
+    image, text = inputs(5)
+    with torch.no_grad():
+        expected = model(image, text)
+    found = run(tmp_path / "guided.onnx", image, text)
+    assert np.abs(found - expected.numpy()).max() < 1e-4 * float(expected.abs().max())
+
+
+def test_the_float16_graph_attends_below_the_token_in_float32(half: Exported) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(half.data), strict_mode=True)
+    types = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    products = [n for n in model.graph.node if n.name.startswith("decoder.score_attention/MatMul")]
+    assert [types[node.output[0]] for node in products] == [TensorProto.FLOAT] * 2
+
+
 def test_float16_rounds_every_tensor_and_stays_close(exported: Path, half: Exported) -> None:
     image, text = inputs(7)
     exact = run(exported, image, text)
@@ -81,7 +99,7 @@ def test_the_float16_graph_keeps_norms_and_softmax_in_float32(half: Exported) ->
         if node.op_type in wide:
             assert {types[name] for name in node.input if name in types} <= {TensorProto.FLOAT, TensorProto.INT64}
             seen[node.op_type] += 1
-        if node.op_type in ("MatMul", "Conv"):
+        if node.op_type in ("MatMul", "Conv") and "score_attention/" not in node.name:
             assert {types[name] for name in (*node.input, *node.output)} == {TensorProto.FLOAT16}, node.name
             seen[node.op_type] += 1
     assert {"LayerNormalization", "Softmax", "ReduceL2", "MatMul", "Conv"} <= set(seen)
@@ -94,7 +112,9 @@ def test_the_graph_is_what_tensorrt_fuses(exported: Path) -> None:
     assert model.opset_import[0].version == 18
     assert not {"Shape", "Range", "NonZero", "Loop", "If"} & set(count)  # no shape arithmetic is left
     assert count["LayerNormalization"] >= 6
-    assert count["Softmax"] == 2 + 1 + 1  # blocks of the ViT, of the SMD, and the upsampling
+    assert count["Softmax"] == 2 + 1 + 1  # blocks of the ViT, of the SMD, and the attention below the token
+    below = [node for node in model.graph.node if node.name.startswith("decoder.score_attention")]
+    assert len(below) < 60
     producers = {name: node for node in model.graph.node for name in node.output}
     users = graph.consumers(model.graph)
     for node in model.graph.node:

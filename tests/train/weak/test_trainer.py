@@ -232,7 +232,7 @@ def test_a_dino_backbone_is_pooled_by_its_class_token(folder, tmp_path):
     assert not any(k.startswith("model.backbone.") for k in moved)
     assert "model.text_tower.linear_layer.weight" in moved and any(".smd." in k for k in moved)
     written = load_file(tmp_path / "run/last.safetensors")
-    assert not any(k.startswith("backbone.") for k in written) and "decoder.propagation.mix" in written
+    assert not any(k.startswith("backbone.") for k in written) and "decoder.score_attention.mix" in written
     files = {"checkpoint": tmp_path / "run/last.safetensors", "backbone_weights": tmp_path / "model.safetensors"}
     model = create_model("s14", **files)
     assert model.decoder_trained

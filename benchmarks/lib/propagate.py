@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ovsdino.models.config import PropagationConfig
+__all__ = ["propagate"]
 
-__all__ = ["Propagation", "propagate"]
+__all__ = ["propagate"]
 
-LEAST = 1e-6  # a pixel's share of a class before its logarithm: that of 0 is not finite
 TINY = 1e-20  # far below any share of a pixel, and its inverse is finite in float32
 
 
@@ -139,67 +138,3 @@ def _constrained(p: Tensor, scores: Tensor, total: Tensor, cell: int, strength: 
     else:  # a class that has no pixel of a token left is spread evenly over it
         p = p * ratio + torch.where(mean > TINY, 0.0, target)
     return p.reshape(batch, classes, h * cell, w * cell)
-
-
-class Propagation(nn.Module):
-    """Bring coarse logits to pixels: `propagate` on their shares, along an affinity of the guide.
-
-    With L the coarse logits and a = sharpness * W_a G, the affinity:
-
-        p      = propagate(softmax L; a), divided by its sum over the classes
-        logits = lerp(bilinear(L), log p + bilinear(log sum_k exp L_k), mix)
-
-    `mix` is zero at the start. The last summand is the same for all classes of a pixel: it keeps the level of the
-    logits, which a score of one class by itself depends on.
-
-    Args:
-        config: Steps and neighbors.
-        guide_dim: Channels of the guide.
-    """
-
-    def __init__(self, config: PropagationConfig, guide_dim: int) -> None:
-        super().__init__()
-        self.config = config
-        if config.structure:
-            self.affinity = nn.Conv2d(guide_dim, config.affinity_dim, 1, bias=False)
-            self.log_sharpness = nn.Parameter(torch.zeros(()))
-        self.mix = nn.Parameter(torch.zeros(()))
-
-    def embed(self, guide: Tensor) -> Tensor:
-        """Return the affinity a of a guide (B, C, H, W): two cells i and j belong together by exp(-|a_i - a_j|^2).
-
-        Returns:
-            (B, affinity_dim, H, W) float32; zeros in one channel where the configuration has no structure.
-        """
-        if not self.config.structure:
-            return torch.zeros_like(guide[:, :1], dtype=torch.float32)
-        return self.affinity(guide).float() * self.log_sharpness.exp()
-
-    def forward(self, coarse: Tensor, fine: Tensor, guide: Tensor) -> Tensor:
-        """Return logits of the guide's size, computed in float32.
-
-        Args:
-            coarse: L, (B, K, h, w).
-            fine: bilinear(L), (B, K, f*h, f*w).
-            guide: G, (B, C, f*h, f*w).
-
-        Returns:
-            (B, K, f*h, f*w) in the dtype of `fine`.
-        """
-        c = self.config
-        logits = coarse.float()
-        level = torch.logsumexp(logits, 1, keepdim=True)
-        p = propagate(
-            logits.softmax(1),
-            self.embed(guide),
-            steps=c.steps,
-            beta=1.0,
-            dilations=c.dilations,
-            power=c.power,
-            strength=c.strength,
-            rounds=c.rounds,
-        )
-        level = F.interpolate(level, guide.shape[2:], mode="bilinear", align_corners=False)
-        p = p.clamp(min=LEAST)
-        sharp = (p / p.sum(1, keepdim=True)).log() + level
-        return torch.lerp(fine, sharp.to(fine.dtype), self.mix.to(fine.dtype))

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ovsdino.models.config import PropagationConfig
-from ovsdino.models.propagate import Propagation, propagate
+from ovsdino.benchmarks.lib.propagate import propagate
 
 
 def inputs(classes: int, h: int, w: int, scale: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
@@ -150,7 +149,7 @@ def test_what_does_not_fit_is_refused(shapes: Any, options: dict[str, Any], mess
         propagate(*(torch.zeros(shape) for shape in shapes), **options)
 
 
-class Exported(nn.Module):
+class Propagation(nn.Module):
     def forward(self, scores: Tensor, guide: Tensor) -> Tensor:
         return propagate(scores, guide, steps=(1, 1), dilations=(2,))
 
@@ -160,96 +159,8 @@ def test_the_export_gives_the_same(tmp_path: Any) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the edge extra")
     scores, guide = inputs(3, 3, 5, 8, dtype=torch.float32)
     path = tmp_path / "propagation.onnx"
-    torch.onnx.export(Exported().eval(), (scores, guide), path, dynamo=True, opset_version=18, verbose=False)
+    torch.onnx.export(Propagation().eval(), (scores, guide), path, dynamo=True, opset_version=18, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
     (found,) = session.run(None, dict(zip(names, (scores.numpy(), guide.numpy()), strict=True)))
-    np.testing.assert_allclose(found, Exported()(scores, guide).numpy(), atol=1e-5)
-
-
-def bilinear(coarse: Tensor) -> Tensor:
-    return F.interpolate(coarse, scale_factor=4.0, mode="bilinear", align_corners=False)
-
-
-def module(mix: float = 1.0, **changes: Any) -> Propagation:
-    torch.manual_seed(0)
-    made = Propagation(PropagationConfig(**changes), 6).eval()
-    torch.nn.init.constant_(made.mix, mix)
-    return made
-
-
-def logits_and_guide(classes: int = 3, h: int = 3, w: int = 4, batch: int = 2) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    coarse = 3 * torch.randn(batch, classes, h, w, generator=generator)
-    return coarse, torch.randn(batch, 6, 4 * h, 4 * w, generator=generator)
-
-
-def test_fresh_it_is_bilinear_upsampling_bit_for_bit() -> None:
-    coarse, guide = logits_and_guide()
-    assert torch.equal(module(0.0)(coarse, bilinear(coarse), guide), bilinear(coarse))
-
-
-def test_a_tokens_pixels_have_its_shares_on_average() -> None:
-    coarse, guide = logits_and_guide()
-    found = module(rounds=20)(coarse, bilinear(coarse), guide).softmax(1)
-    torch.testing.assert_close(F.avg_pool2d(found, 4), coarse.softmax(1), atol=2e-3, rtol=2e-3)
-
-
-def test_the_level_of_the_logits_is_kept() -> None:
-    """A score of one class alone is read off the logits too: a level that all classes share must not be lost."""
-    coarse, guide = logits_and_guide()
-    it = module()
-    raised = it(coarse + 7, bilinear(coarse + 7), guide)
-    torch.testing.assert_close(raised, it(coarse, bilinear(coarse), guide) + 7)
-    torch.testing.assert_close(
-        raised.logsumexp(1), bilinear((coarse + 7).logsumexp(1, keepdim=True))[:, 0], atol=1e-3, rtol=0
-    )
-
-
-def test_one_class_is_upsampled_bilinearly() -> None:
-    coarse, guide = logits_and_guide(classes=1)
-    torch.testing.assert_close(module()(coarse, bilinear(coarse), guide), bilinear(coarse))
-
-
-def test_the_control_sees_no_guide() -> None:
-    coarse, guide = logits_and_guide()
-    control, other = module(structure=False), torch.randn_like(guide)
-    assert [name for name, _ in control.named_parameters()] == ["mix"]
-    assert torch.equal(control(coarse, bilinear(coarse), guide), control(coarse, bilinear(coarse), other))
-    full = module()
-    assert not torch.allclose(full(coarse, bilinear(coarse), guide), full(coarse, bilinear(coarse), other))
-    torch.nn.init.constant_(full.log_sharpness, -50.0)  # an affinity of no weight is the control
-    torch.testing.assert_close(full(coarse, bilinear(coarse), guide), control(coarse, bilinear(coarse), guide))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_inputs_of_sixteen_bits_are_propagated_in_float32(dtype: torch.dtype) -> None:
-    it, (coarse, guide) = module(), logits_and_guide()
-    coarse, guide = coarse.to(dtype), guide.to(dtype)
-    with torch.autocast("cpu", dtype):
-        found = it(coarse, bilinear(coarse), guide)
-    exact = it(coarse.float(), bilinear(coarse.float()), guide.float())
-    assert found.dtype == dtype and (found.float() - exact).norm() < 0.02 * exact.norm()
-
-
-def test_a_logit_that_is_no_number_is_not_hidden() -> None:
-    coarse, guide = logits_and_guide(batch=2)
-    coarse[0, 1, 1, 2] = torch.nan
-    found = module()(coarse, bilinear(coarse), guide)
-    assert found[0, :, 4:8, 8:12].isnan().all() and found[1].isfinite().all()
-
-
-def test_logits_far_apart_stay_finite_with_their_gradients() -> None:
-    coarse, guide = logits_and_guide()
-    coarse = (coarse * 100).requires_grad_()
-    found = module()(coarse, bilinear(coarse), guide.requires_grad_())
-    found.square().sum().backward()
-    assert all(x.isfinite().all() for x in (found, coarse.grad, guide.grad))
-
-
-@pytest.mark.parametrize(("batch", "h", "w"), [(1, 1, 1), (0, 3, 4), (1, 1, 5)])
-def test_small_grids_and_empty_batches(batch: int, h: int, w: int) -> None:
-    coarse, guide = logits_and_guide(3, h, w, batch)
-    fine = coarse.new_zeros(batch, 3, 4 * h, 4 * w)
-    found = module()(coarse, fine, guide)
-    assert found.shape == fine.shape and found.isfinite().all()
+    np.testing.assert_allclose(found, Propagation()(scores, guide).numpy(), atol=1e-5)
