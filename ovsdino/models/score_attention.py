@@ -146,8 +146,8 @@ class ScoreAttention(nn.Module):
 
         logits = lerp(bilinear(L), score_attention(L; a), mix)
 
-    `mix` is zero at the start. lambda = exp(l), the factor of the squared distances, and gamma, that of positions, are
-    learned.
+    `mix` is zero at the start, unless the configuration says otherwise. lambda = exp(l), the factor of the squared
+    distances, and gamma, that of positions, are learned from 3 and 0.5.
 
     Args:
         config: Reach, strides and channels.
@@ -159,9 +159,9 @@ class ScoreAttention(nn.Module):
         self.config = config
         if config.structure:
             self.affinity = nn.Conv2d(guide_dim, config.affinity_dim, 1, bias=False)
-        self.log_lambda = nn.Parameter(torch.zeros(()))
+        self.log_lambda = nn.Parameter(torch.tensor(3.0).log())
         self.gamma = nn.Parameter(torch.tensor(0.5))
-        self.mix = nn.Parameter(torch.zeros(()))
+        self.mix = nn.Parameter(torch.tensor(float(config.mix)))
 
     def embed(self, guide: Tensor) -> Tensor:
         """Return the affinity a of a guide (B, C, H, W): pixels i and j belong together by exp(-|a_i - a_j|^2).

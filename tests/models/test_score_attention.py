@@ -108,9 +108,7 @@ def test_what_does_not_fit_is_refused(shapes: Any, options: dict[str, Any], mess
 
 def module(mix: float = 1.0, **changes: Any) -> ScoreAttention:
     torch.manual_seed(0)
-    made = ScoreAttention(ScoreAttentionConfig(**changes), 6).eval()
-    torch.nn.init.constant_(made.mix, mix)
-    return made
+    return ScoreAttention(ScoreAttentionConfig(mix=mix, **changes), 6).eval()
 
 
 def test_fresh_it_is_bilinear_upsampling_bit_for_bit() -> None:

@@ -60,7 +60,7 @@ def test_foreign_guides_are_other_images_of_the_same_size() -> None:
 
 
 def test_flops_grow_with_the_classes() -> None:
-    one, two, three = (oracle_words.flops(32, 48, classes, 3) for classes in (1, 2, 3))
+    one, two, three = (oracle_words.flops((32, 48), classes) for classes in (1, 2, 3))
     assert three - two == two - one > 0
 
 
