@@ -10,8 +10,6 @@ from torch import Tensor
 
 __all__ = ["propagate"]
 
-__all__ = ["propagate"]
-
 TINY = 1e-20  # far below any share of a pixel, and its inverse is finite in float32
 
 
