@@ -281,6 +281,8 @@ class CNNBackbone(Backbone):
         load_state(self.cnn, kept, f"{path} ({self.config.timm_name})")
 
     def _frozen(self, image: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        if not taps:
+            return self.cnn.forward_features(image), []
         final, tapped = self.cnn.forward_intermediates(image, indices=list(taps))
         return final, list(tapped)
 

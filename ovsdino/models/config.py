@@ -123,7 +123,7 @@ class TextConfig:
 
     Attributes:
         kind: "clip" (open_clip ViT-B-16, Talk2DINO's projection), "hashed" (the tiny shipped tower), or "sentence"
-            (all-MiniLM-L6-v2, rows as they are).
+            (all-MiniLM-L6-v2, frozen).
         width: Of the hashed tower's table.
         buckets: Rows of the hashed tower's table.
     """

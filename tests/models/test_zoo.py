@@ -198,7 +198,7 @@ def test_lite2s_decoder_and_head_are_saved_and_load_with_the_backbones_file(lite
     trained.text_tower.weights, trained.decoder_trained = None, True
     hub.save_pretrained(trained.eval(), tmp_path / "shared")
     kept = load_file(tmp_path / "shared" / "model.safetensors")
-    assert {key.split(".")[0] for key in kept} == {"backbone", "decoder", "log_scale"}
+    assert {key.split(".")[0] for key in kept} == {"backbone", "decoder", "log_scale", "text_tower"}
     assert {key for key in kept if key.startswith("backbone.")} == {"backbone.head.weight", "backbone.head.bias"}
     model = zoo.create_model(tmp_path / "shared", backbone_weights=lite2_file)
     model.text_tower.weights = None
