@@ -111,11 +111,17 @@ class Segmenter:
         with torch.inference_mode(), self._autocast(), _said_when_memory_is_out():
             return self.model.encode_image(self.prepare(pixels))
 
-    def decode(self, features: ImageFeatures, classes: Classes | Tensor) -> Tensor:
-        """Return logits of the classes (or of a text bank (K, D)), (B, K, h, w) float32 at the model's output grid."""
+    def decode(
+        self, features: ImageFeatures, classes: Classes | Tensor, prior: Tensor | None = None, tau: float = 0.5
+    ) -> Tensor:
+        """Return logits of the classes (or of a text bank (K, D)), (B, K, h, w) float32 at the model's output grid.
+
+        `prior` and `tau` are those of `OVSDINO.decode`.
+        """
         text = classes if isinstance(classes, Tensor) else self.encode_text(classes)
         with torch.inference_mode(), self._autocast(), _said_when_memory_is_out():
-            return self.model.decode(features, text.to(self.device)).float()
+            offset: dict[str, Any] = {} if prior is None else {"prior": prior.to(self.device), "tau": tau}
+            return self.model.decode(features, text.to(self.device), **offset).float()
 
     def segment(
         self,
@@ -126,6 +132,8 @@ class Segmenter:
         window: int | None = None,
         stride: int | None = None,
         scores: bool = True,
+        prior: Tensor | None = None,
+        tau: float = 0.5,
     ) -> Segmentation:
         """Label every pixel of an image with one of the classes.
 
@@ -139,11 +147,15 @@ class Segmenter:
             window: Side of a sliding window, in pixels of the resized image; None takes the whole image at once.
             stride: Step of the window; half the window by default.
             scores: Also compute each class's mean confidence.
+            prior: (K,) positive, how common each class is; see `OVSDINO.decode`. None takes nothing from the logits.
+            tau: Strength of the prior.
 
         Raises:
             OVSDinoError: The image, the classes or a number is not valid; the message names it.
+            ValueError: The prior is none.
         """
-        return self._segment([image], classes, background, window, stride, scores)[0]
+        weighted = None if prior is None else prior.to(self.device, torch.float32) ** tau
+        return self._segment([image], classes, background, window, stride, scores, weighted)[0]
 
     def segment_batch(
         self,
@@ -201,6 +213,7 @@ class Segmenter:
         window: int | None,
         stride: int | None,
         scores: bool,
+        prior: Tensor | None = None,
     ) -> list[Segmentation]:
         vocabulary = Vocabulary.of(classes)
         threshold = background_threshold(background, vocabulary.names)
@@ -214,7 +227,7 @@ class Segmenter:
         with torch.inference_mode(), self._autocast(torch.float32), _said_when_memory_is_out():
             for part in self._batched(pixels):
                 shared = self.clock()
-                logits = self._logits([pixels[index] for index in part], vocabulary, window, step, shared)
+                logits = self._logits([pixels[index] for index in part], vocabulary, window, step, shared, prior)
                 for row, index in enumerate(part):
                     clock = clocks[index]
                     clock.add_share(shared, 1 / len(part))
@@ -243,20 +256,27 @@ class Segmenter:
                 members = members[size:]
 
     def _logits(
-        self, pixels: Sequence[np.ndarray], classes: Vocabulary, window: int | None, stride: int, clock: Clock
+        self,
+        pixels: Sequence[np.ndarray],
+        classes: Vocabulary,
+        window: int | None,
+        stride: int,
+        clock: Clock,
+        prior: Tensor | None,
     ) -> Tensor:
         """Return the logits of images of one inference size, (n, K, h, w) float32."""
         with clock("preprocess"):
             batch = torch.cat([self.prepare(image) for image in pixels])
         with clock("text"):
             text = self.encode_text(classes)
+        offset: dict[str, Any] = {} if prior is None else {"prior": prior, "tau": 1.0}
 
         def network(images: Tensor) -> Tensor:
             with self._autocast():
                 with clock("encode"):
                     features = self.model.encode_image(images)
                 with clock("decode"):
-                    return self.model.decode(features, text).float()
+                    return self.model.decode(features, text, **offset).float()
 
         if window is None:
             return self.batches.run(network, batch)

@@ -38,6 +38,11 @@ class Eval(ProtocolOptions):
     """native: leave pixels less certain than T (0..1, 0.5 if no number follows) unlabeled; they count as errors, or as
     the data set's background class. Protocols: constant score of the background channel. Default: the one that
     `ovsdino calibrate` wrote into the checkpoint, else the protocol's."""
+    prior: str = ""
+    """Split of the same data set, for instance train: estimate how common each class is on 200 of its images, by the
+    model's own account and without their labels, and take --tau times its logarithm from the logits."""
+    tau: float = 0.5
+    """Strength of the prior, 0..10."""
     json: bool = False
     """Print one JSON object on stdout; scores in 0..1. mIoU is the mean over classes of intersections over unions, both
     summed over the data set; a class neither labeled nor predicted anywhere is null and left out."""
@@ -46,13 +51,15 @@ class Eval(ProtocolOptions):
         from ovsdino.data.benchmarks import SPECS
         from ovsdino.data.datasets import open_dataset
         from ovsdino.distributed import joined
-        from ovsdino.eval.evaluate import dataset_vocabulary, evaluate, read_class_names
+        from ovsdino.eval.evaluate import class_prior, dataset_vocabulary, evaluate, read_class_names
         from ovsdino.windows import Batches
 
         root = data_root(self.root)
+        if not 0 <= self.tau <= 10:
+            raise OVSDinoError(f"--tau is {self.tau}: expected 0..10")
         class_names = read_class_names(self.class_names) if self.class_names else {}
         dataset = open_dataset(self.dataset, root, self.split)
-        dataset_vocabulary(dataset.names, class_names, has_background=dataset.has_background)
+        vocabulary = dataset_vocabulary(dataset.names, class_names, has_background=dataset.has_background)
         name = self.protocol or ("talk2dino" if self.dataset in SPECS else "native")
         self._protocol(name)  # refuses a wrong option before the model is loaded
         native: dict[str, Any] = {"background": self.background, "window": self.window, "stride": self.stride}
@@ -62,6 +69,10 @@ class Eval(ProtocolOptions):
             protocol = self._protocol(name, model.config.embed_dim, model.backgrounds.get(self.dataset))
             if self.batch_size is not None:
                 segmenter.batches = Batches(self.batch_size)
+            prior: dict[str, Any] = {}
+            if self.prior:
+                images = open_dataset(self.dataset, root, self.prior)
+                prior = {"prior": class_prior(segmenter, images, vocabulary), "tau": self.tau}
             with progress_bar(ranks.first) as progress:
                 task = progress.add_task(f"eval {self.dataset} {self.split}", total=None)
                 result = evaluate(
@@ -73,6 +84,7 @@ class Eval(ProtocolOptions):
                     progress=lambda done, total: progress.update(task, completed=done, total=total),
                     ranks=ranks,
                     **({} if protocol is not None else native),
+                    **prior,
                 )
             if not ranks.first:
                 return 0
@@ -86,6 +98,9 @@ class Eval(ProtocolOptions):
         )
         facts = {"dataset": self.dataset, "split": self.split, "model": self.model}
         report = {**facts, **result.to_dict(), "protocol": settings}
+        if prior:
+            shares = zip(vocabulary.names, prior["prior"].tolist(), strict=True)
+            report["prior"] = {"split": self.prior, "tau": self.tau, "shares": {k: round(v, 4) for k, v in shares}}
         if self.json:
             print_json(report)
         else:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeLayers(SegmenterOptions):
-    """Measure the knowledge of boundaries in each block or stage of a model: a linear readout, and local contrast."""
+    """Measure the knowledge of boundaries in each block or stage of a model: a linear readout, and local contrast.
+
+    With --gate IMAGE, draw instead where the preservation gate lets the decoder change the image's features.
+    """
 
     dataset: str = "bsds500"
     """Data set; bsds500 is the only one."""
@@ -27,12 +30,16 @@ class ProbeLayers(SegmenterOptions):
     matching: Literal["one-to-one", "nearest"] = "one-to-one"
     """one-to-one matches boundary pixels with each annotator's as BSDS500's benchmark does; nearest lets pixels share a
     partner: faster, and with higher scores."""
+    gate: Path | None = None
+    """Draw the gate's map for this image, gate_MODEL.png, and measure nothing else."""
     output: Path = Path("probe")
-    """Folder for probe_MODEL.csv and probe_MODEL.png."""
+    """Folder for probe_MODEL.csv and probe_MODEL.png, or for gate_MODEL.png."""
     json: bool = False
     """Print one JSON object on stdout; scores in 0..1."""
 
     def run(self) -> int:
+        if self.gate is not None:
+            return self._draw_gate(self.gate)
         root = data_root(self.root)
         if self.dataset != "bsds500":
             raise OVSDinoError(f"unknown data set {self.dataset!r} for the probe; available: bsds500")
@@ -70,6 +77,25 @@ class ProbeLayers(SegmenterOptions):
             print_json(report)
         else:
             _print_table(result, report)
+        return 0
+
+    def _draw_gate(self, image: Path) -> int:
+        from ovsdino.eval.gate import draw_gate, gate_map
+        from ovsdino.io.files import atomic_write
+        from ovsdino.io.images import load_image
+
+        segmenter = self.load()
+        pixels = load_image(image)
+        gate = gate_map(segmenter, pixels)
+        path = self.output / f"gate_{segmenter.name}.png"
+        with atomic_write(path) as file:
+            draw_gate(pixels, gate).save(file, format="PNG")
+        low, mean, high = (round(float(value), 4) for value in (gate.min(), gate.mean(), gate.max()))
+        report = {"model": segmenter.name, "image": str(image), "mean": mean, "least": low, "largest": high}
+        if self.json:
+            print_json({**report, "picture": str(path)})
+        else:
+            print(f"{path}: gate {mean:.3f} on average, from {low:.3f} to {high:.3f}")
         return 0
 
 

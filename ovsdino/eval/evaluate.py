@@ -17,6 +17,7 @@ from ovsdino.eval.metrics import SegmentationMetrics, Summary
 from ovsdino.eval.protocol import Protocol, label_image
 from ovsdino.io.ahead import read_ahead
 from ovsdino.io.files import read_json
+from ovsdino.models.prior import estimate_prior
 from ovsdino.models.text import TEMPLATES
 from ovsdino.vocabulary import Vocabulary
 from ovsdino.windows import check_window
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from ovsdino.data.segmentation import SegmentationDataset
     from ovsdino.pipeline import Segmenter
 
-__all__ = ["Evaluation", "dataset_vocabulary", "evaluate", "protocol_text", "read_class_names"]
+__all__ = ["Evaluation", "class_prior", "dataset_vocabulary", "evaluate", "protocol_text", "read_class_names"]
+
+PRIOR_IMAGES = 200  # that a prior is estimated on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,8 @@ def evaluate(
     background: float | bool | None = None,
     window: int | None = None,
     stride: int | None = None,
+    prior: Tensor | None = None,
+    tau: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
@@ -72,6 +77,8 @@ def evaluate(
             has a class, and as its class 0 where that is background.
         window: Without a protocol, see `Segmenter.segment`.
         stride: Without a protocol, see `Segmenter.segment`.
+        prior: (K,) positive, how common each word's class is (`class_prior`); None takes nothing from the logits.
+        tau: Strength of the prior.
         progress: Called with (done, total) after each image.
         ranks: This process among several that share the images; the scores are those of all.
 
@@ -83,9 +90,13 @@ def evaluate(
     vocabulary = dataset_vocabulary(dataset.names, class_names or {}, has_background=dataset.has_background)
     total = len(dataset) if limit is None else min(limit, len(dataset))
     if protocol is None:
-        run = _native(segmenter, vocabulary, background, window, stride, dataset.has_background)
+        native: dict[str, Any] = {"background": background, "window": window, "stride": stride}
+        if prior is not None:
+            native |= {"prior": prior, "tau": tau}
+        run = _native(segmenter, vocabulary, dataset.has_background, native)
     else:
-        run = _under(segmenter, vocabulary, protocol, dataset.has_background)
+        weighted = None if prior is None else prior.to(segmenter.device, torch.float32) ** tau
+        run = _under(segmenter, vocabulary, protocol, dataset.has_background, weighted)
     metrics = SegmentationMetrics(dataset.names, dataset.ignore_index, has_background=dataset.has_background)
     spent = np.zeros(1)
     indices = ranks.indices(total)
@@ -104,7 +115,39 @@ def evaluate(
 Run = Callable[[np.ndarray], "tuple[np.ndarray, float]"]
 
 
-def _under(segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protocol, has_background: bool) -> Run:
+def class_prior(
+    segmenter: Segmenter,
+    dataset: SegmentationDataset,
+    vocabulary: Vocabulary,
+    limit: int = PRIOR_IMAGES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Return how common each class is in a data set's images by the model's own account; their labels are not used.
+
+    Args:
+        segmenter: Model, device and number format.
+        dataset: The images.
+        vocabulary: Of `dataset_vocabulary`.
+        limit: So many images, evenly spaced.
+        progress: Called with (done, total) after each image.
+
+    Returns:
+        (K,) float32, see `estimate_prior`.
+    """
+    text = segmenter.encode_text(vocabulary)
+    chosen = np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().astype(int).tolist()
+    logits = []
+    for done, sample in enumerate(read_ahead(dataset.__getitem__, chosen)):
+        with torch.inference_mode():
+            logits.append(segmenter.model.coarse_logits(segmenter.encode_image(sample.image), text)[0].cpu())
+        if progress is not None:
+            progress(done + 1, len(chosen))
+    return estimate_prior(logits)
+
+
+def _under(
+    segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protocol, has_background: bool, prior: Tensor | None
+) -> Run:
     """Return the function from an image to its labels and milliseconds under a protocol."""
     check_window(protocol.window, segmenter.model.stride_multiple, segmenter.name)
     if has_background != (protocol.background is not None):
@@ -117,6 +160,8 @@ def _under(segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protocol, has
     def run(image: np.ndarray) -> tuple[np.ndarray, float]:
         clock = segmenter.clock()
         options: dict[str, Any] = {"batches": segmenter.batches, "dtype": segmenter.dtype, "clock": clock}
+        if prior is not None:
+            options["prior"] = prior
         return label_image(segmenter.model, image, text, protocol, **options), sum(clock.ms.values())
 
     return run
@@ -131,18 +176,11 @@ def protocol_text(segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protoc
     return text.to(segmenter.device, torch.float32)
 
 
-def _native(
-    segmenter: Segmenter,
-    vocabulary: Vocabulary,
-    background: float | bool | None,
-    window: int | None,
-    stride: int | None,
-    has_background: bool,
-) -> Run:
+def _native(segmenter: Segmenter, vocabulary: Vocabulary, has_background: bool, options: dict[str, Any]) -> Run:
     """Return the function from an image to its labels and milliseconds as `Segmenter.segment` gives them."""
 
     def run(image: np.ndarray) -> tuple[np.ndarray, float]:
-        result = segmenter.segment(image, vocabulary, background=background, window=window, stride=stride, scores=False)
+        result = segmenter.segment(image, vocabulary, scores=False, **options)
         labels = result.labels
         if has_background:  # the words are classes 1.., and the label below the threshold is class 0
             labels = np.where(labels == len(vocabulary), 0, labels.astype(np.int64) + 1)

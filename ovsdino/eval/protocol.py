@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -123,6 +123,7 @@ def label_image(
     batches: Batches | None = None,
     dtype: torch.dtype = torch.float32,
     clock: Clock | None = None,
+    prior: Tensor | None = None,
 ) -> np.ndarray:
     """Return the label of every pixel: `score_map`, resized to the image, largest class.
 
@@ -137,6 +138,7 @@ def label_image(
         batches: How many windows in one forward; 8 by default.
         dtype: Number format of the network, see `Segmenter`.
         clock: Gets the milliseconds of each stage.
+        prior: (K,), of which the logarithm is taken from the logits, see `OVSDINO.decode`.
 
     Returns:
         (H, W) integers.
@@ -145,7 +147,7 @@ def label_image(
         OVSDinoError: The protocol does not fit the model.
     """
     clock = clock or Clock()
-    scores = score_map(model, image, text, protocol, batches=batches, dtype=dtype, clock=clock)
+    scores = score_map(model, image, text, protocol, batches=batches, dtype=dtype, clock=clock, prior=prior)
     size = (image.shape[0], image.shape[1])
     with torch.inference_mode(), clock("postprocess"):
         if protocol.final_align_corners:
@@ -162,6 +164,7 @@ def score_map(
     batches: Batches | None = None,
     dtype: torch.dtype = torch.float32,
     clock: Clock | None = None,
+    prior: Tensor | None = None,
 ) -> Tensor:
     """Return the mean of the windows' scores at the size of the resized image; arguments as `label_image`.
 
@@ -186,7 +189,7 @@ def score_map(
                 return pamr(window, fine, protocol.pamr_iterations, protocol.pamr_dilations)
 
         return merge_windows(
-            lambda crops: _coarse(model, crops, text, protocol, dtype, clock),
+            lambda crops: _coarse(model, crops, text, protocol, dtype, clock, prior),
             pixels,
             protocol.window,
             protocol.stride,
@@ -200,7 +203,13 @@ def score_map(
 
 
 def _coarse(
-    model: OVSDINO, crops: Tensor, text: Tensor, protocol: Protocol, dtype: torch.dtype, clock: Clock
+    model: OVSDINO,
+    crops: Tensor,
+    text: Tensor,
+    protocol: Protocol,
+    dtype: torch.dtype,
+    clock: Clock,
+    prior: Tensor | None,
 ) -> Tensor:
     """Return scores of windows (B, 3, h, w) in 0..255 on the model's grid: (B, K, h', w') float32."""
     with clock("preprocess"):
@@ -215,7 +224,8 @@ def _coarse(
             else:
                 features, attention = model.encode_with_attention(batch)
         with clock("decode"):
-            scores = model.cosine(features, text).float()
+            offset: dict[str, Any] = {} if prior is None else {"prior": prior, "tau": 1.0}
+            scores = model.cosine(features, text, **offset).float()
     with clock("decode"):
         if protocol.score == "sigmoid":
             scores = scores.sigmoid()

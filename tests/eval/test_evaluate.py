@@ -19,13 +19,17 @@ from ovsdino.cli import main
 from ovsdino.data.datasets import open_dataset
 from ovsdino.distributed import Ranks, add_up
 from ovsdino.errors import OVSDinoError
-from ovsdino.eval.evaluate import evaluate, read_class_names
+from ovsdino.eval.evaluate import class_prior, dataset_vocabulary, evaluate, read_class_names
 from ovsdino.eval.protocol import Protocol
+from ovsdino.models.prior import estimate_prior
+from ovsdino.ops import upsample_argmax
+from ovsdino.pipeline import Segmenter
 from ovsdino.results import Segmentation
 from ovsdino.timing import Clock
 from ovsdino.vocabulary import Vocabulary
 from ovsdino.windows import Batches
 from tests.eval.standin import PatchColors
+from tests.support.small import small_model
 
 
 class Left:
@@ -240,3 +244,35 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path, capsys: pytest.Cap
     del alone["ms_per_image"], shared["ms_per_image"]
     assert shared == alone and alone["images"] == 5
     assert alone["protocol"]["window"] == 64 and alone["protocol"]["stride"] == 32
+
+
+def test_a_prior_is_estimated_without_labels_and_taken_from_the_logits(root: Path) -> None:
+    dataset = open_dataset("folder", root)
+    segmenter = Segmenter(small_model(), short_side=48)
+    vocabulary = dataset_vocabulary(dataset.names, {})
+    text = segmenter.encode_text(vocabulary)
+    features = [segmenter.encode_image(dataset[index].image) for index in range(3)]
+    prior = class_prior(segmenter, dataset, vocabulary)
+    coarse = [segmenter.model.coarse_logits(one, text)[0].detach() for one in features]
+    torch.testing.assert_close(prior, estimate_prior(coarse))
+    torch.testing.assert_close(class_prior(segmenter, dataset, vocabulary, limit=1), estimate_prior(coarse[:1]))
+    logits = segmenter.decode(features[0], vocabulary, prior, 2.0)
+    with torch.inference_mode():
+        torch.testing.assert_close(logits, segmenter.model.decode(features[0], text, prior, 2.0))
+    segmented = segmenter.segment(dataset[0].image, vocabulary, prior=prior, tau=2.0).labels
+    assert np.array_equal(segmented, upsample_argmax(logits, (30, 40))[0].numpy())
+    strong = torch.tensor([1.0, 1.0, 1e-30])  # a class that is said to be nowhere is found everywhere
+    assert evaluate(segmenter, dataset, prior=strong, tau=1.0).to_dict()["iou"]["never"] == 0
+    protocol = Protocol(short_side=48, window=48, stride=48)
+    assert evaluate(segmenter, dataset, prior=strong, tau=1.0, protocol=protocol).to_dict()["miou"] == 0
+
+
+def test_the_command_says_which_prior_it_took(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["eval", "--dataset", "folder", "--root", str(root), "--short-side", "64", "--json", "--device", "cpu"]
+    assert main([*line, "--prior", "val", "--tau", "0.7"]) == 0
+    prior = json.loads(capsys.readouterr().out)["prior"]
+    assert (prior["split"], prior["tau"], list(prior["shares"])) == ("val", 0.7, ["left", "right", "never"])
+    assert sum(prior["shares"].values()) == pytest.approx(1, abs=0.01)
+    assert main(line) == 0 and "prior" not in json.loads(capsys.readouterr().out)
+    assert main([*line, "--prior", "val", "--tau", "-1"]) == 2
+    assert "--tau is -1.0: expected 0..10" in json.loads(capsys.readouterr().out)["error"]

@@ -96,7 +96,7 @@ def terms_of(config: WeakConfig, model: OVSDINO) -> list[MaskTerm | WholeTerm]:
         terms.append(
             WholeTerm("boundary", c.boundary, lambda _, o: _each(losses.mask_boundary_loss, o.boundary, o.edges))
         )
-        if decoder.config.upsampling == "propagated" and decoder.config.propagation.structure:
+        if decoder.config.upsampling == "attention" and decoder.config.score_attention.structure:
             terms.append(WholeTerm("affinity", c.affinity, lambda _, o: o.affinity_loss))
         if decoder.smd is not None and decoder.smd.config.structure:
             terms.append(
@@ -258,7 +258,7 @@ class Outputs:
         """(B,), of the affinity's neighbors and of pairs far apart, the mean of both."""
         decoder, inputs, c = self.objective.model.decoder, self.inputs, self.objective.config.loss
         assert self.features.structure is not None and decoder is not None
-        affinity = decoder.propagation.embed(self.features.structure.guide)
+        affinity = decoder.score_attention.embed(self.features.structure.guide)
         near = affinity_loss(affinity, inputs.masks, inputs.quality, c.distances)
         return 0.5 * (near + far_affinity_loss(affinity, inputs.masks, inputs.quality, c.far))
 

@@ -1,5 +1,6 @@
 """How a step of weak training is taken: texts as they are, temperatures bounded, what is trained already slowly."""
 
+import json
 import math
 
 import pytest
@@ -102,3 +103,33 @@ def test_a_gradient_that_is_not_finite_is_the_users_to_see(folder, tmp_path):
     with pytest.raises(OVSDinoError, match=r"step 0: the gradient is not finite; lower optim\.lr"):
         it.train_step(next(iter(it.batches(0, 1))))
     assert torch.isfinite(it.model.log_scale)
+
+
+def test_the_log_tells_of_the_gate_and_of_the_structure_term(folder, tmp_path):
+    changes = {"upsampling": "attention", "smd": {"gate": "output", "unit": True}}
+    path = write_config(
+        folder, tmp_path / "run", architecture=changes, optim={"lr": 1e-3, "warmup": 0, "steps": 3}, log_every=1
+    )
+    it = trainer(path)
+    it.run()
+    lines = [row for row in map(json.loads, it.folder.log.read_text().splitlines()) if row["kind"] == "train"]
+    assert lines[0]["gate"] == pytest.approx(1 / (1 + math.exp(2)), abs=1e-6)  # of the step, so before its update
+    assert 0.05 < lines[2]["gate"] < 0.25 and lines[2]["gate"] != lines[0]["gate"]
+    # The mean of lambda |e_i - e_j|^2 is 2 lambda, lambda = 0.5 at the start, and each step is ten rates at the most.
+    for name in ("structure_0", "structure_1"):
+        assert lines[0][name] == pytest.approx(1) and 0 < abs(lines[2][name] - 1) < 0.05
+
+
+def test_scalars_are_trained_at_ten_times_the_rate_and_do_not_decay(folder, tmp_path):
+    changes = {"upsampling": "attention", "smd": {"gate": "output", "unit": True}}
+    it = trainer(write_config(folder, tmp_path / "run", architecture=changes, optim={"lr": 0.001, "warmup": 0}))
+    group = it.optimizer.param_groups[2]
+    names = [name.removeprefix("model.") for name, p in it.trained.items() if any(p is q for q in group["params"])]
+    assert names == [
+        *("mask_scale", "mask_bias", "log_scale"),
+        *(f"decoder.smd.blocks.{i}.log_lambda" for i in (0, 1)),
+        "decoder.smd.gate.bias",
+        *(f"decoder.score_attention.{name}" for name in ("log_lambda", "gamma", "mix")),
+    ]
+    it.train_step(next(iter(it.batches(0, 1))))
+    assert group["lr"] == pytest.approx(0.01) and group["weight_decay"] == 0.0
