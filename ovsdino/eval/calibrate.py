@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAST", "Calibration", "best_threshold", "calibrate", "shown_below"]
 
-LEAST = 0.01  # share of an image that a word must cover to be shown
+LEAST = 0.05  # share of an image that a word must cover to be shown; docs/decisions.md has what others gave
 NEVER = -np.inf
 
 
