@@ -10,7 +10,8 @@ from ovsdino.data.captions import CaptionRecord, CaptionSet
 from ovsdino.errors import OVSDinoError
 from ovsdino.train.weak.batches import SLACK, Crop, WeakBatch, WeakDataset
 from ovsdino.train.weak.config import RobustConfig, WeakDataConfig
-from ovsdino.train.weak.frozen import FrozenImage, FrozenImages, MaskGrids, Window
+from ovsdino.train.weak.frozen import FrozenImage, FrozenImages, Window
+from ovsdino.train.weak.mask_grids import MaskGrids
 from ovsdino.train.weak.robust import agreement_weight, perturb_masks, quality_weight
 
 

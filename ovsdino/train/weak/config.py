@@ -74,6 +74,8 @@ class WeakLossConfig:
         pull: A pseudo-mask's embedding is one of its caption's texts.
         words: The decoder's answer to the words is one of them, the same one at every cell of a pseudo-mask.
         present: The decoder's answer has each of them in its region; needs pseudo-masks as `words` does.
+        answers: Where `words` and `present` ask the decoder: "cells", at a quarter of a token, upsampling and all; or
+            "tokens", before the upsampling, which then learns by `affinity` alone, at a fraction of the cost.
         least: Share of a region below which a text of its caption counts as missing.
         sam: The structure tokens approach SAM's embedding; needs `data.sam_targets` or `sam_checkpoint`.
         boundary: BCE + Dice of the boundary logits against the pseudo-masks' edges.
@@ -96,6 +98,7 @@ class WeakLossConfig:
     pull: Weight = 0.5
     words: Weight = 1.0
     present: Weight = 1.0
+    answers: Literal["cells", "tokens"] = "cells"
     least: Share = 0.05
     sam: Weight = 0.0
     boundary: Weight = 0.3
@@ -160,8 +163,8 @@ class WeakConfig(RunConfig):
         batch: Images of a step, over all processes.
         train_alignment: Train the map between image and text space: nano's linear head, or the projection of the CLIP
             tower. False keeps it as it was loaded.
-        projection_rate: Learning rate of a projection that was loaded, in shares of `optim.lr`: it is trained already.
-            One that begins at random, and nano's head, are trained at the full rate.
+        projection_rate: Learning rate of a projection, or of lite2's head, that was loaded, in shares of `optim.lr`: it
+            is trained already. One that begins at random, and nano's head, are trained at the full rate.
         sam_checkpoint: Official SAM weights, for alignment targets made as they are needed.
         sam_variant: Of `sam_checkpoint`.
     """

@@ -1,4 +1,4 @@
-"""Frozen features of whole images, and their masks on the same grid: computed once, kept on disk, read by crops.
+"""Frozen features of whole images: computed once, kept on disk, read by crops.
 
 A crop of a whole image's features knows what lies around it, as an image at inference does, and costs no network. The
 features are float16 and memory-mapped, so all runs of a study share them in the machine's memory.
@@ -15,20 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ovsdino.data.masks import MaskStore, decode_one
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import atomic_write, read_bytes, reading
+from ovsdino.io.files import atomic_write, reading
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.pipeline import Segmenter
 from ovsdino.train.segmentation import normalized
-from ovsdino.train.weak.robust import edge_agreement
 
 FORMAT = "1"  # of the files; another one when what they hold changes
-DECODED = 16  # masks at image resolution that are in memory at once
 
 Tensors = dict[str, Tensor]
 Read = Callable[[str], np.ndarray]
@@ -48,7 +44,7 @@ class TensorFolder:
 
     def path(self, name: str) -> Path:
         """Return the file of an image."""
-        return self.folder / f"{_digest(name)[:24]}.safetensors"
+        return self.folder / f"{digest_of(name)[:24]}.safetensors"
 
     def fill(self, names: Iterable[str]) -> int:
         """Make what is missing, each process in an order of its own; return how many files it made."""
@@ -130,7 +126,7 @@ class FrozenImages:
 
     def __init__(self, folder: Path, segmenter: Segmenter, source: str | Path, read: Read) -> None:
         self.segmenter, self.read = segmenter, read
-        key = _digest(FORMAT, frozen_digest(segmenter.model), str(segmenter.short_side), identity(source))
+        key = digest_of(FORMAT, frozen_digest(segmenter.model), str(segmenter.short_side), identity(source))
         self.files = TensorFolder(Path(folder) / f"features-{key[:16]}", self._make)
 
     def fill(self, names: Iterable[str]) -> int:
@@ -171,53 +167,6 @@ def encode_maps(model: OVSDINO, pixels: Tensor, maps: Sequence[Tensor]) -> Image
     return model.encode_features(final, taps, images).float()
 
 
-class MaskGrids:
-    """Pseudo-masks of whole images on the grid of the masks, four cells along each side of a token.
-
-    Args:
-        folder: Of all caches.
-        store: The masks.
-        images: The images, for their size and for `edge_agreement`.
-        patch: Pixels of a token.
-    """
-
-    def __init__(self, folder: Path, store: MaskStore, images: FrozenImages, patch: int) -> None:
-        self.store, self.images, self.patch = store, images, patch
-        key = _digest(FORMAT, content(store), str(images.segmenter.short_side), str(patch))
-        self.files = TensorFolder(Path(folder) / f"masks-{key[:16]}", self._make)
-
-    def fill(self, names: Iterable[str]) -> int:
-        """Decode what is missing; see `TensorFolder.fill`."""
-        return self.files.fill(names)
-
-    def __getitem__(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Return an image's masks.
-
-        Returns:
-            (M, 4h, 4w) bool, a cell is set when half of it or more is; (M, h, w) uint8, the cells of each token that
-            are set; and (M, 3) float32: predicted IoU, stability score and `edge_agreement` of each.
-        """
-        found = self.files[name]
-        return found["cells"], found["counts"], found["scores"]
-
-    def _make(self, name: str) -> Tensors:
-        image = self.images.read(name)
-        height, width = image.shape[:2]
-        row = self.store.of_size(name, (height, width))
-        h, w = (4 * side // self.patch for side in self.images.segmenter.inference_size(height, width))
-        cells, agreement = torch.zeros(len(row["masks"]), h, w, dtype=torch.bool), torch.zeros(len(row["masks"]))
-        view = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
-        for start in range(0, len(row["masks"]), DECODED):
-            part = range(start, min(start + DECODED, len(row["masks"])))
-            whole = torch.from_numpy(np.stack([decode_one(row, i) for i in part]))[None]
-            cells[part.start : part.stop] = F.interpolate(whole.float(), (h, w), mode="area")[0] >= 0.5
-            agreement[part.start : part.stop] = edge_agreement(view, whole.bool())[0]
-        sure = [[mask["predicted_iou"], mask["stability_score"]] for mask in row["masks"]]
-        scores = torch.cat([torch.tensor(sure, dtype=torch.float32).view(-1, 2), agreement[:, None]], 1)
-        counts = cells.view(-1, h // 4, 4, w // 4, 4).sum((2, 4)).to(torch.uint8)
-        return {"cells": cells, "counts": counts, "scores": scores}
-
-
 def frozen_digest(model: OVSDINO) -> str:
     """Return a digest of all that decides the frozen features of an image at one size."""
     digest = hashlib.sha256()
@@ -225,7 +174,7 @@ def frozen_digest(model: OVSDINO) -> str:
         if not name.startswith("head."):
             digest.update(name.encode() + b"\0" + value.detach().cpu().contiguous().numpy().tobytes())
     config = {**asdict(model.config.backbone), "mean": model.config.mean, "std": model.config.std}
-    return _digest(digest.hexdigest(), json.dumps(config, sort_keys=True))
+    return digest_of(digest.hexdigest(), json.dumps(config, sort_keys=True))
 
 
 def identity(source: str | Path) -> str:
@@ -237,11 +186,6 @@ def identity(source: str | Path) -> str:
     return f"{path}:{state.st_size}:{state.st_mtime_ns}"
 
 
-def content(store: MaskStore) -> str:
-    """Return a digest of a finished store of masks."""
-    paths = [store.folder / "manifest.json", *map(store.path, range(store.shards))]
-    return _digest(*(hashlib.sha256(read_bytes(path, "shard of masks")).hexdigest() for path in paths))
-
-
-def _digest(*parts: str) -> str:
+def digest_of(*parts: str) -> str:
+    """Return the SHA-256 of texts in order, in hexadecimal."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()

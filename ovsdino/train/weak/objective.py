@@ -204,30 +204,38 @@ class Outputs:
     # -- texts on the masks' grid
 
     @cached_property
+    def places(self) -> Tensor:
+        """(B, M, h w) or (B, M, 16 h w), the masks where the texts are answered: on the tokens in part, or on cells."""
+        return self.soft if self.objective.config.loss.answers == "tokens" else self.inputs.masks.flatten(2)
+
+    @cached_property
     def fine_cover(self) -> Tensor:
-        """(B, R, 4h, 4w), the share of each cell that lies in each region."""
-        return losses.region_cover(self.inputs.regions, *self.inputs.masks.shape[-2:])
+        """(B, R, ...), the share of each place of `answers` that lies in each region."""
+        return losses.region_cover(self.inputs.regions, *self.answers.shape[-2:])
 
     @cached_property
     def answers(self) -> Tensor:
-        """(B, U, 4h, 4w), the decoder's logits of the texts."""
+        """(B, U, 4h, 4w) the decoder's logits of the texts; (B, U, h, w) before the upsampling."""
+        if self.objective.config.loss.answers == "tokens":
+            return self.objective.model.coarse_logits(self.features, self.text)
         return self._on_grid(self.objective.model.decode(self.features, self.text)).float()
 
     @cached_property
     def log_prior(self) -> Tensor:
         """(U,), how common each text is, see `text_log_prior`; added to scores in training only."""
-        c, every4th = self.objective.config.loss, (..., slice(2, None, 4), slice(2, None, 4))
+        c = self.objective.config.loss
+        every4th = (..., slice(2, None, 4), slice(2, None, 4)) if c.answers == "cells" else (...,)
         return text_log_prior(self.answers[every4th], self.fine_cover[every4th], c.adjust, c.rarest, _total)
 
     @cached_property
     def log_p(self) -> Tensor:
-        """(B, U, 4h, 4w), log probabilities of the texts at each cell."""
+        """(B, U, ...), log probabilities of the texts at each place of `answers`."""
         return F.log_softmax(self.answers + self.log_prior[:, None, None], 1)
 
     @property
     def mask_log_p(self) -> Tensor:
         """(B, M, U), the mean of `log_p` in each mask."""
-        return mask_pool(self.log_p.flatten(2).transpose(1, 2).contiguous(), self.inputs.masks.flatten(2))[0]
+        return mask_pool(self.log_p.flatten(2).transpose(1, 2).contiguous(), self.places)[0]
 
     @property
     def prototype_log_p(self) -> Tensor:
@@ -236,8 +244,8 @@ class Outputs:
 
     def label_loss(self, log_p: Tensor) -> Tensor:
         """Return the loss of masks (B, M) whose log probabilities should be those of a text of their regions."""
-        cover, masks = self.fine_cover.flatten(2).transpose(1, 2), self.inputs.masks.flatten(2)
-        inside = mask_pool(cover, masks)[0].transpose(1, 2)  # (B, R, M)
+        cover = self.fine_cover.flatten(2).transpose(1, 2)
+        inside = mask_pool(cover, self.places)[0].transpose(1, 2)  # (B, R, M)
         return losses.over_regions(losses.partial_label_loss(log_p, self.inputs.positives), inside)
 
     # -- the structure encoder

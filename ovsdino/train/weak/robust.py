@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+EDGE_RADIUS = 4  # pixels, of the windows of `edge_agreement`
+
 
 def quality_weight(predicted_iou: Tensor, stability: Tensor) -> Tensor:
     """Return predicted_iou * stability_score, both in [0, 1] and of one shape: the generator's trust in its masks."""
     return predicted_iou.float() * stability.float()
 
 
-def edge_agreement(images: Tensor, masks: Tensor, radius: int = 4) -> Tensor:
+def edge_agreement(images: Tensor, masks: Tensor, radius: int = EDGE_RADIUS) -> Tensor:
     """Measure how much more the color changes across a mask's edge than around it: a / (a + b).
 
     a is the mean color step |I_x - I_y| over the pairs of neighbors of which one is in the mask, b that over all pairs

@@ -26,7 +26,8 @@ from ovsdino.train.trainer import Log
 from ovsdino.train.weak.batches import WeakBatch, WeakDataset, batches
 from ovsdino.train.weak.cached import CachedDataset
 from ovsdino.train.weak.config import WeakConfig
-from ovsdino.train.weak.frozen import FrozenImages, MaskGrids
+from ovsdino.train.weak.frozen import FrozenImages
+from ovsdino.train.weak.mask_grids import MaskGrids
 from ovsdino.train.weak.objective import Inputs, WeakObjective, total
 
 RAW = ("{}",)  # the template of a text that is not a class name
@@ -164,7 +165,9 @@ class WeakTrainer(SegmentationTrainer):
         share = -(-len(texts) // self.ranks.size)
         own = texts[self.ranks.rank * share :][:share]
         own += texts[:1] * (share - len(own))
-        return gather(self.model.text_tower.read(own, RAW).float().to(self.device))[: len(texts)]
+        # The words of a sentence encoder are phrases in its own template, as at inference; captions are as they are.
+        named = self.model.config.text.kind == "sentence" and self.config.data.caption == "phrases"
+        return gather(self.model.text_tower.read(own, None if named else RAW).float().to(self.device))[: len(texts)]
 
     def class_text(self, data: SegmentationDataset) -> Tensor:
         """Return the text of a data set's classes (K, D), without a background."""
@@ -209,9 +212,9 @@ class WeakTrainer(SegmentationTrainer):
         return {"val": (self.val_set, self.model.encode_text(self.val_set.names))}
 
     def slow(self) -> list[nn.Parameter]:
-        """Return the parameters of a projection that was loaded: it is trained already."""
+        """Return the parameters of a projection, or of lite2's head, that was loaded: it is trained already."""
         loaded = self.config.projection or self.model.config.name in PROJECTIONS
-        return [p for p in self.model.text_tower.parameters() if p.requires_grad] if loaded else []
+        return [p for p in self._alignment_parameters() if p.requires_grad] if loaded else []
 
 
 def _of_all(texts: list[list[tuple[str, ...]]]) -> list[str]:
