@@ -27,6 +27,8 @@ OPTIONS = {  # the dataclass of a script's options
     "benchmarks/latency.py": "Latency",
     "benchmarks/roofline.py": "Roofline",
     "benchmarks/studies/stream_soak.py": "StreamSoak",
+    "ovsdino.train.pretrain.align": "Align",
+    "ovsdino.train.pretrain.hypernyms": "MakeTable",
 }
 
 
@@ -125,6 +127,9 @@ def check_options(words: Sequence[str]) -> None:
         words = ["ovsdino", "train", *words[words.index("ovsdino.train") + 1 :]]
     if words[0] == "ovsdino":
         parse_command(COMMANDS, "ovsdino", words[1:], "")
+        return
+    if words[1] == "-m":
+        parse(getattr(importlib.import_module(words[2]), OPTIONS[words[2]]), words[2], words[3:])
         return
     before, name = list(sys.path), f"documented_{Path(words[1]).stem}"
     spec = importlib.util.spec_from_file_location(name, words[1])

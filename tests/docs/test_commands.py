@@ -24,6 +24,10 @@ PARSED = [
     (r"ovsdino ablate", "hours"),
     (r"ovsdino train configs/weak_nano\.yaml", "needs the captions and masks that make weak-data writes"),
     (r"--generator sam", "needs SAM's weights and COCO"),
+    (
+        r"--model lite2|pretrain\.align",
+        "needs ImageNet's network and a sentence encoder: tests/train/pretrain/test_align.py",
+    ),
     (r"torchrun", "needs several processes"),
     (
         r"runs/weak_b14",
