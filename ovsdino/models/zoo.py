@@ -365,7 +365,9 @@ def _on_official_weights(
             f"(--projection FILE), or use {', '.join(PROJECTIONS)}"
         )
     if checkpoint is not None:
-        left_out = [part for part in ("text_tower.", "backbone.head.") if not any(key.startswith(part) for key in own)]
+        left_out = [
+            part for part in ("text_tower.", "backbone.head.", "log_") if not any(key.startswith(part) for key in own)
+        ]
         load_state(model, own, str(checkpoint), partial=("backbone.vit.", "backbone.cnn.", *left_out))
     load_official(model, projection=projection, with_projection=projection is not None or not aligned, **files)
     model.aligned = not has_head or projection is not None or aligned

@@ -151,9 +151,9 @@ def lite2(path, **files):
     return model
 
 
-def head_file(path, *more):
+def head_file(path):
     head = {f"backbone.head.{k}": v for k, v in (("weight", torch.randn(384, 1280)), ("bias", torch.randn(384)))}
-    save_file({**head, "log_scale": torch.tensor(3.0), **dict(more)}, path)
+    save_file(head, path)
     return head
 
 
