@@ -33,11 +33,13 @@ def test_an_engine_for_two_gpus_and_its_sidecar(rtx: ModuleType, small: Path, tm
     assert (sidecar.kind, sidecar.weights, sidecar.classes) == ("engine", before.weights, (1, 40))
     assert Sidecar.load(path) == sidecar and sidecar.file == "small.engine"
     told = json.loads(layers.read_text())
-    # A head size of 16 is the smallest that TensorRT fuses, with 16-wide values; the ViT's two and the SMD's one.
+    # A head size of 16 is the smallest that TensorRT fuses, with 16-wide values; the ViT's two, the SMD's one, and that
+    # on the scores.
     assert set(told["attention"]["fused"] + told["attention"]["apart"]) == {
         "backbone.vit.blocks.0.attn/Softmax",
         "backbone.vit.blocks.1.attn/Softmax",
         "decoder.smd.blocks.0/Softmax",
+        "decoder.score_attention/Softmax",
     }
     assert any("backbone.vit.blocks.0.mlp.fc1/MatMul" in layer["nodes"] for layer in told["layers"])
 
