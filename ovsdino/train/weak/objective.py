@@ -82,9 +82,7 @@ def terms_of(config: WeakConfig, model: OVSDINO) -> list[MaskTerm | WholeTerm]:
         present = partial(losses.presence_loss, least=c.least)
         terms += [
             MaskTerm("mask", c.mask, lambda b, o: losses.mask_classifier_loss(o.mask_logits, b.masks)),
-            WholeTerm(
-                "present", c.present, lambda _, o: losses.region_share(o.log_p.exp(), o.fine_cover), total=present
-            ),
+            WholeTerm("present", c.present, lambda _, o: losses.region_share(o.text_p, o.fine_cover), total=present),
             MaskTerm("pull", c.pull, lambda _, o: o.label_loss(o.prototype_log_p)),
             MaskTerm("words", c.words, lambda _, o: o.label_loss(o.mask_log_p)),
         ]
@@ -229,12 +227,20 @@ class Outputs:
 
     @cached_property
     def log_p(self) -> Tensor:
-        """(B, U, ...), log probabilities of the texts at each place of `answers`."""
-        return F.log_softmax(self.answers + self.log_prior[:, None, None], 1)
+        """(B, U, ...), log probabilities of the texts at each place of `answers`; the null class, if any, comes last."""
+        logits = self.answers + self.log_prior[:, None, None]
+        if null := self.objective.config.loss.null:
+            logits = torch.cat([logits, (null * self.scale).expand_as(logits[:, :1])], 1)
+        return F.log_softmax(logits, 1)
+
+    @property
+    def text_p(self) -> Tensor:
+        """(B, U, ...), probabilities of the texts, without a null class."""
+        return self.log_p[:, : len(self.text)].exp()
 
     @property
     def mask_log_p(self) -> Tensor:
-        """(B, M, U), the mean of `log_p` in each mask."""
+        """(B, M, U) or (B, M, U + 1), the mean of `log_p` in each mask."""
         return mask_pool(self.log_p.flatten(2).transpose(1, 2).contiguous(), self.places)[0]
 
     @property
@@ -246,7 +252,10 @@ class Outputs:
         """Return the loss of masks (B, M) whose log probabilities should be those of a text of their regions."""
         cover = self.fine_cover.flatten(2).transpose(1, 2)
         inside = mask_pool(cover, self.places)[0].transpose(1, 2)  # (B, R, M)
-        return losses.over_regions(losses.partial_label_loss(log_p, self.inputs.positives), inside)
+        positives = self.inputs.positives
+        if log_p.shape[-1] > positives.shape[-1]:  # the null class belongs to every caption
+            positives = torch.cat([positives, positives.any(-1, keepdim=True)], -1)
+        return losses.over_regions(losses.partial_label_loss(log_p, positives), inside)
 
     # -- the structure encoder
 

@@ -7,30 +7,31 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ovsdino.data.segmentation import SegmentationDataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval.boundary import BoundaryF1, trimap
+from ovsdino.eval.calibrate import best_threshold, shown_below
 from ovsdino.eval.metrics import Confusion
 from ovsdino.models.ovsdino import ImageFeatures
 from ovsdino.models.prior import estimate_prior
 from ovsdino.ops import upsample_argmax
+from ovsdino.windows import bilinear
 
 if TYPE_CHECKING:
     from ovsdino.train.weak.trainer import WeakTrainer
 
-THRESHOLDS = tuple((1 / (1 + np.exp(-np.linspace(-3.5, 5.0, 35)))).round(4).tolist())  # 0.03 to 0.99
-PAINTED = 0.01  # of an image: a word with less is not counted as painted
 CALIBRATED_ON = 100  # training images, at most
 
 
 def score(trainer: WeakTrainer) -> dict[str, float]:
     """Return a trained model's scores on its validation images, in 0..1.
 
-    With a background (class 0, never a word) the words compete, and what is less certain than a threshold is
-    background; the threshold is `background_threshold`'s. The words alone are scored as well, over the pixels that are
-    no background.
+    With a background (class 0, never a word) the words compete, and where the best one's cosine is below a threshold,
+    `background_threshold`'s, it is background. The words alone are scored as well, over the other pixels. Contours are
+    then those of the labels with `filled` gaps; pixels without a label are not scored.
 
     Returns:
         "miou", "boundary_f1", "trimap_miou", "pixel_accuracy"; with a background also "miou_words", the mIoU of the
@@ -47,20 +48,21 @@ def score(trainer: WeakTrainer) -> dict[str, float]:
     kinds, near = Confusion(len(data.names), data.ignore_index), Confusion(len(data.names), data.ignore_index)
     words = Confusion(len(data.names) - 1, data.ignore_index) if data.has_background else None
     f1 = BoundaryF1(len(data.names))
-    threshold = background_threshold(trainer, text, prior) if data.has_background else None
+    threshold = background_threshold(trainer, text, prior) if data.has_background else 0.0
     for index, features in trainer.val_features():
         target = trainer.val_label(index)
         logits = answers(trainer, features, text, prior)
-        labels = upsample_argmax(logits, target.shape, threshold)[0].cpu().numpy().astype(np.int64)
+        labels = upsample_argmax(logits, target.shape)[0].cpu().numpy().astype(np.int64)
         target = target.astype(np.int64)
         ignore = target == data.ignore_index
         if words is not None:
-            labels = np.where(labels == len(text), 0, labels + 1)  # below the threshold: background
-            sure = upsample_argmax(logits, target.shape)[0].cpu().numpy().astype(np.int64)
-            words.update(sure, np.where(ignore | (target == 0), data.ignore_index, target - 1))
+            words.update(labels, np.where(ignore | (target == 0), data.ignore_index, target - 1))
+            best = bilinear(cosines(trainer, logits), target.shape, False).amax(1)[0].cpu().numpy()
+            labels = np.where(best < threshold, 0, labels + 1)
+        whole, hidden = (target, ignore) if words is None else (filled(target, ignore), np.zeros_like(ignore))
         kinds.update(labels, target)
-        near.update(labels, np.where(trimap(target, ignore), target, data.ignore_index))
-        f1.update(labels, target, ignore)
+        near.update(labels, np.where(trimap(whole, hidden) & ~ignore, target, data.ignore_index))
+        f1.update(labels, whole, hidden)
     per_class = f1.per_class()
     found = {
         "miou": kinds.miou(),
@@ -89,33 +91,44 @@ def class_prior(trainer: WeakTrainer, text: Tensor) -> Tensor | None:
 
 
 def background_threshold(trainer: WeakTrainer, text: Tensor, prior: Tensor | None) -> float:
-    """Return the certainty below which a pixel is background, chosen on training images by their captions alone.
+    """Return the cosine below which a pixel is background, chosen on training images by their captions alone.
 
-    At a threshold an image has painted words (1 % of it or more) and said ones, those classes that its caption names.
-    The threshold is the one of the best F1 of painted words against said ones, over all images; no label is read. Of
-    equal ones the lowest.
+    See `ovsdino.eval.calibrate`: at the threshold the words that label maps show, on 5 % of an image or more, agree
+    best with the words of the captions; no label is read.
 
     Args:
         trainer: Its training images and their captions.
         text: (K, D), of the classes without the background.
         prior: Of `class_prior`.
+
+    Raises:
+        OVSDinoError: No word is shown.
     """
     data = trainer.val_set
     assert data is not None
     said = captioned_classes(trainer, data)
-    hits, painted, named = np.zeros((3, len(THRESHOLDS)))
+    shown, there = [], []
     for name, features in training_features(trainer):
-        logits = answers(trainer, features, text, prior)
-        certainty, label = logits.softmax(1).max(1)
-        truth = said.get(name, set())
-        for i, threshold in enumerate(THRESHOLDS):
-            share = torch.bincount(label[certainty >= threshold], minlength=len(text)) / label.numel()
-            words = set(torch.nonzero(share >= PAINTED).flatten().tolist())
-            hits[i] += len(words & truth)
-            painted[i] += len(words)
-            named[i] += len(truth)
-    f1 = 2 * hits / np.maximum(painted + named, 1)
-    return THRESHOLDS[int(f1.argmax())]
+        shown.append(shown_below(cosines(trainer, answers(trainer, features, text, prior))[0]))
+        there.append(np.isin(np.arange(len(text)), list(said.get(name, ()))))
+    return best_threshold(np.stack(shown), np.stack(there))
+
+
+def cosines(trainer: WeakTrainer, logits: Tensor) -> Tensor:
+    """Return logits without the temperature."""
+    return logits / trainer.model.log_scale.detach().exp()
+
+
+def filled(target: np.ndarray, ignore: np.ndarray) -> np.ndarray:
+    """Return labels (H, W) with the nearest label in place of none.
+
+    VOC leaves a band of five pixels around its objects without a label, so that no two classes ever meet.
+    """
+    if not ignore.any() or ignore.all():
+        return target
+    nearest = distance_transform_edt(ignore, return_distances=False, return_indices=True)
+    found: np.ndarray = target[tuple(nearest)]
+    return found
 
 
 def captioned_classes(trainer: WeakTrainer, data: SegmentationDataset) -> dict[str, set[int]]:
