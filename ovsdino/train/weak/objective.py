@@ -227,7 +227,7 @@ class Outputs:
 
     @cached_property
     def log_p(self) -> Tensor:
-        """(B, U, ...), log probabilities of the texts at each place of `answers`; the null class, if any, comes last."""
+        """(B, U, ...), log probabilities of the texts at each place of `answers`; a null class is the last."""
         logits = self.answers + self.log_prior[:, None, None]
         if null := self.objective.config.loss.null:
             logits = torch.cat([logits, (null * self.scale).expand_as(logits[:, :1])], 1)
