@@ -28,7 +28,6 @@ OPTIONS = {  # the dataclass of a script's options
     "benchmarks/roofline.py": "Roofline",
     "benchmarks/studies/stream_soak.py": "StreamSoak",
     "ovsdino.train.pretrain.align": "Align",
-    "ovsdino.train.pretrain.hypernyms": "MakeTable",
 }
 
 

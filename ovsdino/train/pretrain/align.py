@@ -1,7 +1,8 @@
 """Align a frozen ImageNet network with words, in closed form: `python -m ovsdino.train.pretrain.align`.
 
-The network's classifier knows 1 000 classes; WordNet knows what they are called and what they are kinds of. With f a
-position of the frozen final map, l(f) the classifier's logits, and C_w the classes that a word w is a name of,
+The network's classifier knows 1 000 classes; timm knows what they are called, and their definitions say what they are
+kinds of (`hypernyms.py`). With f a position of the frozen final map, l(f) the classifier's logits, and C_w the classes
+that a word w is a name of,
 
     z_w(f) = log mean_{c in C_w} exp l_c(f)
 
@@ -40,7 +41,7 @@ from ovsdino.models.sentence import TEMPLATE, SentenceEncoder
 from ovsdino.models.zoo import build_model
 from ovsdino.parsing import run_script
 from ovsdino.pipeline import Segmenter
-from ovsdino.train.pretrain.hypernyms import Hypernyms, read_hypernyms
+from ovsdino.train.pretrain.hypernyms import Hypernyms, imagenet_hypernyms
 
 MOST_CLASSES = 200  # more do not raise a word's weight
 LEAST_EVIDENCE = -15.0  # below it nothing is told apart
@@ -170,19 +171,17 @@ class Align:
     """Folders or zips of other images, whose positions are used without any label."""
     sentence_weights: Path | None = None
     """Folder of the sentence encoder, in place of the installed package's."""
-    hypernyms: Path = Path("configs/imagenet_hypernyms.json")
-    """Table of names and hypernyms."""
     positions: int = 24000
     """Positions of maps that are used, half from the pictures, half from the other images."""
     picture_side: int = 240
     """Short side of the pictures in pixels."""
     image_side: int = 288
     """Short side of the other images in pixels."""
-    pull: float = 0.3
+    pull: float = 0.5
     """Weight g of the pictures' words."""
     strength: float = 1.0
     """Size a of the pictures' targets."""
-    ridge: float = 0.3
+    ridge: float = 0.5
     """Ridge of the features, in shares of their mean square."""
     row_ridge: float = 0.01
     """Ridge of the text rows, likewise."""
@@ -195,8 +194,8 @@ class Align:
         Raises:
             OVSDinoError: A file is missing or does not fit, or the sentence encoder cannot be had.
         """
-        refuse_inputs([self.output], [self.backbone_weights, self.captions, self.hypernyms])
-        table = read_hypernyms(self.hypernyms)
+        refuse_inputs([self.output], [self.backbone_weights, self.captions])
+        table = imagenet_hypernyms()
         model = freeze(build_model("lite2", decoder=False))
         model.backbone.load(self.backbone_weights)
         state = read_efficientnet(self.backbone_weights, model.config.backbone.timm_name)

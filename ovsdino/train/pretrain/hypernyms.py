@@ -1,30 +1,69 @@
-"""The names of ImageNet's classes and of all that they are kinds of: `python -m ovsdino.train.pretrain.hypernyms`.
+"""The names of ImageNet's classes and of what they are kinds of, read out of timm's `ImageNetInfo`.
 
-ImageNet's synset ids are offsets in WordNet 3.0, so its noun file has the true hypernyms. The command copies the part
-that the 1 000 classes need into a small table, with WordNet's licence, which allows it and asks to travel along.
+A definition says what a thing is a kind of: "a cat with a gray or tawny coat mottled with black". Which of several cats
+is meant, the order of the synset ids tells. Among animals they mostly follow the hierarchy, depth first, so that what a
+synset lies under is the nearest one of that name before it. Among artifacts and persons they follow the alphabet, and
+the first of several senses of a name is the usual one.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from bisect import bisect
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache, cached_property
 
 import numpy as np
 
-from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import atomic_write, read_bytes, read_json, read_text, reading
-from ovsdino.parsing import run_script
-
-CLASSES = 1000
-# Above these everything is a kind of everything: as words they tell no picture from another.
+DEPTH = 3  # levels above a class; the further up, the oftener a definition misleads
+# First ids of the most general, acts, animals, artifacts, thoughts, food, groups, things of nature, persons, the rest.
+PARTS = ("n00000000", "n00030000", "n01300000", "n02661000", "n04620000", "n07555000", "n07940000", "n09180000",
+         "n09480000", "n11400000")  # fmt: skip
+ALPHABETIC = (4, 9)  # artifacts and persons, counted from one
+# Under these is everything: as words they tell no picture from another.
 GENERAL = frozenset(
-    """abstraction artifact attribute causal_agent chordate entity instrumentality living_thing matter measure object
-    organism physical_entity placental relation substance thing unit vertebrate whole""".split()  # noqa: SIM905
+    """appliance artifact chordate commodity control conveyance covering craft device entity equipment
+    establishment implement instrument instrumentality machine material matter mechanism member object organism
+    part round structure substance support system thing unit vehicle vertebrate vessel whole""".split()  # noqa: SIM905
 )
-CLOTHING, PERSON = "n03051540", "n00007846"
-PEOPLE = ("people", "man")  # said of a person as often as the names that WordNet has
+CLOTHING = frozenset(
+    """apparel armor attire cap cloak clothing coat dress footwear garment gown hairpiece hat headdress headgear helmet
+    hosiery jacket mask necktie neckwear overgarment robe shoe skirt spectacles sweater swimsuit tie trouser underwear
+    uniform""".split()  # noqa: SIM905
+)
+PERSON = ("person", "individual", "someone", "human", "people", "man")
+# What comes before the noun of a definition and says nothing of it, and what comes after it.
+LEADING = re.compile(
+    r"(?:any|several|numerous|various|many|either|two|three|the|a|an|some|one|of|or|and|usually|type|kind|variety|varieties"
+    r"|species|strain|form|class|group|piece|set|genus|member|family|order"
+    r"|(?:[\w-]+ ){0,4}?(?:breed|breeds|variety|type|kind|species|family|genus|strain|form|piece) of) (?=\w)"
+)
+TRAILING = re.compile(
+    r"[,;:]|(?<![\w-])(?:with|of|that|having|for|in|which|who|to|by|from|on|at|whose|where|when|as|containing|resembling"
+    r"|about|into|like|is|are|has|can|no|without|between|including|around|over|through|formerly|carrying|used|worn|made"
+    r"|consisting|holding|intended|driven|covered|attached|equipped|designed|shaped|operated|drawn|similar|usually|often"
+    r"|covering|tied|under|native|either)(?![\w-])"
+)
+
+
+def nouns(definition: str) -> Iterator[str]:
+    """Yield the names that the thing of a definition may go by, the likeliest first, in lower case."""
+    text = re.sub(r"\([^)]*\)", "", definition.lower()).strip()
+    while found := LEADING.match(text):
+        text = text[found.end() :]
+    phrase = TRAILING.split(text, maxsplit=1)[0].split()
+    for end in range(len(phrase), max(len(phrase) - 3, 0), -1):  # the last word may be no noun: "a vehicle moving"
+        yield from (" ".join(phrase[start:end]) for start in range(end) if phrase[start] not in ("or", "and"))
+
+
+def singular(name: str) -> Iterator[str]:
+    """Yield a name, and what it may be the plural of."""
+    yield name
+    for ending, other in (("ies", "y"), ("es", ""), ("s", "")):
+        if name.endswith(ending) and not name.endswith("ss"):
+            yield name.removesuffix(ending) + other
 
 
 @dataclass(frozen=True)
@@ -34,31 +73,28 @@ class Hypernyms:
     Attributes:
         classes: Synsets of ImageNet's 1 000 classes in their order.
         names: Names of each synset, the usual one first.
-        above: Synsets of which each is a kind.
+        above: The synset of which each is a kind, where one is known.
     """
 
     classes: tuple[str, ...]
-    names: dict[str, tuple[str, ...]]
-    above: dict[str, tuple[str, ...]]
+    names: Mapping[str, tuple[str, ...]]
+    above: Mapping[str, str]
 
     def lineage(self, synset: str) -> list[str]:
-        """Return a synset and all above it, nearest first, each once."""
-        found, level = [synset], [synset]
-        while level:
-            level = list(dict.fromkeys(up for one in level for up in self.above[one] if up not in found))
-            found += level
-        return found
+        """Return a synset and up to `DEPTH` above it, nearest first."""
+        found = [synset]
+        while len(found) <= DEPTH and found[-1] in self.above:
+            found.append(self.above[found[-1]])
+        return list(dict.fromkeys(found))
 
     def words(self, synset: str) -> list[str]:
         """Return all names that a picture of a synset can be called by, in lower case.
 
         Whoever wears it is in the picture of a piece of clothing: it has the names of a person too.
         """
-        lineage = self.lineage(synset)
-        named = [one for one in lineage if self.names[one][0].replace(" ", "_").lower() not in GENERAL]
-        found = [name.lower() for one in named for name in self.names[one]]
-        if CLOTHING in lineage:
-            found += [*(name.lower() for name in self.names[PERSON]), *PEOPLE]
+        lineage = [[name.lower() for name in self.names[one]] for one in self.lineage(synset)]
+        found = [name for names in lineage if names[0] not in GENERAL for name in names]
+        found += PERSON if any(names[0] in CLOTHING for names in lineage) else ()
         return list(dict.fromkeys(found))
 
     def membership(self, words: Sequence[str]) -> np.ndarray:
@@ -69,97 +105,53 @@ class Hypernyms:
             table[row, [place[word] for word in self.words(synset) if word in place]] = True
         return table
 
+    @cached_property
+    def below(self) -> Counter[str]:
+        """The number of classes below each synset."""
+        return Counter(one for synset in self.classes for one in self.lineage(synset))
+
+    @cached_property
+    def named(self) -> dict[tuple[str, bool], list[str]]:
+        """The synsets of each name in lower case: those of which it is the usual name, and the others."""
+        named = defaultdict(list)
+        for synset, names in self.names.items():
+            for rank, name in enumerate(names):
+                named[name.lower(), rank == 0].append(synset)
+        return dict(named)
+
     def of_word(self, word: str) -> str | None:
-        """Return the synset that a word names: the one it is the usual name of, else any; plurals in s as well."""
-        for spelled in (word.lower(), word.lower().removesuffix("s")):
-            for first in (True, False):
-                for synset, names in self.names.items():
-                    if spelled in [name.lower() for name in (names[:1] if first else names)]:
-                        return synset
+        """Return the synset that a word names: best one with classes below, then one it is the usual name of."""
+        for spelled in singular(word.lower()):
+            usual = self.named.get((spelled, True), [])
+            if found := [*usual, *self.named.get((spelled, False), [])]:
+                return max(found, key=lambda synset: (self.below[synset] > 0, synset in usual, self.below[synset]))
         return None
 
 
-def read_hypernyms(path: str | Path) -> Hypernyms:
-    """Return the table of a file that this module wrote.
+@cache
+def imagenet_hypernyms() -> Hypernyms:
+    """Return the names and hypernyms of the synsets that timm knows: ImageNet-22k's and those of the 1 000 classes."""
+    from timm.data import ImageNetInfo
 
-    Raises:
-        OVSDinoError: The file is missing or damaged.
-    """
-    kind = "table of hypernyms"
-    tree = read_json(path, kind)
-    with reading(path, kind):
-        synsets = {
-            str(k): (tuple(map(str, v["names"])), tuple(map(str, v["above"]))) for k, v in tree["synsets"].items()
-        }
-        table = Hypernyms(
-            classes=tuple(map(str, tree["classes"])),
-            names={k: names for k, (names, _) in synsets.items()},
-            above={k: above for k, (_, above) in synsets.items()},
-        )
-        if len(table.classes) != CLASSES or not all(table.names.values()):
-            raise ValueError(f"{len(table.classes)} classes, expected {CLASSES}, each with a name")
-        for synset in (*table.classes, PERSON):
-            table.lineage(synset)
-    return table
+    large, classes = ImageNetInfo("imagenet-22k"), ImageNetInfo("imagenet-1k").label_names()
+    names: dict[str, tuple[str, ...]] = {}
+    definitions: dict[str, str] = {}
+    for synset in sorted({*classes, *large.label_names()}):
+        said = large.label_name_to_description(synset)
+        names[synset] = tuple(name.strip() for name in said.split(","))
+        definitions[synset] = large.label_name_to_description(synset, detailed=True).removeprefix(f"{said}: ")
+    table = Hypernyms(tuple(classes), names, {})
+    above = {synset: up for synset in names if (up := _above(table, synset, definitions[synset]))}
+    return Hypernyms(tuple(classes), names, above)
 
 
-def read_nouns(lines: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    """Yield (synset, names, synsets above it) for the lines of WordNet's data.noun (its manual page wndb(5WN))."""
-    for line in lines:
-        if not line or line.startswith(" "):  # the licence
-            continue
-        fields = line.partition("|")[0].split()
-        count = int(fields[3], 16)
-        names = tuple(fields[4 + 2 * i].replace("_", " ") for i in range(count))
-        pointers = fields[5 + 2 * count :]
-        above = tuple(
-            f"n{pointers[i + 1]}" for i in range(0, 4 * int(fields[4 + 2 * count]), 4) if pointers[i] in ("@", "@i")
-        )
-        yield f"n{fields[0]}", names, above
-
-
-@dataclass(frozen=True, kw_only=True)
-class MakeTable:
-    """Write the names and hypernyms of ImageNet's 1 000 classes."""
-
-    wordnet: Path
-    """Folder of WordNet 3.0's database, with data.noun in it."""
-    licence: Path
-    """File of WordNet's licence, copied into the table."""
-    output: Path = Path("configs/imagenet_hypernyms.json")
-    """File to write."""
-
-    def run(self) -> int:
-        """Write the table; return the exit code.
-
-        Raises:
-            OVSDinoError: A file is missing, or it is another version of WordNet.
-        """
-        from timm.data import ImageNetInfo
-
-        data = read_bytes(self.wordnet / "data.noun", "noun file of WordNet").decode("latin-1")
-        nouns = {synset: (names, above) for synset, names, above in read_nouns(data.split("\n"))}
-        info = ImageNetInfo("imagenet-1k")
-        classes = [info.index_to_label_name(i) for i in range(CLASSES)]
-        if any(synset not in nouns for synset in (*classes, CLOTHING, PERSON)):
-            raise OVSDinoError(f"{self.wordnet}: not WordNet 3.0, whose offsets are ImageNet's synset ids")
-        whole = Hypernyms(tuple(classes), {k: v[0] for k, v in nouns.items()}, {k: v[1] for k, v in nouns.items()})
-        kept = sorted({one for synset in (*classes, PERSON) for one in whole.lineage(synset)})
-        tree = {
-            "licence": " ".join(read_text(self.licence, "licence").split()),
-            "classes": classes,
-            "synsets": {one: {"names": whole.names[one], "above": whole.above[one]} for one in kept},
-        }
-        with atomic_write(self.output) as file:
-            file.write(json.dumps(tree, separators=(",", ":")).replace('},"n', '},\n"n').encode() + b"\n")
-        print(f"{self.output}: {len(classes)} classes, {len(kept)} synsets")
-        return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return run_script(MakeTable, "python -m ovsdino.train.pretrain.hypernyms", argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _above(table: Hypernyms, synset: str, definition: str) -> str | None:
+    tail = table.names[synset][0].lower().split()[1:]  # a "school bus" is likely to be a bus
+    part = bisect(PARTS, synset)
+    for phrase in (*nouns(definition), *(" ".join(tail[start:]) for start in range(len(tail)))):
+        for key in ((name, usual) for usual in (True, False) for name in singular(phrase)):
+            found = [one for one in table.named.get(key, ()) if one != synset and bisect(PARTS, one) == part]
+            before = [] if part in ALPHABETIC else [one for one in found if one < synset]
+            if found:
+                return max(before) if before else min(found)
+    return None
