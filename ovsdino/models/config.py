@@ -106,6 +106,7 @@ class ScoreAttentionConfig:
         query_stride: 1 attends at four pixels along a token's side, 2 at two, at a quarter of the cost.
         rounds: 2 attends among the keys first.
         mix: Share of the attention at the start; 0 makes a fresh decoder the baseline bit for bit.
+        gamma: Weight of the distance at the start, per token.
         structure: The affinity; False attends by position alone (lambda = 0 for the structure: the control).
     """
 
@@ -114,6 +115,7 @@ class ScoreAttentionConfig:
     query_stride: Annotated[int, Within(1, 2)] = 1
     rounds: Annotated[int, Within(1, 8)] = 1
     mix: Annotated[float, Within(0, 4)] = 0.0
+    gamma: Annotated[float, Within(0, 100)] = 0.2
     structure: bool = True
 
 

@@ -147,7 +147,7 @@ class ScoreAttention(nn.Module):
         logits = lerp(bilinear(L), score_attention(L; a), mix)
 
     `mix` is zero at the start, unless the configuration says otherwise. lambda = exp(l), the factor of the squared
-    distances, and gamma, that of positions, are learned from 3 and 0.5.
+    distances, and gamma, that of positions, are learned; lambda starts at 3.
 
     Args:
         config: Reach, strides and channels.
@@ -160,7 +160,7 @@ class ScoreAttention(nn.Module):
         if config.structure:
             self.affinity = nn.Conv2d(guide_dim, config.affinity_dim, 1, bias=False)
         self.log_lambda = nn.Parameter(torch.tensor(3.0).log())
-        self.gamma = nn.Parameter(torch.tensor(0.5))
+        self.gamma = nn.Parameter(torch.tensor(config.gamma))
         self.mix = nn.Parameter(torch.tensor(float(config.mix)))
 
     def embed(self, guide: Tensor) -> Tensor:
