@@ -34,6 +34,8 @@ class WeakDataConfig:
         flip: Probability of a mirror image.
         colour: Strength of the changes of brightness, contrast and (0.7 of it) saturation.
         masks_per_image: Pseudo-masks drawn for a crop, without replacement, by the root of their area.
+        distractors: Phrases of other captions that join the texts of each step, drawn anew, which none of its regions has:
+            a small batch has few texts to tell its own from.
         min_mask_area: A mask that covers less of the crop than this share is not drawn.
         workers: Processes that make batches; 0 makes them in the training process. The batches are the same.
         cache_features: Folder in which the frozen features of whole images and the grids of their masks are kept, for
@@ -58,6 +60,7 @@ class WeakDataConfig:
     flip: Probability = 0.5
     colour: Annotated[float, Within(0, 1)] = 0.3
     masks_per_image: Annotated[int, Within(0, 10_000)] = 16
+    distractors: Annotated[int, Within(0, 10_000)] = 0
     min_mask_area: Probability = 0.002
     workers: Annotated[int, Within(0, 1024)] = 0
     cache_features: Annotated[str, Size(0, 4096)] = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,6 +131,7 @@ class WeakTrainer(SegmentationTrainer):
     def inputs(self, batch: WeakBatch) -> Inputs:
         """Return a batch on the device, the texts of its captions as rows."""
         words = _of_all(batch.texts)
+        words += self.distractors(words)
         captions = _of_all(batch.captions) if self.config.data.caption == "both" else []
         names = list(dict.fromkeys([*words, *captions]))
         rows, place = self.rows(names), {name: i for i, name in enumerate(names)}
@@ -150,6 +152,24 @@ class WeakTrainer(SegmentationTrainer):
             caption_rows=rows[[place[caption] for caption in captions]] if captions else None,
             caption_positives=_positives(batch.captions, captions).to(self.device) if captions else None,
         )
+
+    def distractors(self, words: list[str]) -> list[str]:
+        """Return up to `data.distractors` phrases of other captions, a function of the seed and the step."""
+        count = self.config.data.distractors
+        if not count or not words:
+            return []
+        rng = np.random.default_rng((self.config.seed, 2, self.step))
+        own = set(words)
+        order = rng.permutation(len(self.phrases))
+        return [self.phrases[i] for i in order if self.phrases[i] not in own][:count]
+
+    @functools.cached_property
+    def phrases(self) -> list[str]:
+        """The different texts of all captions, in their order."""
+        captions = self.data.captions
+        records = (captions.record(i) for i in range(len(captions)))
+        said = (text for record in records for caption in record.captions for text in self.data.texts(caption))
+        return list(dict.fromkeys(said))
 
     def rows(self, texts: list[str]) -> Tensor:
         """Return the text tower's input, (n, width): captions as they are, not in the templates of class names.

@@ -133,3 +133,18 @@ def test_scalars_are_trained_at_ten_times_the_rate_and_do_not_decay(folder, tmp_
     ]
     it.train_step(next(iter(it.batches(0, 1))))
     assert group["lr"] == pytest.approx(0.01) and group["weight_decay"] == 0.0
+
+
+def test_phrases_of_other_captions_join_a_step_as_negatives(folder, tmp_path):
+    path = write_config(folder, tmp_path / "run")
+    it = trainer(path, "data.distractors=2", "batch=1")
+    assert len(it.phrases) == len(set(it.phrases)) >= 4
+    batch = next(iter(it.batches(0, 1)))
+    own = {text for image in batch.texts for texts in image for text in texts}
+    drawn = it.distractors(sorted(own))
+    assert len(drawn) == 2 and not own & set(drawn) and set(drawn) <= set(it.phrases)
+    assert it.distractors(sorted(own)) == drawn  # of the seed and the step alone
+    positives = it.inputs(batch).positives
+    assert positives.shape[-1] == len(own) + 2 and not positives[..., -2:].any()
+    assert trainer(path, "data.distractors=999", "batch=1").distractors(sorted(own)) and not it.distractors([])
+    it.train_step(batch)
