@@ -34,7 +34,7 @@ class WeakDataConfig:
         flip: Probability of a mirror image.
         colour: Strength of the changes of brightness, contrast and (0.7 of it) saturation.
         masks_per_image: Pseudo-masks drawn for a crop, without replacement, by the root of their area.
-        distractors: Phrases of other captions that join the texts of each step, drawn anew; none of its regions has them:
+        distractors: Phrases of other captions that join the texts of each step, drawn anew, as further negatives:
             a small batch has few texts to tell its own from.
         min_mask_area: A mask that covers less of the crop than this share is not drawn.
         workers: Processes that make batches; 0 makes them in the training process. The batches are the same.
