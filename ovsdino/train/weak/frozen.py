@@ -28,25 +28,27 @@ FORMAT = "1"  # of the files; another one when what they hold changes
 
 Tensors = dict[str, Tensor]
 Read = Callable[[str], np.ndarray]
+Make = Callable[[str], Tensors]
 
 
 class TensorFolder:
     """Tensors of images by the image's name, one file for each; several processes may fill and read it at once.
 
+    It holds no reference to what makes the tensors, so that its maps of a gigabyte end with the last use of it.
+
     Args:
         folder: Where the files are.
-        make: Returns the tensors of an image.
     """
 
-    def __init__(self, folder: Path, make: Callable[[str], Tensors]) -> None:
-        self.folder, self.make = folder, make
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._kept: dict[str, Tensors] = {}
 
     def path(self, name: str) -> Path:
         """Return the file of an image."""
         return self.folder / f"{digest_of(name)[:24]}.safetensors"
 
-    def fill(self, names: Iterable[str]) -> int:
+    def fill(self, names: Iterable[str], make: Make) -> int:
         """Make what is missing, each process in an order of its own; return how many files it made."""
         missing = [name for name in dict.fromkeys(names) if not self.path(name).is_file()]
         made = 0
@@ -54,14 +56,14 @@ class TensorFolder:
             path = self.path(missing[index])
             if not path.is_file():  # another process may have come first
                 with atomic_write(path) as file:
-                    file.write(save(self.make(missing[index])))
+                    file.write(save(make(missing[index])))
                 made += 1
         return made
 
-    def __getitem__(self, name: str) -> Tensors:
+    def get(self, name: str, make: Make) -> Tensors:
         """Return the tensors of an image, mapped from its file, which is made where it is missing."""
         if name not in self._kept:
-            self.fill([name])
+            self.fill([name], make)
             with reading(self.path(name), "file of frozen features", f"remove {self.folder}"):
                 self._kept[name] = load_file(self.path(name))
         return self._kept[name]
@@ -127,14 +129,14 @@ class FrozenImages:
     def __init__(self, folder: Path, segmenter: Segmenter, source: str | Path, read: Read) -> None:
         self.segmenter, self.read = segmenter, read
         key = digest_of(FORMAT, frozen_digest(segmenter.model), str(segmenter.short_side), identity(source))
-        self.files = TensorFolder(Path(folder) / f"features-{key[:16]}", self._make)
+        self.files = TensorFolder(Path(folder) / f"features-{key[:16]}")
 
     def fill(self, names: Iterable[str]) -> int:
         """Compute what is missing; see `TensorFolder.fill`."""
-        return self.files.fill(names)
+        return self.files.fill(names, self._make)
 
     def __getitem__(self, name: str) -> FrozenImage:
-        found = self.files[name]
+        found = self.files.get(name, self._make)
         height, width = found["size"].tolist()
         maps = [found[f"map{i}"] for i in range(len(found) - 2)]
         return FrozenImage((height, width), found["pixels"], tuple(maps))

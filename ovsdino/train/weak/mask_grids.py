@@ -32,11 +32,11 @@ class MaskGrids:
     def __init__(self, folder: Path, store: MaskStore, images: FrozenImages, patch: int) -> None:
         self.store, self.images, self.patch = store, images, patch
         key = digest_of(FORMAT, content(store), str(images.segmenter.short_side), str(patch))
-        self.files = TensorFolder(Path(folder) / f"masks-{key[:16]}", self._make)
+        self.files = TensorFolder(Path(folder) / f"masks-{key[:16]}")
 
     def fill(self, names: Iterable[str]) -> int:
         """Decode what is missing; see `TensorFolder.fill`."""
-        return self.files.fill(names)
+        return self.files.fill(names, self._make)
 
     def __getitem__(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """Return an image's masks.
@@ -45,7 +45,7 @@ class MaskGrids:
             (M, 4h, 4w) bool, a cell is set when half of it or more is; (M, h, w) uint8, the cells of each token that
             are set; and (M, 3) float32: predicted IoU, stability score and `edge_agreement` of each.
         """
-        found = self.files[name]
+        found = self.files.get(name, self._make)
         return found["cells"], found["counts"], found["scores"]
 
     def _make(self, name: str) -> Tensors:

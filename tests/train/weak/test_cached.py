@@ -1,7 +1,9 @@
 """Kept features: a window is the part of the whole image that it says, and the run on them is a run like others."""
 
 import dataclasses
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -85,11 +87,26 @@ def test_the_key_is_the_frozen_part_the_size_and_the_source(tmp_path):
 
 
 def test_a_damaged_file_is_named_and_a_missing_one_made(tmp_path):
-    kept = TensorFolder(tmp_path, lambda name: {"x": torch.full((2,), float(len(name)))})
-    assert kept.fill(["a", "bb", "a"]) == 2 and kept["ccc"]["x"].tolist() == [3, 3]
+    def make(name):
+        return {"x": torch.full((2,), float(len(name)))}
+
+    kept = TensorFolder(tmp_path)
+    assert kept.fill(["a", "bb", "a"], make) == 2 and kept.get("ccc", make)["x"].tolist() == [3, 3]
     kept.path("a").write_bytes(b"nothing")
     with pytest.raises(OVSDinoError, match=r"not a readable file of frozen features: .*; remove"):
-        TensorFolder(tmp_path, kept.make)["a"]
+        TensorFolder(tmp_path).get("a", make)
+
+
+def test_a_trainer_that_is_done_with_leaves_no_map_behind(folder, tmp_path):
+    it = trainer(cached(folder, tmp_path / "run"))
+    next(it.batches(0, 1))
+    kept = [weakref.ref(part) for part in (it, it.frozen, it.frozen.files, it.data.grids, it.model)]
+    gc.disable()  # what is left to the collector holds a gigabyte for the length of the next run
+    try:
+        del it
+        assert [part() for part in kept] == [None] * len(kept)
+    finally:
+        gc.enable()
 
 
 def test_windows_are_mirrored_with_their_columns():
