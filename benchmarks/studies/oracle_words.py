@@ -38,7 +38,7 @@ from ovsdino.parsing import run_script
 TOKEN = 16
 STRIDE = 4  # of guided upsampling and attention, as the decoder has it
 BETA_GUIDED = 40.0
-SHARPNESS = 16.0  # of the attention
+SHARPNESS, STRENGTH = 16.0, 3.0  # of the attention; the latter is where the decoder starts
 SETTINGS: dict[str, Any] = {"steps": (10, 5, 3), "beta": 400.0, "dilations": (1, 2, 4), "power": 1.5, "rounds": 3}
 SOFT, MILD = 0.3, 1.2  # strength and power for words that are wrong
 
@@ -68,7 +68,7 @@ def attended(scores: Tensor, image: Tensor) -> Tensor:
     """Attend as the decoder does, with CIELAB over 100 times `SHARPNESS` for the affinity."""
     lab = rgb2lab(F.avg_pool2d(image, STRIDE)[0].permute(1, 2, 0).numpy()) * (SHARPNESS / 100)
     affinity = torch.from_numpy(lab).permute(2, 0, 1)[None].to(scores.dtype)
-    return score_attention(scores, affinity)
+    return score_attention(scores, affinity, strength=STRENGTH)
 
 
 def changed(**changes: Any) -> Decode:
