@@ -77,7 +77,7 @@ class WeakLossConfig:
         pull: A pseudo-mask's embedding is one of its caption's texts.
         words: The decoder's answer to the words is one of them, the same one at every cell of a pseudo-mask.
         present: The decoder's answer has each of them in its region; needs pseudo-masks as `words` does.
-        null: Cosine of a class that is none of the texts, in `words` and `present`, and that every region may have: for
+        other: Cosine of a class that is none of the texts, in `words` and `present`, which every region may have: for
             captions that name some of what is there, such as image-level words. `words` then says which texts are
             absent, -log(1 - sum of their probabilities). 0 leaves it out.
         answers: Where `words` and `present` ask the decoder: "cells", at a quarter of a token, upsampling and all; or
@@ -104,7 +104,7 @@ class WeakLossConfig:
     pull: Weight = 0.5
     words: Weight = 1.0
     present: Weight = 1.0
-    null: Annotated[float, Within(0, 1)] = 0.0
+    other: Annotated[float, Within(0, 1)] = 0.0
     answers: Literal["cells", "tokens"] = "cells"
     least: Share = 0.05
     sam: Weight = 0.0

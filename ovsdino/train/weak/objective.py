@@ -227,15 +227,15 @@ class Outputs:
 
     @cached_property
     def log_p(self) -> Tensor:
-        """(B, U, ...), log probabilities of the texts at each place of `answers`; a null class is the last."""
+        """(B, U, ...), log probabilities of the texts at each place of `answers`; last, that of no text."""
         logits = self.answers + self.log_prior[:, None, None]
-        if null := self.objective.config.loss.null:
-            logits = torch.cat([logits, (null * self.scale).expand_as(logits[:, :1])], 1)
+        if other := self.objective.config.loss.other:
+            logits = torch.cat([logits, (other * self.scale).expand_as(logits[:, :1])], 1)
         return F.log_softmax(logits, 1)
 
     @property
     def text_p(self) -> Tensor:
-        """(B, U, ...), probabilities of the texts, without a null class."""
+        """(B, U, ...), probabilities of the texts, without the class of no text."""
         return self.log_p[:, : len(self.text)].exp()
 
     @property
@@ -253,7 +253,7 @@ class Outputs:
         cover = self.fine_cover.flatten(2).transpose(1, 2)
         inside = mask_pool(cover, self.places)[0].transpose(1, 2)  # (B, R, M)
         positives = self.inputs.positives
-        if log_p.shape[-1] > positives.shape[-1]:  # the null class belongs to every caption
+        if log_p.shape[-1] > positives.shape[-1]:  # that of no text belongs to every caption
             positives = torch.cat([positives, positives.any(-1, keepdim=True)], -1)
         return losses.over_regions(losses.partial_label_loss(log_p, positives), inside)
 

@@ -14,7 +14,7 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.models.zoo import create_model
 from ovsdino.pipeline import Segmenter
 from ovsdino.train.weak.frozen import FrozenImages, TensorFolder, Window, frozen_digest
-from tests.support.weak_folder import curve, make_folder, make_labelled, trainer, write_config
+from tests.support.weak_folder import curve, gradients, make_folder, make_labelled, trainer, write_config
 
 SIDE = 64  # pixels of a picture, and of its features: 4 x 4 tokens
 
@@ -194,3 +194,30 @@ def test_scores_of_kept_features_and_of_the_network_agree(folder, tmp_path):
         found.append(score(it))
     assert found[0].keys() == {"miou", "boundary_f1", "trimap_miou", "pixel_accuracy"}
     assert found[0] == pytest.approx(found[1], abs=0.02)
+
+
+@pytest.mark.parametrize("more", [[], ["loss.answers=tokens"], ["loss.answers=tokens", "loss.other=0.1"]])
+def test_affinities_and_words_before_the_upsampling_learn(folder, tmp_path, more):
+    path = write_config(
+        folder,
+        tmp_path / "run",
+        data={"cache_features": str(tmp_path / "cache")},
+        architecture={"short_side": SIDE, "upsampling": "attention", "smd": {"gate": "output", "unit": True}},
+        loss={"affinity": 1.0, "structure": 0.5},
+    )
+    it = trainer(path, *more)
+    found, terms = gradients(it)
+    assert {"affinity", "structure", "words", "present"} <= terms.keys()
+    assert all(0 < value < 20 for name, value in terms.items() if name != "preserve")
+    affinity = found["model.decoder.score_attention.affinity.weight"]
+    assert affinity.abs().max() > 0 and all(gradient.isfinite().all() for gradient in found.values())
+    assert found["model.decoder.smd.blocks.0.structure.weight"].abs().max() > 0
+
+
+def test_a_class_of_no_text_takes_from_all_and_belongs_to_every_caption(folder, tmp_path):
+    it, other = (
+        trainer(cached(folder, tmp_path / "run"), "loss.answers=tokens", f"loss.other={v}") for v in (0.0, 1.0)
+    )
+    batch = next(it.batches(0, 1))
+    words = [run.losses(batch)["words"].item() for run in (it, other)]
+    assert words[1] < 1e-3 < words[0]  # with a cosine of 1 everything is of no text, and no absent text is seen
