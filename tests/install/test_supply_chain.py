@@ -30,8 +30,11 @@ USED = (
 ALLOWED = frozenset(
     """MIT, MIT License, MIT-CMU, BSD, BSD License, BSD-2-Clause, BSD-3-Clause, BSD 3-Clause License,
     3-Clause BSD License,
-    0BSD, FreeBSD, Apache-2.0, Apache 2.0, Apache Software License, PSF-2.0, PSFL, Python Software Foundation License,
-    CNRI-Python, ISC, Zlib, CC0-1.0, MPL-2.0, Mozilla Public License 2.0 (MPL 2.0)""".replace("\n   ", "").split(", ")
+    0BSD, FreeBSD, Apache-2.0, Apache 2.0, Apache 2.0 License, Apache Software License, PSF-2.0, PSFL,
+    Python Software Foundation License,
+    CNRI-Python, ISC, ISC License (ISCL), Zlib, CC0-1.0, MPL-2.0, Mozilla Public License 2.0 (MPL 2.0)""".replace(
+        "\n   ", ""
+    ).split(", ")
 )
 # NVIDIA's own terms: they come with CUDA builds of torch and with the extra "edge"; ovsdino ships none of them.
 NVIDIA = re.compile(r"(nvidia-.+|tensorrt-rtx-.+|cuda-toolkit)")
@@ -89,7 +92,8 @@ def refused(name: str, stated: str) -> bool:
     """Return whether a package's licence is none of those that are allowed."""
     if NVIDIA.fullmatch(name):
         return False
-    parts = re.split(r"\s+(?:AND|OR)\s+", (stated or BY_FILE.get(name, "")).strip("()"))
+    text = stated or BY_FILE.get(name, "")
+    parts = re.split(r"\s+(?:AND|OR)\s+", text[1:-1] if text.startswith("(") else text)
     return not ALLOWED.issuperset(parts)
 
 
