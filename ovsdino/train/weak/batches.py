@@ -167,17 +167,42 @@ class WeakDataset(Dataset[WeakBatch]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**62)))
             view = v2.functional.to_dtype(self.jitter(view), torch.float32, scale=True)
+        return self._batch(record.image, (height, width), crop, view[None], (regions, said), (masks, quality))
+
+    def _batch(
+        self,
+        name: str,
+        size: tuple[int, int],
+        crop: Crop,
+        pixels: Tensor,
+        captioned: tuple[Tensor, list[str]],
+        masked: tuple[Tensor, Tensor],
+        maps: tuple[Tensor, ...] = (),
+    ) -> WeakBatch:
+        """Return a batch of one sample.
+
+        Args:
+            name: Of the image.
+            size: Its height and width.
+            crop: The part of it that is seen.
+            pixels: (1, 3, h, w).
+            captioned: Result of `_regions`.
+            masked: Masks and their weights.
+            maps: Kept features of the crop.
+        """
+        (regions, said), (masks, quality), (height, width) = captioned, masked, size
         right, bottom = crop.left + crop.width, crop.top + crop.height
         place = [crop.left / width, crop.top / height, right / width, bottom / height, float(crop.mirror)]
         return WeakBatch(
-            view[None],
+            pixels,
             regions[None],
             [[self.texts(caption) if caption else () for caption in said]],
             [[self.compared(caption) if caption else () for caption in said]],
             masks[None],
             quality[None],
             torch.tensor([place]),
-            [record.image],
+            [name],
+            maps,
         )
 
     def _regions(self, records: list[CaptionRecord], crop: Crop, rng: np.random.Generator) -> tuple[Tensor, list[str]]:

@@ -51,23 +51,10 @@ class CachedDataset(WeakDataset):
         name = records[0].image
         image = self.frozen[name]
         window, crop = self._draw(records, image, rng)
-        regions, said = self._regions(records, crop, rng)
-        masks, quality = self._cells(name, window, rng)
+        captioned = self._regions(records, crop, rng)
+        masked = self._cells(name, window, rng)
         pixels, maps = image.crop(window)
-        height, width = image.size
-        right, bottom = crop.left + crop.width, crop.top + crop.height
-        place = [crop.left / width, crop.top / height, right / width, bottom / height, float(crop.mirror)]
-        return WeakBatch(
-            pixels,
-            regions[None],
-            [[self.texts(caption) if caption else () for caption in said]],
-            [[self.compared(caption) if caption else () for caption in said]],
-            masks[None],
-            quality[None],
-            torch.tensor([place]),
-            [name],
-            tuple(maps),
-        )
+        return self._batch(name, image.size, crop, pixels, captioned, masked, tuple(maps))
 
     def _draw(self, records: list[CaptionRecord], image: FrozenImage, rng: np.random.Generator) -> tuple[Window, Crop]:
         """Return a window, and where it lies in the image itself."""
