@@ -17,6 +17,7 @@ from PIL import Image
 
 from ovsdino.cli import main
 from ovsdino.data.datasets import open_dataset
+from ovsdino.data.names import CAMVID, VOC20
 from ovsdino.distributed import Ranks, add_up
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval.evaluate import class_prior, dataset_vocabulary, evaluate, read_class_names
@@ -111,6 +112,13 @@ def test_class_name_files_hold_texts_or_lists(tmp_path: Path) -> None:
     assert read_class_names(path) == {"car": "automobile", "tree": ["foliage", "bush"]}
     with pytest.raises(OVSDinoError, match="no such file"):
         read_class_names(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize(("names", "file"), [(VOC20, "voc20_names.json"), (CAMVID, "camvid_unseen.json")])
+def test_shipped_names_are_those_of_classes_of_their_data_set(names: tuple[str, ...], file: str) -> None:
+    found = dataset_vocabulary(names, read_class_names(Path(__file__).parents[2] / "configs" / file))
+    assert found.names == names
+    assert found.texts != tuple((name,) for name in names)
 
 
 class Colors:
