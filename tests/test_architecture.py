@@ -20,7 +20,19 @@ TREES = {
 # From the bottom up. A room is a module or a package; its modules import from rooms of their own layer and below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_C", "errors"),  # _C is the native module
-    ("io", "console", "parsing", "settings", "native", "timing", "vocabulary", "fonts", "legend", "overlay"),
+    (
+        "io",
+        "console",
+        "parsing",
+        "settings",
+        "native",
+        "timing",
+        "vocabulary",
+        "contrast",
+        "fonts",
+        "legend",
+        "overlay",
+    ),
     ("data", "kernels", "ops"),
     ("models",),
     ("distributed", "edge", "options", "pipeline", "results", "windows"),
