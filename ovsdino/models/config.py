@@ -148,6 +148,8 @@ class ModelConfig:
         detail: The guide's own residual on the fine logits.
         short_side: Default inference size of the image's short side, in pixels.
         logit_scale: Temperature at the start of training (cosine is multiplied by it).
+        contrast: Whether the model was trained to leave pixels to a contrast vocabulary, so that words are found only
+            where they are; it is then the default, see `Segmenter.segment`.
     """
 
     name: str
@@ -160,6 +162,7 @@ class ModelConfig:
     detail: bool = True
     short_side: Annotated[int, Within(16, 16384)] = 448
     logit_scale: Annotated[float, Within(0, 100, above=True)] = 20.0
+    contrast: bool = False
     mean: Annotated[tuple[float, float, float], Within(-10, 10), Size(3, 3)] = IMAGENET_MEAN
     std: Annotated[tuple[float, float, float], Within(0, 10, above=True), Size(3, 3)] = IMAGENET_STD
 

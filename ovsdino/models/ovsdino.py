@@ -8,7 +8,8 @@
 
 `sharp` is `score_attention`, or `guided_upsample` in nano's shipped weights. `mix` and W_r are zero at the start, so a
 fresh decoder is the text-aligned-DINO baseline: the same L bit for bit, brought to 4h x 4w by the same bilinear
-interpolation. All of it acts on the K logits, not on D features, at K/D of the cost.
+interpolation. All of it acts on the K logits, not on D features, at K/D of the cost. Where a class has several words,
+or contrast rows compete with all classes, L is the maximum over each group of rows (`TextRows`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ovsdino.models.sae import Structure, StructureAwareEncoder
 from ovsdino.models.score_attention import ScoreAttention
 from ovsdino.models.smd import StructureModulatedDecoder
 from ovsdino.models.text import TextTower
+from ovsdino.models.text_rows import TextRows
 from ovsdino.ops import guided_upsample
 
 AFFINITY_DIM = 16
@@ -177,46 +179,70 @@ class OVSDINO(nn.Module):
             tokens = self.decoder.smd(features, structure.tokens)
         return ImageFeatures(tokens, structure, features)
 
-    def coarse_logits(self, features: ImageFeatures, text: Tensor) -> Tensor:
+    def coarse_logits(self, features: ImageFeatures, text: Tensor | TextRows) -> Tensor:
         """Return scale * cos(F', text), (B, K, h, w); text as `decode` takes it."""
+        if isinstance(text, TextRows):
+            return text.reduced(lambda rows: self.coarse_logits(features, rows))
         tokens = normalize(features.tokens.float())
         equation = "bdhw,kd->bkhw" if text.ndim == 2 else "bdhw,bkd->bkhw"
         return torch.einsum(equation, tokens, text * self.log_scale.exp())
 
-    def decode(self, features: ImageFeatures, text: Tensor, prior: Tensor | None = None, tau: float = 0.5) -> Tensor:
-        """Return the logits of a text bank (K, D), or of one bank per image (B, K, D).
+    def decode(
+        self, features: ImageFeatures, text: Tensor | TextRows, prior: Tensor | None = None, tau: float = 0.5
+    ) -> Tensor:
+        """Return the logits of a text bank (K, D), of one bank per image (B, K, D), or of groups of rows.
+
+        A group's logits are the maximum of its rows' at the token grid. The guide's residual takes the mean of a
+        class's words, and nothing for the contrast channel, which has no meaning of its own.
 
         With a prior, tau log prior_k is subtracted from the coarse logits of class k (Menon et al., ICLR 2021): a class
         that the model gives to many cells of all images must then stand out in this one.
 
         Args:
             features: Of `encode_image`.
-            text: The bank.
+            text: The bank, rows of length one; or `TextRows`.
             prior: (K,) positive, the share of each class in images such as this one; see `estimate_prior`.
             tau: Strength of the prior; 0 leaves it out.
 
         Returns:
-            (B, K, 4h, 4w), or (B, K, h, w) without a decoder.
+            (B, K, 4h, 4w), or (B, K, h, w) without a decoder; K + 1 maps with contrast rows, their channel last.
 
         Raises:
             ValueError: The bank or the prior has another shape, or a value out of range.
         """
         dim = self.config.embed_dim
-        if text.ndim not in (2, 3) or text.shape[-1] != dim:
+        if isinstance(text, TextRows):
+            if text.words.shape[-1] != dim:
+                raise ValueError(f"words must be (K, W, {dim}), got {tuple(text.words.shape)}")
+        elif text.ndim not in (2, 3) or text.shape[-1] != dim:
             raise ValueError(f"text must be (K, {dim}) or (B, K, {dim}), got {tuple(text.shape)}")
-        if text.ndim == 3 and text.shape[0] != features.tokens.shape[0]:
+        elif text.ndim == 3 and text.shape[0] != features.tokens.shape[0]:
             raise ValueError(f"text {tuple(text.shape)} has a bank for each of {features.tokens.shape[0]} images")
         coarse = self.coarse_logits(features, text)
         if prior is not None:
-            coarse = coarse - prior_offsets(prior, tau, text.shape[-2]).to(coarse)[:, None, None]
+            classes = len(text) if isinstance(text, TextRows) else text.shape[-2]
+            offsets = prior_offsets(prior, tau, classes).to(coarse)
+            coarse = coarse - F.pad(offsets, (0, coarse.shape[1] - classes))[:, None, None]  # nothing of the contrast
         if self.decoder is None or features.structure is None:
             return coarse
-        return self.decoder.refine(coarse, features.structure.guide, text * self.log_scale.exp())
+        rows = text.means() if isinstance(text, TextRows) else text
+        return self.decoder.refine(coarse, features.structure.guide, rows * self.log_scale.exp())
 
-    def cosine(self, features: ImageFeatures, text: Tensor, prior: Tensor | None = None, tau: float = 0.5) -> Tensor:
+    def cosine(
+        self, features: ImageFeatures, text: Tensor | TextRows, prior: Tensor | None = None, tau: float = 0.5
+    ) -> Tensor:
         """Return `decode` without the temperature: cosines, sharpened by a decoder if there is one."""
         return self.decode(features, text, prior, tau) / self.log_scale.exp()
 
-    def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        """Map an image (B, 3, H, W) and a text bank (K, D) to logits, whose softmax over K is meaningful."""
-        return self.decode(self.encode_image(image), text)
+    def forward(self, image: Tensor, text: Tensor, contrast: Tensor | None = None) -> Tensor:
+        """Map an image and a vocabulary to logits, whose softmax over the classes is meaningful.
+
+        Args:
+            image: (B, 3, H, W), normalized.
+            text: (K, D); with contrast rows the words of the classes, (K, W, D).
+            contrast: (C, D), see `TextRows`; the form of exported graphs.
+
+        Returns:
+            See `decode`.
+        """
+        return self.decode(self.encode_image(image), text if contrast is None else TextRows(text, contrast))
