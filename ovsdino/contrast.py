@@ -30,7 +30,7 @@ def rivals(words: Iterable[str]) -> list[int]:
     """Return the indices of the phrases that no word answers to by its spelling.
 
     A word answers to a phrase that it is, or whose kin it is, and to one that it ends in ("police car" to "car") or
-    that ends in it ("table" to "dining table"). Case, spaces and plurals do not count.
+    that ends in it ("table" to "dining table"). Case, spaces ("diningtable") and plurals do not count.
 
     Args:
         words: The user's words, all those of a class.
@@ -55,7 +55,10 @@ def _keys() -> tuple[tuple[Words, frozenset[Words]], ...]:
 def _answers(word: Words, names: tuple[Words, frozenset[Words]]) -> bool:
     phrase, kin = names
     tails = {word[start:] for start in range(len(word))}
-    return phrase in tails or not tails.isdisjoint(kin) or phrase[-len(word) :] == word
+    if phrase in tails or not tails.isdisjoint(kin) or phrase[-len(word) :] == word:
+        return True
+    joined = "".join(word)
+    return any("".join(name) == joined for name in (phrase, *kin))
 
 
 def _key(name: str) -> Words:

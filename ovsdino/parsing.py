@@ -59,12 +59,17 @@ class Argument:
 
 @dataclass(frozen=True)
 class OptionalValue:
-    """Mark an option whose value may be left out: ``Annotated[float | None, OptionalValue("T", 0.5)]``."""
+    """Mark an option whose value may be left out: ``Annotated[float | None, OptionalValue("T", 0.5)]``.
+
+    With words that may stand in place of a number, the field is a ``float | str | None``.
+    """
 
     metavar: str
     """Name of the value in the help."""
     value: float
     """Value of the option where no number follows it."""
+    words: tuple[str, ...] = ()
+    """What may stand in its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +248,9 @@ def _add_fields(command: type, parser: _Parser, arguments: Any, options: Any) ->
 def _add_option(options: Any, field: dataclasses.Field[Any], kind: Any, mark: object, text: str) -> None:
     name, default = field.name.rstrip("_").replace("_", "-"), field.default
     if kind is bool:
+        if default is None:  # three states
+            options.add_argument(f"--{name}", dest=field.name, action=argparse.BooleanOptionalAction, help=text)
+            return
         if default:
             name, text = f"no-{name}", f"Do not {text[:1].lower()}{text[1:]}"
         action = "store_false" if default else "store_true"
@@ -262,15 +270,29 @@ def _add_option(options: Any, field: dataclasses.Field[Any], kind: Any, mark: ob
         text = f"{text} (required)"
     elif "efault" not in text and default not in (None, "", ()):
         text = f"{text} (default: {' '.join(map(str, default)) if members else default})"
-    settings |= {"dest": field.name, "default": default, "type": functools.partial(_value, each), "help": text}
-    options.add_argument(f"--{name}", **settings)
+    convert: Any = functools.partial(_value, each)
+    if isinstance(mark, OptionalValue) and mark.words:
+        convert = _NumberOrWord(mark.words)
+    options.add_argument(f"--{name}", **settings, dest=field.name, default=default, type=convert, help=text)
+
+
+@dataclass(frozen=True)
+class _NumberOrWord:
+    """Convert the value of an option that takes a number or one of some words."""
+
+    words: tuple[str, ...]
+
+    def __call__(self, text: str) -> float | str:
+        return text if text in self.words else float(_value(float, text))
 
 
 def _unwrapped(hint: Any) -> tuple[Any, object]:
     """Return a hint without Annotated and None, and its `Argument` or `OptionalValue`."""
     hint, mark = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
     if NoneType in get_args(hint):
-        (hint,) = (member for member in get_args(hint) if member is not NoneType)
+        members = [member for member in get_args(hint) if member is not NoneType]
+        hint = members[0]
+        assert len(members) == 1 or isinstance(mark, OptionalValue)  # whose words are the second
     return hint, mark
 
 
@@ -303,12 +325,17 @@ def _prepared(parser: _Parser, args: Sequence[str]) -> list[str]:
 
     argparse would take the word after ``--background`` for its value, though it is an image.
     """
-    values = {action.option_strings[0]: action.const for action in parser._actions if action.nargs == "?"}
+    actions = {action.option_strings[0]: action for action in parser._actions if action.nargs == "?"}
     words = [re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), word) for word in args]
     for index, (word, following) in enumerate(itertools.zip_longest(words, words[1:], fillvalue="")):
-        if word in values and not NUMBER.fullmatch(following):
-            words[index] = f"{word}={values[word]}"
+        if word in actions and not NUMBER.fullmatch(following) and following not in _words(actions[word]):
+            words[index] = f"{word}={actions[word].const}"
     return words
+
+
+def _words(action: argparse.Action) -> tuple[str, ...]:
+    """Return the words that an option takes in place of a number."""
+    return action.type.words if isinstance(action.type, _NumberOrWord) else ()
 
 
 def _problem(actions: Iterable[argparse.Action], found: Mapping[str, Any], unknown: str | None, rest: list[str]) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,22 +15,45 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ovsdino.edge.labels import leave_out_rare
 from ovsdino.errors import OVSDinoError, one_line, out_of_memory
 from ovsdino.io.images import ImageLike, load_image, source_name
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
+from ovsdino.models.text_rows import TextRows
 from ovsdino.models.zoo import create_model
 from ovsdino.ops import preprocess, upsample_argmax
 from ovsdino.results import Segmentation
+from ovsdino.text_banks import TextBanks
 from ovsdino.timing import Clock
-from ovsdino.vocabulary import DEFAULT_BACKGROUND, Classes, Vocabulary, background_threshold
+from ovsdino.vocabulary import (
+    DEFAULT_BACKGROUND,
+    LEAST_SHARE,
+    Classes,
+    Vocabulary,
+    background_threshold,
+    label_dtype,
+)
 from ovsdino.windows import Batches, autocast, check_window, merge_windows
 
 __all__ = ["DEFAULT_BACKGROUND", "Segmenter", "check_device", "load", "segment"]
 
 LONGEST_SIDE = 2048 / 448  # of the short side: the protocol's keep-ratio resize into (2048, 448)
-TEXT_BANKS = 64  # text banks kept, least recently used dropped first
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wish:
+    """A call's options, see `Segmenter.segment`; `stride` is 0 without a window, and `partition` is settled."""
+
+    vocabulary: Vocabulary
+    partition: bool
+    threshold: float | None
+    window: int | None
+    stride: int
+    scores: bool
+    least_share: float
+    prior: Tensor | None = None
 
 
 class Segmenter:
@@ -68,17 +90,10 @@ class Segmenter:
         if not model.stride_multiple <= self.short_side <= 8192:
             raise OVSDinoError(f"short_side is {self.short_side}: expected {model.stride_multiple}..8192 pixels")
         self.batches = Batches(batch_size)
-        self._banks: OrderedDict[tuple[tuple[str, ...], ...], Tensor] = OrderedDict()
-        self._banks_lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_banks_lock"}  # a lock has no copy
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _banks_lock=threading.Lock())
+        self._text = TextBanks(self.model, self.device)
 
     def encode_text(self, classes: Classes) -> Tensor:
-        """Return the text bank of a class list, computed once and cached.
+        """Return one row for each class, computed once and cached; the embeddings of several words are averaged.
 
         Args:
             classes: See `Vocabulary.of`.
@@ -89,17 +104,25 @@ class Segmenter:
         Raises:
             OVSDinoError: The class list is not valid.
         """
-        texts = Vocabulary.of(classes).texts
-        with self._banks_lock:
-            bank = self._banks.get(texts)
-            if bank is None:
-                with torch.inference_mode(), self._autocast(torch.float32):
-                    bank = self.model.encode_text(texts).to(self.device, torch.float32)
-                self._banks[texts] = bank
-                if len(self._banks) > TEXT_BANKS:
-                    self._banks.popitem(last=False)
-            self._banks.move_to_end(texts)
-            return bank
+        return self._text.averaged(Vocabulary.of(classes).texts)
+
+    def text_rows(self, classes: Classes, partition: bool | None = None) -> Tensor | TextRows:
+        """Return the rows that `decode` takes for a class list, computed once and cached.
+
+        Args:
+            classes: See `Vocabulary.of`.
+            partition: False lets the contrast vocabulary compete (`ovsdino.contrast`), less the phrases that mean one
+                of the words; True does not; None is what the model was made for (`ModelConfig.contrast`), but True
+                where a class is called "background".
+
+        Returns:
+            (K, D) float32 where each class has one row and nothing competes; else `TextRows`, on the model's device.
+
+        Raises:
+            OVSDinoError: The class list is not valid.
+        """
+        vocabulary = Vocabulary.of(classes)
+        return self._text.rows(vocabulary, self._text.partition(partition, vocabulary))
 
     def encode_image(self, image: ImageLike) -> ImageFeatures:
         """Return the part of an image that does not depend on the words, for `decode`; batch of one.
@@ -112,13 +135,23 @@ class Segmenter:
             return self.model.encode_image(self.prepare(pixels))
 
     def decode(
-        self, features: ImageFeatures, classes: Classes | Tensor, prior: Tensor | None = None, tau: float = 0.5
+        self,
+        features: ImageFeatures,
+        classes: Classes | Tensor | TextRows,
+        prior: Tensor | None = None,
+        tau: float = 0.5,
+        partition: bool | None = True,
     ) -> Tensor:
-        """Return logits of the classes (or of a text bank (K, D)), (B, K, h, w) float32 at the model's output grid.
+        """Return logits of the classes, (B, K, h, w) float32 at the model's output grid.
 
-        `prior` and `tau` are those of `OVSDINO.decode`.
+        Args:
+            features: Of `encode_image`.
+            classes: The words; or their rows (K, D); or `TextRows`.
+            prior: See `OVSDINO.decode`.
+            tau: See `OVSDINO.decode`.
+            partition: Of words, see `text_rows`; with a contrast its channel is the last of K + 1.
         """
-        text = classes if isinstance(classes, Tensor) else self.encode_text(classes)
+        text = classes if isinstance(classes, (Tensor, TextRows)) else self.text_rows(classes, partition)
         with torch.inference_mode(), self._autocast(), _said_when_memory_is_out():
             offset: dict[str, Any] = {} if prior is None else {"prior": prior.to(self.device), "tau": tau}
             return self.model.decode(features, text.to(self.device), **offset).float()
@@ -132,21 +165,29 @@ class Segmenter:
         window: int | None = None,
         stride: int | None = None,
         scores: bool = True,
+        partition: bool | None = None,
+        least_share: float = LEAST_SHARE,
         prior: Tensor | None = None,
         tau: float = 0.5,
     ) -> Segmentation:
-        """Label every pixel of an image with one of the classes.
+        """Label the pixels of an image with the classes.
 
-        Labels come straight from the low-resolution logits; the (K, H, W) tensor at image size is never made.
+        A pixel that belongs to none of the words is left unlabeled, label K: the words compete with a contrast
+        vocabulary, where the model was made for it or `partition` is False. Labels come straight from the
+        low-resolution logits; the (K, H, W) tensor at image size is never made.
 
         Args:
             image: Path, PIL image, ndarray or tensor; see `load_image`.
             classes: "road, car, sky", a list of words, or a mapping; see `Vocabulary.of`.
             background: Pixels whose largest softmax probability is below this (0..1) become background, label K; True
-                stands for 0.5. None or False: no background.
+                stands for 0.5. None or False: no threshold.
             window: Side of a sliding window, in pixels of the resized image; None takes the whole image at once.
             stride: Step of the window; half the window by default.
             scores: Also compute each class's mean confidence.
+            partition: True gives every pixel one of the words, False lets the contrast vocabulary compete; see
+                `text_rows` for None.
+            least_share: Without a partition, a word on a smaller share of the image (0..1) is not found: its pixels
+                become background.
             prior: (K,) positive, how common each class is; see `OVSDINO.decode`. None takes nothing from the logits.
             tau: Strength of the prior.
 
@@ -155,7 +196,8 @@ class Segmenter:
             ValueError: The prior is none.
         """
         weighted = None if prior is None else prior.to(self.device, torch.float32) ** tau
-        return self._segment([image], classes, background, window, stride, scores, weighted)[0]
+        wish = self._wish(classes, background, window, stride, scores, partition, least_share)
+        return self._segment([image], replace(wish, prior=weighted))[0]
 
     def segment_batch(
         self,
@@ -166,6 +208,8 @@ class Segmenter:
         window: int | None = None,
         stride: int | None = None,
         scores: bool = True,
+        partition: bool | None = None,
+        least_share: float = LEAST_SHARE,
     ) -> list[Segmentation]:
         """Segment several images; those of equal inference size share a forward. Results come in the order given.
 
@@ -178,11 +222,14 @@ class Segmenter:
             window: See `segment`.
             stride: See `segment`.
             scores: See `segment`.
+            partition: See `segment`.
+            least_share: See `segment`.
 
         Raises:
             OVSDinoError: One image is given in place of several, or see `segment`.
         """
-        return self._segment(_several(images), classes, background, window, stride, scores)
+        wish = self._wish(classes, background, window, stride, scores, partition, least_share)
+        return self._segment(_several(images), wish)
 
     def clock(self) -> Clock:
         """Return a clock that waits for the model's device at both ends of a stage."""
@@ -205,19 +252,31 @@ class Segmenter:
         image = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
         return preprocess(image.to(self.device), size, config.mean, config.std)
 
-    def _segment(
+    def _wish(
         self,
-        images: Sequence[ImageLike],
         classes: Classes,
         background: float | bool | None,
         window: int | None,
         stride: int | None,
         scores: bool,
-        prior: Tensor | None = None,
-    ) -> list[Segmentation]:
+        partition: bool | None,
+        least_share: float,
+    ) -> _Wish:
         vocabulary = Vocabulary.of(classes)
-        threshold = background_threshold(background, vocabulary.names)
-        step = self._window_stride(window, stride)
+        whole = self._text.partition(partition, vocabulary)
+        if not 0 <= least_share < 1:
+            raise OVSDinoError(f"least_share is {least_share}: expected a share of the image from 0 to below 1")
+        return _Wish(
+            vocabulary=vocabulary,
+            partition=whole,
+            threshold=background_threshold(background, vocabulary.names, whole),
+            window=window,
+            stride=self._window_stride(window, stride),
+            scores=scores,
+            least_share=least_share,
+        )
+
+    def _segment(self, images: Sequence[ImageLike], wish: _Wish) -> list[Segmentation]:
         clocks = [self.clock() for _ in images]
         pixels: list[np.ndarray] = []
         for image, clock in zip(images, clocks, strict=True):
@@ -227,17 +286,17 @@ class Segmenter:
         with torch.inference_mode(), self._autocast(torch.float32), _said_when_memory_is_out():
             for part in self._batched(pixels):
                 shared = self.clock()
-                logits = self._logits([pixels[index] for index in part], vocabulary, window, step, shared, prior)
+                logits = self._logits([pixels[index] for index in part], wish, shared)
                 for row, index in enumerate(part):
                     clock = clocks[index]
                     clock.add_share(shared, 1 / len(part))
                     with clock("postprocess"):
-                        found, means = _label(logits[row : row + 1], pixels[index].shape[:2], threshold, scores)
+                        found, means = _label(logits[row : row + 1], pixels[index].shape[:2], wish)
                     results[index] = Segmentation(
                         labels=found,
-                        names=vocabulary.names,
+                        names=wish.vocabulary.names,
                         scores=means,
-                        background=threshold is not None,
+                        background=wish.threshold is not None or not wish.partition,
                         image=pixels[index],
                         source=source_name(images[index]),
                         stages_ms=clock.ms,
@@ -255,21 +314,13 @@ class Segmenter:
                 yield members[:size]
                 members = members[size:]
 
-    def _logits(
-        self,
-        pixels: Sequence[np.ndarray],
-        classes: Vocabulary,
-        window: int | None,
-        stride: int,
-        clock: Clock,
-        prior: Tensor | None,
-    ) -> Tensor:
-        """Return the logits of images of one inference size, (n, K, h, w) float32."""
+    def _logits(self, pixels: Sequence[np.ndarray], wish: _Wish, clock: Clock) -> Tensor:
+        """Return the logits of images of one inference size, (n, K, h, w) float32; K + 1 maps with a contrast."""
         with clock("preprocess"):
             batch = torch.cat([self.prepare(image) for image in pixels])
         with clock("text"):
-            text = self.encode_text(classes)
-        offset: dict[str, Any] = {} if prior is None else {"prior": prior, "tau": 1.0}
+            text = self.text_rows(wish.vocabulary, wish.partition)
+        offset: dict[str, Any] = {} if wish.prior is None else {"prior": wish.prior, "tau": 1.0}
 
         def network(images: Tensor) -> Tensor:
             with self._autocast():
@@ -278,9 +329,11 @@ class Segmenter:
                 with clock("decode"):
                     return self.model.decode(features, text, **offset).float()
 
-        if window is None:
+        if wish.window is None:
             return self.batches.run(network, batch)
-        return torch.stack([merge_windows(network, one, window, stride, self.batches, clock) for one in batch])
+        return torch.stack(
+            [merge_windows(network, one, wish.window, wish.stride, self.batches, clock) for one in batch]
+        )
 
     def _autocast(self, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.device, dtype or self.dtype)
@@ -388,10 +441,8 @@ def _several(images: Iterable[ImageLike]) -> list[ImageLike]:
     return list(images)
 
 
-def _label(
-    logits: Tensor, size: tuple[int, int], threshold: float | None, scores: bool
-) -> tuple[np.ndarray, tuple[float, ...] | None]:
-    """Return labels (H, W) of one image's logits (1, K, h, w), and the mean confidence of each class.
+def _label(logits: Tensor, size: tuple[int, int], wish: _Wish) -> tuple[np.ndarray, tuple[float, ...] | None]:
+    """Return labels (H, W) of one image's logits (1, K or K + 1, h, w), and the mean confidence of each class.
 
     Raises:
         OVSDinoError: A logit is NaN or infinite, which would give every pixel one label.
@@ -402,13 +453,24 @@ def _label(
             "the network gives NaN or infinite logits: its weights are damaged, or the dtype overflows; use "
             "dtype float32 (--dtype float32) or fetch the weights again"
         )
-    if not scores:
-        return upsample_argmax(logits, size, threshold)[0].cpu().numpy(), None
-    labels, confidence = upsample_argmax(logits, size, threshold, confidence=True)
-    flat, classes = labels.flatten().int(), logits.shape[1]
-    counts = torch.bincount(flat, minlength=classes)[:classes]
-    sums = torch.bincount(flat, weights=confidence.flatten().double(), minlength=classes)[:classes]
-    return labels[0].cpu().numpy(), tuple((sums / counts.clamp(min=1)).tolist())
+    classes = len(wish.vocabulary)
+    if wish.scores:
+        labels, confidence = upsample_argmax(logits, size, wish.threshold, confidence=True)
+    else:
+        labels = upsample_argmax(logits, size, wish.threshold)
+    if not wish.partition:  # below the threshold is the label after the contrast's
+        labels = labels.clamp(max=classes).to(getattr(torch, label_dtype(classes)))
+    means = None
+    if wish.scores:
+        flat = labels.flatten().int()
+        counts = torch.bincount(flat, minlength=classes)[:classes]
+        sums = torch.bincount(flat, weights=confidence.flatten().double(), minlength=classes)[:classes]
+        means = tuple((sums / counts.clamp(min=1)).tolist())
+    found = labels[0].cpu().numpy()
+    if wish.partition:
+        return found, means
+    kept = leave_out_rare(found, classes, wish.least_share)
+    return found, means and tuple(mean if there else 0.0 for mean, there in zip(means, kept, strict=True))
 
 
 def _autocast_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -26,11 +26,12 @@ class Segmentation:
     """One segmented image.
 
     Attributes:
-        labels: (H, W) uint8, int16 or int32 at the size of the image: the index into `names`, or K for background.
+        labels: (H, W) uint8, int16 or int32 at the size of the image: the index into `names`, or K for a pixel that
+            belongs to none of them.
         names: The K class names.
         scores: For each class the mean confidence (largest softmax probability, 0..1) over its pixels, 0 where it has
             none; None if confidences were not computed.
-        background: Whether pixels below the threshold were given the label K.
+        background: Whether pixels can have the label K: those below a threshold, or those that are none of the words.
         image: The (H, W, 3) uint8 image, kept for `overlay`; a result of `Segmenter.segment` holds a copy, so that the
             caller can use a frame's buffer again.
         source: Path of the image file, where there is one; `save` names its files after it.
@@ -81,6 +82,11 @@ class Segmentation:
         """Share of the image's pixels for every entry of `all_names`; they sum to 1."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.all_names))
         return tuple((counts / max(1, self.labels.size)).tolist())
+
+    @property
+    def found(self) -> tuple[bool, ...]:
+        """Whether each of `names` has any pixel."""
+        return tuple(fraction > 0 for fraction in self.fractions[: len(self.names)])
 
     @cached_property
     def colors(self) -> np.ndarray:
@@ -205,17 +211,22 @@ class Segmentation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return size, classes (every entry of `all_names` with its fraction and score) and times, ready for JSON."""
+        """Return size, classes and times, ready for JSON.
+
+        Each entry of `all_names` has its fraction, score and whether it was found; the last two are null for the
+        background.
+        """
         scores: list[float | None] = [round(s, 4) for s in self.scores] if self.scores else [None] * len(self.names)
         scores += [None] * self.background
+        there = [*self.found, *[None] * self.background]
         return {
             "width": self.width,
             "height": self.height,
             "ms": round(self.ms, 3),
             "stages_ms": {stage: round(value, 3) for stage, value in self.stages_ms.items()},
             "classes": [
-                {"name": name, "fraction": round(fraction, 6), "score": score}
-                for name, fraction, score in zip(self.all_names, self.fractions, scores, strict=True)
+                {"name": name, "fraction": round(fraction, 6), "score": score, "found": found}
+                for name, fraction, score, found in zip(self.all_names, self.fractions, scores, there, strict=True)
             ],
         }
 

@@ -12,20 +12,23 @@ from ovsdino.errors import OVSDinoError
 
 __all__ = [
     "DEFAULT_BACKGROUND",
+    "LEAST_SHARE",
     "MAX_CLASSES",
     "MAX_NAME_LENGTH",
     "Classes",
     "Vocabulary",
     "background_threshold",
+    "has_background",
     "label_dtype",
 ]
 
 DEFAULT_BACKGROUND = 0.5  # max-softmax below this is background when no threshold is given
+LEAST_SHARE = 1e-3  # of the image that a word must cover to be found; about one token of nano's (16 x 16 of 352 x 464)
 MAX_CLASSES = 32_767  # labels are at most int16
 MAX_NAME_LENGTH = 300  # characters; CLIP reads 77 tokens, so a longer text would be cut without a word
 COMMAS = re.compile("[,，、､،]")  # also those of Chinese, Japanese and Arabic keyboards
 BARS = re.compile("[|｜]")
-BACKGROUND = "background"  # the name of the label below the threshold
+BACKGROUND = "background"  # the name of the label of pixels that belong to none of the words
 
 Classes: TypeAlias = "str | Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]] | Vocabulary"
 
@@ -36,24 +39,28 @@ class Vocabulary:
 
     Attributes:
         names: One name per class, as shown and saved.
-        texts: The words the model reads for each class; several are averaged.
+        texts: The words the model reads for each class. A class of several shows where any of them does.
+        average: The embeddings of a class's words are averaged instead, to one in their middle.
     """
 
     names: tuple[str, ...]
     texts: tuple[tuple[str, ...], ...]
+    average: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
 
     @classmethod
-    def of(cls, classes: Classes) -> Vocabulary:
+    def of(cls, classes: Classes, average: bool = False) -> Vocabulary:
         """Check class names and return them as a vocabulary.
 
         Args:
-            classes: "road, car|automobile, sky" (commas between classes, | between words averaged for one class; the
-                full-width and the ideographic comma serve as well); or a sequence with a word, or a sequence of words,
-                for each class (the first is the name); or a mapping from name to word or words. Letters with accents
-                are composed (Unicode NFC): a keyboard's "é" and a file system's are one word.
+            classes: "road, car|automobile, sky" (commas between classes, | between the words of one class; the
+                full-width and the ideographic comma serve as well), "static=building|tree|sky" (a name of its own in
+                front of the words); or a sequence with a word, or a sequence of words, for each class (the first is the
+                name); or a mapping from name to word or words. Letters with accents are composed (Unicode NFC): a
+                keyboard's "é" and a file system's are one word. A vocabulary is returned as it is.
+            average: See the class.
 
         Raises:
             OVSDinoError: There are no classes, a name is empty, given twice, too long or holds a control character, or
@@ -64,8 +71,9 @@ class Vocabulary:
         if isinstance(classes, str):
             entries: list[tuple[object, object]] = []
             for part in COMMAS.split(classes.removeprefix("\ufeff")):
-                words = tuple(word.strip() for word in BARS.split(part))
-                entries.append((words[0], words))
+                name, named, rest = part.partition("=")
+                words = tuple(word.strip() for word in BARS.split(rest if named else part))
+                entries.append((name.strip() if named else words[0], words))
         elif isinstance(classes, Mapping):
             entries = list(classes.items())
         elif isinstance(classes, Iterable) and not isinstance(classes, Set):  # the order of a set is not the user's
@@ -83,27 +91,53 @@ class Vocabulary:
             if key in seen:
                 raise OVSDinoError(f"class {name!r} is given twice; remove one (case and spaces do not count)")
             seen[key] = name
-        return cls(names, tuple(_texts(name, words) for name, (_, words) in zip(names, entries, strict=True)))
+        texts = tuple(_texts(name, words) for name, (_, words) in zip(names, entries, strict=True))
+        return cls(names, texts, average)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All words of all classes."""
+        return tuple(word for words in self.texts for word in words)
+
+    @property
+    def single(self) -> bool:
+        """Whether each class has one embedding."""
+        return self.average or all(len(words) == 1 for words in self.texts)
 
 
-def background_threshold(background: float | bool | None, names: Sequence[str]) -> float | None:
-    """Return the probability below which a pixel is background, or None for no background.
+def has_background(names: Sequence[str]) -> bool:
+    """Tell whether a class has the name of the label that `BACKGROUND` is."""
+    return any(name.casefold() == BACKGROUND for name in names)
+
+
+def background_threshold(background: float | bool | None, names: Sequence[str], partition: bool = True) -> float | None:
+    """Return the probability below which a pixel is background, or None for no threshold.
 
     Args:
-        background: The user's number; True stands for `DEFAULT_BACKGROUND`, None and False for no background.
+        background: The user's number; True stands for `DEFAULT_BACKGROUND`, None and False for no threshold.
         names: Names of the classes.
+        partition: Every pixel above the threshold gets one of the words; without it they compete with the contrast
+            vocabulary, so a single word has a probability too.
 
     Raises:
-        OVSDinoError: The number is not within 0..1, there is a single class, or a class is called "background".
+        OVSDinoError: The number is not within 0..1, there is a single class in a partition, or a class is called
+            "background" and pixels can be.
     """
+    if not partition and has_background(names):
+        raise OVSDinoError(
+            f'a class is called "{BACKGROUND}", as pixels of none of the words are: rename it, or ask for a partition'
+        )
     if background is None or background is False:
         return None
     value = DEFAULT_BACKGROUND if background is True else float(background)
     if not 0.0 < value < 1.0:
         raise OVSDinoError(f"background is {value:g}: expected a probability between 0 and 1")
-    if len(names) < 2:
-        raise OVSDinoError("background needs two classes or more: the probability of a single one is always 1")
-    if any(name.casefold() == BACKGROUND for name in names):
+    if partition and len(names) < 2:
+        raise OVSDinoError(
+            "background needs two classes or more: in a partition the probability of a single one is always 1; let it "
+            "compete with the contrast vocabulary (--no-partition, partition=False)"
+        )
+    if has_background(names):
         raise OVSDinoError(
             f'a class is called "{BACKGROUND}", as the label below the threshold is: rename it, or leave out the '
             "threshold"

@@ -126,3 +126,33 @@ def test_a_line_that_cannot_be_parsed_is_told_in_one(line: str, message: str) ->
     with pytest.raises(OVSDinoError) as caught:
         parse(Mixed, "tool", line.split())
     assert str(caught.value) == f"{message}; see tool --help"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Options of three states, and of a number or a word."""
+
+    image: Annotated[str, Argument("IMAGE")]
+    whole: bool | None = None
+    """Take all of it."""
+    level: Annotated[float | str | None, OptionalValue("T", 0.5, ("other",))] = None
+    """How much."""
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("a", Chosen(image="a")),
+        ("--whole a", Chosen(image="a", whole=True)),
+        ("a --no-whole", Chosen(image="a", whole=False)),
+        ("--level other a", Chosen(image="a", level="other")),
+        ("--level a", Chosen(image="a", level=0.5)),
+        ("--level 0.2 a", Chosen(image="a", level=0.2)),
+        ("--level=other a", Chosen(image="a", level="other")),
+    ],
+)
+def test_an_option_has_three_states_or_takes_a_number_or_a_word(line: str, options: Chosen) -> None:
+    assert parse(Chosen, "tool", line.split()) == options
+    assert "--whole, --no-whole" in command_help(Chosen, "tool")
+    with pytest.raises(OVSDinoError, match="nothing is not FLOAT"):
+        parse(Chosen, "tool", ["a", "--level=nothing"])

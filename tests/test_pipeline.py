@@ -87,6 +87,7 @@ class FakeConfig:
     short_side: int = 16
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    contrast: bool = False
 
 
 class Brightness(nn.Module):
@@ -266,7 +267,7 @@ def test_the_callers_autocast_has_no_effect(nano: Segmenter, picture: np.ndarray
 
 def test_eight_threads_share_the_text_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter, _ = brightness()
-    monkeypatch.setattr("ovsdino.pipeline.TEXT_BANKS", 2)
+    monkeypatch.setattr("ovsdino.text_banks.BANKS", 2)
     faults: list[BaseException] = []
     interval = sys.getswitchinterval()
 

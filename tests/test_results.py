@@ -52,10 +52,10 @@ def test_json_form_has_every_class_and_the_background() -> None:
     data = json.loads(json.dumps(result(stages_ms={"encode": 2.0, "decode": 1.5}).to_dict()))
     assert (data["width"], data["height"], data["ms"]) == (4, 2, 3.5)
     assert data["classes"] == [
-        {"name": "road", "fraction": 0.5, "score": 0.9},
-        {"name": "sky", "fraction": 0.375, "score": 0.8},
-        {"name": "moon", "fraction": 0.0, "score": 0.0},
-        {"name": "background", "fraction": 0.125, "score": None},
+        {"name": "road", "fraction": 0.5, "score": 0.9, "found": True},
+        {"name": "sky", "fraction": 0.375, "score": 0.8, "found": True},
+        {"name": "moon", "fraction": 0.0, "score": 0.0, "found": False},
+        {"name": "background", "fraction": 0.125, "score": None, "found": None},
     ]
 
 

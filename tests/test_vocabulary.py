@@ -13,6 +13,8 @@ from ovsdino.vocabulary import MAX_CLASSES, Vocabulary, background_threshold
     [
         ("road, car ,sky", ("road", "car", "sky"), (("road",), ("car",), ("sky",))),
         ("car|automobile, sky", ("car", "sky"), (("car", "automobile"), ("sky",))),
+        ("static = building|tree, sky", ("static", "sky"), (("building", "tree"), ("sky",))),
+        ("road=street", ("road",), (("street",),)),
         (["road", ["car", "automobile"]], ("road", "car"), (("road",), ("car", "automobile"))),
         ({"bed": "bed ", "cat": ["cat", "kitten"]}, ("bed", "cat"), (("bed ",), ("cat", "kitten"))),
         (["bed "], ("bed",), (("bed ",),)),  # benchmarks hold names with spaces: the model reads them verbatim
@@ -41,6 +43,8 @@ def test_class_lists_become_names_and_texts(
         ("road,,car", "empty"),
         (["road", "  "], "empty"),
         ("car|", "empty"),
+        ("static=", "empty"),
+        ("=building", "empty"),
         (["car", "Car "], "twice"),
         ("a b, A  b", "twice"),
         ("caf\u00e9, cafe\u0301", "twice"),
@@ -62,6 +66,24 @@ def test_bad_class_lists_are_refused_in_one_line(classes: object, words: str) ->
     with pytest.raises(OVSDinoError) as caught:
         Vocabulary.of(classes)  # type: ignore[arg-type]
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_single_word_has_a_probability_where_others_compete() -> None:
+    assert background_threshold(0.3, ("car",), partition=False) == 0.3
+    with pytest.raises(OVSDinoError, match="needs two classes or more: in a partition"):
+        background_threshold(0.3, ("car",))
+
+
+def test_a_class_called_background_needs_a_partition() -> None:
+    with pytest.raises(OVSDinoError, match='a class is called "background", as pixels of none of the words are'):
+        background_threshold(None, ("car", "Background"), partition=False)
+
+
+def test_words_of_a_class_are_averaged_on_request() -> None:
+    assert not Vocabulary.of("car|automobile").single
+    averaged = Vocabulary.of("car|automobile", average=True)
+    assert averaged.single and averaged.words == ("car", "automobile")
+    assert Vocabulary.of("car, sky").single
 
 
 def test_a_class_called_background_and_a_threshold_do_not_go_together() -> None:

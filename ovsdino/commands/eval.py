@@ -18,6 +18,7 @@ from ovsdino.vocabulary import DEFAULT_BACKGROUND
 if TYPE_CHECKING:
     from ovsdino.eval.protocol import Protocol
 
+CONTRAST = "contrast"
 SLOWEST = timedelta(hours=12)  # that the other processes wait for the slowest: their sums meet only once, at the end
 
 
@@ -34,10 +35,11 @@ class Eval(ProtocolOptions):
     protocol: Literal["talk2dino", "dinov3", "native"] | None = None
     """Protocol of the evaluation; native segments as `ovsdino segment` does. Default: talk2dino for the eight
     benchmarks, native for the others."""
-    background: Annotated[float | None, OptionalValue("T", DEFAULT_BACKGROUND)] = None
+    background: Annotated[float | str | None, OptionalValue("T", DEFAULT_BACKGROUND, (CONTRAST,))] = None
     """native: leave pixels less certain than T (0..1, 0.5 if no number follows) unlabeled; they count as errors, or as
-    the data set's background class. Protocols: constant score of the background channel. Default: the one that
-    `ovsdino calibrate` wrote into the checkpoint, else the protocol's."""
+    the data set's background class. Protocols: constant score of the background channel. "contrast": where the contrast
+    vocabulary wins. Default, where the data set has a background class: contrast for a model that was trained with it;
+    else the constant that `ovsdino calibrate` wrote into the checkpoint; else the protocol's."""
     prior: str = ""
     """Split of the same data set, for instance train: estimate how common each class is on 200 of its images, by the
     model's own account and without their labels, and take --tau times its logarithm from the logits."""
@@ -59,14 +61,20 @@ class Eval(ProtocolOptions):
             raise OVSDinoError(f"--tau is {self.tau}: expected 0..10")
         class_names = read_class_names(self.class_names) if self.class_names else {}
         dataset = open_dataset(self.dataset, root, self.split)
-        vocabulary = dataset_vocabulary(dataset.names, class_names, has_background=dataset.has_background)
+        vocabulary = dataset_vocabulary(
+            dataset.names, class_names, self.average_words, has_background=dataset.has_background
+        )
         name = self.protocol or ("talk2dino" if self.dataset in SPECS else "native")
-        self._protocol(name)  # refuses a wrong option before the model is loaded
-        native: dict[str, Any] = {"background": self.background, "window": self.window, "stride": self.stride}
+        self._protocol(name, contrast=self.background == CONTRAST)  # refuses a wrong option before the model is loaded
         with joined("gloo", SLOWEST) as ranks:
             segmenter = self._on_own_device(ranks.size).load()
             model = segmenter.model
-            protocol = self._protocol(name, model.config.embed_dim, model.backgrounds.get(self.dataset))
+            contrast = self.background == CONTRAST or (
+                self.background is None and model.config.contrast and dataset.has_background
+            )
+            constant = None if contrast else self.background
+            native: dict[str, Any] = {"background": constant, "window": self.window, "stride": self.stride}
+            protocol = self._protocol(name, model.config.embed_dim, model.backgrounds.get(self.dataset), contrast)
             if self.batch_size is not None:
                 segmenter.batches = Batches(self.batch_size)
             prior: dict[str, Any] = {}
@@ -80,7 +88,9 @@ class Eval(ProtocolOptions):
                     dataset,
                     protocol=protocol,
                     class_names=class_names,
+                    average=self.average_words,
                     limit=self.limit,
+                    contrast=contrast,
                     progress=lambda done, total: progress.update(task, completed=done, total=total),
                     ranks=ranks,
                     **({} if protocol is not None else native),
@@ -96,6 +106,8 @@ class Eval(ProtocolOptions):
             if protocol is None
             else dataclasses.asdict(protocol)
         )
+        if contrast:
+            settings["background"] = CONTRAST
         facts = {"dataset": self.dataset, "split": self.split, "model": self.model}
         report = {**facts, **result.to_dict(), "protocol": settings}
         if prior:
@@ -107,13 +119,16 @@ class Eval(ProtocolOptions):
             _print_table(report)
         return 0
 
-    def _protocol(self, kind: str, embed_dim: int = 0, calibrated: float | None = None) -> Protocol | None:
+    def _protocol(
+        self, kind: str, embed_dim: int = 0, calibrated: float | None = None, contrast: bool = False
+    ) -> Protocol | None:
         """Return the preset with the changes of this line; None for native.
 
         Args:
             kind: Name of the preset.
             embed_dim: Width of the backbone.
             calibrated: The checkpoint's own background.
+            contrast: The contrast vocabulary is the background, so there is no constant, and no cleaning by default.
 
         Raises:
             OVSDinoError: An option that native does not have, or a value out of range.
@@ -122,8 +137,11 @@ class Eval(ProtocolOptions):
             for name in self.protocol_changes():
                 raise OVSDinoError(f"--{name.replace('_', '-')} belongs to a protocol: add --protocol talk2dino")
             return None
-        background = calibrated if self.background is None else self.background
-        return self.changed_preset(kind, embed_dim, background)
+        if contrast:
+            protocol = self.changed_preset(kind, embed_dim)
+            return dataclasses.replace(protocol, background=None, cleaning=self.cleaning or "off")
+        assert not isinstance(self.background, str)
+        return self.changed_preset(kind, embed_dim, calibrated if self.background is None else self.background)
 
     def _on_own_device(self, world: int) -> Eval:
         """Take the GPU of the local rank, as each process under torchrun does unless a device is named."""

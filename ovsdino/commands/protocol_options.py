@@ -23,7 +23,9 @@ class ProtocolOptions(SegmenterOptions):
     root: Path | None = None
     """Folder with DATASET_SPLIT.zip or the data set's own folders. Default: $OVSDINO_DATA."""
     class_names: Path | None = None
-    """JSON file: class name to the text, or list of texts to average, that is used in its place."""
+    """JSON file: class name to the text, or list of texts, that is used in its place."""
+    average_words: bool = False
+    """Average the embeddings of a class's texts. Default: a class is where any of its texts is."""
     limit: int | None = None
     """Take the first N images only."""
     window: int | None = None

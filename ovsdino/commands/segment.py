@@ -13,7 +13,7 @@ from ovsdino.console import note_escapes, print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.options import SegmenterOptions
 from ovsdino.parsing import Argument, OptionalValue
-from ovsdino.vocabulary import DEFAULT_BACKGROUND
+from ovsdino.vocabulary import DEFAULT_BACKGROUND, LEAST_SHARE
 
 if TYPE_CHECKING:
     from ovsdino.pipeline import Segmenter
@@ -27,11 +27,18 @@ class Segment(SegmenterOptions):
     images: Annotated[tuple[Path, ...], Argument("IMAGE...")]
     """Image files (JPEG, PNG, WebP, BMP, TIFF) or folders of them. A bad one does not stop the others."""
     classes: str
-    """Words, separated by commas; "car|automobile" averages two words for one class."""
+    """Words, separated by commas; "car|automobile" is one class of two words, "static=building|tree" names it."""
+    average_words: bool = False
+    """Average the embeddings of a class's words. Default: a class is where any of its words is."""
     output: Path = Path("segmented")
     """Folder for NAME_overlay.png (colors, borders, legend) and NAME_labels.png (class indices, palette)."""
     background: Annotated[float | None, OptionalValue("T", DEFAULT_BACKGROUND)] = None
     """Leave pixels less certain than T (0..1, 0.5 if no number follows) unlabeled."""
+    partition: bool | None = None
+    """Give every pixel one of the words. Default: pixels of none of the words stay unlabeled, if the model was trained
+    for that (nano was not yet); --no-partition asks any model for it."""
+    least_share: float = LEAST_SHARE
+    """Share of the image below which a word is not found, and not painted; of no effect in a partition."""
     window: int | None = None
     """Side of a sliding window in pixels of the resized image. Default: the whole image at once."""
     stride: int | None = None
@@ -47,7 +54,7 @@ class Segment(SegmenterOptions):
         from ovsdino.io.files import file_identity
         from ovsdino.vocabulary import Vocabulary
 
-        vocabulary = Vocabulary.of(self.classes)
+        vocabulary = Vocabulary.of(self.classes, self.average_words)
         paths, entries = self._expand()
         stems = unique_stems(paths)
         for path, stem in zip(paths, stems, strict=True):
@@ -116,6 +123,8 @@ class _Worker:
             "background": self.options.background,
             "window": self.options.window,
             "stride": self.options.stride,
+            "partition": self.options.partition,
+            "least_share": self.options.least_share,
         }
         if self.options.warm_up and pixels.shape not in self.warm:
             self.segmenter.segment(pixels, self.vocabulary, **options)
@@ -130,6 +139,8 @@ class _Worker:
         if not self.options.json:
             shares = sorted(found["classes"], key=lambda entry: -entry["fraction"])
             listed = ", ".join(f"{entry['name']} {entry['fraction']:.1%}" for entry in shares if entry["fraction"] > 0)
+            missing = ", ".join(entry["name"] for entry in found["classes"] if entry["found"] is False)
+            listed += f"; not found: {missing}" if missing else ""
             print(f"{one_line(path)} -> {one_line(written['overlay'])}: {listed}", flush=True)
         return {"path": str(path), "output": str(written["overlay"]), "labels": str(written["labels"]), **found}
 

@@ -11,7 +11,7 @@ from ovsdino.console import print_json, say
 from ovsdino.errors import OVSDinoError, redact
 from ovsdino.options import SegmenterOptions
 from ovsdino.parsing import Argument, OptionalValue
-from ovsdino.vocabulary import DEFAULT_BACKGROUND
+from ovsdino.vocabulary import DEFAULT_BACKGROUND, LEAST_SHARE, Vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,13 +38,20 @@ class StreamCommand:
     bank: tuple[Path, ...] = ()
     """Text bank made by `ovsdino text`: one for all engines, or one for each, with the same classes."""
     classes: str | None = None
-    """Without --engine: words, separated by commas, for --model."""
+    """Without --engine: words, separated by commas, for --model; "car|automobile" is one class of two words."""
+    average_words: bool = False
+    """With --classes: average the embeddings of a class's words. Default: a class is where any of its words is."""
     model: str = "nano"
     """Without --engine: the model of the zoo."""
     device: str | None = None
     """Without --engine: cpu, cuda or cuda:N. Default: CUDA if there is one."""
     background: Annotated[float | None, OptionalValue("T", DEFAULT_BACKGROUND)] = None
     """Leave pixels less certain than T (0..1, 0.5 if no number follows) unlabeled."""
+    partition: bool | None = None
+    """Give every pixel one of the words. Default: as the bank was made, or the model trained (see `ovsdino segment`);
+    --no-partition asks any model of the zoo for unlabeled pixels."""
+    least_share: float = LEAST_SHARE
+    """Share of the frame below which a word is not found, and not painted; of no effect in a partition."""
     fps: float | None = None
     """Frames a second to ask a camera for, or to play a file or folder at. Default: its own, 10 for a folder."""
     width: int | None = None
@@ -153,8 +160,13 @@ class StreamCommand:
             if self.fallback or self.bank:
                 raise OVSDinoError("--fallback and --bank go with --engine FILE")
             options = SegmenterOptions(model=self.model, device=self.device)
-            segmenter = _ZooSegmenter(options, self.classes, self.background)
+            settings = {"background": self.background, "partition": self.partition, "least_share": self.least_share}
+            segmenter = _ZooSegmenter(options, Vocabulary.of(self.classes, self.average_words), settings)
             return [Engine(self.model, segmenter)], segmenter.names
+        if self.average_words:
+            raise OVSDinoError(
+                "--average-words without effect: an engine's rows are in its --bank (see `ovsdino text`)"
+            )
         if self.classes is not None:
             raise OVSDinoError("--classes without effect: an engine's classes are in its --bank (see `ovsdino text`)")
         files = (self.engine, *self.fallback)
@@ -203,13 +215,11 @@ class StreamCommand:
 class _ZooSegmenter:
     """A torch model behind the same call as `EdgeSegmenter`."""
 
-    def __init__(self, options: SegmenterOptions, classes: str, background: float | None) -> None:
-        from ovsdino.vocabulary import Vocabulary
-
-        self._vocabulary = Vocabulary.of(classes)
-        self._background = background
+    def __init__(self, options: SegmenterOptions, vocabulary: Vocabulary, settings: dict[str, Any]) -> None:
+        self._vocabulary = vocabulary
+        self._settings = settings
         self._segmenter = options.load()
-        self.names = self._vocabulary.names
+        self.names = vocabulary.names
 
     def segment(self, image: np.ndarray) -> Any:
-        return self._segmenter.segment(image, self._vocabulary, background=self._background, scores=False)
+        return self._segmenter.segment(image, self._vocabulary, scores=False, **self._settings)

@@ -7,7 +7,7 @@ import numpy as np
 from ovsdino.native import native
 from ovsdino.vocabulary import label_dtype
 
-__all__ = ["class_scores", "upsample_argmax", "upsample_argmax_numpy"]
+__all__ = ["class_scores", "leave_out_rare", "upsample_argmax", "upsample_argmax_numpy"]
 
 BLOCK = 1 << 20  # floats of the interpolated logits that are held at a time: 4 MB, the size of a cache
 
@@ -67,6 +67,27 @@ def class_scores(labels: np.ndarray, confidence: np.ndarray, classes: int) -> tu
     counts = np.bincount(flat, minlength=classes)[:classes]
     sums = np.bincount(flat, weights=confidence.ravel(), minlength=classes)[:classes]
     return tuple((sums / np.maximum(counts, 1)).tolist())
+
+
+def leave_out_rare(labels: np.ndarray, classes: int, least_share: float) -> np.ndarray:
+    """Turn pixels of classes that cover too little of the image into background, in place.
+
+    Args:
+        labels: (H, W) integers 0..K; K is background.
+        classes: K.
+        least_share: Share of the image that a class must cover; one pixel at least.
+
+    Returns:
+        (K,) bool, the classes that are left.
+    """
+    counts = np.bincount(labels.ravel(), minlength=classes)[:classes]
+    kept: np.ndarray = counts >= max(1.0, least_share * labels.size)
+    rare = np.flatnonzero(~kept & (counts > 0))
+    if len(rare):
+        table = np.arange(classes + 1).astype(labels.dtype)
+        table[rare] = classes
+        labels[...] = table[labels]
+    return kept
 
 
 def upsample_argmax_numpy(

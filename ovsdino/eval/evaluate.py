@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from ovsdino.io.ahead import read_ahead
 from ovsdino.io.files import read_json
 from ovsdino.models.prior import estimate_prior
 from ovsdino.models.text import TEMPLATES
+from ovsdino.models.text_rows import TextRows
+from ovsdino.text_banks import TextBanks
 from ovsdino.vocabulary import Vocabulary
 from ovsdino.windows import check_window
 
@@ -56,8 +58,10 @@ def evaluate(
     *,
     protocol: Protocol | None = None,
     class_names: Mapping[str, str | Sequence[str]] | None = None,
+    average: bool = False,
     limit: int | None = None,
     background: float | bool | None = None,
+    contrast: bool = False,
     window: int | None = None,
     stride: int | None = None,
     prior: Tensor | None = None,
@@ -71,10 +75,13 @@ def evaluate(
         segmenter: Model, device and number format.
         dataset: Images with labels.
         protocol: How a benchmark is run; None segments as `Segmenter.segment` does.
-        class_names: Text, or texts to average, in place of a class's own name.
+        class_names: Text, or several texts, in place of a class's own name.
+        average: Average the embeddings of a class's texts, see `Vocabulary`.
         limit: Take the first so many images only.
         background: Without a protocol, see `Segmenter.segment`; background pixels count as errors where the data set
             has a class, and as its class 0 where that is background.
+        contrast: Let the contrast vocabulary compete. Its pixels are the background of a data set that has one, in
+            place of a constant; of another data set they count as errors.
         window: Without a protocol, see `Segmenter.segment`.
         stride: Without a protocol, see `Segmenter.segment`.
         prior: (K,) positive, how common each word's class is (`class_prior`); None takes nothing from the logits.
@@ -87,16 +94,17 @@ def evaluate(
     """
     if limit is not None and limit < 1:
         raise OVSDinoError(f"limit is {limit}: expected at least 1")
-    vocabulary = dataset_vocabulary(dataset.names, class_names or {}, has_background=dataset.has_background)
+    vocabulary = dataset_vocabulary(dataset.names, class_names or {}, average, has_background=dataset.has_background)
     total = len(dataset) if limit is None else min(limit, len(dataset))
     if protocol is None:
         native: dict[str, Any] = {"background": background, "window": window, "stride": stride}
+        native |= {"partition": not contrast, "least_share": 0.0}  # the metric counts every pixel
         if prior is not None:
             native |= {"prior": prior, "tau": tau}
         run = _native(segmenter, vocabulary, dataset.has_background, native)
     else:
         weighted = None if prior is None else prior.to(segmenter.device, torch.float32) ** tau
-        run = _under(segmenter, vocabulary, protocol, dataset.has_background, weighted)
+        run = _under(segmenter, vocabulary, protocol, dataset.has_background, weighted, contrast)
     metrics = SegmentationMetrics(dataset.names, dataset.ignore_index, has_background=dataset.has_background)
     spent = np.zeros(1)
     indices = ranks.indices(total)
@@ -134,7 +142,7 @@ def class_prior(
     Returns:
         (K,) float32, see `estimate_prior`.
     """
-    text = segmenter.encode_text(vocabulary)
+    text = segmenter.text_rows(vocabulary, partition=True)
     chosen = np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().astype(int).tolist()
     logits = []
     for done, sample in enumerate(read_ahead(dataset.__getitem__, chosen)):
@@ -146,16 +154,27 @@ def class_prior(
 
 
 def _under(
-    segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protocol, has_background: bool, prior: Tensor | None
+    segmenter: Segmenter,
+    vocabulary: Vocabulary,
+    protocol: Protocol,
+    has_background: bool,
+    prior: Tensor | None,
+    contrast: bool,
 ) -> Run:
     """Return the function from an image to its labels and milliseconds under a protocol."""
     check_window(protocol.window, segmenter.model.stride_multiple, segmenter.name)
-    if has_background != (protocol.background is not None):
+    if contrast and not has_background:
+        raise OVSDinoError(
+            "this data set has no background class, so the contrast vocabulary has no place in a protocol"
+        )
+    if has_background != (protocol.background is not None or contrast):
         wants = (
             "needs a constant background" if has_background else "has no background class, so background must be off"
         )
         raise OVSDinoError(f"background is {protocol.background}: this data set {wants}")
-    text = protocol_text(segmenter, vocabulary, protocol)
+    if contrast:
+        protocol = replace(protocol, background=None)
+    text = protocol_text(segmenter, vocabulary, protocol, partition=not contrast)
 
     def run(image: np.ndarray) -> tuple[np.ndarray, float]:
         clock = segmenter.clock()
@@ -167,13 +186,13 @@ def _under(
     return run
 
 
-def protocol_text(segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protocol) -> Tensor:
-    """Return the embeddings of a vocabulary in the templates of a protocol, (K, D) float32 on the device."""
+def protocol_text(
+    segmenter: Segmenter, vocabulary: Vocabulary, protocol: Protocol, *, partition: bool = True
+) -> Tensor | TextRows:
+    """Return the rows of a vocabulary in the templates of a protocol, float32 on the device; see `text_rows`."""
     if protocol.templates == TEMPLATES:
-        return segmenter.encode_text(vocabulary)
-    with torch.inference_mode():
-        text = segmenter.model.encode_text(vocabulary.texts, templates=protocol.templates)
-    return text.to(segmenter.device, torch.float32)
+        return segmenter.text_rows(vocabulary, partition)
+    return TextBanks(segmenter.model, segmenter.device, protocol.templates).rows(vocabulary, partition)
 
 
 def _native(segmenter: Segmenter, vocabulary: Vocabulary, has_background: bool, options: dict[str, Any]) -> Run:
@@ -190,7 +209,11 @@ def _native(segmenter: Segmenter, vocabulary: Vocabulary, has_background: bool, 
 
 
 def dataset_vocabulary(
-    names: Sequence[str], replaced: Mapping[str, str | Sequence[str]], *, has_background: bool = False
+    names: Sequence[str],
+    replaced: Mapping[str, str | Sequence[str]],
+    average: bool = False,
+    *,
+    has_background: bool = False,
 ) -> Vocabulary:
     """Return the data set's classes with the texts given in place of some of their names; background is never a word.
 
@@ -201,7 +224,7 @@ def dataset_vocabulary(
     unknown = sorted(set(replaced) - set(words))
     if unknown:
         raise OVSDinoError(f"class names: {unknown[0]!r} is not a class of this data set; it has {', '.join(words)}")
-    return Vocabulary.of({name: replaced.get(name, name) for name in words})
+    return Vocabulary.of({name: replaced.get(name, name) for name in words}, average)
 
 
 def read_class_names(path: str | Path) -> dict[str, str | list[str]]:

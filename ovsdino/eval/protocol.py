@@ -16,6 +16,7 @@ from ovsdino.eval.pamr import PAMR_DILATIONS, pamr
 from ovsdino.eval.resize import fit_size, resize_bilinear
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.text import TEMPLATES
+from ovsdino.models.text_rows import TextRows
 from ovsdino.ops import upsample_argmax
 from ovsdino.timing import Clock
 from ovsdino.windows import Batches, autocast, bilinear, check_window, merge_windows
@@ -117,7 +118,7 @@ def preset(name: str, dataset: str, embed_dim: int) -> Protocol:
 def label_image(
     model: OVSDINO,
     image: np.ndarray,
-    text: Tensor,
+    text: Tensor | TextRows,
     protocol: Protocol,
     *,
     batches: Batches | None = None,
@@ -133,7 +134,8 @@ def label_image(
     Args:
         model: In eval mode.
         image: (H, W, 3) uint8 RGB.
-        text: (K, D) float32, rows of length one, without the background class.
+        text: (K, D) float32, rows of length one, without the background class; or `TextRows`, whose contrast, if it has
+            one, is the background.
         protocol: With a background, label 0 is background and class k has label k + 1.
         batches: How many windows in one forward; 8 by default.
         dtype: Number format of the network, see `Segmenter`.
@@ -158,7 +160,7 @@ def label_image(
 def score_map(
     model: OVSDINO,
     image: np.ndarray,
-    text: Tensor,
+    text: Tensor | TextRows,
     protocol: Protocol,
     *,
     batches: Batches | None = None,
@@ -168,19 +170,37 @@ def score_map(
 ) -> Tensor:
     """Return the mean of the windows' scores at the size of the resized image; arguments as `label_image`.
 
+    The contrast channel comes first, where a constant background would: it competes as the classes do.
+
     Memory: the map itself, whatever the number of windows and the size of the image (171 classes, 448x896: 275 MB), and
     with PAMR one window's scores at window size (137 MB).
 
     Returns:
-        (K, h, w) float32, or (K + 1, h, w) with the background's constant first.
+        (K, h, w) float32, or (K + 1, h, w) with the background first.
+
+    Raises:
+        OVSDinoError: The protocol does not fit the model, or its background or cleaning the text.
     """
     check_window(protocol.window, model.stride_multiple, model.config.name)
+    if isinstance(text, TextRows):
+        if text.contrast is not None and protocol.background is not None:
+            raise OVSDinoError(f"background is {protocol.background} and contrast: give one")
+        if protocol.cleaning != "off":
+            raise OVSDinoError(
+                f"cleaning is {protocol.cleaning}: it takes one row for each class and no contrast; average the words "
+                "of a class (--average-words), or leave it out (--cleaning off)"
+            )
     clock = clock or Clock()
     with torch.inference_mode():
         with clock("preprocess"):
             size = fit_size(image.shape[0], image.shape[1], protocol.short_side, protocol.max_long_side)
             small = resize_bilinear(image, size)
-            pixels = torch.from_numpy(np.array(small)).to(text.device).permute(2, 0, 1).float()
+            pixels = (
+                torch.from_numpy(np.array(small))
+                .to(text.words.device if isinstance(text, TextRows) else text.device)
+                .permute(2, 0, 1)
+                .float()
+            )
 
         def refine(scores: Tensor, window: Tensor) -> Tensor:
             with clock("merge"):
@@ -205,7 +225,7 @@ def score_map(
 def _coarse(
     model: OVSDINO,
     crops: Tensor,
-    text: Tensor,
+    text: Tensor | TextRows,
     protocol: Protocol,
     dtype: torch.dtype,
     clock: Clock,
@@ -229,6 +249,8 @@ def _coarse(
     with clock("decode"):
         if protocol.score == "sigmoid":
             scores = scores.sigmoid()
+        if isinstance(text, TextRows):
+            return scores if text.contrast is None else scores.roll(1, 1)  # the background first
         if attention is not None:
             scores = clean_background(
                 scores,

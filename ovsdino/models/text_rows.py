@@ -56,7 +56,7 @@ class TextRows:
 
     @property
     def maps(self) -> int:
-        """How many maps they give: K, and one more with contrast rows."""
+        """The number of maps: K, and one more with contrast rows."""
         return len(self.words) + (self.contrast is not None)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> TextRows:

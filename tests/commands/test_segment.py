@@ -17,6 +17,7 @@ from PIL import Image
 from ovsdino.cli import main
 from ovsdino.pipeline import Segmenter
 from ovsdino.results import Segmentation
+from ovsdino.vocabulary import Vocabulary
 
 FAST = ["--classes", "road,sky", "--short-side", "64", "--device", "cpu"]
 
@@ -125,3 +126,38 @@ def test_warm_up_segments_the_first_image_of_each_shape_once_more(
     code, data, _ = run_json(capsys, tmp_path, *extra, "--output", tmp_path / "out")
     assert code == 0 and len(seen) == calls and len(data["images"]) == 3
     assert all(image["stages_ms"]["load"] > 0 for image in data["images"])
+
+
+def test_words_that_are_not_there_are_named_and_not_painted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = picture(tmp_path / "a.png"), tmp_path / "out"
+    options = ["--no-partition", "--least-share", "0.99", "--output", out]
+    code, data, _ = run_json(capsys, path, *options)
+    classes = data["images"][0]["classes"]
+    assert code == 0 and [entry["found"] for entry in classes] == [False, False, None]
+    assert classes[2] == {"name": "background", "fraction": 1.0, "score": None, "found": None}
+    assert main(["segment", str(path), *map(str, options), *FAST]) == 0
+    assert capsys.readouterr().out.endswith("background 100.0%; not found: road, sky\n")
+    _, data, _ = run_json(capsys, path, "--partition", "--output", out)
+    assert len(data["images"][0]["classes"]) == 2
+
+
+def test_words_of_a_class_are_a_union_or_averaged_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Vocabulary] = []
+    segment = Segmenter.segment
+
+    def noted(self: Segmenter, image: np.ndarray, vocabulary: Vocabulary, **options: Any) -> Segmentation:
+        seen.append(vocabulary)
+        return segment(self, image, vocabulary, **options)
+
+    monkeypatch.setattr(Segmenter, "segment", noted)
+    path = picture(tmp_path / "a.png")
+    for extra in ([], ["--average-words"]):
+        line = ["segment", path, "--output", tmp_path / "out", *extra, *FAST, "--classes", "static=building|tree,sky"]
+        assert main([str(word) for word in line]) == 0
+    assert [one.average for one in seen] == [False, True]
+    assert seen[0].names == ("static", "sky") and seen[0].texts == (("building", "tree"), ("sky",))
+    capsys.readouterr()

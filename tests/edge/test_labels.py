@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ovsdino.edge import labels as postprocess
+from ovsdino.edge.labels import leave_out_rare
 from ovsdino.ops.upsample_argmax import upsample_argmax_confidence_reference
 
 WAYS = ["native", "numpy"]
@@ -69,3 +70,18 @@ def test_both_ways_agree_where_the_two_largest_are_apart(monkeypatch: pytest.Mon
     fast = postprocess.upsample_argmax(logits, (360, 480), threads=2)[0]
     slow = postprocess.upsample_argmax_numpy(logits, (360, 480))[0]
     assert (fast != slow).mean() < 1e-5
+
+
+def test_classes_on_too_little_of_the_image_become_background() -> None:
+    labels = np.zeros((10, 20), np.uint8)
+    labels[0, :3], labels[1, :2], labels[2, 0] = 1, 2, 4
+    kept = leave_out_rare(labels, 4, 0.015)  # three pixels of 200
+    assert kept.tolist() == [True, True, False, False]
+    assert (labels == 1).sum() == 3 and not (labels == 2).any() and (labels == 4).sum() == 3
+
+
+def test_without_a_least_share_every_pixel_counts() -> None:
+    labels = np.zeros((10, 20), np.int16)
+    labels[0, 0] = 1
+    assert leave_out_rare(labels, 3, 0.0).tolist() == [True, True, False]
+    assert labels[0, 0] == 1

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovsdino.models.ovsdino import ImageFeatures
+from ovsdino.models.text_rows import TextRows
 
 
 class PatchColors:
@@ -29,7 +30,9 @@ class PatchColors:
         features = self.encode_image(image)
         return features, features.tokens.flatten(2)
 
-    def cosine(self, features: ImageFeatures, text: Tensor) -> Tensor:
+    def cosine(self, features: ImageFeatures, text: Tensor | TextRows) -> Tensor:
+        if isinstance(text, TextRows):
+            return text.reduced(lambda rows: self.cosine(features, rows))
         return torch.einsum("bdhw,kd->bkhw", F.normalize(features.tokens, dim=1), text)
 
     def encode_text(self, names: Any, templates: Any = None) -> Tensor:

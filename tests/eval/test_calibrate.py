@@ -66,7 +66,7 @@ def test_a_planted_background_is_told_from_planted_words(voc: Path) -> None:
     segmenter = SimpleNamespace(
         model=PatchColors(), batches=Batches(), dtype=torch.float32, device=torch.device("cpu"), name="colors"
     )
-    segmenter.encode_text = lambda vocabulary: PatchColors().encode_text(vocabulary.texts)
+    segmenter.text_rows = lambda vocabulary, partition: PatchColors().encode_text(vocabulary.texts)
     segmenter.clock = Clock
     protocol = Protocol(short_side=112, window=112, stride=56, background=0.2)
     seen: list[tuple[int, int]] = []

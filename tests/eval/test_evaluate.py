@@ -132,7 +132,8 @@ class Colors:
     def clock(self) -> Clock:
         return Clock()
 
-    def encode_text(self, vocabulary: Vocabulary) -> torch.Tensor:
+    def text_rows(self, vocabulary: Vocabulary, partition: bool) -> torch.Tensor:
+        assert partition
         self.words.append(vocabulary.texts)
         return self.model.encode_text(vocabulary.texts)
 
@@ -225,6 +226,24 @@ def test_native_labels_move_up_by_one_where_background_is_a_class(tmp_path: Path
     assert result.scores.iou["aeroplane"] == 1.0
     assert result.scores.iou["background"] == pytest.approx(16 / (28 + 16))
     assert result.scores.iou["bicycle"] == 0.0
+
+
+@pytest.mark.parametrize("protocol", ["native", "talk2dino"])
+def test_the_contrast_vocabulary_is_the_background_on_request(
+    protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Noise is none of VOC's words for any model: with the contrast some of it is background, without it none."""
+    line = ["eval", "--dataset", "voc21", "--root", str(pascal_tree(tmp_path)), "--json", "--device", "cpu"]
+    line += ["--protocol", protocol, "--short-side", "64", "--limit", "1"]
+    if protocol != "native":
+        line += ["--window", "64", "--batch-size", "2"]
+    assert main([*line, "--background", "contrast"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["protocol"]["background"] == "contrast" and found["iou"]["background"] is not None
+    assert found["protocol"].get("cleaning", "off") == "off"
+    camvid = ["eval", "--dataset", "folder", "--root", str(folder_of_three(tmp_path)), "--protocol", "talk2dino"]
+    assert main([*camvid, "--background", "contrast", "--short-side", "64", "--window", "64"]) == 2
+    assert "has no background class, so the contrast" in capsys.readouterr().err
 
 
 def test_processes_share_the_images() -> None:

@@ -15,6 +15,7 @@ from ovsdino.eval.background import clean_background
 from ovsdino.eval.pamr import pamr
 from ovsdino.eval.protocol import Protocol, label_image, preset, score_map
 from ovsdino.eval.resize import resize_bilinear
+from ovsdino.models.text_rows import TextRows
 from ovsdino.windows import Batches
 from tests.eval.standin import PatchColors
 
@@ -221,3 +222,18 @@ def test_memory_running_out_halves_the_batch(picture: np.ndarray, caplog: pytest
     found = score_map(Tight(), picture, TEXT, tall, batches=Batches(8))  # type: ignore[arg-type]
     np.testing.assert_array_equal(found.numpy(), scores_of(picture, tall))
     assert "batches of 2 from now on" in caplog.text
+
+
+def test_a_contrast_is_the_background_and_competes_as_a_class_does() -> None:
+    """Red, and blue as the contrast: the map's first channel is the contrast's score, where a constant would be."""
+    model = PatchColors()
+    model.config.mean, model.config.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    image = np.zeros((56, 56, 3), np.uint8)
+    image[:, :28, 0] = image[:, 28:, 2] = 255
+    rows = TextRows(torch.eye(3)[:1, None], torch.eye(3)[1:])
+    protocol = Protocol(short_side=56, max_long_side=256, window=56, stride=28)
+    labels = label_image(model, image, rows, protocol)  # type: ignore[arg-type]
+    assert (labels[:, :26] == 1).all() and (labels[:, 30:] == 0).all()
+    for changes, message in (({"background": 0.5}, "give one"), ({"cleaning": "released"}, "one row for each class")):
+        with pytest.raises(OVSDinoError, match=message):
+            label_image(model, image, rows, dataclasses.replace(protocol, **changes))  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""The rows of class lists, encoded once and kept, and the contrast rows that compete with them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ovsdino.contrast import NEAR, contrast_phrases, rivals
+from ovsdino.models.backbone import normalize
+from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.models.text_rows import TextRows
+from ovsdino.vocabulary import Vocabulary, has_background
+from ovsdino.windows import autocast
+
+__all__ = ["TextBanks"]
+
+BANKS = 64  # kept, least recently used dropped first
+
+Texts = tuple[tuple[str, ...], ...]
+
+
+class TextBanks:
+    """A model's text side with a memory. Several threads may share one.
+
+    Args:
+        model: Encodes the words.
+        device: Where the rows go.
+        templates: See `TextTower.encode`.
+    """
+
+    def __init__(self, model: OVSDINO, device: torch.device, templates: Sequence[str] | None = None) -> None:
+        self.model = model
+        self.device = device
+        self.templates: dict[str, Any] = {} if templates is None else {"templates": templates}
+        self._banks: OrderedDict[Texts, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}  # a lock has no copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def partition(self, asked: bool | None, vocabulary: Vocabulary) -> bool:
+        """Return whether every pixel gets one of the words: as asked, else as the model was made.
+
+        A class called "background" makes it one as well.
+        """
+        if asked is None:
+            return not self.model.config.contrast or has_background(vocabulary.names)
+        return asked
+
+    def averaged(self, texts: Texts) -> Tensor:
+        """Return one row for each class, the embeddings of several words averaged: (K, D) float32."""
+        with self._lock:
+            bank = self._banks.get(texts)
+            if bank is None:
+                with torch.inference_mode(), autocast(self.device, torch.float32):
+                    bank = self.model.encode_text(texts, **self.templates).to(self.device, torch.float32)
+                self._banks[texts] = bank
+                if len(self._banks) > BANKS:
+                    self._banks.popitem(last=False)
+            self._banks.move_to_end(texts)
+            return bank
+
+    def rows(self, vocabulary: Vocabulary, partition: bool) -> Tensor | TextRows:
+        """Return what `OVSDINO.decode` takes: (K, D) where each class has one row and nothing competes."""
+        single = self.averaged(vocabulary.texts) if vocabulary.single else None
+        if single is not None and partition:
+            return single
+        contrast = None if partition else self._contrast(vocabulary)
+        if single is not None:
+            return TextRows(single[:, None], contrast)
+        words = self._each(vocabulary)
+        return TextRows.of(words.split([len(texts) for texts in vocabulary.texts]), contrast)
+
+    def _each(self, vocabulary: Vocabulary) -> Tensor:
+        """Return a row for each word of each class."""
+        return self.averaged(tuple((word,) for word in vocabulary.words))
+
+    def _contrast(self, vocabulary: Vocabulary) -> Tensor:
+        """Return the rows of the contrast phrases that mean none of the words; a row of zeros where there are none."""
+        bank = self.averaged(tuple((phrase,) for phrase in contrast_phrases()))
+        center = bank.mean(0)  # what all texts share says nothing: CLIP's have a cosine of 0.8 at least
+        cosines = normalize(bank - center, dim=-1) @ normalize(self._each(vocabulary) - center, dim=-1).T
+        competing = torch.zeros(len(bank), dtype=torch.bool, device=bank.device)
+        competing[rivals(vocabulary.words)] = True
+        rows = bank[competing & (cosines.amax(1) < NEAR)]
+        return rows if len(rows) else torch.zeros_like(bank[:1])
