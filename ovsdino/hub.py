@@ -34,7 +34,7 @@ def save_pretrained(model: OVSDINO, folder: str | Path) -> None:
     if not model.decoder_trained:
         raise OVSDinoError(f"{name}: no decoder weights to save; train one, or load one as checkpoint")
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    if model.config.text.kind != "hashed":
+    if not model.config.text.stored:
         state = {k: v for k, v in state.items() if k.startswith(OWN_KEYS)}
     data = save(state, background_metadata(model.backgrounds))
     config = {

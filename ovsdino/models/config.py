@@ -124,15 +124,26 @@ class TextConfig:
     """Text tower.
 
     Attributes:
-        kind: "clip" (open_clip ViT-B-16, Talk2DINO's projection), "hashed" (the tiny shipped tower), or "sentence"
-            (all-MiniLM-L6-v2, frozen).
-        width: Of the hashed tower's table.
-        buckets: Rows of the hashed tower's table.
+        kind: "clip" (open_clip ViT-B-16, Talk2DINO's projection), "hashed" (`HashedTextTower`), "lexicon"
+            (`LexiconTextTower`), or "sentence" (all-MiniLM-L6-v2, frozen).
+        width: Of the hashed tower's table; of the lexicon's rows.
+        buckets: Rows of the table of n-grams.
+        entries: Of the lexicon.
+        common: Of the lexicon's entries, the first, that a misspelling may mean.
+        kept: Phrases, besides the lexicon, whose rows are stored whole.
     """
 
-    kind: Literal["clip", "hashed", "sentence"] = "clip"
+    kind: Literal["clip", "hashed", "lexicon", "sentence"] = "clip"
     width: Width = 512
     buckets: Annotated[int, Within(0, 100_000_000)] = 0
+    entries: Annotated[int, Within(0, 10_000_000)] = 0
+    common: Annotated[int, Within(0, 10_000_000)] = 0
+    kept: Annotated[int, Within(0, 10_000_000)] = 0
+
+    @property
+    def stored(self) -> bool:
+        """Whether a model's own file holds the tower; the others are published elsewhere."""
+        return self.kind in ("hashed", "lexicon")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
 """Text towers: from words to embeddings in the image features' space.
 
-`ClipTextTower` is the published baseline's: CLIP ViT-B/16 and Talk2DINO's projection. `HashedTextTower` is nano's: a
-hashed subword table and a small attention, distilled from a sentence encoder, 1 M parameters, no vocabulary file. A
-sentence encoder itself is the tower of `ovsdino.models.sentence`.
+`ClipTextTower` is the published baseline's: CLIP ViT-B/16 and Talk2DINO's projection. `HashedTextTower` is a hashed
+subword table and a small attention, distilled from a sentence encoder, 1 M parameters, no vocabulary file.
+`ovsdino.models.lexicon` stores the rows of 40 000 words. A sentence encoder itself is the tower of
+`ovsdino.models.sentence`.
 """
 
 from __future__ import annotations
@@ -63,6 +64,21 @@ class TextTower(nn.Module):
     def project(self, rows: Tensor) -> Tensor:
         """Map the rows of `read` to (n, D)."""
         return rows
+
+    def familiarity(self, names: Sequence[str]) -> Tensor:
+        """Return how well names are known, (n,) float32 in 0..1.
+
+        One is a name whose every word was learnt. Between one half and one it is read as a known word that it
+        resembles, zero says that a word of it is like none. A tower that was not told what it learnt returns ones.
+
+        Args:
+            names: Words or phrases.
+        """
+        return torch.ones(len(names))
+
+    def read_as(self, name: str) -> str:
+        """Return the known words that a name is read as; the name itself where that is so or nothing is known."""
+        return name
 
 
 def check_templates(templates: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from ovsdino.io.files import read_json, reading, sha256_of
 from ovsdino.models.backbone import freeze
 from ovsdino.models.calibration import read_backgrounds
 from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, ScoreAttentionConfig, SMDConfig, TextConfig
+from ovsdino.models.lexicon import LexiconTextTower
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.sentence import SentenceTextTower
 from ovsdino.models.text import ClipTextTower, HashedTextTower, TextTower, read_projection
@@ -198,7 +199,7 @@ def create_model(
         model = build_model(name)
         if isinstance(model.text_tower, (ClipTextTower, SentenceTextTower)):
             model.text_tower.weights = None
-    elif config.text.kind == "hashed":
+    elif config.text.stored:
         model = _whole(name, checkpoint)
     else:
         model = _on_official_weights(name, checkpoint, **files)
@@ -218,12 +219,17 @@ def build_model(name: str, *, decoder: bool = True, changes: Mapping[str, Any] |
     config = get_config(name).changed(changes or {})
     if not decoder:
         config = replace(config, sae=None, smd=None)
-    tower: TextTower
-    if config.text.kind == "hashed":
-        tower = HashedTextTower(config.embed_dim, config.text.width, config.text.buckets)
-    else:
-        tower = (ClipTextTower if config.text.kind == "clip" else SentenceTextTower)(config.embed_dim)
-    return OVSDINO(config, tower)
+    return OVSDINO(config, build_text_tower(config.embed_dim, config.text))
+
+
+def build_text_tower(embed_dim: int, config: TextConfig) -> TextTower:
+    """Return a text tower with random weights, CLIP's and the sentence encoder's not read yet."""
+    if config.kind == "hashed":
+        return HashedTextTower(embed_dim, config.width, config.buckets)
+    if config.kind == "lexicon":
+        sizes = {"entries": config.entries, "common": config.common, "kept": config.kept}
+        return LexiconTextTower(embed_dim, config.width, config.buckets, **sizes)
+    return (ClipTextTower if config.kind == "clip" else SentenceTextTower)(embed_dim)
 
 
 def _shared(source: str) -> tuple[str, Path]:

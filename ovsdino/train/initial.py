@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.models.ovsdino import OVSDINO
-from ovsdino.models.text import HashedTextTower
 from ovsdino.models.weights import load_state, packaged, read_packaged, read_safetensors
 from ovsdino.models.zoo import PROJECTIONS, build_model, load_official
 from ovsdino.train.config import RunConfig
@@ -32,7 +31,7 @@ def load_weights(model: OVSDINO, config: RunConfig) -> None:
     Raises:
         OVSDinoError: A file is missing or does not fit, or the hub cannot be reached.
     """
-    if not isinstance(model.text_tower, HashedTextTower):
+    if not model.config.text.stored:
         projection = config.projection or None
         published = projection is not None or model.config.name in PROJECTIONS
         load_official(

@@ -64,8 +64,8 @@ class RunFolder:
             return state
 
     def save_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
-        """Write weights as float16 safetensors, with their hash."""
-        half = {k: v.detach().half().cpu().contiguous() for k, v in weights.items()}
+        """Write weights as safetensors, floats as float16 and integers as they are, with their hash."""
+        half = {k: (v.detach().half() if v.is_floating_point() else v).cpu().contiguous() for k, v in weights.items()}
         with atomic_write(self.path / name) as file:
             file.write(seal_safetensors(save(half)))
 

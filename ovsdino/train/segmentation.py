@@ -19,7 +19,6 @@ from ovsdino.distributed import add_up, join
 from ovsdino.eval.metrics import Confusion
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.smd import SMDBlock
-from ovsdino.models.text import HashedTextTower
 from ovsdino.models.zoo import OWN_KEYS
 from ovsdino.ops import upsample_argmax
 from ovsdino.pipeline import Segmenter
@@ -106,7 +105,7 @@ class SegmentationTrainer(Trainer):
             return
         weights = self.model.state_dict()
         weights.update({k.removeprefix("model."): v for k, v in self.ema.items() if k.startswith("model.")})
-        if not isinstance(self.model.text_tower, HashedTextTower):
+        if not self.model.config.text.stored:
             weights = {k: v for k, v in weights.items() if k.startswith(OWN_KEYS)}
         self.folder.save_weights(name, weights)
 

@@ -1,108 +1,44 @@
 """Nano's text tower, distilled from a sentence encoder: `python -m ovsdino.train.pretrain.distill_text --output F`.
 
-Target of a word w: the teacher's embedding of "a photo of a w", centered over the word list, cut to its D leading
-principal directions, length one. Centering takes out what all photo captions share, so that unrelated words are near
-orthogonal. The student sees single words, and adjective-noun and noun-noun phrases. The teacher (a MiniLM sentence
-encoder) and the word list inside it are needed here only; nothing of either is shipped.
+Three things are made: the list of phrases (`ovsdino.train.pretrain.phrases`), the space of their rows, and the tower.
+The row of a phrase is the teacher's embedding of "a photo of a ...", less the mean row of common nouns, along the D
+principal directions of those, length one. Centering takes out what all photo captions share, so that unrelated words
+are near orthogonal. The teacher (a MiniLM sentence encoder) and the word list inside it are needed here only.
 """
 
 from __future__ import annotations
 
-import math
-import random
+import hashlib
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ovsdino.io.files import atomic_write, read_text, refuse_inputs
+from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import atomic_write, reading, refuse_inputs
 from ovsdino.io.sealed import seal_safetensors
+from ovsdino.models.lexicon import LexiconTextTower, key_bytes, pack, stems, text_key
 from ovsdino.models.sentence import SentenceEncoder
-from ovsdino.models.text import HashedTextTower
-from ovsdino.models.zoo import NANO
+from ovsdino.models.text import words_of
+from ovsdino.models.weights import read_safetensors
 from ovsdino.parsing import run_script
-from ovsdino.train.config import CommonConfig, OptimConfig
+from ovsdino.train.config import CommonConfig
+from ovsdino.train.pretrain.hypernyms import imagenet_definitions, imagenet_hypernyms
+from ovsdino.train.pretrain.phrases import GROUPS, Phrase, phrase_list, read_extra
+from ovsdino.train.pretrain.text_distiller import TextDistiller
 from ovsdino.train.stopping import Stopped
-from ovsdino.train.trainer import Trainer
 
-# A word is taken for a visual noun when it lies near one of these.
-ANCHORS = (  # noqa: SIM905
-    "object animal bird fish insect vehicle boat plant flower fruit food drink furniture clothing building material "
-    "landscape person face tool machine device toy weather ground stone metal road room container instrument sport "
-    "weapon paper light sign water mountain forest street house kitchen"
-).split()
-MODIFIERS = (  # noqa: SIM905
-    "red green blue white black yellow brown grey old new small large wooden metal stone broken wet parked distant "
-    "tall dark bright empty open city street road traffic garden forest snow painted young wild concrete glass"
-).split()
-BATCH = 512
+FREQUENT = 12_000  # entries that a misspelling may mean
+ORDER = ("core", "common", "vocabulary", "plural", "named", "part", "composed")  # of the entries
+AT_ONCE = 2048  # texts between two lines of progress
 Encoder = Callable[[Sequence[str]], Tensor]
-
-
-class TextDistiller(Trainer):
-    """Trains a tower to give the teacher's targets; single words are half of every batch.
-
-    Args:
-        config: Of the run.
-        steps: Of training.
-        tower: The student, just made: the state of torch's generator decides the batches.
-        names: Words and phrases, n in all, the words first.
-        targets: (n, D), rows of length one.
-        words: How many of the names are words.
-    """
-
-    betas = (0.9, 0.99)
-    optim_key = ""
-
-    def __init__(
-        self,
-        config: CommonConfig,
-        steps: int,
-        tower: HashedTextTower,
-        names: Sequence[str],
-        targets: Tensor,
-        words: int,
-    ) -> None:
-        self.draws = torch.Generator().set_state(torch.get_rng_state())
-        optim = OptimConfig(steps=steps, lr=4e-3, weight_decay=0.0, warmup=200, clip=math.inf)
-        super().__init__(config, optim, print)
-        self.tower, self.targets, self.words = tower, targets, words
-        self.ids, self.mask = tower.tokenize(names)
-        self.prepare(tower)
-
-    def learning_rate(self, step: int) -> float:
-        """Return the rate of a step: linear warm-up times half a cosine to zero."""
-        c = self.optim
-        return c.lr * min(1.0, (step + 1) / c.warmup) * 0.5 * (1 + math.cos(math.pi * step / c.steps))
-
-    def batches(self, start: int, steps: int) -> Iterator[Tensor]:
-        for step in range(steps):
-            words = torch.randint(self.words, (BATCH // 2,), generator=self.draws)
-            rows = torch.cat([words, torch.randint(len(self.targets), (BATCH // 2,), generator=self.draws)])
-            if step >= start:
-                yield rows
-
-    def losses(self, batch: Tensor) -> dict[str, Tensor]:
-        out, goal = F.normalize(self.tower(self.ids[batch], self.mask[batch]), dim=-1), self.targets[batch]
-        return {
-            "cosine": (1 - (out * goal).sum(-1)).mean(),
-            # Keeps the order of similarities, which is what classification by words uses.
-            "order": 2.0 * (out @ out.T - goal @ goal.T).square().mean(),
-        }
-
-    @torch.no_grad()
-    def agreement(self) -> Tensor:
-        """Return the cosine of each name to its target, (n,)."""
-        parts = zip(self.ids.split(1024), self.mask.split(1024), strict=True)
-        fitted = torch.cat([F.normalize(self.tower(ids, mask), dim=-1) for ids, mask in parts])
-        return (fitted * self.targets).sum(-1)
 
 
 def load_teacher() -> tuple[Encoder, list[str]]:
@@ -113,16 +49,98 @@ def load_teacher() -> tuple[Encoder, list[str]]:
     """
     encoder = SentenceEncoder()
     words = [w for w in encoder.vocabulary if w.isascii() and w.isalpha() and len(w) > 2]
-    return lambda phrases: encoder([f"a photo of a {phrase}" for phrase in phrases]), words
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        # bfloat16 takes half the time and leaves the cosine above 0.999.
+        with torch.autocast("cpu", torch.bfloat16):
+            return encoder([f"a photo of a {text}" for text in texts]).float()
+
+    return encode, words
 
 
-def visual_words(encode: Encoder, words: list[str], count: int) -> tuple[list[str], Tensor]:
-    """Return the `count` words nearest to an anchor in the centered space, and the center."""
-    embedded = encode(words)
-    center = embedded.mean(0)
-    similarity = F.normalize(embedded - center, dim=-1) @ F.normalize(encode(ANCHORS) - center, dim=-1).T
-    best = similarity.max(1).values.topk(count).indices
-    return [words[i] for i in sorted(best.tolist())], center
+def teacher_rows(encode: Encoder, texts: Sequence[str], path: Path) -> Tensor:
+    """Return the teacher's rows of texts, (n, width) float32; they are kept in a file for the next run.
+
+    Raises:
+        OVSDinoError: The file cannot be read or written.
+    """
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    if path.is_file():
+        with reading(path, "file of the teacher's rows", "remove it"), safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("texts") == digest:
+                return file.get_tensor("rows").float()
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of one length share a batch without padding
+    parts = []
+    for start in range(0, len(texts), AT_ONCE):
+        parts.append(encode([texts[i] for i in order[start : start + AT_ONCE]]))
+        print(f"encoded {min(start + AT_ONCE, len(texts))} of {len(texts)}", file=sys.stderr, flush=True)
+    rows = torch.cat(parts)[torch.tensor(order).argsort()]
+    with atomic_write(path) as file:
+        file.write(save({"rows": rows.half()}, {"texts": digest}))
+    return rows.half().float()
+
+
+def text_space(rows: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the mean of rows (n, width) and their `dim` principal directions, (width,) and (width, dim)."""
+    center = rows.mean(0)
+    return center, torch.linalg.svd(rows - center, full_matrices=False).Vh[:dim].T.contiguous()
+
+
+def read_space(path: Path) -> tuple[Tensor, Tensor]:
+    """Return the center and the basis of a space that was written earlier.
+
+    Raises:
+        OVSDinoError: The file is missing, damaged, or holds something else.
+    """
+    state = read_safetensors(path)
+    if set(state) != {"center", "basis"}:
+        raise OVSDinoError(f"{path}: expected center and basis of a text space, found {sorted(state)}")
+    return state["center"].float(), state["basis"].float()
+
+
+def make_tower(phrases: Sequence[Phrase], rows: Tensor, width: int, buckets: int) -> LexiconTextTower:
+    """Return a tower whose lexicon holds the phrases' rows, its network untrained.
+
+    The core is kept whole. Single words, and common names of two, are entries; those that are read as what they are a
+    form of need none.
+
+    Args:
+        phrases: In the order of `GROUPS`.
+        rows: The teacher's, (n, D) of length one.
+        width: See `LexiconTextTower`.
+        buckets: See `LexiconTextTower`.
+    """
+    texts = [" ".join(words_of(phrase.text)) for phrase in phrases]
+    kept = [i for i, phrase in enumerate(phrases) if phrase.group == "core"]
+    taken = {text_key(texts[i]) for i in kept}
+    known = {text for text, phrase in zip(texts, phrases, strict=True) if phrase.group in GROUPS[:4]}
+    frequent: list[int] = []
+    rare: list[int] = []
+    for i in sorted(range(len(phrases)), key=lambda i: ORDER.index(phrases[i].group)):
+        group, text = phrases[i].group, texts[i]
+        form = group == "plural" and next((s for s in stems(text) if s in known), None) == phrases[i].read
+        whole = group != "core" and (" " not in text or group == "common") and not form
+        if whole and text_key(text) not in taken:  # of two with the same key the first is found
+            taken.add(text_key(text))
+            often = group == "common" or (group == "vocabulary" and len(frequent) < FREQUENT)
+            (frequent if often else rare).append(i)
+    entries = frequent + rare
+    sizes = {"entries": len(entries), "common": len(frequent), "kept": len(kept)}
+    tower = LexiconTextTower(rows.shape[1], width, buckets, **sizes)
+    largest = rows[kept].abs().amax(1, keepdim=True)
+    stored = F.normalize(rows[entries, :width], dim=-1)
+    scale = stored.std(0).half().float()
+    tower.load_state_dict(
+        {
+            **tower.state_dict(),
+            "keys": key_bytes([texts[i] for i in entries]),
+            "codes": pack(stored, scale),
+            "scale": scale,
+            "kept_keys": key_bytes([texts[i] for i in kept]),
+            "kept_rows": (rows[kept] / largest * 127).round().to(torch.int8),
+        }
+    )
+    return tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,62 +148,82 @@ class DistillText:
     """Distil nano's text tower from a sentence encoder."""
 
     output: Path
-    """File to write (.safetensors); the words go into one of the same name with .words.txt."""
-    extra: Path | None = None
-    """Text file of further words and phrases, one on each line."""
-    words: int = 6000
-    """Visual nouns taken from the teacher's vocabulary."""
-    phrases: int = 6000
-    """Phrases of a modifier and a word."""
-    steps: int = 12000
+    """File to write (.safetensors). With it: .phrases.txt, .space.safetensors, .teacher.safetensors (its rows, for
+    the next run) and the folder .run (the checkpoint; the same command continues from it)."""
+    extra: tuple[Path, ...] = ()
+    """Files of further phrases to be known whole: text with one on each line (after a colon others, # begins a remark),
+    JSON from a class to its words, or a zip that holds captions.jsonl."""
+    space: Path | None = None
+    """Center and basis of an earlier run (.safetensors); by default they are computed."""
+    embed_dim: int = 256
+    """Columns of a row."""
+    width: int = 192
+    """Columns of a row in the lexicon."""
+    buckets: int = 4096
+    """Rows of the table of character n-grams."""
+    steps: int = 6000
     """Steps of training."""
     seed: int = 0
-    """Of the phrases, the tower and the batches."""
+    """Of the composed phrases, the network and the batches."""
 
     def run(self) -> int:
         """Train the tower and write it; return the exit code.
 
         Raises:
-            OVSDinoError: The teacher or the list of words is missing, or the output cannot be written.
+            OVSDinoError: The teacher or a list of phrases is missing, or the output cannot be written.
         """
-        words_path = self.output.with_suffix(".words.txt")
-        refuse_inputs([self.output, words_path], [self.extra] if self.extra else [])
-        torch.manual_seed(self.seed)
-        rng = random.Random(self.seed)
+        written = {name: self.output.with_suffix(f".{name}") for name in ("phrases.txt", "space.safetensors")}
+        read = [*self.extra, *([self.space] if self.space else [])]
+        refuse_inputs([self.output, *written.values()], read)
         encode, vocabulary = load_teacher()
-        words, center = visual_words(encode, vocabulary, self.words)
-        extra = read_text(self.extra, "list of words", "see --extra").split("\n") if self.extra else []
-        words = list(dict.fromkeys([*words, *(line.strip() for line in extra if line.strip())]))
-        phrases = [f"{rng.choice(MODIFIERS)} {rng.choice(words)}" for _ in range(self.phrases)]
-        print(f"{len(words)} words, {len(phrases)} phrases", file=sys.stderr)
+        extra = [phrase for path in self.extra for phrase in read_extra(path)]
+        phrases = phrase_list(vocabulary, imagenet_hypernyms(), imagenet_definitions().values(), extra, self.seed)
+        counts = ", ".join(f"{sum(p.group == group for p in phrases)} {group}" for group in GROUPS)
+        print(f"{len(phrases)} phrases: {counts}", file=sys.stderr)
 
-        raw = encode(words) - center
-        basis = torch.linalg.svd(raw, full_matrices=False).Vh[: NANO.embed_dim]
-        targets = F.normalize(torch.cat([raw, encode(phrases) - center]) @ basis.T, dim=-1)
-        tower = HashedTextTower(NANO.embed_dim, NANO.text.width, NANO.text.buckets)
+        texts = list(dict.fromkeys(phrase.read for phrase in phrases))
+        raw = teacher_rows(encode, texts, self.output.with_suffix(".teacher.safetensors"))
+        place = {text: i for i, text in enumerate(texts)}
+        common = list(dict.fromkeys(place[phrase.read] for phrase in phrases if phrase.group in ("core", "common")))
+        center, basis = read_space(self.space) if self.space else text_space(raw[common], self.embed_dim)
+        rows = F.normalize((raw - center) @ basis, dim=-1)[torch.tensor([place[phrase.read] for phrase in phrases])]
+        with atomic_write(written["phrases.txt"]) as file:
+            file.write("".join(f"{phrase.group}\t{phrase.text}\n" for phrase in phrases).encode())
+        with atomic_write(written["space.safetensors"]) as file:
+            file.write(seal_safetensors(save({"center": center, "basis": basis.contiguous()})))
+
+        torch.manual_seed(self.seed)
+        tower = make_tower(phrases, rows, self.width, self.buckets)
+        return self._train(tower, phrases, rows)
+
+    def _train(self, tower: LexiconTextTower, phrases: Sequence[Phrase], rows: Tensor) -> int:
+        """Train a tower, from its checkpoint where there is one; return the exit code."""
         begun = time.monotonic()
 
         def on_step(step: int, steps: int, values: dict[str, float]) -> None:
-            if step % 500 == 0 or step == steps:
+            if step % 100 == 0 or step == steps:
                 seconds = time.monotonic() - begun
                 print(f"step {step} loss {values['loss']:.4f} {seconds:.0f} s", file=sys.stderr, flush=True)
 
-        with tempfile.TemporaryDirectory() as folder:
-            config = CommonConfig(output=folder, checkpoint_every=self.steps, log_every=self.steps, device="cpu")
-            trainer = TextDistiller(config, self.steps, tower, [*words, *phrases], targets, len(words))
-            try:
-                trainer.run(on_step)
-            except Stopped as stopped:
-                print(f"{stopped} at step {trainer.step}, nothing written", file=sys.stderr)
-                return 128 + stopped.signal
+        def written() -> None:
+            state = {k: v.half() if v.is_floating_point() else v for k, v in tower.state_dict().items()}
+            with atomic_write(self.output) as file:
+                file.write(seal_safetensors(save(state)))
+
+        folder = str(self.output.with_suffix(".run"))
+        config = CommonConfig(output=folder, seed=self.seed, checkpoint_every=500, log_every=100, device="cpu")
+        trainer = TextDistiller(config, self.steps, tower, phrases, rows, written)
+        trainer.resume()
+        try:
+            trainer.run(on_step)
+        except Stopped as stopped:
+            print(f"{stopped} at step {trainer.step}; the same command continues", file=sys.stderr)
+            return 128 + stopped.signal
+        written()
         cosine = trainer.agreement()
-        print(
-            f"cosine to the teacher: words {cosine[: len(words)].mean():.3f}, phrases {cosine[len(words) :].mean():.3f}"
-        )
-        with atomic_write(self.output) as file:
-            file.write(seal_safetensors(save({k: v.half() for k, v in tower.state_dict().items()})))
-        with atomic_write(words_path) as file:
-            file.write(("\n".join(words) + "\n").encode())
+        for group, members in trainer.members.items():
+            if len(members):
+                print(f"{group}: {len(members)} phrases, cosine to the teacher {cosine[members].mean():.3f}")
         return 0
 
 

@@ -134,15 +134,27 @@ def imagenet_hypernyms() -> Hypernyms:
     from timm.data import ImageNetInfo
 
     large, classes = ImageNetInfo("imagenet-22k"), ImageNetInfo("imagenet-1k").label_names()
-    names: dict[str, tuple[str, ...]] = {}
-    definitions: dict[str, str] = {}
-    for synset in sorted({*classes, *large.label_names()}):
-        said = large.label_name_to_description(synset)
-        names[synset] = tuple(name.strip() for name in said.split(","))
-        definitions[synset] = large.label_name_to_description(synset, detailed=True).removeprefix(f"{said}: ")
+    names = {
+        synset: tuple(name.strip() for name in large.label_name_to_description(synset).split(","))
+        for synset in sorted({*classes, *large.label_names()})
+    }
     table = Hypernyms(tuple(classes), names, {})
+    definitions = imagenet_definitions()
     above = {synset: up for synset in names if (up := _above(table, synset, definitions[synset]))}
     return Hypernyms(tuple(classes), names, above)
+
+
+@cache
+def imagenet_definitions() -> dict[str, str]:
+    """Return what a dictionary says of each synset of `imagenet_hypernyms`."""
+    from timm.data import ImageNetInfo
+
+    large, classes = ImageNetInfo("imagenet-22k"), ImageNetInfo("imagenet-1k").label_names()
+    said = {synset: large.label_name_to_description(synset) for synset in sorted({*classes, *large.label_names()})}
+    return {
+        synset: large.label_name_to_description(synset, detailed=True).removeprefix(f"{names}: ")
+        for synset, names in said.items()
+    }
 
 
 def _above(table: Hypernyms, synset: str, definition: str) -> str | None:

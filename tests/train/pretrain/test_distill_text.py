@@ -1,6 +1,5 @@
 """Distilling nano's text tower, from a teacher that gives each word a random place."""
 
-import random
 import signal
 import zlib
 
@@ -9,62 +8,139 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from ovsdino.models.text import HashedTextTower
-from ovsdino.models.zoo import NANO
+from ovsdino.models.config import TextConfig
+from ovsdino.models.zoo import build_text_tower
 from ovsdino.train.config import CommonConfig
 from ovsdino.train.pretrain import distill_text
-from ovsdino.train.pretrain.distill_text import TextDistiller, main
+from ovsdino.train.pretrain.distill_text import main, make_tower, text_space
+from ovsdino.train.pretrain.hypernyms import Hypernyms
+from ovsdino.train.pretrain.phrases import Phrase, phrase_list
+from ovsdino.train.pretrain.text_distiller import BATCH, TextDistiller, misspelt
+
+SYNSETS = {"n1": ("tabby", "tabby cat"), "n2": ("cat",), "n3": ("fire engine",), "n4": ("truck",)}
+DEFINITIONS = {"n1": "a cat with a coat", "n2": "a small animal", "n3": "any large truck", "n4": "a vehicle"}
+VOCABULARY = ["cat", "truck", "fire", "small", "large", "trucks", "running", "animal", "wheel"]
 
 
-def place(word):
-    return torch.randn(400, generator=torch.Generator().manual_seed(zlib.crc32(word.encode())))
+def place(text):
+    """Return a row that a text shares in part with the others of its words."""
+    words = text.split()
+    rows = [torch.randn(400, generator=torch.Generator().manual_seed(zlib.crc32(word.encode()))) for word in words]
+    return torch.stack(rows).mean(0)
+
+
+def encode(texts):
+    return F.normalize(torch.stack([*map(place, texts)]), dim=-1)
+
+
+def synsets():
+    return Hypernyms(("n1", "n3"), SYNSETS, {"n1": "n2", "n3": "n4"})
 
 
 @pytest.fixture(autouse=True)
 def teacher(monkeypatch):
-    rng = random.Random(0)
-    vocabulary = ["".join(rng.choices("abcdefgh", k=rng.randint(3, 7))) for _ in range(450)]
-
-    def load_teacher():
-        return lambda names: F.normalize(torch.stack([*map(place, names)]), dim=-1), vocabulary
-
-    monkeypatch.setattr(distill_text, "load_teacher", load_teacher)
+    monkeypatch.setattr(distill_text, "load_teacher", lambda: (encode, VOCABULARY))
+    monkeypatch.setattr(distill_text, "imagenet_hypernyms", synsets)
+    monkeypatch.setattr(distill_text, "imagenet_definitions", lambda: DEFINITIONS)
+    monkeypatch.setattr("ovsdino.train.pretrain.phrases.COMPOSED", 200)
 
 
 def run(output, *more):
-    return main(["--output", str(output), "--words", "420", "--phrases", "40", "--steps", "2", *more])
+    return main(["--output", str(output), "--steps", "2", "--embed-dim", "32", "--width", "16", *more])
 
 
-def test_the_tower_and_its_words_are_written_and_the_seed_decides_them(tmp_path, capsys):
-    (tmp_path / "extra.txt").write_text("zebra crossing\n\n")
+def small():
+    """Return phrases, rows and an untrained tower."""
+    phrases = phrase_list(VOCABULARY, synsets(), DEFINITIONS.values(), ["zebra crossing"], 0)
+    raw = encode([phrase.read for phrase in phrases])
+    center, basis = text_space(raw, 16)
+    rows = F.normalize((raw - center) @ basis, dim=-1)
+    torch.manual_seed(0)
+    return phrases, rows, make_tower(phrases, rows, 12, 64)
+
+
+def test_one_command_writes_the_phrases_the_space_and_the_tower(tmp_path, capsys):
+    (tmp_path / "extra.txt").write_text("# remark\nzebra crossing: crosswalk\n\n")
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
         assert run(tmp_path / f"{name}.safetensors", "--seed", seed, "--extra", str(tmp_path / "extra.txt")) == 0
-    assert "cosine to the teacher: words" in capsys.readouterr().out
-    words = (tmp_path / "a.words.txt").read_text().splitlines()
-    assert words[-1] == "zebra crossing" and "" not in words
+    assert "core: " in capsys.readouterr().out
+    listed = [line.split("\t") for line in (tmp_path / "a.phrases.txt").read_text().splitlines()]
+    assert ["core", "zebra crossing"] in listed and ["core", "crosswalk"] in listed
     towers = [load_file(tmp_path / f"{name}.safetensors") for name in "abc"]
     assert all(torch.equal(towers[0][key], towers[1][key]) for key in towers[0])
     assert not torch.equal(towers[0]["out.weight"], towers[2]["out.weight"])
-    tower = HashedTextTower(NANO.embed_dim, NANO.text.width, NANO.text.buckets)
-    tower.load_state_dict({key: value.float() for key, value in towers[0].items()})
-    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [f"{name}.safetensors" for name in "abc"]
+
+    first = towers[0]
+    sizes = {"entries": len(first["keys"]), "common": 0, "kept": len(first["kept_keys"])}
+    tower = build_text_tower(32, TextConfig(kind="lexicon", width=16, buckets=4096, **sizes))
+    tower.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in first.items()})
+    space = load_file(tmp_path / "a.space.safetensors")
+    target = F.normalize((encode(["zebra crossing"]) - space["center"]) @ space["basis"], dim=-1)
+    assert (F.normalize(tower.encode(["Zebra crossing"]), dim=-1) * target).sum() > 0.999
 
 
-def test_a_later_step_draws_the_rows_that_it_would_have_drawn(tmp_path):
-    tower = HashedTextTower(8, 16, 100)
-    targets = torch.eye(8)
+def test_a_given_space_is_taken_and_the_teacher_is_asked_once(tmp_path, monkeypatch):
+    space = {"center": torch.zeros(400), "basis": torch.eye(400)[:, :32].contiguous()}
+    from safetensors.torch import save_file
 
-    def rows(start):
-        torch.manual_seed(3)
-        it = TextDistiller(CommonConfig(output=str(tmp_path / "run")), 5, tower, [*"abcdefgh"], targets, 6)
-        return [*it.batches(start, 5)]
-
-    whole = rows(0)
-    assert len(whole) == 5 and all(torch.equal(a, b) for a, b in zip(whole[3:], rows(3), strict=True))
-    assert all(batch[:256].max() < 6 and batch.max() == 7 for batch in whole)
+    save_file(space, tmp_path / "space.safetensors")
+    assert run(tmp_path / "a.safetensors") == 0
+    monkeypatch.setattr(distill_text, "load_teacher", lambda: (None, VOCABULARY))
+    assert run(tmp_path / "a.safetensors", "--space", str(tmp_path / "space.safetensors")) == 0
+    assert torch.equal(load_file(tmp_path / "a.space.safetensors")["basis"], space["basis"])
 
 
-def test_ctrl_c_ends_it_with_nothing_written(tmp_path, capsys, monkeypatch):
+def test_the_lexicon_keeps_the_core_and_leaves_out_what_it_can_derive():
+    phrases, rows, tower = small()
+    assert tower._kept("zebra crossing") is not None and tower._kept("tabby") is not None
+    assert tower.knows("running") and not tower.knows("trucks") and tower.reading("trucks").words == ("truck",)
+    at = [phrase.text for phrase in phrases].index("running")
+    stored = tower.row("running")
+    assert F.cosine_similarity(stored, rows[at, :12], dim=0) > 0.8
+    # a misspelling means a kept phrase or one of the first entries
+    assert tower.reading("runing").words == ("running",)
+
+
+def test_training_brings_the_network_nearer_to_the_teacher(tmp_path):
+    phrases, rows, tower = small()
+    config = CommonConfig(output=str(tmp_path / "run"), device="cpu")
+    trainer = TextDistiller(config, 60, tower, phrases, rows)
+    before = trainer.agreement()
+    trainer.run()
+    after = trainer.agreement()
+    composed = trainer.members["composed"]
+    assert after[composed].mean() > before[composed].mean() + 0.02
+
+
+def test_a_resumed_run_takes_the_steps_that_it_would_have_taken(tmp_path):
+    def trainer(name):
+        phrases, rows, tower = small()
+        config = CommonConfig(output=str(tmp_path / name), checkpoint_every=2, device="cpu")
+        return TextDistiller(config, 4, tower, phrases, rows)
+
+    whole = trainer("whole")
+    whole.run()
+    cut = trainer("cut")
+    for batch in cut.batches(0, 2):
+        cut.train_step(batch)
+        cut.step += 1
+    cut.save()
+    continued = trainer("cut")
+    assert continued.resume() and continued.step == 2
+    continued.run()
+    ours, theirs = continued.tower.state_dict(), whole.tower.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_the_batches_are_a_function_of_the_step(tmp_path):
+    phrases, rows, tower = small()
+    it = TextDistiller(CommonConfig(output=str(tmp_path / "run"), device="cpu"), 5, tower, phrases, rows)
+    batches = [*it.batches(0, 5)]
+    assert all(torch.equal(a, b) for a, b in zip(batches[3:], it.batches(3, 5), strict=True))
+    assert all(len(batch) == BATCH and batch.max() < len(phrases) for batch in batches)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_tower_as_it_is(tmp_path, capsys, monkeypatch):
     step = TextDistiller.train_step
 
     def interrupted(it, batch):
@@ -73,8 +149,16 @@ def test_ctrl_c_ends_it_with_nothing_written(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(TextDistiller, "train_step", interrupted)
     assert run(tmp_path / "a.safetensors") == 130
-    assert "stopped by SIGINT at step 1, nothing written" in capsys.readouterr().err
-    assert not (tmp_path / "a.safetensors").exists()
+    assert "stopped by SIGINT at step 1; the same command continues" in capsys.readouterr().err
+    assert (tmp_path / "a.safetensors").exists() and (tmp_path / "a.run/checkpoint.pt").exists()
+
+
+def test_a_misspelling_is_one_slip_away():
+    import random
+
+    rng = random.Random(0)
+    assert misspelt("cat", rng) == "cat"
+    assert all(abs(len(misspelt("bicycle", rng)) - 7) <= 1 for _ in range(50))
 
 
 @pytest.mark.parametrize(("words", "shown"), [(["--output", "a", "--steps", "x"], "--steps"), ([], "--output")])
@@ -82,3 +166,14 @@ def test_a_mistake_is_one_line(capsys, words, shown):
     assert main(words) == 2
     error = capsys.readouterr().err.strip()
     assert shown in error and "\n" not in error
+
+
+def test_a_space_file_of_something_else_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"center": torch.zeros(4)}, tmp_path / "space.safetensors")
+    assert run(tmp_path / "a.safetensors", "--space", str(tmp_path / "space.safetensors")) == 2
+
+
+def test_phrases_read_as_plain_english_are_listed_as_they_are_written():
+    assert Phrase("wall-brick", "brick wall", "core") in small()[0]
