@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ovsdino.commands.ablate import Ablate
+from ovsdino.commands.adapt import Adapt
 from ovsdino.commands.calibrate import Calibrate
 from ovsdino.commands.data import Check, Convert
 from ovsdino.commands.doctor import Doctor
@@ -26,6 +27,7 @@ COMMANDS: Commands = {
     "eval": Eval,
     "calibrate": Calibrate,
     "stream": StreamCommand,
+    "adapt": Adapt,
     "text": Text,
     "data": Group(summary="Check or convert a labeled data set.", commands={"check": Check, "convert": Convert}),
     "report": Report,

@@ -62,6 +62,13 @@ class SegmenterOptions(ModelOptions):
     """Number format of the network; auto is bfloat16 on CUDA."""
     short_side: int | None = None
     """Inference size of the image's short side in pixels. Default: the model's own."""
+    adapted: Path | None = None
+    """Words of your own, learned by `ovsdino adapt`, in place of the model's rows for them."""
+
+    @property
+    def input_files(self) -> list[Any]:
+        """The files that are read, which no output may replace."""
+        return [*self.weight_files.values(), *([] if self.adapted is None else [self.adapted])]
 
     def load(self) -> Segmenter:
         """Return the segmenter that these options ask for.
@@ -71,7 +78,8 @@ class SegmenterOptions(ModelOptions):
         """
         from ovsdino.pipeline import load
 
-        return load(self.model, self.device, dtype=self.dtype, short_side=self.short_side, **self.weight_files)
+        settings: dict[str, Any] = {"dtype": self.dtype, "short_side": self.short_side, "adapted": self.adapted}
+        return load(self.model, self.device, **settings, **self.weight_files)
 
 
 def data_root(given: Path | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 from ovsdino.edge.labels import leave_out_rare
 from ovsdino.errors import OVSDinoError, one_line, out_of_memory
 from ovsdino.io.images import ImageLike, load_image, source_name
+from ovsdino.models.adapted import AdaptedWords
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.text_rows import TextRows
 from ovsdino.models.zoo import create_model
@@ -68,9 +70,10 @@ class Segmenter:
             float32's range) on CUDA devices that have it, and float32 elsewhere.
         short_side: Size of the image's short side at inference, in pixels; the model's own by default.
         batch_size: Images or windows in one forward; halved, and said once, when memory runs out.
+        adapted: Words of one's own, as `ovsdino adapt` writes them: the file, or what was read from it.
 
     Raises:
-        OVSDinoError: The device is not there, or a value is out of range.
+        OVSDinoError: The device is not there, a value is out of range, or the adapted words are not this model's.
     """
 
     def __init__(
@@ -81,16 +84,33 @@ class Segmenter:
         dtype: DType = "float32",
         short_side: int | None = None,
         batch_size: int = 8,
+        adapted: str | os.PathLike[str] | AdaptedWords | None = None,
     ) -> None:
         self.device = next(model.parameters()).device if device is None else check_device(device)
         self.model = model.to(self.device).eval()
         self.name: str = model.config.name
+        if adapted is not None:
+            adapted = adapted if isinstance(adapted, AdaptedWords) else AdaptedWords.load(adapted)
+            adapted.check(self.model, self.name)
+        self.adapted = adapted
         self.dtype = _autocast_dtype(dtype, self.device)
         self.short_side = model.config.short_side if short_side is None else short_side
         if not model.stride_multiple <= self.short_side <= 8192:
             raise OVSDinoError(f"short_side is {self.short_side}: expected {model.stride_multiple}..8192 pixels")
         self.batches = Batches(batch_size)
-        self._text = TextBanks(self.model, self.device)
+        self._text = TextBanks(self.model, self.device, adapted=adapted)
+
+    def adapted_to(self, words: AdaptedWords) -> Segmenter:
+        """Return a segmenter of the same model and settings with further adapted words; newer rows win.
+
+        Raises:
+            OVSDinoError: They are not this model's.
+        """
+        words.check(self.model, self.name)
+        other = copy.copy(self)
+        other.adapted = words if self.adapted is None else self.adapted.merged(words)
+        other._text = TextBanks(self.model, self.device, adapted=other.adapted)
+        return other
 
     def encode_text(self, classes: Classes) -> Tensor:
         """Return one row for each class, computed once and cached; the embeddings of several words are averaged.
@@ -358,6 +378,7 @@ def load(
     *,
     dtype: DType = "float32",
     short_side: int | None = None,
+    adapted: str | os.PathLike[str] | AdaptedWords | None = None,
     **weights: Any,
 ) -> Segmenter:
     """Return a model, ready to segment.
@@ -367,6 +388,7 @@ def load(
         device: "cpu", "cuda", "cuda:1"; None takes CUDA if there is one.
         dtype: See `Segmenter`.
         short_side: See `Segmenter`.
+        adapted: See `Segmenter`.
         **weights: Files of one's own, as `ovsdino.models.zoo.create_model` takes them (checkpoint, backbone_weights,
             projection, clip_weights, sentence_weights).
 
@@ -374,7 +396,8 @@ def load(
         OVSDinoError: The name is unknown, the device is not there, or weights are missing, damaged or out of reach.
     """
     place = check_device(device)
-    return Segmenter(create_model(name, device=place, **weights), place, dtype=dtype, short_side=short_side)
+    model = create_model(name, device=place, **weights)
+    return Segmenter(model, place, dtype=dtype, short_side=short_side, adapted=adapted)
 
 
 def segment(image: ImageLike, classes: Classes, model: str = "nano", **options: Any) -> Segmentation:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ovsdino.contrast import NEAR, contrast_phrases, rivals
+from ovsdino.models.adapted import AdaptedWords
 from ovsdino.models.backbone import normalize
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.text_rows import TextRows
@@ -31,13 +32,22 @@ class TextBanks:
         model: Encodes the words.
         device: Where the rows go.
         templates: See `TextTower.encode`.
+        adapted: Rows in place of some words' own. They have no part in the contrast: which phrases compete, and by
+            which rows, is as without them.
     """
 
-    def __init__(self, model: OVSDINO, device: torch.device, templates: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        model: OVSDINO,
+        device: torch.device,
+        templates: Sequence[str] | None = None,
+        adapted: AdaptedWords | None = None,
+    ) -> None:
         self.model = model
         self.device = device
+        self.adapted = adapted
         self.templates: dict[str, Any] = {} if templates is None else {"templates": templates}
-        self._banks: OrderedDict[Texts, Tensor] = OrderedDict()
+        self._banks: OrderedDict[tuple[Texts, bool], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -55,17 +65,25 @@ class TextBanks:
             return not self.model.config.contrast or has_background(vocabulary.names)
         return asked
 
-    def averaged(self, texts: Texts) -> Tensor:
-        """Return one row for each class, the embeddings of several words averaged: (K, D) float32."""
+    def averaged(self, texts: Texts, plain: bool = False) -> Tensor:
+        """Return one row for each class, the embeddings of several words averaged: (K, D) float32.
+
+        Args:
+            texts: The words of each class.
+            plain: Leave out the adapted rows.
+        """
+        adapted = None if plain else self.adapted
+        key = texts, adapted is None
         with self._lock:
-            bank = self._banks.get(texts)
+            bank = self._banks.get(key)
             if bank is None:
                 with torch.inference_mode(), autocast(self.device, torch.float32):
-                    bank = self.model.encode_text(texts, **self.templates).to(self.device, torch.float32)
-                self._banks[texts] = bank
+                    bank = self.model.encode_text(texts, **self.templates, adapted=adapted)
+                    bank = bank.to(self.device, torch.float32)
+                self._banks[key] = bank
                 if len(self._banks) > BANKS:
                     self._banks.popitem(last=False)
-            self._banks.move_to_end(texts)
+            self._banks.move_to_end(key)
             return bank
 
     def rows(self, vocabulary: Vocabulary, partition: bool) -> Tensor | TextRows:
@@ -79,15 +97,15 @@ class TextBanks:
         words = self._each(vocabulary)
         return TextRows.of(words.split([len(texts) for texts in vocabulary.texts]), contrast)
 
-    def _each(self, vocabulary: Vocabulary) -> Tensor:
+    def _each(self, vocabulary: Vocabulary, plain: bool = False) -> Tensor:
         """Return a row for each word of each class."""
-        return self.averaged(tuple((word,) for word in vocabulary.words))
+        return self.averaged(tuple((word,) for word in vocabulary.words), plain)
 
     def _contrast(self, vocabulary: Vocabulary) -> Tensor:
         """Return the rows of the contrast phrases that mean none of the words; a row of zeros where there are none."""
-        bank = self.averaged(tuple((phrase,) for phrase in contrast_phrases()))
+        bank = self.averaged(tuple((phrase,) for phrase in contrast_phrases()), plain=True)
         center = bank.mean(0)  # what all texts share says nothing: CLIP's have a cosine of 0.8 at least
-        cosines = normalize(bank - center, dim=-1) @ normalize(self._each(vocabulary) - center, dim=-1).T
+        cosines = normalize(bank - center, dim=-1) @ normalize(self._each(vocabulary, plain=True) - center, dim=-1).T
         competing = torch.zeros(len(bank), dtype=torch.bool, device=bank.device)
         competing[rivals(vocabulary.words)] = True
         rows = bank[competing & (cosines.amax(1) < NEAR)]

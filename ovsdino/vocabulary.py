@@ -20,6 +20,7 @@ __all__ = [
     "background_threshold",
     "has_background",
     "label_dtype",
+    "word_key",
 ]
 
 DEFAULT_BACKGROUND = 0.5  # max-softmax below this is background when no threshold is given
@@ -87,7 +88,7 @@ class Vocabulary:
         names = tuple(_checked(name, "class name").strip() for name, _ in entries)
         seen: dict[str, str] = {}
         for name in names:
-            key = " ".join(name.casefold().split())
+            key = word_key(name)
             if key in seen:
                 raise OVSDinoError(f"class {name!r} is given twice; remove one (case and spaces do not count)")
             seen[key] = name
@@ -143,6 +144,15 @@ def background_threshold(background: float | bool | None, names: Sequence[str], 
             "threshold"
         )
     return value
+
+
+def word_key(word: str) -> str:
+    """Return a word as words are compared: letters composed, and neither case nor the number of spaces counts.
+
+    >>> word_key(" Traffic  Light")
+    'traffic light'
+    """
+    return " ".join(unicodedata.normalize("NFC", word).casefold().split())
 
 
 def label_dtype(classes: int) -> str:

@@ -43,6 +43,8 @@ class StreamCommand:
     """With --classes: average the embeddings of a class's words. Default: a class is where any of its words is."""
     model: str = "nano"
     """Without --engine: the model of the zoo."""
+    adapted: Path | None = None
+    """Without --engine: words of your own, learned by `ovsdino adapt`; a bank holds them already."""
     device: str | None = None
     """Without --engine: cpu, cuda or cuda:N. Default: CUDA if there is one."""
     background: Annotated[float | None, OptionalValue("T", DEFAULT_BACKGROUND)] = None
@@ -159,10 +161,12 @@ class StreamCommand:
                 raise OVSDinoError("give --engine FILE --bank FILE, or --classes WORDS for a model of the zoo")
             if self.fallback or self.bank:
                 raise OVSDinoError("--fallback and --bank go with --engine FILE")
-            options = SegmenterOptions(model=self.model, device=self.device)
+            options = SegmenterOptions(model=self.model, device=self.device, adapted=self.adapted)
             settings = {"background": self.background, "partition": self.partition, "least_share": self.least_share}
             segmenter = _ZooSegmenter(options, Vocabulary.of(self.classes, self.average_words), settings)
             return [Engine(self.model, segmenter)], segmenter.names
+        if self.adapted is not None:
+            raise OVSDinoError("--adapted without effect: an engine's rows are in its --bank (see `ovsdino text`)")
         if self.average_words:
             raise OVSDinoError(
                 "--average-words without effect: an engine's rows are in its --bank (see `ovsdino text`)"
@@ -195,7 +199,8 @@ class StreamCommand:
         from ovsdino.stream.sources import files_of
 
         engines = () if self.engine is None else (self.engine, *self.fallback)
-        return [*files_of(self.source), *engines, *self.bank]
+        adapted = () if self.adapted is None else (self.adapted,)
+        return [*files_of(self.source), *engines, *self.bank, *adapted]
 
     def _writer(self, names: tuple[str, ...], inputs: list[Path]) -> Any:
         if self.output is None:

@@ -27,7 +27,7 @@ class Text(SegmenterOptions):
         from ovsdino.vocabulary import Vocabulary
 
         vocabulary = Vocabulary.of(self.classes)
-        refuse_inputs([self.output], self.weight_files.values())
+        refuse_inputs([self.output], self.input_files)
         segmenter = self.load()
         bank = TextBank(
             names=vocabulary.names,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from pathlib import Path, PurePosixPath
 
 from ovsdino.data.benchmarks import SPECS, open_benchmark
 from ovsdino.data.labels import BYTE_CLASSES, identity, reduce_zero, table
 from ovsdino.data.names import CAMVID
-from ovsdino.data.segmentation import SegmentationDataset
+from ovsdino.data.segmentation import Entry, SegmentationDataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import read_json
+from ovsdino.io.images import SUFFIXES
+from ovsdino.io.tree import FileTree
 
-__all__ = ["CAMVID_SOURCE", "DATASETS", "open_dataset"]
+__all__ = ["CAMVID_SOURCE", "DATASETS", "open_dataset", "open_folders", "read_names"]
 
 DATASETS = ("camvid", "folder", *SPECS)
 CAMVID_TABLE = table({i: i for i in range(len(CAMVID))}, ignored=[len(CAMVID)])  # 11 is CamVid's void
@@ -63,6 +66,73 @@ def open_dataset(name: str, root: str | Path, split: str = "val", *, byte_labels
     return SegmentationDataset(source, _read_names(root, source, BYTE_CLASSES if byte_labels else None))
 
 
+def open_folders(images: str | Path, labels: str | Path, names: str | Path | None = None) -> SegmentationDataset:
+    """Open images and label maps that lie in two folders.
+
+    Args:
+        images: Folder of images, and of folders of them.
+        labels: Folder of index PNGs with the images' names.
+        names: JSON list of the class names, in label order; None takes classes.json in one of the folders or next to
+            it.
+
+    Raises:
+        OVSDinoError: A folder or the list of names is missing, or files have no partner.
+    """
+    images, labels = Path(images), Path(labels)
+    found = []
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise OVSDinoError(f"{folder}: no such folder")
+        found.append(_pictures(folder))
+    if not found[0]:
+        raise OVSDinoError(f"{images}: no images; expected {', '.join(SUFFIXES)}")
+    missing = sorted(found[0].keys() ^ found[1].keys())
+    if missing:
+        raise OVSDinoError(
+            f"{images}, {labels}: {len(missing)} files lack their image or label partner, e.g. {missing[0]!r}"
+        )
+    source = Path(os.path.commonpath([images.resolve(), labels.resolve()]))
+    at = [folder.resolve().relative_to(source) for folder in (images, labels)]
+    entries = [
+        Entry(stem, (at[0] / found[0][stem]).as_posix(), (at[1] / found[1][stem]).as_posix())
+        for stem in sorted(found[0])
+    ]
+    if names is None:
+        folders = dict.fromkeys((images, labels, images.resolve().parent, labels.resolve().parent))
+        names = next((path for folder in folders if (path := folder / "classes.json").is_file()), None)
+    if names is None:
+        raise OVSDinoError(f"{labels}: classes.json is missing: a JSON list of the class names, in label order")
+    return SegmentationDataset(source, read_names(names), entries)
+
+
+def _pictures(folder: Path) -> dict[str, str]:
+    """Return the pictures of a folder by their path in it, without suffix."""
+    found: dict[str, str] = {}
+    for name in FileTree(folder).names():
+        if not name.lower().endswith(SUFFIXES):
+            continue
+        key = PurePosixPath(name).with_suffix("").as_posix()
+        if key in found:
+            raise OVSDinoError(f"{folder}: {found[key]} and {name} have one name; remove one of them")
+        found[key] = name
+    return found
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Return the class names of a JSON file, in label order.
+
+    Raises:
+        OVSDinoError: It is not a list of names, or holds one twice.
+    """
+    names = read_json(path, "list of class names")
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
+        raise OVSDinoError(f"{path}: must be a non-empty JSON list of class names")
+    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if twice is not None:
+        raise OVSDinoError(f"{path}: {twice!r} is there twice; give each class a name of its own")
+    return names
+
+
 def _read_names(root: Path, source: Path, most: int | None) -> list[str]:
     """Return the class names of a data set of one's own.
 
@@ -74,12 +144,7 @@ def _read_names(root: Path, source: Path, most: int | None) -> list[str]:
             break
     else:
         raise OVSDinoError(f"{root}: classes.json is missing: a JSON list of the class names, in label order")
-    names = read_json(names_file, "list of class names")
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
-        raise OVSDinoError(f"{names_file}: must be a non-empty JSON list of class names")
-    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
-    if twice is not None:
-        raise OVSDinoError(f"{names_file}: {twice!r} is there twice; give each class a name of its own")
+    names = read_names(names_file)
     if most is not None and len(names) > most:
         raise OVSDinoError(f"{names_file}: {len(names)} classes; training takes at most {most}")
     return names

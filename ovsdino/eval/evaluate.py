@@ -192,7 +192,8 @@ def protocol_text(
     """Return the rows of a vocabulary in the templates of a protocol, float32 on the device; see `text_rows`."""
     if protocol.templates == TEMPLATES:
         return segmenter.text_rows(vocabulary, partition)
-    return TextBanks(segmenter.model, segmenter.device, protocol.templates).rows(vocabulary, partition)
+    banks = TextBanks(segmenter.model, segmenter.device, protocol.templates, segmenter.adapted)
+    return banks.rows(vocabulary, partition)
 
 
 def _native(segmenter: Segmenter, vocabulary: Vocabulary, has_background: bool, options: dict[str, Any]) -> Run:

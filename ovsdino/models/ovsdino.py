@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovsdino.models.adapted import AdaptedWords
 from ovsdino.models.backbone import build_backbone, normalize
 from ovsdino.models.config import ModelConfig
 from ovsdino.models.prior import prior_offsets
@@ -128,12 +129,18 @@ class OVSDINO(nn.Module):
         """Height and width of an input image must be multiples of this."""
         return self.config.patch_size
 
-    def encode_text(self, names: Sequence[str | Sequence[str]], templates: Sequence[str] | None = None) -> Tensor:
+    def encode_text(
+        self,
+        names: Sequence[str | Sequence[str]],
+        templates: Sequence[str] | None = None,
+        adapted: AdaptedWords | None = None,
+    ) -> Tensor:
         """Return the text bank of the classes.
 
         Args:
             names: One entry per class: a word or phrase, or several whose embeddings are averaged.
             templates: See `TextTower.encode`.
+            adapted: Rows that take the place of some words' own.
 
         Returns:
             (K, D) float32, rows of length one.
@@ -146,8 +153,10 @@ class OVSDINO(nn.Module):
         groups = [[name] if isinstance(name, str) else list(name) for name in names]
         if not all(groups):
             raise ValueError(f"a class has no name in {list(names)!r}")
-        flat = self.text_tower.encode([name for group in groups for name in group], templates).float()
-        flat = normalize(flat, dim=-1)
+        words = [name for group in groups for name in group]
+        flat = normalize(self.text_tower.encode(words, templates).float(), dim=-1)
+        if adapted is not None:
+            flat = adapted.place(words, flat)
         return torch.stack([normalize(part.mean(0), dim=-1) for part in flat.split([len(g) for g in groups])])
 
     def encode_image(self, image: Tensor) -> ImageFeatures:

@@ -38,6 +38,7 @@ PARSED = [
     (r"sm87|/dev/video0 .*--width|\$CSI", "needs a board with TensorRT and a camera"),
     (r"docs/jetson\.md: python deploy/", "the same exports as in docs/edge.md"),
     (r"nano_fp16|--precision float16", "a second export: tests/deploy does it"),
+    (r"mugs/|own\.safetensors", "needs labelled images of one's own: tests/commands/test_adapt.py"),
     (r"benchmarks/latency\.py", "a benchmark: tests/benchmarks/test_latency.py runs it in small"),
 ]
 # What belongs to another machine or another program.

@@ -1,0 +1,1 @@
+"""Rows for words of one's own, learned from a few labelled images."""
