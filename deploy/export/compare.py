@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ovsdino.deploy.export.defaults import AGREEMENT, COSINE
-from ovsdino.deploy.export.inputs import Images, text_rows
+from ovsdino.deploy.export.inputs import Images, contrast_rows, text_rows
 from ovsdino.deploy.export.publish import Exported
 from ovsdino.edge.labels import upsample_argmax
 from ovsdino.edge.pixels import preprocess
 from ovsdino.edge.segmenter import open_graph
 from ovsdino.edge.sidecar import Sidecar
+from ovsdino.edge.tensors import text_inputs
 from ovsdino.errors import OVSDinoError
 
 if TYPE_CHECKING:
@@ -108,10 +109,11 @@ def verify(model: OVSDINO, exported: Exported, images: Images) -> Verification:
 
     check_weights(model, exported.sidecar)
     text = text_rows(model, images.names, exported.sidecar.classes)
+    rows = text_inputs(exported.sidecar, text, contrast_rows(exported.sidecar)).values()
 
     def expected(image: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return model(torch.from_numpy(image), torch.from_numpy(text)).numpy()
+            return model(torch.from_numpy(image), *map(torch.from_numpy, rows)).numpy()
 
     return compare(runner(exported, text), expected, exported.sidecar, images, reference="PyTorch")
 
@@ -137,7 +139,7 @@ def compare_engine(engine: Exported, graph: Exported, images: Images, text: np.n
         engine: The engine, on a machine with its device.
         graph: The graph that it was built from.
         images: Images to run.
-        text: (K, D) float32, rows of length one.
+        text: (K, D) or (K, W, D) float32, rows of length one.
 
     Raises:
         OVSDinoError: The engine cannot be run here.
@@ -147,22 +149,23 @@ def compare_engine(engine: Exported, graph: Exported, images: Images, text: np.n
 
 
 def runner(exported: Exported, text: np.ndarray) -> Run:
-    """Return the function from images (B, 3, H, W) to logits by the file's own runtime.
+    """Return the function from images (B, 3, H, W) to logits by the file's own runtime, random contrast rows with them.
 
     Args:
         exported: The file; a float16 graph is run with its roundings.
-        text: (K, D) float32, rows of length one.
+        text: (K, D) or (K, W, D) float32, rows of length one.
 
     Raises:
         OVSDinoError: The runtime refuses the file.
     """
+    contrast = contrast_rows(exported.sidecar)
     if exported.sidecar.kind == "onnx":
         from ovsdino.deploy.export.rounded import Rounded
 
         graph = Rounded(*exported)
-        return lambda image: graph.run(image, text)["logits"]
+        return lambda image: graph.run(image, text, contrast)["logits"]
     engine = open_graph(*exported, threads=1, device=0)
-    engine.set_text(text)
+    engine.set_text(text, contrast)
     return engine.infer
 
 

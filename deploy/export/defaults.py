@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["AGREEMENT", "CLASSES", "COSINE", "Backend", "Precision"]
+__all__ = ["AGREEMENT", "CLASSES", "CONTRAST", "COSINE", "WORDS", "Backend", "Precision"]
 
 Backend = Literal["tensorrt", "tensorrt_rtx"]
 Precision = Literal["float32", "float16"]
 CLASSES = (1, 256)  # least and most rows of the text bank
+WORDS = (1, 16)  # least and most words of a class, of a graph that takes groups of rows
+CONTRAST = (1, 256)  # least and most contrast rows
 COSINE = 0.999  # least cosine of the logits, for the worst image
 AGREEMENT = 0.995  # least share of pixels with the same label

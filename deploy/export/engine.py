@@ -25,6 +25,7 @@ __all__ = ["Attention", "attention", "build_engine", "runs_here"]
 
 log = logging.getLogger("ovsdino")
 
+USUAL_CONTRAST = 180  # of the contrast vocabulary, less what a street's words take out
 USUAL_CLASSES = 19  # kernels are chosen for this K, or the nearest in range: a street's vocabulary
 
 
@@ -105,12 +106,20 @@ def _shapes(graph: ModelProto, sidecar: Sidecar, least_batch: int) -> dict[str, 
     shapes: dict[str, Shapes] = {}
     batch, *rest = sidecar.input
     least, most = sidecar.classes
-    ranges = {"image": (least_batch, 1, batch, tuple(rest)), "text": (least, USUAL_CLASSES, most, (sidecar.embed_dim,))}
+    dim = (sidecar.embed_dim,) * 3
+    sides: dict[str, tuple[tuple[int, int, int], ...]] = {  # of each side the least, the usual and the most
+        "image": ((least_batch, 1, batch), *((side, side, side) for side in rest)),
+        "text": ((least, USUAL_CLASSES, most), dim),
+    }
+    if sidecar.words is not None and sidecar.contrast is not None:
+        words, rivals = sidecar.words, sidecar.contrast
+        sides["text"] = ((least, USUAL_CLASSES, most), (words[0], 1, words[1]), dim)
+        sides["contrast"] = ((rivals[0], USUAL_CONTRAST, rivals[1]), dim)
     for value in graph.graph.input:
-        if any(dim.HasField("dim_param") for dim in value.type.tensor_type.shape.dim):
-            low, usual, high, others = ranges[value.name]
-            usual = min(max(usual, low), high)
-            shapes[value.name] = ((low, *others), (usual, *others), (high, *others))
+        if any(side.HasField("dim_param") for side in value.type.tensor_type.shape.dim):
+            clamped = [(low, min(max(usual, low), high), high) for low, usual, high in sides[value.name]]
+            low, usual, high = zip(*clamped, strict=True)
+            shapes[value.name] = (low, usual, high)
     return shapes
 
 

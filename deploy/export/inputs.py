@@ -18,12 +18,13 @@ from ovsdino.errors import OVSDinoError, one_line
 if TYPE_CHECKING:
     from ovsdino.models.ovsdino import OVSDINO
 
-__all__ = ["Images", "bank_rows", "find_images", "random_rows", "synthetic", "text_rows"]
+__all__ = ["Images", "bank_rows", "contrast_rows", "find_images", "random_rows", "synthetic", "text_rows"]
 
 log = logging.getLogger("ovsdino")
 
 CHECKOUT_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SYNTHETIC = 4  # images, where there are no real ones
+CONTRAST_ROWS = 32
 RANDOM_CLASSES = 19  # rows of the text of a model that has no words
 
 
@@ -112,8 +113,15 @@ def random_rows(columns: int, classes: tuple[int, int]) -> np.ndarray:
     return _fitted(rows, classes)
 
 
+def contrast_rows(sidecar: Sidecar) -> np.ndarray | None:
+    """Return seeded random contrast rows (C, D) float32 to compare a graph on; None where it takes none."""
+    if sidecar.contrast is None:
+        return None
+    return np.roll(random_rows(sidecar.embed_dim, (CONTRAST_ROWS, CONTRAST_ROWS)), 7, axis=1)
+
+
 def bank_rows(sidecar: Sidecar, bank: Path) -> np.ndarray:
-    """Return the text (K, D) float32 of a bank that the graph takes.
+    """Return the text of a bank that the graph takes, without its contrast: (K, D) or (K, W, D) float32.
 
     Raises:
         OVSDinoError: The bank is damaged, or not of this model.
@@ -121,8 +129,9 @@ def bank_rows(sidecar: Sidecar, bank: Path) -> np.ndarray:
     from ovsdino.edge.bank import TextBank
 
     found = TextBank.load(bank)
-    sidecar.check_bank(found.names, found.text.shape, found.weights, found.model)
-    return found.text
+    shape = (len(found), found.text.shape[1])
+    sidecar.check_bank(found.names, shape, found.weights, found.model, words=max(found.words, default=1))
+    return found.padded() if found.words else found.text
 
 
 def _fitted(rows: np.ndarray, classes: tuple[int, int]) -> np.ndarray:

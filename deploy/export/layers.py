@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ovsdino.deploy.export.compare import check_weights, cosine
-from ovsdino.deploy.export.inputs import Images, text_rows
+from ovsdino.deploy.export.inputs import Images, contrast_rows, text_rows
 from ovsdino.deploy.export.publish import Exported
 from ovsdino.deploy.export.rounded import Rounded
+from ovsdino.edge.tensors import text_inputs
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.ops import preprocess
@@ -56,17 +58,19 @@ def per_layer(model: OVSDINO, exported: Exported, images: Images) -> list[Depart
     text = text_rows(model, images.names, sidecar.classes)
     image = preprocess(torch.from_numpy(images.pixels[0].copy()), (height, width), sidecar.mean, sidecar.std)
     inputs = image.expand(batch, -1, -1, -1).contiguous()
-    seen = _outputs(model, set(last), inputs, torch.from_numpy(text))
+    contrast = contrast_rows(sidecar)
+    rows = [torch.from_numpy(one) for one in text_inputs(sidecar, text, contrast).values()]
+    seen = _outputs(model, set(last), inputs, rows)
     wanted = [tensor for tensor in dict.fromkeys(last.values()) if tensor != "logits"]
-    found = Rounded(data, sidecar, wanted).run(inputs.numpy(), text)
-    rows = []
+    found = Rounded(data, sidecar, wanted).run(inputs.numpy(), text, contrast)
+    departures = []
     for module, tensor in last.items():
         ours = seen.get(module)
         # A module that returns several tensors, or one in another layout than the graph's, is told by its parts.
         if isinstance(ours, Tensor) and ours.numel() and found[tensor].shape == tuple(ours.shape):
             largest = float(ours.abs().max())
-            rows.append(Departure(module=module, cosine=cosine(ours.numpy(), found[tensor]), largest=largest))
-    return rows
+            departures.append(Departure(module=module, cosine=cosine(ours.numpy(), found[tensor]), largest=largest))
+    return departures
 
 
 def _last_tensors(model: onnx.ModelProto) -> dict[str, str]:
@@ -81,7 +85,7 @@ def _last_tensors(model: onnx.ModelProto) -> dict[str, str]:
     return last
 
 
-def _outputs(model: OVSDINO, names: set[str], image: Tensor, text: Tensor) -> dict[str, Tensor]:
+def _outputs(model: OVSDINO, names: set[str], image: Tensor, text: Sequence[Tensor]) -> dict[str, Tensor]:
     """Run the model and return the outputs of its modules of these names."""
     seen: dict[str, Tensor] = {}
     hooks = [
@@ -91,7 +95,7 @@ def _outputs(model: OVSDINO, names: set[str], image: Tensor, text: Tensor) -> di
     ]
     try:
         with torch.inference_mode():
-            model(image, text)
+            model(image, *text)
     finally:
         for hook in hooks:
             hook.remove()

@@ -111,7 +111,10 @@ class ExportOptions(ModelSource):
     batch: tuple[int, ...] = (1,)
     """Images at once; two numbers, least and most, make it dynamic."""
     classes: tuple[int, ...] = CLASSES
-    """Rows of the text bank: least and most; one number fixes them."""
+    """Classes of the text bank: least and most; one number fixes them."""
+    contrast: bool | None = None
+    """Take banks with several words a class and with contrast rows, which leave pixels of none of the words unlabeled.
+    Default: as the model was trained."""
     verify: VerifyOptions = field(default_factory=VerifyOptions)
     json: bool = False
     """Print one JSON object on stdout."""
@@ -133,7 +136,8 @@ class ExportOptions(ModelSource):
         width = usual[1] if self.width is None else self.width
         batch, classes = (self.batch[0], self.batch[-1]), (self.classes[0], self.classes[-1])
         started = time.perf_counter()
-        exported = export_graph(model, height=height, width=width, batch=batch, classes=classes, precision=precision)
+        sizes: dict[str, Any] = {"height": height, "width": width, "batch": batch, "classes": classes}
+        exported = export_graph(model, **sizes, precision=precision, contrast=self.contrast)
         say(f"exported {model.config.name} {precision} {height}x{width} in {time.perf_counter() - started:.1f} s")
         if self.verify.skip_verify:
             return exported

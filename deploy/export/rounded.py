@@ -10,6 +10,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, shape_inference
 
 from ovsdino.edge.onnx_graph import open_session
 from ovsdino.edge.sidecar import Sidecar
+from ovsdino.edge.tensors import text_inputs
 from ovsdino.io.files import reading
 
 __all__ = ["Rounded", "with_roundings"]
@@ -39,12 +40,14 @@ class Rounded:
             for name in outputs:
                 model.graph.output.append(onnx.ValueInfoProto(name=name))
             data = model.SerializeToString()
+        self.sidecar = sidecar
         self.session = open_session(data, sidecar.file)
         self.names = [output.name for output in self.session.get_outputs()]
 
-    def run(self, image: np.ndarray, text: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the tensors by name."""
-        return dict(zip(self.names, self.session.run(None, {"image": image, "text": text}), strict=True))
+    def run(self, image: np.ndarray, text: np.ndarray, contrast: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Return the tensors by name; text and contrast as `text_inputs` takes them."""
+        inputs = {"image": image, **text_inputs(self.sidecar, text, contrast)}
+        return dict(zip(self.names, self.session.run(None, inputs), strict=True))
 
 
 def with_roundings(model: ModelProto) -> None:

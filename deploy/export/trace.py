@@ -21,7 +21,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from ovsdino.deploy.export import graph
-from ovsdino.deploy.export.defaults import CLASSES, Precision
+from ovsdino.deploy.export.defaults import CLASSES, CONTRAST, WORDS, Precision
 from ovsdino.deploy.export.publish import Exported
 from ovsdino.edge.sidecar import GRAPH_KEY, Sidecar
 from ovsdino.errors import OVSDinoError, one_line
@@ -52,6 +52,7 @@ def export_graph(
     batch: int | tuple[int, int] = 1,
     classes: tuple[int, int] | int = CLASSES,
     precision: Precision = "float32",
+    contrast: bool | None = None,
 ) -> Exported:
     """Return a model's graph and its sidecar, unverified; `model` itself is not changed.
 
@@ -62,6 +63,8 @@ def export_graph(
         batch: B; a pair (least, most) makes it dynamic.
         classes: Rows K of the input `text` (K, D) float32: (least, most), or one number that fixes them.
         precision: Of weights and arithmetic; inputs and outputs stay float32.
+        contrast: Take groups of rows: `text` (K, W, D), and `contrast` (C, D), whose map is one more of the logits; see
+            `ovsdino.models.text_rows`. None asks the model's configuration.
 
     Raises:
         OVSDinoError: A size or range is not valid, or the model cannot be exported.
@@ -72,7 +75,8 @@ def export_graph(
     _check_size(config, height, width)
     if precision not in ("float32", "float16"):
         raise OVSDinoError(f"precision is {precision!r}: expected float32 or float16")
-    traced = _traced(model, height, width, batches, (least, most))
+    grouped = config.contrast if contrast is None else contrast
+    traced = _traced(model, height, width, batches, (least, most), grouped)
     if precision == "float16":
         graph.to_float16(traced)
     sidecar = Sidecar(
@@ -94,6 +98,8 @@ def export_graph(
         short_side=config.short_side,
         patch_size=config.patch_size,
         weights=weights_digest(model),
+        words=WORDS if grouped else None,
+        contrast=CONTRAST if grouped else None,
     )
     write_facts(traced, sidecar)
     onnx.checker.check_model(traced, full_check=True)
@@ -145,23 +151,29 @@ def _for_export(model: OVSDINO, height: int, width: int) -> nn.Module:
     return prepared
 
 
-def _traced(model: OVSDINO, height: int, width: int, batch: tuple[int, int], classes: tuple[int, int]) -> ModelProto:
+def _traced(
+    model: OVSDINO, height: int, width: int, batch: tuple[int, int], classes: tuple[int, int], grouped: bool
+) -> ModelProto:
     """Return the float32 graph, constants folded and nodes named after their modules."""
     sizes = [most if least == most else min(most, least + 2) for least, most in (batch, classes)]
-    image = torch.zeros(sizes[0], 3, height, width)
-    text = torch.zeros(sizes[1], model.config.embed_dim)
-    dynamic: list[dict[int, Any] | None] = [None, None]
+    dim = model.config.embed_dim
+    inputs = {"image": torch.zeros(sizes[0], 3, height, width), "text": torch.zeros(sizes[1], dim)}
+    dynamic: list[dict[int, Any]] = [{}, {}]
     for index, (name, (least, most)) in enumerate((("B", batch), ("K", classes))):
         if least != most:
             dynamic[index] = {0: torch.export.Dim(name, min=least, max=most)}
+    if grouped:
+        inputs |= {"text": torch.zeros(sizes[1], 3, dim), "contrast": torch.zeros(5, dim)}
+        dynamic[1][1] = torch.export.Dim("W", min=WORDS[0], max=WORDS[1])
+        dynamic.append({0: torch.export.Dim("C", min=CONTRAST[0], max=CONTRAST[1])})
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 _for_export(model, height, width),
-                (image, text),
-                input_names=["image", "text"],
+                tuple(inputs.values()),
+                input_names=list(inputs),
                 output_names=["logits"],
-                dynamic_shapes=dynamic,
+                dynamic_shapes=[sides or None for sides in dynamic],
                 opset_version=OPSET,
                 dynamo=True,
                 optimize=False,

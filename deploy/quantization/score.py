@@ -14,6 +14,7 @@ from ovsdino.edge.labels import upsample_argmax
 from ovsdino.edge.onnx_graph import open_session
 from ovsdino.edge.pixels import preprocess
 from ovsdino.edge.sidecar import Sidecar
+from ovsdino.edge.tensors import text_inputs
 from ovsdino.eval.evaluate import dataset_vocabulary
 from ovsdino.eval.metrics import SegmentationMetrics
 
@@ -21,9 +22,9 @@ __all__ = ["feed", "model_rows", "score"]
 
 
 def feed(image: np.ndarray, text: np.ndarray, sidecar: Sidecar) -> dict[str, np.ndarray]:
-    """Return the inputs of a graph for an image (H, W, 3) uint8 and text (K, D) float32."""
+    """Return the inputs of a graph for an image (H, W, 3) uint8 and text (K, D) float32, without a contrast."""
     size = sidecar.input[2], sidecar.input[3]
-    return {"image": preprocess(image, size, sidecar.mean, sidecar.std)[None], "text": text}
+    return {"image": preprocess(image, size, sidecar.mean, sidecar.std)[None], **text_inputs(sidecar, text)}
 
 
 def model_rows(sidecar: Sidecar, names: Sequence[str]) -> np.ndarray:

@@ -189,10 +189,15 @@ class StreamCommand:
                     f"{path}: other classes than {self.bank[0]}: all engines must name the same, in order"
                 )
         settings = {"nv12": self.nv12, "scores": False}
+        choices: dict[str, Any] = {
+            "background": self.background,
+            "partition": self.partition,
+            "least_share": self.least_share,
+        }
         engines: list[Engine] = []
         for path, bank in zip(files, banks, strict=True):
             name = str(path) if path.name in {engine.name for engine in engines} else path.name
-            engines.append(Engine(name, EdgeSegmenter(path, bank, background=self.background), settings))
+            engines.append(Engine(name, EdgeSegmenter(path, bank, **choices), settings))
         return engines, names
 
     def _inputs(self) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ovsdino.console import print_json
 from ovsdino.options import SegmenterOptions
@@ -14,7 +15,12 @@ class Text(SegmenterOptions):
     """Write the text bank of a class list, which an exported model takes with the image."""
 
     classes: str
-    """Words, separated by commas; "car|automobile" averages two words for one class."""
+    """Words, separated by commas; "car|automobile" is one class of two words, "static=building|tree" names it."""
+    average_words: bool = False
+    """Average the embeddings of a class's words. Default: a class is where any of its words is."""
+    partition: bool | None = None
+    """Every pixel gets one of the words. Default: contrast rows go along, if the model was trained with them, and
+    pixels that are none of the words stay unlabeled; --no-partition adds them for any model."""
     output: Path = Path("bank.safetensors")
     """File to write."""
     json: bool = False
@@ -23,18 +29,23 @@ class Text(SegmenterOptions):
     def run(self) -> int:
         from ovsdino.edge.bank import TextBank
         from ovsdino.io.files import refuse_inputs
+        from ovsdino.models.text_rows import TextRows
         from ovsdino.models.weights import weights_digest
         from ovsdino.vocabulary import Vocabulary
 
-        vocabulary = Vocabulary.of(self.classes)
+        vocabulary = Vocabulary.of(self.classes, self.average_words)
         refuse_inputs([self.output], self.input_files)
         segmenter = self.load()
-        bank = TextBank(
-            names=vocabulary.names,
-            text=segmenter.encode_text(vocabulary).cpu().numpy(),
-            model=segmenter.name,
-            weights=weights_digest(segmenter.model),
-        )
+        rows = segmenter.text_rows(vocabulary, self.partition)
+        facts: dict[str, Any] = {"model": segmenter.name, "weights": weights_digest(segmenter.model)}
+        if isinstance(rows, TextRows):
+            present = rows.words.any(-1)  # rows of zeros fill up
+            if rows.contrast is not None and rows.contrast.any():
+                facts["contrast"] = rows.contrast.cpu().numpy()
+            words = rows.words[present].cpu().numpy()
+            bank = TextBank(names=vocabulary.names, text=words, words=tuple(present.sum(1).tolist()), **facts)
+        else:
+            bank = TextBank(names=vocabulary.names, text=rows.cpu().numpy(), **facts)
         path = bank.save(self.output)
         if self.json:
             print_json(
@@ -44,8 +55,11 @@ class Text(SegmenterOptions):
                     "weights": bank.weights,
                     "classes": list(bank.names),
                     "shape": list(bank.text.shape),
+                    "words": list(bank.words or (1,) * len(bank)),
+                    "contrast": 0 if bank.contrast is None else len(bank.contrast),
                 }
             )
         else:
-            print(f"{path}: {len(bank)} classes of {bank.model}: {', '.join(bank.names)}")
+            rival = "" if bank.contrast is None else f", among {len(bank.contrast)} contrast rows"
+            print(f"{path}: {len(bank)} classes of {bank.model}{rival}: {', '.join(bank.names)}")
         return 0

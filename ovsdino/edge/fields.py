@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["BACKENDS", "KINDS", "PRECISIONS", "checked_fields"]
@@ -27,12 +27,13 @@ BATCH, SIDE, CLASSES = 256, 8192, 32767
 REALS = {"mean": (0.0, 1.0), "std": (1e-3, 10.0)}  # of pixels in 0..1
 
 
-def checked_fields(data: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+def checked_fields(data: Mapping[str, Any], names: set[str], optional: Sequence[str] = ()) -> dict[str, Any]:
     """Check every field of a sidecar, and how they go together.
 
     Args:
         data: The JSON object.
         names: The fields that it must have, no more and no less.
+        optional: Those of them that may be missing, or null, all together: ranges of whole numbers.
 
     Returns:
         The fields, lists as tuples.
@@ -40,10 +41,14 @@ def checked_fields(data: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     Raises:
         ValueError: A field is unknown, missing, of another type, or outside its range; the message names it.
     """
-    odd = sorted(set(data) ^ names)
+    data = {name: value for name, value in data.items() if value is not None or name not in optional}
+    absent = set(optional) if not set(optional) & set(data) else set()
+    odd = sorted(set(data) ^ (names - absent))
     if odd:
         raise ValueError(f"field {odd[0]!r} is {'unknown' if odd[0] in data else 'missing'}")
     values = dict(data)
+    for name in set(optional) - absent:
+        values[name] = _range(name, data[name])
     for name in ("kind", "file", "sha256", "model", "precision", "backend", "version", "target", "weights"):
         if not isinstance(data[name], str) or len(data[name]) > 1000:
             raise ValueError(f"{name} is {_shown(data[name])}, expected text")
@@ -60,7 +65,7 @@ def checked_fields(data: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     if not data["file"] or "/" in data["file"]:
         raise ValueError(f"file is {_shown(data['file'])}, expected a name without a folder")
     values["input"] = _input(data["input"])
-    values["classes"] = _classes(data["classes"])
+    values["classes"] = _range("classes", data["classes"])
     for name, (low, high) in REALS.items():
         values[name] = _reals(name, data[name], 3, low, high)
     values["stride"] = _stride(data["stride"], data["patch_size"])
@@ -95,12 +100,12 @@ def _input(values: Any) -> tuple[int, ...]:
     return tuple(_whole("input", value, *limit) for value, limit in zip(values, limits, strict=True))
 
 
-def _classes(values: Any) -> tuple[int, int]:
+def _range(name: str, values: Any) -> tuple[int, int]:
     if not isinstance(values, (list, tuple)) or len(values) != 2:
-        raise ValueError(f"classes is {_shown(values)}, expected 2 numbers: least and most")
-    least, most = (_whole("classes", value, 1, CLASSES) for value in values)
+        raise ValueError(f"{name} is {_shown(values)}, expected 2 numbers: least and most")
+    least, most = (_whole(name, value, 1, CLASSES) for value in values)
     if least > most:
-        raise ValueError(f"classes is {_shown(values)}, expected least and most")
+        raise ValueError(f"{name} is {_shown(values)}, expected least and most")
     return least, most
 
 

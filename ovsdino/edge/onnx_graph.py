@@ -9,7 +9,7 @@ import numpy as np
 from ovsdino.edge.labels import upsample_argmax
 from ovsdino.edge.pixels import preprocess
 from ovsdino.edge.sidecar import Sidecar
-from ovsdino.edge.tensors import check_tensors, logits_shape
+from ovsdino.edge.tensors import check_tensors, logits_shape, text_inputs
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import reading
 from ovsdino.timing import Clock
@@ -43,23 +43,25 @@ class OnnxGraph:
         self._sidecar = sidecar
         self._threads = threads
         self._image = np.empty((1, *sidecar.input[1:]), np.float32)
-        self._text = np.empty((0, sidecar.embed_dim), np.float32)
+        self._text: dict[str, np.ndarray] = {}
+        self._classes = self._maps = 0
 
-    def set_text(self, text: np.ndarray) -> None:
-        """Take another text bank, (K, D) float32."""
-        self._text = text
+    def set_text(self, text: np.ndarray, contrast: np.ndarray | None = None) -> None:
+        """Take another text bank, see `Graph.set_text`."""
+        self._text = text_inputs(self._sidecar, text, contrast)
+        self._classes, self._maps = len(text), len(text) + (contrast is not None)
 
     def infer(self, image: np.ndarray) -> np.ndarray:
-        """Compute logits (B, K, h, w) float32 of normalized images (B, 3, H, W) float32."""
+        """Compute logits of normalized images, see `Graph.infer`."""
         with reading(self._sidecar.file, "graph", self._sidecar.rebuild()):  # it loads, and fails while it runs
-            logits: np.ndarray = self._session.run(["logits"], {"image": image, "text": self._text})[0]
-        expected = logits_shape(self._sidecar, len(image), len(self._text))
+            logits: np.ndarray = self._session.run(["logits"], {"image": image, **self._text})[0]
+        expected = logits_shape(self._sidecar, len(image), self._classes)
         if logits.shape != expected:
             raise OVSDinoError(
                 f"{self._sidecar.file}: its logits are {logits.shape}, its sidecar says {expected}; "
                 f"{self._sidecar.rebuild()}"
             )
-        return logits
+        return logits[:, : self._maps]
 
     def run(
         self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, clock: Clock

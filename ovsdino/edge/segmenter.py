@@ -15,14 +15,14 @@ from typing import Protocol
 import numpy as np
 
 from ovsdino.edge.bank import TextBank
-from ovsdino.edge.labels import class_scores
+from ovsdino.edge.labels import class_scores, leave_out_rare
 from ovsdino.edge.pixels import check_image
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.images import ImageLike, load_image, source_name
 from ovsdino.results import Segmentation
 from ovsdino.timing import Clock
-from ovsdino.vocabulary import background_threshold
+from ovsdino.vocabulary import LEAST_SHARE, background_threshold, label_dtype
 
 __all__ = ["EdgeSegmenter", "Graph", "available_threads", "check_machine", "open_graph"]
 
@@ -32,11 +32,11 @@ class Graph(Protocol):
 
     least_batch: int
 
-    def set_text(self, text: np.ndarray) -> None:
-        """Take another text bank, (K, D) float32."""
+    def set_text(self, text: np.ndarray, contrast: np.ndarray | None = None) -> None:
+        """Take another text bank: (K, D) or (K, W, D), and (C, D) or None for no contrast; float32."""
 
     def infer(self, image: np.ndarray) -> np.ndarray:
-        """Compute logits (B, K, h, w) float32 of normalized images (B, 3, H, W) float32."""
+        """Compute logits of normalized images (B, 3, H, W): (B, K, h, w) float32, K + 1 maps with a contrast."""
 
     def run(
         self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, clock: Clock
@@ -62,7 +62,11 @@ class EdgeSegmenter:
         text_bank: The vocabulary: a file that `ovsdino text` wrote, or a `TextBank`.
         threads: Threads on the CPU; by default one for each CPU that this process may use.
         background: Pixels whose largest softmax probability is below this (0..1) become background, label K; True
-            stands for 0.5. None or False: no background.
+            stands for 0.5. None or False: no threshold.
+        partition: True gives every pixel one of the words; False asks for the bank's contrast rows, which leave pixels
+            that are none of the words to the label K; None takes them if the bank has them.
+        least_share: Without a partition, a word on a smaller share of the image (0..1) is not found: its pixels become
+            background.
         device: Index of the CUDA device; not read for an .onnx file.
 
     Raises:
@@ -77,6 +81,8 @@ class EdgeSegmenter:
         *,
         threads: int | None = None,
         background: float | bool | None = None,
+        partition: bool | None = None,
+        least_share: float = LEAST_SHARE,
         device: int = 0,
     ) -> None:
         path = Path(engine_or_onnx)
@@ -87,12 +93,14 @@ class EdgeSegmenter:
         if not path.is_file():
             raise OVSDinoError(f"{path}: no such file; make it with export_onnx.py or export_trt.py")
         self.sidecar = Sidecar.load(path)
-        self._background = background
-        bank, self._threshold = self._checked(text_bank)
+        if not 0 <= least_share < 1:
+            raise OVSDinoError(f"least_share is {least_share}: expected a share of the image from 0 to below 1")
+        self._background, self._asked, self._least_share = background, partition, least_share
+        bank, self._partition, self._threshold = self._checked(text_bank)
         self._lock = threading.Lock()  # the graph has one input buffer and one stream
         check_machine(self.sidecar, device)
         graph = open_graph(self.sidecar.read(path), self.sidecar, threads, device)
-        graph.set_text(bank.text)
+        _take(graph, bank, self._partition)
         self._graph: Graph | None = graph
         self.bank = bank
 
@@ -116,10 +124,10 @@ class EdgeSegmenter:
             OVSDinoError: The bank is missing or damaged, of another model, or has too few or too many classes; or the
                 segmenter was closed.
         """
-        bank, threshold = self._checked(text_bank)
+        bank, partition, threshold = self._checked(text_bank)
         with self._lock:
-            self._open().set_text(bank.text)
-            self.bank, self._threshold = bank, threshold
+            _take(self._open(), bank, partition)
+            self.bank, self._partition, self._threshold = bank, partition, threshold
 
     def segment(self, image: ImageLike, *, nv12: bool = False, scores: bool = True) -> Segmentation:
         """Label every pixel of one image.
@@ -148,15 +156,18 @@ class EdgeSegmenter:
             check_image(pixels, nv12)
             height, width = (pixels.shape[0] * 2 // 3 if nv12 else pixels.shape[0]), pixels.shape[1]
         with self._lock:
-            names, threshold = self.names, self._threshold
+            names, partition, threshold = self.names, self._partition, self._threshold
             labels, confidence = self._open().run(pixels, (height, width), threshold, scores, clock)
         with clock("postprocess"):
+            if not partition:  # below the threshold is the label after the contrast's
+                labels = np.minimum(labels, len(names), out=labels).astype(label_dtype(len(names)), copy=False)
+                leave_out_rare(labels, len(names), self._least_share)
             means = None if confidence is None else class_scores(labels, confidence, len(names))
         return Segmentation(
             labels=labels,
             names=names,
             scores=means,
-            background=threshold is not None,
+            background=threshold is not None or not partition,
             image=None if nv12 else pixels,
             source=None if nv12 else source_name(image),
             stages_ms=clock.ms,
@@ -169,7 +180,7 @@ class EdgeSegmenter:
             image: (B, 3, H, W) float32, normalized, of the size that the model was exported for.
 
         Returns:
-            Logits (B, K, h, w) float32.
+            Logits (B, K, h, w) float32; K + 1 maps with a contrast, its own last.
 
         Raises:
             OVSDinoError: Another shape or dtype, or the segmenter was closed.
@@ -202,10 +213,26 @@ class EdgeSegmenter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _checked(self, text_bank: str | os.PathLike[str] | TextBank) -> tuple[TextBank, float | None]:
+    def _checked(self, text_bank: str | os.PathLike[str] | TextBank) -> tuple[TextBank, bool, float | None]:
+        """Return a bank that fits, whether every pixel gets one of its words, and the threshold."""
         bank = text_bank if isinstance(text_bank, TextBank) else TextBank.load(text_bank)
-        self.sidecar.check_bank(bank.names, bank.text.shape, bank.weights, bank.model)
-        return bank, background_threshold(self._background, bank.names)
+        if self._asked is False and bank.contrast is None:
+            raise OVSDinoError("text bank: it has no contrast rows; make it with `ovsdino text --no-partition`")
+        partition = bank.contrast is None or self._asked is True
+        self.sidecar.check_bank(
+            bank.names,
+            (len(bank), bank.text.shape[1]),
+            bank.weights,
+            bank.model,
+            words=max(bank.words, default=1),
+            contrast=0 if partition or bank.contrast is None else len(bank.contrast),
+        )
+        return bank, partition, background_threshold(self._background, bank.names, partition)
+
+
+def _take(graph: Graph, bank: TextBank, partition: bool) -> None:
+    """Give a graph the rows of a bank."""
+    graph.set_text(bank.padded() if bank.words else bank.text, None if partition else bank.contrast)
 
 
 def check_machine(sidecar: Sidecar, device: int) -> None:

@@ -27,9 +27,23 @@ __all__ = ["FORMAT", "GRAPH_KEY", "Sidecar", "pending_path", "release_of", "side
 
 FORMAT = 1
 MAX_BYTES = 16 << 20  # a sidecar has a few hundred bytes; that of an int8 graph lists its layers
+OPTIONAL = ("words", "contrast")  # fields of a graph that takes groups of rows
 GRAPH_KEY = "ovsdino"  # of an ONNX file's own metadata
 GRAPH_FACTS = (
-    *("model", "precision", "classes", "embed_dim", "stride", "mean", "std", "short_side", "patch_size", "weights"),
+    *(
+        "model",
+        "precision",
+        "classes",
+        "words",
+        "contrast",
+        "embed_dim",
+        "stride",
+        "mean",
+        "std",
+        "short_side",
+        "patch_size",
+        "weights",
+    ),
 )
 
 
@@ -83,6 +97,9 @@ class Sidecar:
         short_side: Inference size of the image's short side that the model asks for, in pixels.
         patch_size: Patch size in pixels; H and W are multiples of it.
         weights: Digest of the image side's weights (`ovsdino.models.weights.weights_digest`).
+        words: [least, most] words W of a class in the input `text`, (K, W, D); None for a graph that takes one row a
+            class, (K, D), and no contrast. Rows of zeros are absent.
+        contrast: [least, most] rows C of the input `contrast`, (C, D); the logits then have K + 1 maps, its own last.
         verified: {"cosine", "label_agreement", "images"} of the export's own check, or None when it was not run.
         quantised: False or None, or the record of `quantize.py`; spelled as format 1 has it.
         format: Version of this file's layout.
@@ -106,6 +123,8 @@ class Sidecar:
     short_side: int
     patch_size: int
     weights: str
+    words: tuple[int, int] | None = None
+    contrast: tuple[int, int] | None = None
     verified: Mapping[str, Any] | None = None
     quantised: Mapping[str, Any] | bool | None = None
     format: int = FORMAT
@@ -140,7 +159,8 @@ class Sidecar:
                 f"{place}: format is {one_line(repr(found), 60)}, this version reads {FORMAT}; {rebuild_command(path)}"
             )
         try:
-            sidecar = cls(**checked_fields(data, {field.name for field in dataclasses.fields(cls)}))
+            names = {field.name for field in dataclasses.fields(cls)}
+            sidecar = cls(**checked_fields(data, names, OPTIONAL))
         except (TypeError, ValueError, KeyError) as error:
             raise OVSDinoError(
                 f"{place}: damaged ({one_line(error, 200)}); {rebuild_command(path, data.get('model'))}"
@@ -163,11 +183,20 @@ class Sidecar:
 
     def to_bytes(self) -> builtins.bytes:
         """Return the sidecar as JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False).encode() + b"\n"
+        data = dataclasses.asdict(self)
+        for name in OPTIONAL:  # a graph of single rows is as earlier versions wrote it
+            if data[name] is None:
+                del data[name]
+        return json.dumps(data, indent=2, allow_nan=False).encode() + b"\n"
 
     def describing(self, data: builtins.bytes, **changes: Any) -> Sidecar:
         """Return a copy that describes other data: its size and hash, and other fields given by name."""
         return dataclasses.replace(self, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), **changes)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the graph takes several words a class, and contrast rows."""
+        return self.words is not None and self.contrast is not None
 
     def facts(self) -> dict[str, Any]:
         """Return the fields that a graph carries in its own metadata, so that its hash covers them."""
@@ -255,7 +284,16 @@ class Sidecar:
         target = f"--target {sm}" if sm else "--target current"
         return f"build it here: python deploy/export_trt.py --model {self.model} --backend {backend} {target}"
 
-    def check_bank(self, names: Sequence[str], shape: Sequence[int], weights: str, model: str | None = None) -> None:
+    def check_bank(
+        self,
+        names: Sequence[str],
+        shape: Sequence[int],
+        weights: str,
+        model: str | None = None,
+        *,
+        words: int = 1,
+        contrast: int = 0,
+    ) -> None:
         """Refuse a text bank that this graph cannot take.
 
         Args:
@@ -263,9 +301,12 @@ class Sidecar:
             shape: (K, D) of the bank.
             weights: Digest of the weights that the bank was made for.
             model: Name of the model that it was made for; None does not ask.
+            words: The most words of a class.
+            contrast: Number of contrast rows.
 
         Raises:
-            OVSDinoError: Names and rows differ in number, another width, K out of range, or another model's bank.
+            OVSDinoError: Names and rows differ in number, another width, K out of range, another model's bank, or
+                groups of rows that the graph does not take.
         """
         if len(shape) != 2 or len(names) != shape[0]:
             raise OVSDinoError(f"text bank: {len(names)} names for an array of shape {tuple(shape)}: expected (K, D)")
@@ -279,6 +320,14 @@ class Sidecar:
             raise OVSDinoError(
                 f"text bank: {shape[0]} classes, {self.file} takes {least}..{most}; export it again with --classes"
             )
+        if not self.grouped and (words > 1 or contrast):
+            raise OVSDinoError(
+                f"text bank: {words} words a class and {contrast} contrast rows, {self.file} takes one row a class; "
+                "export it again with --contrast, or make the bank with `ovsdino text --partition --average-words`"
+            )
+        for count, limits, what in ((words, self.words, "words a class"), (contrast, self.contrast, "contrast rows")):
+            if limits is not None and count > limits[1]:
+                raise OVSDinoError(f"text bank: {count} {what}, {self.file} takes at most {limits[1]}")
         if model is not None and model != self.model:
             raise OVSDinoError(
                 f"text bank: made for {one_line(model, 60)}, the sidecar of {self.file} says {self.model}; make it "

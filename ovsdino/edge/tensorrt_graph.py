@@ -20,7 +20,7 @@ import numpy as np
 
 from ovsdino.edge.pixels import gain_and_shift
 from ovsdino.edge.sidecar import Sidecar
-from ovsdino.edge.tensors import check_tensors, logits_shape
+from ovsdino.edge.tensors import check_tensors, logits_shape, text_inputs
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.native import native
 from ovsdino.timing import Clock
@@ -117,20 +117,25 @@ class TensorRTGraph:
             raise OVSDinoError(f"{sidecar.file}: {sidecar.backend} cannot run it; the log says why (often: memory)")
         self.least_batch = self._batch = self._find_least_batch()
         self._image = _Buffer(cuda, 4 * int(np.prod(sidecar.input)))
-        self._text, self._logits = _Buffer(cuda), _Buffer(cuda)
+        self._text = {name: _Buffer(cuda) for name in (("text", "contrast") if sidecar.grouped else ("text",))}
+        self._logits = _Buffer(cuda)
         self._frame, self._labels, self._confidence = _Buffer(cuda), _Buffer(cuda), _Buffer(cuda)
 
-    def set_text(self, text: np.ndarray) -> None:
-        """Take another text bank, (K, D) float32: set shapes and addresses and capture the graph again."""
+    def set_text(self, text: np.ndarray, contrast: np.ndarray | None = None) -> None:
+        """Take another text bank: set shapes and addresses and capture the graph again; see `Graph.set_text`."""
         _ok(self._cuda, self._cuda.cudaSetDevice(self._device))
-        self._text.fit(text.nbytes)
-        self._text.host[: text.nbytes] = _bytes(text)
-        self._text.upload(text.nbytes, self._stream)
-        self._classes = len(text)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for name, rows in text_inputs(self._sidecar, text, contrast).items():
+            buffer = self._text[name]
+            buffer.fit(rows.nbytes)
+            buffer.host[: rows.nbytes] = _bytes(np.ascontiguousarray(rows))
+            buffer.upload(rows.nbytes, self._stream)
+            self._shapes[name] = rows.shape
+        self._classes, self._maps = len(text), len(text) + (contrast is not None)
         self._set_shapes(self._batch)
 
     def infer(self, image: np.ndarray) -> np.ndarray:
-        """Compute logits (B, K, h, w) float32 of normalized images (B, 3, H, W) float32."""
+        """Compute logits of normalized images, see `Graph.infer`."""
         _ok(self._cuda, self._cuda.cudaSetDevice(self._device))
         if len(image) != self._batch:
             self._set_shapes(len(image))
@@ -141,7 +146,7 @@ class TensorRTGraph:
         self._logits.download(logits.nbytes, self._stream)
         self._wait()
         _bytes(logits)[:] = self._logits.host[: logits.nbytes]
-        return logits
+        return logits[:, : self._maps]
 
     def run(
         self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, clock: Clock
@@ -152,7 +157,7 @@ class TensorRTGraph:
         if self._batch != 1:
             self._set_shapes(1)
         pixels = np.ascontiguousarray(pixels)
-        labels = np.empty(size, label_dtype(self._shape[1]))
+        labels = np.empty(size, label_dtype(self._maps))
         certainty = np.empty(size, np.float32) if confidence else None
         self._frame.fit(pixels.nbytes)
         self._labels.fit(labels.nbytes)
@@ -183,7 +188,7 @@ class TensorRTGraph:
         self._wait()
         self._drop_capture()
         del self._context, self._engine, self._runtime
-        for buffer in (self._image, self._text, self._logits, self._frame, self._labels, self._confidence):
+        for buffer in (self._image, *self._text.values(), self._logits, self._frame, self._labels, self._confidence):
             buffer.free()
         for event in self._events:
             _ok(cuda, cuda.cudaEventDestroy(event))
@@ -205,11 +210,11 @@ class TensorRTGraph:
     def _set_shapes(self, batch: int) -> None:
         """Set shapes and addresses for a batch and the bank that is there, and capture the graph again."""
         context, sidecar = self._context, self._sidecar
-        text = (self._classes, sidecar.embed_dim)
-        if not (
-            context.set_input_shape("image", (batch, *sidecar.input[1:])) and context.set_input_shape("text", text)
-        ):
-            raise OVSDinoError(f"{sidecar.file}: the engine refuses a batch of {batch} with a bank of shape {text}")
+        inputs = {"image": (batch, *sidecar.input[1:]), **self._shapes}
+        if not all(context.set_input_shape(name, side) for name, side in inputs.items()):
+            raise OVSDinoError(
+                f"{sidecar.file}: the engine refuses a batch of {batch} with a bank of shape {self._shapes}"
+            )
         shape = context.get_tensor_shape("logits")
         self._shape = (int(shape[0]), int(shape[1]), int(shape[2]), int(shape[3]))
         if self._shape != logits_shape(sidecar, batch, self._classes):
@@ -218,7 +223,7 @@ class TensorRTGraph:
                 f"{logits_shape(sidecar, batch, self._classes)}; {sidecar.rebuild()}"
             )
         self._logits.fit(4 * int(np.prod(self._shape)))
-        for name, buffer in (("image", self._image), ("text", self._text), ("logits", self._logits)):
+        for name, buffer in {"image": self._image, **self._text, "logits": self._logits}.items():
             if not context.set_tensor_address(name, buffer.device):
                 raise OVSDinoError(f"{sidecar.file}: the engine refuses an address for {name!r}")
         self._batch = batch
@@ -249,7 +254,7 @@ class TensorRTGraph:
         native.upsample_argmax_cuda(
             self._logits.device,
             "float32",
-            (1, classes, height, width),
+            (1, self._maps, height, width),
             (classes * plane, plane, width, 1),
             labels.shape,
             self._labels.device,

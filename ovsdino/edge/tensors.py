@@ -5,18 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError, one_line
 
-__all__ = ["check_tensors", "logits_shape"]
+__all__ = ["check_tensors", "logits_shape", "text_inputs"]
 
 Tensors = Mapping[str, tuple[Sequence[Any], Any]]
 
 
+def text_inputs(sidecar: Sidecar, text: np.ndarray, contrast: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Return the inputs of a graph for a vocabulary.
+
+    Args:
+        sidecar: The graph's sidecar.
+        text: (K, D), or (K, W, D) with rows of zeros for words that are not there, float32.
+        contrast: (C, D) float32; None leaves the contrast channel empty: it then has no share of a pixel.
+    """
+    if not sidecar.grouped:
+        return {"text": np.ascontiguousarray(text[:, 0]) if text.ndim == 3 else text}
+    if contrast is None:
+        contrast = np.zeros((1, sidecar.embed_dim), np.float32)
+    return {"text": text[:, None] if text.ndim == 2 else text, "contrast": contrast}
+
+
 def logits_shape(sidecar: Sidecar, batch: int, classes: int) -> tuple[int, int, int, int]:
-    """Return (B, K, h, w) of the logits, whose cells are `stride` pixels wide."""
+    """Return (B, K, h, w) of the logits, whose cells are `stride` pixels wide; K + 1 maps with a contrast channel."""
     _, _, height, width = sidecar.input
-    return batch, classes, round(height / sidecar.stride), round(width / sidecar.stride)
+    return batch, classes + sidecar.grouped, round(height / sidecar.stride), round(width / sidecar.stride)
 
 
 def check_tensors(sidecar: Sidecar, inputs: Tensors, outputs: Tensors, dtype: Any) -> None:
@@ -34,10 +51,13 @@ def check_tensors(sidecar: Sidecar, inputs: Tensors, outputs: Tensors, dtype: An
     batch, _, height, width = sidecar.input
     least, most = sidecar.classes
     classes = most if least == most else None  # None: free
-    _, _, rows, columns = logits_shape(sidecar, 1, 1)
+    _, maps, rows, columns = logits_shape(sidecar, 1, classes or 0)
+    text: dict[str, tuple[int | None, ...]] = {"text": (classes, sidecar.embed_dim)}
+    if sidecar.grouped:
+        text = {"text": (classes, None, sidecar.embed_dim), "contrast": (None, sidecar.embed_dim)}
     wanted: dict[str, tuple[Tensors, dict[str, tuple[int | None, ...]]]] = {
-        "inputs": (inputs, {"image": (batch, 3, height, width), "text": (classes, sidecar.embed_dim)}),
-        "outputs": (outputs, {"logits": (batch, classes, rows, columns)}),
+        "inputs": (inputs, {"image": (batch, 3, height, width), **text}),
+        "outputs": (outputs, {"logits": (batch, classes and maps, rows, columns)}),
     }
     for side, (found, expected) in wanted.items():
         shown = {name: list(shape) for name, (shape, _) in found.items()}
@@ -50,7 +70,7 @@ def check_tensors(sidecar: Sidecar, inputs: Tensors, outputs: Tensors, dtype: An
                 )
             fits = fits and len(shape) == len(expected[name]) and all(map(_agrees, shape, expected[name]))
         if not fits:
-            told = {name: ["K" if length is None else length for length in shape] for name, shape in expected.items()}
+            told = {name: ["any" if length is None else length for length in shape] for name, shape in expected.items()}
             raise OVSDinoError(
                 f"{sidecar.file}: its {side} are {one_line(shown, 200)}, its sidecar says "
                 f"{', '.join(f'{name} {shape}' for name, shape in told.items())}; {sidecar.rebuild()}"

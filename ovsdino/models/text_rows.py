@@ -84,12 +84,12 @@ class TextRows:
         """Return the mean of each class's words, (K, D), with a row of zeros last for the contrast: (K + 1, D)."""
         count = _present(self.words).sum(1).clamp_min(1)
         means = self.words.sum(1) / count[:, None]
-        return means if self.contrast is None else torch.cat([means, torch.zeros_like(means[:1])])
+        return means if self.contrast is None else torch.cat([means, means.new_zeros(1, means.shape[1])])
 
 
 def _present(rows: Tensor) -> Tensor:
     """Return 1 for a row and 0 for one of zeros, without the last axis."""
-    return (rows.square().sum(-1) > 0).to(rows.dtype)
+    return rows.square().sum(-1).sign()
 
 
 def _penalty(rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -59,7 +60,7 @@ def test_a_bank_is_what_the_contract_says(tmp_path: Path) -> None:
         ("text", "not a readable text bank"),
         ("header", "not a readable text bank"),
         ("cut", "not a readable text bank"),
-        ("format", "format '2'"),
+        ("format", "format '3'"),
         ("tensor", "not a text bank of format 1"),
         ("two", "tensors other, text"),
         ("half", "not a text bank of format 1"),
@@ -91,7 +92,7 @@ def test_what_is_no_bank_is_refused_in_one_line(tmp_path: Path, name: str, messa
     elif name == "cut":
         path.write_bytes(data[:-4])
     elif name == "format":
-        write(path, format="2")
+        write(path, format="3")
     elif name == "tensor":
         write(path, {"image": ROWS})
     elif name == "two":
@@ -149,7 +150,8 @@ def test_the_hash_is_that_of_the_words_and_the_rows(tmp_path: Path) -> None:
 
 def test_the_command_writes_the_rows_the_model_uses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bank.safetensors"
-    code = main(["text", "--classes", "road, car|automobile", "--output", str(path), "--device", "cpu", "--json"])
+    line = ["text", "--classes", "road, car|automobile", "--output", str(path), "--device", "cpu", "--json"]
+    code = main([*line, "--average-words", "--partition"])
     out = capsys.readouterr().out
     assert code == 0 and out.count("\n") == 1
     segmenter = pipeline.load("nano", "cpu")
@@ -158,9 +160,67 @@ def test_the_command_writes_the_rows_the_model_uses(tmp_path: Path, capsys: pyte
     assert bank.names == ("road", "car") and bank.model == "nano"
     assert bank.weights == weights_digest(segmenter.model)
     expected = {"output": str(path), "model": "nano", "weights": bank.weights, "classes": ["road", "car"]}
-    assert json.loads(out) == {**expected, "shape": [2, 192]}
+    assert json.loads(out) == {**expected, "shape": [2, 192], "words": [1, 1], "contrast": 0}
+    assert main([*line, "--no-partition"]) == 0
+    rows = segmenter.text_rows("road, car|automobile", partition=False)
+    bank = TextBank.load(path)
+    assert bank.words == (1, 2) and bank.contrast is not None
+    assert np.array_equal(bank.padded(), rows.words.numpy())
+    assert np.array_equal(bank.contrast, rows.contrast.numpy())
+    found = json.loads(capsys.readouterr().out)
+    assert (found["words"], found["shape"], found["contrast"]) == ([1, 2], [3, 192], len(bank.contrast))
 
 
 def test_the_command_refuses_bad_classes_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["text", "--classes", "road,,car", "--output", str(tmp_path / "b")]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def grouped() -> TextBank:
+    """Two classes, of two words and one, and two contrast rows."""
+    rows = np.eye(5, dtype=np.float32)
+    return TextBank(names=("static", "sky"), text=rows[:3], model="nano", weights="ab", words=(2, 1), contrast=rows[3:])
+
+
+def test_groups_of_rows_travel_in_the_bank(tmp_path: Path) -> None:
+    bank = TextBank.load(grouped().save(tmp_path / "bank"))
+    assert bank.names == ("static", "sky") and bank.words == (2, 1) and bank.grouped
+    assert bank.contrast is not None and np.array_equal(bank.contrast, np.eye(5)[3:])
+    padded = bank.padded()
+    assert padded.shape == (2, 2, 5)
+    assert np.array_equal(padded[0], np.eye(5)[:2]) and np.array_equal(padded[1, 0], np.eye(5)[2])
+    assert not padded[1, 1].any()
+
+
+def test_a_bank_of_single_rows_is_as_it_was(tmp_path: Path) -> None:
+    """Earlier versions read it: format 1, one tensor, and the hash of before."""
+    path = TextBank(names=("road", "car"), text=ROWS, model="nano", weights="ab", words=(1, 1)).save(tmp_path / "bank")
+    with safe_open(path, framework="numpy") as file:
+        assert file.keys() == ["text"]
+        assert file.metadata()["format"] == "1" and "words" not in file.metadata()
+    assert not TextBank.load(path).grouped
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"words": (2,)}, "2 names for 1 rows"),
+        ({"words": (1, 1)}, "2 words, it has 3 rows"),
+        ({"words": (3, 0)}, "3 words, it has 3 rows"),
+        ({"contrast": np.eye(4, dtype=np.float32)}, r"contrast of shape \(4, 4\), expected \(C, 5\)"),
+        ({"contrast": np.zeros((1, 5), np.float32)}, "row 0 .'contrast'. has length 0"),
+        ({"contrast": np.zeros((0, 5), np.float32)}, r"contrast of shape \(0, 5\)"),
+    ],
+)
+def test_groups_that_do_not_add_up_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OVSDinoError, match=message):
+        dataclasses.replace(grouped(), **changes)
+
+
+def test_changed_contrast_rows_are_found(tmp_path: Path) -> None:
+    path = grouped().save(tmp_path / "bank")
+    with safe_open(path, framework="numpy") as file:
+        facts, text, contrast = file.metadata(), file.get_tensor("text"), file.get_tensor("contrast")
+    save_file({"text": text, "contrast": np.ascontiguousarray(contrast[::-1])}, path, metadata=facts)
+    with pytest.raises(OVSDinoError, match="changed since it was written"):
+        TextBank.load(path)
