@@ -77,8 +77,9 @@ class TextBanks:
         with self._lock:
             bank = self._banks.get(key)
             if bank is None:
+                options = self.templates if adapted is None else {**self.templates, "adapted": adapted}
                 with torch.inference_mode(), autocast(self.device, torch.float32):
-                    bank = self.model.encode_text(texts, **self.templates, adapted=adapted)
+                    bank = self.model.encode_text(texts, **options)
                     bank = bank.to(self.device, torch.float32)
                 self._banks[key] = bank
                 if len(self._banks) > BANKS:
