@@ -303,6 +303,7 @@ class Segmenter:
             with clock("load"):
                 pixels.append(load_image(image, copy=True))  # a camera's buffer will hold the next frame
         results: dict[int, Segmentation] = {}
+        familiarity = self._text.familiarity(wish.vocabulary)
         with torch.inference_mode(), self._autocast(torch.float32), _said_when_memory_is_out():
             for part in self._batched(pixels):
                 shared = self.clock()
@@ -316,6 +317,7 @@ class Segmenter:
                         labels=found,
                         names=wish.vocabulary.names,
                         scores=means,
+                        familiarity=familiarity,
                         background=wish.threshold is not None or not wish.partition,
                         image=pixels[index],
                         source=source_name(images[index]),

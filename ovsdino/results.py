@@ -31,6 +31,8 @@ class Segmentation:
         names: The K class names.
         scores: For each class the mean confidence (largest softmax probability, 0..1) over its pixels, 0 where it has
             none; None if confidences were not computed.
+        familiarity: How well the model knows each class's words, 0..1: 1 was learnt, at least 0.5 resembles what was,
+            below means little (`ovsdino.models.text.TextTower.familiarity`); None if nobody asked.
         background: Whether pixels can have the label K: those below a threshold, or those that are none of the words.
         image: The (H, W, 3) uint8 image, kept for `overlay`; a result of `Segmenter.segment` holds a copy, so that the
             caller can use a frame's buffer again.
@@ -41,6 +43,7 @@ class Segmentation:
     labels: np.ndarray
     names: tuple[str, ...]
     scores: tuple[float, ...] | None = None
+    familiarity: tuple[float, ...] | None = None
     background: bool = False
     image: np.ndarray | None = field(default=None, repr=False)
     source: str | None = None
@@ -213,11 +216,13 @@ class Segmentation:
     def to_dict(self) -> dict[str, Any]:
         """Return size, classes and times, ready for JSON.
 
-        Each entry of `all_names` has its fraction, score and whether it was found; the last two are null for the
-        background.
+        Each entry of `all_names` has its fraction, score, whether it was found and how well its words are known; the
+        last three are null for the background.
         """
         scores: list[float | None] = [round(s, 4) for s in self.scores] if self.scores else [None] * len(self.names)
         scores += [None] * self.background
+        known: list[float | None] = [round(f, 4) for f in self.familiarity or ()] or [None] * len(self.names)
+        known += [None] * self.background
         there = [*self.found, *[None] * self.background]
         return {
             "width": self.width,
@@ -225,8 +230,10 @@ class Segmentation:
             "ms": round(self.ms, 3),
             "stages_ms": {stage: round(value, 3) for stage, value in self.stages_ms.items()},
             "classes": [
-                {"name": name, "fraction": round(fraction, 6), "score": score, "found": found}
-                for name, fraction, score, found in zip(self.all_names, self.fractions, scores, there, strict=True)
+                {"name": name, "fraction": round(share, 6), "score": score, "found": found, "familiarity": familiarity}
+                for name, share, score, found, familiarity in zip(
+                    self.all_names, self.fractions, scores, there, known, strict=True
+                )
             ],
         }
 

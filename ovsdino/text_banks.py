@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,7 +21,11 @@ from ovsdino.windows import autocast
 
 __all__ = ["TextBanks"]
 
+log = logging.getLogger("ovsdino")
+
 BANKS = 64  # kept, least recently used dropped first
+UNKNOWN = 0.5  # familiarity below which a word is like none that the model knows
+CORRECTED = 0.8  # below which it is read as another word
 
 Texts = tuple[tuple[str, ...], ...]
 
@@ -48,6 +53,7 @@ class TextBanks:
         self.adapted = adapted
         self.templates: dict[str, Any] = {} if templates is None else {"templates": templates}
         self._banks: OrderedDict[tuple[Texts, bool], Tensor] = OrderedDict()
+        self._known: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,6 +71,26 @@ class TextBanks:
             return not self.model.config.contrast or has_background(vocabulary.names)
         return asked
 
+    def familiarity(self, vocabulary: Vocabulary) -> tuple[float, ...]:
+        """Return how well the model knows each class, 0..1: its best-known word; see `TextTower.familiarity`.
+
+        A word that it does not know is warned of, once.
+        """
+        self._look_up(vocabulary.words)
+        return tuple(max(self._known[word] for word in words) for words in vocabulary.texts)
+
+    def _look_up(self, words: Sequence[str]) -> None:
+        tower, adapted = self.model.text_tower, self.adapted or ()
+        new = [word for word in dict.fromkeys(words) if word not in self._known]
+        self._known.update((word, 1.0) for word in new if word in adapted)
+        new = [word for word in new if word not in adapted]
+        for word, known in zip(new, tower.familiarity(new).tolist() if new else (), strict=True):
+            self._known[word] = known
+            if known < UNKNOWN:
+                log.warning("%r is not a word that this model knows; its mask means little", word)
+            elif known < CORRECTED:
+                log.warning("%r is not a word that this model knows; it is read as %r", word, tower.read_as(word))
+
     def averaged(self, texts: Texts, plain: bool = False) -> Tensor:
         """Return one row for each class, the embeddings of several words averaged: (K, D) float32.
 
@@ -77,6 +103,7 @@ class TextBanks:
         with self._lock:
             bank = self._banks.get(key)
             if bank is None:
+                self._look_up([word for words in texts for word in words])
                 options = self.templates if adapted is None else {**self.templates, "adapted": adapted}
                 with torch.inference_mode(), autocast(self.device, torch.float32):
                     bank = self.model.encode_text(texts, **options)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ovsdino.contrast import contrast_phrases
 from ovsdino.errors import OVSDinoError
+from ovsdino.models.text import TextTower
 from ovsdino.models.text_rows import TextRows
 from ovsdino.pipeline import Segmenter
 
@@ -30,6 +31,7 @@ class Colors(nn.Module):
         self.config = SimpleNamespace(
             name="colors", contrast=contrast, short_side=24, mean=(0.0,) * 3, std=(1.0,) * 3, patch_size=4
         )
+        self.text_tower = TextTower()
         self.scale = nn.Parameter(torch.tensor(8.0))
 
     def encode_text(self, texts: Any) -> Tensor:

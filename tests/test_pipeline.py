@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import ovsdino
 from ovsdino.errors import OVSDinoError
+from ovsdino.models.text import TextTower
 from ovsdino.pipeline import Segmenter, check_device, load
 
 CLASSES = ["road", "sky", "tree", "car"]
@@ -101,6 +102,7 @@ class Brightness(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.config = FakeConfig()
+        self.text_tower = TextTower()
         self.anchor = nn.Parameter(torch.zeros(()))
         self.calls: list[tuple[int, ...]] = []
         self.texts = 0

@@ -52,11 +52,16 @@ def test_json_form_has_every_class_and_the_background() -> None:
     data = json.loads(json.dumps(result(stages_ms={"encode": 2.0, "decode": 1.5}).to_dict()))
     assert (data["width"], data["height"], data["ms"]) == (4, 2, 3.5)
     assert data["classes"] == [
-        {"name": "road", "fraction": 0.5, "score": 0.9, "found": True},
-        {"name": "sky", "fraction": 0.375, "score": 0.8, "found": True},
-        {"name": "moon", "fraction": 0.0, "score": 0.0, "found": False},
-        {"name": "background", "fraction": 0.125, "score": None, "found": None},
+        {"name": "road", "fraction": 0.5, "score": 0.9, "found": True, "familiarity": None},
+        {"name": "sky", "fraction": 0.375, "score": 0.8, "found": True, "familiarity": None},
+        {"name": "moon", "fraction": 0.0, "score": 0.0, "found": False, "familiarity": None},
+        {"name": "background", "fraction": 0.125, "score": None, "found": None, "familiarity": None},
     ]
+
+
+def test_json_form_says_how_well_the_words_are_known() -> None:
+    classes = result(familiarity=(1.0, 0.75, 0.0)).to_dict()["classes"]
+    assert [entry["familiarity"] for entry in classes] == [1.0, 0.75, 0.0, None]
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")

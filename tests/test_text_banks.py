@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ovsdino.contrast import NEAR, contrast_phrases, rivals
+from ovsdino.models.adapted import AdaptedWords
+from ovsdino.models.text import TextTower
 from ovsdino.models.text_rows import TextRows
 from ovsdino.text_banks import TextBanks
 from ovsdino.vocabulary import Vocabulary
@@ -25,6 +27,7 @@ class Words:
 
     def __init__(self, contrast: bool = False, same: dict[str, str] | None = None) -> None:
         self.config = SimpleNamespace(contrast=contrast)
+        self.text_tower = TextTower()
         self.same = same or {}
         self.calls: list[Any] = []
 
@@ -135,3 +138,42 @@ def test_copies_share_nothing_and_keep_their_rows() -> None:
     for other in (copy.deepcopy(side), pickle.loads(pickle.dumps(side))):
         assert torch.equal(other.rows(Vocabulary.of("car"), partition=True), rows)
         assert len(other.model.calls) == 1
+
+
+class Learnt(TextTower):
+    """A tower that knows "car" and reads "caar" as it."""
+
+    def familiarity(self, names: Any) -> Tensor:
+        return torch.tensor([{"car": 1.0, "caar": 0.75}.get(name, 0.0) for name in names])
+
+    def read_as(self, name: str) -> str:
+        return "car" if name == "caar" else name
+
+
+def test_a_word_that_is_not_known_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = Words()
+    model.text_tower = Learnt()
+    banks = TextBanks(model, torch.device("cpu"))  # type: ignore[arg-type]
+    for classes in ("car,blorfing", "blorfing,caar|zzz"):
+        banks.averaged(Vocabulary.of(classes).texts)
+        banks.rows(Vocabulary.of(classes), True)
+    assert [record.getMessage() for record in caplog.records] == [
+        "'blorfing' is not a word that this model knows; its mask means little",
+        "'caar' is not a word that this model knows; it is read as 'car'",
+        "'zzz' is not a word that this model knows; its mask means little",
+    ]
+    assert banks.familiarity(Vocabulary.of("blorfing,caar|zzz,car")) == (0.0, 0.75, 1.0)
+    assert len(caplog.records) == 3
+
+
+def test_a_tower_that_cannot_tell_knows_every_word(caplog: pytest.LogCaptureFixture) -> None:
+    banks = TextBanks(Words(), torch.device("cpu"))  # type: ignore[arg-type]
+    assert banks.familiarity(Vocabulary.of("qwertyuiop")) == (1.0,) and not caplog.records
+
+
+def test_an_adapted_word_is_known(caplog: pytest.LogCaptureFixture) -> None:
+    model, row = Words(), torch.eye(D)[:1]
+    model.text_tower = Learnt()
+    adapted = AdaptedWords(words=("blorfing",), text=row, residual=row, model="nano", weights="")
+    banks = TextBanks(model, torch.device("cpu"), adapted=adapted)  # type: ignore[arg-type]
+    assert banks.familiarity(Vocabulary.of("Blorfing,zzz")) == (1.0, 0.0) and len(caplog.records) == 1

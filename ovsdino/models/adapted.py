@@ -65,6 +65,9 @@ class AdaptedWords:
     def __len__(self) -> int:
         return len(self.words)
 
+    def __contains__(self, word: str) -> bool:
+        return word_key(word) in self._places
+
     @property
     def rows(self) -> Tensor:
         """The rows that take the place of the words' own, (K, D) float32 of length one."""

@@ -233,7 +233,7 @@ class LexiconTextTower(TextTower):
         entry = self._entry(part)
         if entry is not None:
             return unpack(self.codes[entry : entry + 1], self.scale)[0]
-        return self.gram_rows(self.pieces([part]).to(self.scale.device))[0]
+        return self.gram_rows(self.pieces([part]).to(self.scale.device))[0].float()
 
     def _kept(self, text: str) -> int | None:
         """Return the place of a text among the kept phrases."""

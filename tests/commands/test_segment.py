@@ -136,7 +136,7 @@ def test_words_that_are_not_there_are_named_and_not_painted(
     code, data, _ = run_json(capsys, path, *options)
     classes = data["images"][0]["classes"]
     assert code == 0 and [entry["found"] for entry in classes] == [False, False, None]
-    assert classes[2] == {"name": "background", "fraction": 1.0, "score": None, "found": None}
+    assert classes[2] == {"name": "background", "fraction": 1.0, "score": None, "found": None, "familiarity": None}
     assert main(["segment", str(path), *map(str, options), *FAST]) == 0
     assert capsys.readouterr().out.endswith("background 100.0%; not found: road, sky\n")
     _, data, _ = run_json(capsys, path, "--partition", "--output", out)
