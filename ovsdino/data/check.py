@@ -12,6 +12,7 @@ from PIL import Image
 from ovsdino.data.benchmarks import SPECS, dataset_of, find_layout
 from ovsdino.data.datasets import CAMVID_SOURCE, open_dataset
 from ovsdino.data.segmentation import SegmentationDataset
+from ovsdino.data.spread import spread
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
 
@@ -114,10 +115,10 @@ def _benchmark(check: Check, name: str, root: Path, split: str) -> SegmentationD
 
 def _read(check: Check, dataset: SegmentationDataset, every: bool) -> None:
     count = len(dataset)
-    indices = range(count) if every or count <= SAMPLE else np.linspace(0, count - 1, SAMPLE).round().astype(int)
+    indices = range(count) if every else spread(count, SAMPLE)
     unexpected: dict[int, str] = {}
     broken: list[str] = []
-    for index in map(int, indices):
+    for index in indices:
         entry = dataset.entries[index]
         try:
             _, raw = dataset.read(index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovsdino.data.spread import spread
 from ovsdino.distributed import ALONE, Ranks, add_up
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval.metrics import SegmentationMetrics, Summary
@@ -26,9 +27,18 @@ from ovsdino.windows import check_window
 
 if TYPE_CHECKING:
     from ovsdino.data.segmentation import SegmentationDataset
+    from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
     from ovsdino.pipeline import Segmenter
 
-__all__ = ["Evaluation", "class_prior", "dataset_vocabulary", "evaluate", "protocol_text", "read_class_names"]
+__all__ = [
+    "Evaluation",
+    "class_prior",
+    "dataset_vocabulary",
+    "evaluate",
+    "prior_of_images",
+    "protocol_text",
+    "read_class_names",
+]
 
 PRIOR_IMAGES = 200  # that a prior is estimated on
 
@@ -143,14 +153,33 @@ def class_prior(
         (K,) float32, see `estimate_prior`.
     """
     text = segmenter.text_rows(vocabulary, partition=True)
-    chosen = np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().astype(int).tolist()
-    logits = []
-    for done, sample in enumerate(read_ahead(dataset.__getitem__, chosen)):
-        with torch.inference_mode():
-            logits.append(segmenter.model.coarse_logits(segmenter.encode_image(sample.image), text)[0].cpu())
-        if progress is not None:
-            progress(done + 1, len(chosen))
-    return estimate_prior(logits)
+    chosen = spread(len(dataset), limit)
+
+    def images() -> Iterator[ImageFeatures]:
+        for done, sample in enumerate(read_ahead(dataset.__getitem__, chosen)):
+            yield segmenter.encode_image(sample.image)
+            if progress is not None:
+                progress(done + 1, len(chosen))
+
+    return prior_of_images(segmenter.model, images(), text)
+
+
+def prior_of_images(
+    model: OVSDINO, images: Iterable[ImageFeatures], text: Tensor | TextRows, least: float = 1e-3
+) -> Tensor:
+    """Return how common each class is in images by the model's own account; nothing else is known of them.
+
+    Args:
+        model: Answers the texts before its upsampling.
+        images: Features of each, batches of one.
+        text: As `OVSDINO.decode` takes it.
+        least: Of `estimate_prior`.
+
+    Returns:
+        (K,) float32 on the CPU, see `estimate_prior`.
+    """
+    with torch.no_grad():
+        return estimate_prior([model.coarse_logits(features, text)[0].cpu() for features in images], least)
 
 
 def _under(

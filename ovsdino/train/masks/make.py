@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ovsdino.data.masks import SHARD_SIZE, ImageRow, Manifest, MaskStore, decode_one, encode_image, names_digest
+from ovsdino.data.spread import spread
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.tree import ImageSource
 from ovsdino.train.masks.generators import MaskGenerator
@@ -105,13 +106,13 @@ def statistics(store: MaskStore) -> dict[str, Any]:
         sizes.extend(mask["area"] / pixels for mask in row["masks"])
         scores.extend(mask["predicted_iou"] for mask in row["masks"])
         stable.extend(mask["stability_score"] for mask in row["masks"])
-    spread = np.quantile(sizes, [0.1, 0.5, 0.9]).tolist() if sizes else [0.0, 0.0, 0.0]
+    areas = np.quantile(sizes, [0.1, 0.5, 0.9]).tolist() if sizes else [0.0, 0.0, 0.0]
     return {
         "images": store.manifest.images,
         "images_without_masks": empty,
         "masks": masks,
         "masks_per_image": round(masks / max(1, store.manifest.images), 2),
-        "area_p10_p50_p90": [round(value, 5) for value in spread],
+        "area_p10_p50_p90": [round(value, 5) for value in areas],
         "predicted_iou": round(float(np.mean(scores)), 4) if scores else None,
         "stability_score": round(float(np.mean(stable)), 4) if stable else None,
     }
@@ -129,7 +130,7 @@ def contact_sheet(store: MaskStore, source: ImageSource, count: int = 12, width:
     Raises:
         OVSDinoError: A shard or an image is damaged, or an image has changed since.
     """
-    chosen = np.linspace(0, store.manifest.images - 1, min(count, store.manifest.images)).round().astype(int)
+    chosen = np.array(spread(store.manifest.images, count), np.int64)
     pairs = []
     for shard in dict.fromkeys((chosen // store.manifest.shard_size).tolist()):
         rows = store.read(shard)

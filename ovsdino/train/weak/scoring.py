@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,12 +11,13 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ovsdino.data.segmentation import SegmentationDataset
+from ovsdino.data.spread import spread
 from ovsdino.errors import OVSDinoError
 from ovsdino.eval.boundary import BoundaryF1, trimap
 from ovsdino.eval.calibrate import best_threshold, shown_below
+from ovsdino.eval.evaluate import prior_of_images
 from ovsdino.eval.metrics import Confusion
 from ovsdino.models.ovsdino import ImageFeatures
-from ovsdino.models.prior import estimate_prior
 from ovsdino.ops import upsample_argmax
 from ovsdino.windows import bilinear
 
@@ -85,9 +86,8 @@ def class_prior(trainer: WeakTrainer, text: Tensor) -> Tensor | None:
     """Return how common each class is in the training images by the model's own account, (K,); None without a prior."""
     if not trainer.config.val.prior:
         return None
-    with torch.no_grad():
-        logits = [trainer.model.coarse_logits(f, text)[0] for _, f in training_features(trainer)]
-    return estimate_prior(logits, trainer.config.loss.rarest)
+    images = (features for _, features in training_features(trainer))
+    return prior_of_images(trainer.model, images, text, trainer.config.loss.rarest).to(text.device)
 
 
 def background_threshold(trainer: WeakTrainer, text: Tensor, prior: Tensor | None) -> float:
@@ -147,8 +147,3 @@ def training_features(trainer: WeakTrainer) -> Iterator[tuple[str, ImageFeatures
     names = list(dict.fromkeys(trainer.data.captions.record(i).image for i in range(len(trainer.data.captions))))
     for index in spread(len(names), CALIBRATED_ON):
         yield names[index], trainer.image_features(names[index])
-
-
-def spread(count: int, most: int) -> Sequence[int]:
-    """Return up to `most` of `count` indices, spread evenly."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()

@@ -18,10 +18,11 @@ CONFIG = ROOT / "configs/weak_b14.yaml"
 
 
 def test_the_recipe_is_the_one_that_was_measured():
-    """Whole captions for the contrast and nouns for masks, the prior in training, each noun somewhere."""
+    """Whole captions for the contrast, nouns for masks, the prior, each noun somewhere; masks teach the affinity."""
     config = load_config(CONFIG)
     assert config.data.caption == "both" and Path(config.data.vocabulary).name == "caption_nouns.txt"
     assert config.loss.adjust == 1.0 and config.loss.present > 0 and config.loss.pool == "heads"
+    assert config.loss.affinity > 0 and config.loss.answers == "tokens"
     assert config.projection_rate == 0.1
 
 
@@ -77,7 +78,7 @@ def test_it_runs_from_masks_to_a_score(tmp_path, capsys):
     rows = [json.loads(row) for row in (run / "log.jsonl").read_text().splitlines()]
     terms = [row for row in rows if row["kind"] == "train"]
     assert [row["step"] for row in terms] == [1, 2, 3]
-    assert {"contrast", "mask", "pull", "words", "present", "boundary", "preserve"} <= terms[0].keys()
+    assert {"contrast", "mask", "pull", "words", "present", "affinity", "boundary", "preserve"} <= terms[0].keys()
     weights = load_file(run / "last.safetensors")
     assert not any(key.startswith("backbone.") for key in weights)
     assert any(key.startswith("text_tower.") for key in weights)
