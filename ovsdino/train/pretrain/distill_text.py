@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.files import atomic_write, reading, refuse_inputs
+from ovsdino.io.files import atomic_write, read_json, reading, refuse_inputs
 from ovsdino.io.sealed import seal_safetensors
 from ovsdino.models.lexicon import LexiconTextTower, key_bytes, pack, stems, text_key
 from ovsdino.models.sentence import SentenceEncoder
@@ -98,6 +98,20 @@ def read_space(path: Path) -> tuple[Tensor, Tensor]:
     return state["center"].float(), state["basis"].float()
 
 
+def read_glossary(path: Path) -> dict[str, list[str]]:
+    """Return the plain words of each phrase of a glossary.
+
+    Raises:
+        OVSDinoError: The file is missing, damaged, or not a mapping from texts to lists of texts.
+    """
+    tree = read_json(path, "glossary", "see --glossary")
+    if not isinstance(tree, dict) or not all(
+        isinstance(words, list) and words and all(isinstance(word, str) for word in words) for words in tree.values()
+    ):
+        raise OVSDinoError(f"{path}: expected a mapping from a phrase to a list of plain words")
+    return tree
+
+
 def make_tower(phrases: Sequence[Phrase], rows: Tensor, width: int, buckets: int) -> LexiconTextTower:
     """Return a tower whose lexicon holds the phrases' rows, its network untrained.
 
@@ -153,6 +167,9 @@ class DistillText:
     extra: tuple[Path, ...] = ()
     """Files of further phrases to be known whole: text with one on each line (after a colon others, # begins a remark),
     JSON from a class to its words, or a zip that holds captions.jsonl."""
+    glossary: Path | None = None
+    """JSON from a phrase to the plain words that it means, where the teacher reads it wrongly ("lorry": ["truck"]). Its
+    row is that of the words' mean, and it is known whole."""
     space: Path | None = None
     """Center and basis of an earlier run (.safetensors); by default they are computed."""
     embed_dim: int = 256
@@ -173,18 +190,23 @@ class DistillText:
             OVSDinoError: The teacher or a list of phrases is missing, or the output cannot be written.
         """
         written = {name: self.output.with_suffix(f".{name}") for name in ("phrases.txt", "space.safetensors")}
-        read = [*self.extra, *([self.space] if self.space else [])]
+        read = [*self.extra, *(path for path in (self.space, self.glossary) if path)]
         refuse_inputs([self.output, *written.values()], read)
         encode, vocabulary = load_teacher()
-        extra = [phrase for path in self.extra for phrase in read_extra(path)]
+        meanings = read_glossary(self.glossary) if self.glossary else {}
+        extra = [*(phrase for path in self.extra for phrase in read_extra(path)), *meanings]
         phrases = phrase_list(vocabulary, imagenet_hypernyms(), imagenet_definitions().values(), extra, self.seed)
         counts = ", ".join(f"{sum(p.group == group for p in phrases)} {group}" for group in GROUPS)
         print(f"{len(phrases)} phrases: {counts}", file=sys.stderr)
 
-        texts = list(dict.fromkeys(phrase.read for phrase in phrases))
+        means = (word for words in meanings.values() for word in words)
+        texts = list(dict.fromkeys([*(phrase.read for phrase in phrases), *means]))
         raw = teacher_rows(encode, texts, self.output.with_suffix(".teacher.safetensors"))
         place = {text: i for i, text in enumerate(texts)}
         common = list(dict.fromkeys(place[phrase.read] for phrase in phrases if phrase.group in ("core", "common")))
+        said = {text: raw[[place[word] for word in words]].mean(0) for text, words in meanings.items()}
+        for text, row in said.items():
+            raw[place[text]] = row
         center, basis = read_space(self.space) if self.space else text_space(raw[common], self.embed_dim)
         rows = F.normalize((raw - center) @ basis, dim=-1)[torch.tensor([place[phrase.read] for phrase in phrases])]
         with atomic_write(written["phrases.txt"]) as file:

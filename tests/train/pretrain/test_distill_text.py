@@ -90,6 +90,26 @@ def test_a_given_space_is_taken_and_the_teacher_is_asked_once(tmp_path, monkeypa
     assert torch.equal(load_file(tmp_path / "a.space.safetensors")["basis"], space["basis"])
 
 
+def test_a_glossary_says_what_a_phrase_means(tmp_path):
+    (tmp_path / "glossary.json").write_text('{"lorry": ["truck"], "felis": ["cat", "small animal"]}')
+    assert run(tmp_path / "a.safetensors", "--glossary", str(tmp_path / "glossary.json")) == 0
+    state, space = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "a.space.safetensors")
+    sizes = {"entries": len(state["keys"]), "common": 0, "kept": len(state["kept_keys"])}
+    tower = build_text_tower(32, TextConfig(kind="lexicon", width=16, buckets=4096, **sizes))
+    tower.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    said = torch.stack([encode(["truck"])[0], encode(["cat", "small animal"]).mean(0)])
+    target = F.normalize((said - space["center"]) @ space["basis"], dim=-1)
+    assert ((F.normalize(tower.encode(["lorry", "felis"]), dim=-1) * target).sum(1) > 0.999).all()
+    assert tower.reading("lorries").words == ("lorry",)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"lorry": "truck"}', '{"lorry": []}', "{"])
+def test_a_glossary_of_another_form_is_refused(tmp_path, content, capsys):
+    (tmp_path / "glossary.json").write_text(content)
+    assert run(tmp_path / "a.safetensors", "--glossary", str(tmp_path / "glossary.json")) == 2
+    assert "glossary" in capsys.readouterr().err
+
+
 def test_the_lexicon_keeps_the_core_and_leaves_out_what_it_can_derive():
     phrases, rows, tower = small()
     assert tower._kept("zebra crossing") is not None and tower._kept("tabby") is not None
