@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovsdino.models.ovsdino import ImageFeatures
+from ovsdino.models.text import TextTower
 from ovsdino.models.text_rows import TextRows
 
 
@@ -20,6 +21,7 @@ class PatchColors:
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(name="colors", mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5), embed_dim=3)
+        self.text_tower = TextTower()
         self.batches: list[tuple[int, ...]] = []
 
     def encode_image(self, image: Tensor) -> ImageFeatures:

@@ -128,6 +128,7 @@ class Colors:
         self.model = PatchColors()
         self.name, self.device, self.dtype, self.batches = "colors", torch.device("cpu"), torch.float32, Batches(2)
         self.words: list[Any] = []
+        self.adapted = None
 
     def clock(self) -> Clock:
         return Clock()

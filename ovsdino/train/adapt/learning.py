@@ -36,7 +36,7 @@ __all__ = ["LearnConfig", "Problem", "Tokens", "choose_steps", "folds", "learn",
 class LearnConfig:
     """The settings of the learning.
 
-    They were chosen with lite2's aligned head on VOC, ten training images for each of three words, in sets of words: see
+    They were chosen with lite2's aligned head on VOC, ten training images for each of three words: see
     docs/decisions.md.
 
     Attributes:

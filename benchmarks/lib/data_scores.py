@@ -1,0 +1,120 @@
+"""The scores of a model on the data sets of the evidence by `ovsdino eval`, and the gain of `ovsdino adapt`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ovsdino.commands.eval import Eval
+from ovsdino.data.datasets import open_dataset
+from ovsdino.eval.evaluate import evaluate
+from ovsdino.options import ModelOptions
+from ovsdino.pipeline import Segmenter
+from ovsdino.train.adapt.session import Lesson, adapt, choose_images, lesson_of
+
+__all__ = ["DATASETS", "adapt_score", "dataset_scores"]
+
+FACADE = "labelmefacade"
+DATASETS = ("camvid", "voc20", "voc21", FACADE)
+KEPT = ("images", "miou", "pixel_accuracy", "boundary_f1", "boundary_iou", "iou", "ece", "protocol")
+
+
+def dataset_scores(
+    model: ModelOptions, root: Path, names: Sequence[str] = DATASETS, limit: int | None = None
+) -> dict[str, Any]:
+    """Return the report of `ovsdino eval --split val` on each data set, as that command prints it by default.
+
+    The benchmarks' protocol resizes and slides a window; so they are scored as `ovsdino segment` sees an image too,
+    under the name of the data set and "native".
+
+    Args:
+        model: The model and its weights.
+        root: Folder with the data sets' zips.
+        names: Of `DATASETS`.
+        limit: Take the first so many images only.
+    """
+    found = {}
+    for name in names:
+        with _folder(root, name) as (dataset, place):
+            options: dict[str, Any] = {
+                "model": model.model,
+                "checkpoint": model.checkpoint,
+                "dataset": dataset,
+                "root": place,
+            }
+            options |= {"limit": limit, "device": "cpu", "json": True}
+            found[name] = _report(Eval(**options))
+            if found[name]["protocol"]["name"] != "native":
+                found[f"{name} native"] = _report(Eval(**options, protocol="native"))
+    return found
+
+
+def adapt_score(
+    segmenter: Segmenter, root: Path, words: Sequence[str], per_word: int = 10, limit: int | None = None
+) -> dict[str, Any]:
+    """Return the change that adapting to words of VOC makes on voc21_val; the background is none of the words.
+
+    It is done twice: with the words as they are, and with names that say nothing, as somebody's own things have.
+
+    Args:
+        segmenter: The model.
+        root: Folder with voc21_train.zip and voc21_val.zip.
+        words: Classes of VOC.
+        per_word: Training images for each.
+        limit: Take the first so many images of val only.
+
+    Returns:
+        For "words" and "own names" the words, images and steps, and for each of them IoU before and after, with the
+        mean over the other words and over all classes.
+    """
+    train, val = (open_dataset("voc21", root, split) for split in ("train", "val"))
+    plain = lesson_of(train, words)
+    chosen = choose_images(plain, per_word)
+    found = {}
+    for kind in ("words", "own names"):
+        renamed = {} if kind == "words" else {word: f"my thing {at + 1}" for at, word in enumerate(words)}
+        asked = tuple(renamed.get(name, name) for name in plain.words)
+        lesson = Lesson(data=train, words=asked, classes=plain.classes, none=plain.none, learned=plain.learned)
+        result = adapt(segmenter, lesson, chosen)
+        before, after = (
+            evaluate(each, val, class_names=renamed, contrast=True, limit=limit).scores
+            for each in (segmenter, segmenter.adapted_to(result.adapted))
+        )
+        others = [name for name in plain.words if name not in words and before.iou[name] is not None]
+        mean = [sum(float(s.iou[name] or 0) for name in others) / max(1, len(others)) for s in (before, after)]
+        found[kind] = {
+            "images": result.images,
+            "steps": result.steps,
+            "iou": {word: [_rounded(s.iou[word]) for s in (before, after)] for word in words},
+            "others": [_rounded(value) for value in mean],
+            "miou": [_rounded(s.miou) for s in (before, after)],
+        }
+    return found
+
+
+@contextlib.contextmanager
+def _folder(root: Path, name: str) -> Iterator[tuple[str, Path]]:
+    """Yield the name and root that `ovsdino eval` takes for a data set; a zip in the layout of `folder` is unpacked."""
+    if name != FACADE:
+        yield name, root
+        return
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(root / f"{name}_val.zip") as archive:
+        archive.extractall(folder)
+        yield "folder", Path(folder)
+
+
+def _report(command: Eval) -> dict[str, Any]:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        command.run()
+    report = json.loads(out.getvalue())
+    return {key: report[key] for key in KEPT if key in report}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), 5)

@@ -1,0 +1,172 @@
+"""The evidence for the words of the shipped model, one section of the report each.
+
+    python benchmarks/studies/words.py --root data --json --output benchmarks/results/words_nano.json
+
+- street: `road,car,sky` with nothing else named, "car" alone, and "zebra", on every tenth image of CamVid val.
+- nonsense: ten words that mean nothing; each must be warned of.
+- synonyms: fifty words of `configs/street_synonyms.json`, each in the place of its class's name, on the same images.
+- datasets: `ovsdino eval` on CamVid, VOC20, VOC21 and LabelMeFacade val; the last has no image in any training.
+- adapt: `ovsdino adapt` to three classes of VOC by ten training images each, scored on voc21_val.
+- sheet: forty photographs that nobody chose, written to --sheet.
+- time: a photograph of 480 x 360 end to end, in turn with the nano of an earlier checkout (--against PATH).
+
+A report that --output already holds keeps its other sections, if they were measured with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ovsdino.benchmarks.lib.board import cpu_name
+from ovsdino.benchmarks.lib.contact_sheet import PARTS, contact_sheet
+from ovsdino.benchmarks.lib.data_scores import DATASETS, adapt_score, dataset_scores
+from ovsdino.benchmarks.lib.models_page import MARKER, lines, table
+from ovsdino.benchmarks.lib.older import time_against
+from ovsdino.benchmarks.lib.report import RESULTS, ROOT, ReportOptions, placed, save
+from ovsdino.benchmarks.lib.street_words import few_words, nonsense_words, read_synonyms, synonym_words
+from ovsdino.data.datasets import open_dataset
+from ovsdino.errors import OVSDinoError
+from ovsdino.models.weights import weights_digest
+from ovsdino.options import ModelOptions, data_root
+from ovsdino.parsing import run_script
+from ovsdino.pipeline import Segmenter
+from ovsdino.vocabulary import Vocabulary
+
+PAGE = ROOT / "docs" / "models.md"
+SECTIONS = ("street", "nonsense", "synonyms", "datasets", "adapt", "sheet", "time")
+STREET = "sky,building,pole,road,sidewalk,tree,sign,fence,car,pedestrian,bicyclist"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words(ModelOptions, ReportOptions):
+    """Measure what the shipped model knows beyond its training names, and what it says when it does not know."""
+
+    root: Path | None = None
+    """Folder with the data sets' zips. Default: $OVSDINO_DATA."""
+    sections: tuple[str, ...] = ()
+    """street, nonsense, synonyms, datasets, adapt, sheet, time. Default: all; time with --against only."""
+    every: int = 10
+    """street and synonyms take each so many-th image of CamVid val."""
+    limit: int | None = None
+    """datasets and adapt take the first N images of a data set only."""
+    adapt_words: str = "bottle,chair,sofa"
+    """adapt learns these classes of VOC."""
+    sheet: Path = ROOT / "docs" / "photographs.jpg"
+    """The sheet of photographs to write."""
+    against: Path | None = None
+    """Checkout of an earlier version, built, whose nano time is measured against."""
+
+    page: bool = False
+    """Measure nothing: write the table of docs/models.md from benchmarks/results/words_nano.json."""
+
+    def run(self) -> int:
+        if self.page:
+            save(PAGE, filled(PAGE.read_text(encoding="utf-8")))
+            return 0
+        wanted = self.sections or tuple(name for name in SECTIONS if name != "time" or self.against)
+        unknown = next((name for name in wanted if name not in SECTIONS), None)
+        if unknown is not None:
+            raise OVSDinoError(f"no such section: {unknown}; known: {', '.join(SECTIONS)}")
+        if self.every < 1:
+            raise OVSDinoError(f"--every is {self.every}: expected 1 or more")
+        segmenter = Segmenter(self.load_model(), "cpu")
+        facts = {"model": segmenter.name, "weights": weights_digest(segmenter.model)}
+        report = facts | self._earlier(facts)
+        for name in wanted:
+            report[name] = MEASURES[name](self, segmenter)
+        return self.publish({name: report[name] for name in (*facts, *SECTIONS) if name in report}, text)
+
+    @property
+    def place(self) -> Path:
+        """The folder of the data sets."""
+        return data_root(self.root)
+
+    def _earlier(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Return the sections that --output holds of the same weights."""
+        if self.output is None or not self.output.is_file():
+            return {}
+        earlier = json.loads(self.output.read_text(encoding="utf-8"))
+        same = all(earlier.get(name) == value for name, value in facts.items())
+        return {name: earlier[name] for name in SECTIONS if name in earlier} if same else {}
+
+
+def street(options: Words, segmenter: Segmenter) -> dict[str, Any]:
+    """Return the section of few words."""
+    data = open_dataset("camvid", options.place)
+    return few_words(segmenter, data, range(0, len(data), options.every))
+
+
+def nonsense(options: Words, segmenter: Segmenter) -> list[dict[str, Any]]:
+    """Return the section of words that mean nothing, asked of the first image of CamVid val."""
+    return nonsense_words(segmenter, open_dataset("camvid", options.place)[0].image)
+
+
+def synonyms(options: Words, segmenter: Segmenter) -> dict[str, Any]:
+    """Return the section of synonyms."""
+    data = open_dataset("camvid", options.place)
+    words = read_synonyms(ROOT / "configs" / "street_synonyms.json")
+    return synonym_words(segmenter, data, range(0, len(data), options.every), words)
+
+
+def datasets(options: Words, segmenter: Segmenter) -> dict[str, Any]:
+    """Return the section of `ovsdino eval`."""
+    return dataset_scores(options, options.place, DATASETS, options.limit)
+
+
+def own(options: Words, segmenter: Segmenter) -> dict[str, Any]:
+    """Return the section of `ovsdino adapt`."""
+    words = Vocabulary.of(options.adapt_words).names
+    return adapt_score(segmenter, options.place, words, limit=options.limit)
+
+
+def sheet(options: Words, segmenter: Segmenter) -> dict[str, Any]:
+    """Write the sheet of photographs, and return its section."""
+    count = contact_sheet(segmenter, options.place, options.sheet)
+    return {"file": options.sheet.name, "photographs": count, "parts": [asdict(part) for part in PARTS]}
+
+
+def against(options: Words, segmenter: Segmenter) -> dict[str, Any]:
+    """Return the section of times."""
+    if options.against is None:
+        raise OVSDinoError("time needs --against PATH, a checkout of an earlier version")
+    image = open_dataset("camvid", options.place)[0].image
+
+    def ours() -> object:
+        return segmenter.segment(image, STREET, scores=False)
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = time_against(ours, options.against, image, STREET, Path(folder))
+    return {"size": list(image.shape[:2]), "threads": torch.get_num_threads(), "cpu": cpu_name(), **found}
+
+
+MEASURES: dict[str, Callable[[Words, Segmenter], Any]] = {
+    "street": street,
+    "nonsense": nonsense,
+    "synonyms": synonyms,
+    "datasets": datasets,
+    "adapt": own,
+    "sheet": sheet,
+    "time": against,
+}
+
+
+def text(report: dict[str, Any]) -> str:
+    """Return the report as lines."""
+    return "\n".join([f"{report['model']} {report['weights'][:12]}", *lines(report)])
+
+
+def filled(page: str, results: Path = RESULTS) -> str:
+    """Return docs/models.md with its table made anew; without the file it says so."""
+    path = results / MARKER
+    return placed(page, MARKER, table(json.loads(path.read_text())) if path.is_file() else "Not measured.")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(Words, "words.py"))

@@ -1,0 +1,156 @@
+"""The study of the shipped model's words, in small, and its page."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovsdino.benchmarks.lib import contact_sheet, models_page, older, street_words
+from ovsdino.benchmarks.lib.report import RESULTS, ROOT
+from ovsdino.benchmarks.studies import words
+from ovsdino.data.datasets import open_dataset
+from ovsdino.errors import OVSDinoError
+from ovsdino.pipeline import Segmenter, load
+from tests.support.small import small_model
+
+PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def nano() -> Segmenter:
+    return load("nano", "cpu", short_side=96)
+
+
+def test_the_page_has_the_figures_of_the_file_and_no_others() -> None:
+    assert words.filled(PAGE) == PAGE
+    _, _, rest = PAGE.partition(f"<!-- {models_page.MARKER} -->")
+    prose = PAGE.replace(rest.partition("<!-- end -->")[0], "")
+    assert re.findall(r"\d+\.\d+", prose) == []  # a figure in a sentence would go out of date unseen
+
+
+def test_the_kept_report_is_of_the_shipped_weights() -> None:
+    from ovsdino.models.weights import weights_digest
+
+    path = RESULTS / models_page.MARKER
+    if not path.is_file():
+        pytest.skip("not measured yet")
+    report = json.loads(path.read_text())
+    assert report["weights"] == weights_digest(load("nano", "cpu").model)
+
+
+def test_the_lists_were_fixed_and_have_the_size_that_the_page_says() -> None:
+    synonyms = street_words.read_synonyms(ROOT / "configs" / "street_synonyms.json")
+    assert sum(map(len, synonyms.values())) == 50 and len(set(street_words.NONSENSE)) == 10
+    assert [part.every for part in contact_sheet.PARTS] == [10, 10, 5]
+
+
+def test_rows_show_every_section() -> None:
+    scores = {"miou": 0.4567, "ece": 0.0312}
+    report: dict[str, Any] = {
+        "street": {
+            "images": 11,
+            "few": {"road": 0.91, "car": 0.6543},
+            "alone": {"car": 0.5},
+            "absent": "zebra",
+            "not_found": 0.909,
+        },
+        "nonsense": [{"word": "a", "warned": True}, {"word": "b", "warned": False}],
+        "synonyms": {"words": 50, "fallen": ["post"], "beyond": 0.05},
+        "datasets": {"voc21": scores, "camvid": {"miou": 0.7}},
+        "adapt": {"words": {"images": 30, "iou": {"cat": [0.1, None]}, "others": [0.25, 0.24]}},
+        "sheet": {"photographs": 40, "file": "a.jpg"},
+        "time": {"size": [360, 480], "threads": 2, "ms": 81.2, "older_ms": 99.6},
+    }
+    text = models_page.table(report)
+    for figure in ("car 0.654", "| 0.500 |", "91%", "1 of 2", "1: post", "0.457", "0.031", "0.700", "cat 0.100 → -"):
+        assert figure in text
+    assert "0.250 → 0.240" in text and "40, in [a.jpg](a.jpg)" in text and "81 ms; 100 ms" in text
+    assert text.count("words.py --root data --sections") == len(models_page.rows(report)) == 11
+
+
+def street(root: Path) -> None:
+    """Write three pictures of a road with a car, and one without."""
+    for kind in ("images", "labels"):
+        (root / "camvid" / "val" / kind).mkdir(parents=True)
+    for index in range(4):
+        label = np.full((96, 128), 3, np.uint8)
+        label[:40] = 0
+        if index:
+            label[50:80, 20:60] = 8
+        colors = np.array([(200, 220, 255), *[(90, 90, 90)] * 7, (180, 20, 20)], np.uint8)[label]
+        Image.fromarray(colors).save(root / "camvid" / "val" / "images" / f"{index}.png")
+        Image.fromarray(label).save(root / "camvid" / "val" / "labels" / f"{index}.png")
+
+
+def test_the_street_sections_count_what_is_there(tmp_path: Path, nano: Segmenter) -> None:
+    street(tmp_path)
+    data = open_dataset("camvid", tmp_path)
+    few = street_words.few_words(nano, data, range(4))
+    assert few["images"] == 4 and set(few["few"]) == {"road", "car", "sky"}
+    sample = data[1]
+    shown = nano.segment(sample.image, ["car"], partition=False).labels == 0
+    one = street_words.few_words(nano, data, [1])["alone"]["car"]
+    there = sample.label == 8
+    assert one == pytest.approx((shown & there).sum() / max(1, (shown | there).sum()), abs=1e-5)
+    assert 0 <= few["not_found"] <= 1
+    found = street_words.synonym_words(nano, data, [0, 1], {"sky": ["sky", "car wheel"], "road": ["street"]})
+    assert found["words"] == 3 and found["classes"]["sky"]["synonyms"]["sky"] == found["classes"]["sky"]["iou"]
+    report = street_words.nonsense_words(nano, sample.image, ["blorft", "car"])
+    assert [entry["word"] for entry in report] == ["blorft", "car"] and not report[1]["warned"]
+
+
+def test_the_sheet_has_every_photograph_with_its_legend(tmp_path: Path, nano: Segmenter) -> None:
+    street(tmp_path)
+    (tmp_path / "camvid" / "val").rename(tmp_path / "street")
+    part = contact_sheet.Part(archive="street", every=2, words=("road", "car", "sky"))
+    count = contact_sheet.contact_sheet(nano, tmp_path, tmp_path / "sheet.jpg", [part, part], columns=3, width=160)
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert count == 4 and sheet.format == "JPEG" and sheet.width == 480 and sheet.height > 2 * 120
+    assert (tmp_path / "sheet.jpg").stat().st_size <= contact_sheet.MOST_BYTES
+
+
+def test_an_earlier_checkout_is_timed_in_its_own_process(tmp_path: Path) -> None:
+    package = tmp_path / "old" / "ovsdino"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "import time\n\nclass Old:\n    def segment(self, image, words, scores):\n        assert words == ['a', 'b']\n"
+        "        time.sleep(0.02)\n\ndef load(name, device):\n    return Old()\n"
+    )
+    image = np.zeros((4, 5, 3), np.uint8)
+    found = older.time_against(lambda: None, tmp_path / "old", image, "a,b", tmp_path, rounds=3)
+    assert found["older_ms"] > found["ms"]
+    with pytest.raises(OVSDinoError, match="no checkout of ovsdino"):
+        older.time_against(lambda: None, tmp_path, image, "a,b", tmp_path)
+    (package / "__init__.py").write_text("raise SystemExit('broken')\n")
+    with pytest.raises(OVSDinoError, match="its nano does not run here"):
+        older.time_against(lambda: None, tmp_path / "old", image, "a,b", tmp_path)
+    assert sys.executable
+
+
+def test_sections_of_the_same_weights_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    street(tmp_path)
+    kept = tmp_path / "report.json"
+    monkeypatch.setattr(words.Words, "load_model", lambda self: small_model())
+    options: dict[str, Any] = {"root": tmp_path, "output": kept, "every": 3}
+    assert words.Words(**options, sections=("street",)).run() == 0
+    first = json.loads(kept.read_text())
+    assert set(first) == {"model", "weights", "street"} and first["street"]["images"] == 2
+    assert words.Words(**options, sections=("nonsense",)).run() == 0
+    assert json.loads(kept.read_text()).keys() == first.keys() | {"nonsense"}
+    kept.write_text(json.dumps({**first, "weights": "other"}))
+    assert words.Words(**options, sections=("nonsense",)).run() == 0
+    assert "street" not in json.loads(kept.read_text())
+    assert "words that mean nothing" in capsys.readouterr().out
+    with pytest.raises(OVSDinoError, match="no such section: sky"):
+        words.Words(**options, sections=("sky",)).run()
+    with pytest.raises(OVSDinoError, match="time needs --against PATH"):
+        words.Words(**options, sections=("time",)).run()
