@@ -25,7 +25,7 @@ PARSED = [
     (r"ovsdino train configs/weak_nano\.yaml", "needs the captions and masks that make weak-data writes"),
     (r"--generator sam", "needs SAM's weights and COCO"),
     (
-        r"--model lite2|pretrain\.align",
+        r"--model lite2|pretrain\.(align|distill_text)",
         "needs ImageNet's network and a sentence encoder: tests/train/pretrain/test_align.py",
     ),
     (r"torchrun", "needs several processes"),
