@@ -28,6 +28,7 @@ OPTIONS = {  # the dataclass of a script's options
     "benchmarks/roofline.py": "Roofline",
     "benchmarks/studies/stream_soak.py": "StreamSoak",
     "ovsdino.train.pretrain.align": "Align",
+    "ovsdino.train.pretrain.distill_text": "DistillText",
 }
 
 

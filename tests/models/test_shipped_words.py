@@ -1,4 +1,4 @@
-"""The words that nano ships with: those it was made for are known, nonsense is not, a slip is read as the word that is meant."""
+"""The words that nano ships with: its own are known, nonsense is not, a slip is read as the word that is meant."""
 
 import json
 
