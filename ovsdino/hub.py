@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_write
-from ovsdino.models.calibration import background_metadata
+from ovsdino.models.calibration import Measured, metadata
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.weights import offline
 from ovsdino.models.zoo import OWN_KEYS, SHARED_WEIGHTS, create_model, get_config
@@ -36,7 +36,7 @@ def save_pretrained(model: OVSDINO, folder: str | Path) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if not model.config.text.stored:
         state = {k: v for k, v in state.items() if k.startswith(OWN_KEYS)}
-    data = save(state, background_metadata(model.backgrounds))
+    data = save(state, metadata(Measured(backgrounds=model.backgrounds, known=model.known)))
     config = {
         "library": "ovsdino",
         "model": name,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ovsdino.edge.labels import leave_out_rare
 from ovsdino.errors import OVSDinoError, one_line, out_of_memory
 from ovsdino.io.images import ImageLike, load_image, source_name
+from ovsdino.labeling import Request, confidence_of, label_logits
 from ovsdino.models.adapted import AdaptedWords
+from ovsdino.models.novelty import novelty
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.text_rows import TextRows
 from ovsdino.models.zoo import create_model
-from ovsdino.ops import preprocess, upsample_argmax
+from ovsdino.ops import preprocess
 from ovsdino.results import Segmentation
 from ovsdino.text_banks import TextBanks
 from ovsdino.timing import Clock
@@ -33,29 +35,17 @@ from ovsdino.vocabulary import (
     Classes,
     Vocabulary,
     background_threshold,
-    label_dtype,
 )
 from ovsdino.windows import Batches, autocast, check_window, merge_windows
 
 __all__ = ["DEFAULT_BACKGROUND", "Segmenter", "check_device", "load", "segment"]
 
+log = logging.getLogger("ovsdino")
+
+NOVEL = 1.5  # novelty above which an image is said to be unlike the known ones
 LONGEST_SIDE = 2048 / 448  # of the short side: the protocol's keep-ratio resize into (2048, 448)
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Wish:
-    """A call's options, see `Segmenter.segment`; `stride` is 0 without a window, and `partition` is settled."""
-
-    vocabulary: Vocabulary
-    partition: bool
-    threshold: float | None
-    window: int | None
-    stride: int
-    scores: bool
-    least_share: float
-    prior: Tensor | None = None
 
 
 class Segmenter:
@@ -98,6 +88,7 @@ class Segmenter:
         if not model.stride_multiple <= self.short_side <= 8192:
             raise OVSDinoError(f"short_side is {self.short_side}: expected {model.stride_multiple}..8192 pixels")
         self.batches = Batches(batch_size)
+        self._said_novel = False
         self._text = TextBanks(self.model, self.device, adapted=adapted)
 
     def adapted_to(self, words: AdaptedWords) -> Segmenter:
@@ -185,6 +176,7 @@ class Segmenter:
         window: int | None = None,
         stride: int | None = None,
         scores: bool = True,
+        confidence: bool = False,
         partition: bool | None = None,
         least_share: float = LEAST_SHARE,
         prior: Tensor | None = None,
@@ -204,6 +196,7 @@ class Segmenter:
             window: Side of a sliding window, in pixels of the resized image; None takes the whole image at once.
             stride: Step of the window; half the window by default.
             scores: Also compute each class's mean confidence.
+            confidence: Keep the confidence of each pixel, see `Segmentation`.
             partition: True gives every pixel one of the words, False lets the contrast vocabulary compete; see
                 `text_rows` for None.
             least_share: Without a partition, a word on a smaller share of the image (0..1) is not found: its pixels
@@ -217,7 +210,7 @@ class Segmenter:
         """
         weighted = None if prior is None else prior.to(self.device, torch.float32) ** tau
         wish = self._wish(classes, background, window, stride, scores, partition, least_share)
-        return self._segment([image], replace(wish, prior=weighted))[0]
+        return self._segment([image], replace(wish, prior=weighted, confidence=confidence))[0]
 
     def segment_batch(
         self,
@@ -228,6 +221,7 @@ class Segmenter:
         window: int | None = None,
         stride: int | None = None,
         scores: bool = True,
+        confidence: bool = False,
         partition: bool | None = None,
         least_share: float = LEAST_SHARE,
     ) -> list[Segmentation]:
@@ -242,6 +236,7 @@ class Segmenter:
             window: See `segment`.
             stride: See `segment`.
             scores: See `segment`.
+            confidence: See `segment`.
             partition: See `segment`.
             least_share: See `segment`.
 
@@ -249,7 +244,7 @@ class Segmenter:
             OVSDinoError: One image is given in place of several, or see `segment`.
         """
         wish = self._wish(classes, background, window, stride, scores, partition, least_share)
-        return self._segment(_several(images), wish)
+        return self._segment(_several(images), replace(wish, confidence=confidence))
 
     def clock(self) -> Clock:
         """Return a clock that waits for the model's device at both ends of a stage."""
@@ -281,12 +276,12 @@ class Segmenter:
         scores: bool,
         partition: bool | None,
         least_share: float,
-    ) -> _Wish:
+    ) -> Request:
         vocabulary = Vocabulary.of(classes)
         whole = self._text.partition(partition, vocabulary)
         if not 0 <= least_share < 1:
             raise OVSDinoError(f"least_share is {least_share}: expected a share of the image from 0 to below 1")
-        return _Wish(
+        return Request(
             vocabulary=vocabulary,
             partition=whole,
             threshold=background_threshold(background, vocabulary.names, whole),
@@ -296,7 +291,7 @@ class Segmenter:
             least_share=least_share,
         )
 
-    def _segment(self, images: Sequence[ImageLike], wish: _Wish) -> list[Segmentation]:
+    def _segment(self, images: Sequence[ImageLike], wish: Request) -> list[Segmentation]:
         clocks = [self.clock() for _ in images]
         pixels: list[np.ndarray] = []
         for image, clock in zip(images, clocks, strict=True):
@@ -307,17 +302,23 @@ class Segmenter:
         with torch.inference_mode(), self._autocast(torch.float32), _said_when_memory_is_out():
             for part in self._batched(pixels):
                 shared = self.clock()
-                logits = self._logits([pixels[index] for index in part], wish, shared)
+                logits, strange = self._logits([pixels[index] for index in part], wish, shared)
                 for row, index in enumerate(part):
                     clock = clocks[index]
                     clock.add_share(shared, 1 / len(part))
                     with clock("postprocess"):
-                        found, means = _label(logits[row : row + 1], pixels[index].shape[:2], wish)
+                        found, means = label_logits(logits[row : row + 1], pixels[index].shape[:2], wish)
+                    certainty = None
+                    if wish.confidence:
+                        with clock("confidence"):
+                            certainty = confidence_of(logits[row : row + 1], pixels[index].shape[:2])
                     results[index] = Segmentation(
                         labels=found,
                         names=wish.vocabulary.names,
                         scores=means,
                         familiarity=familiarity,
+                        confidence=certainty,
+                        novelty=None if strange is None else strange[row],
                         background=wish.threshold is not None or not wish.partition,
                         image=pixels[index],
                         source=source_name(images[index]),
@@ -336,26 +337,62 @@ class Segmenter:
                 yield members[:size]
                 members = members[size:]
 
-    def _logits(self, pixels: Sequence[np.ndarray], wish: _Wish, clock: Clock) -> Tensor:
-        """Return the logits of images of one inference size, (n, K, h, w) float32; K + 1 maps with a contrast."""
+    def pooled(self, features: ImageFeatures) -> np.ndarray:
+        """Return the mean over the grid of F, (B, D) float32, by which images are told apart from what is known."""
+        assert features.backbone is not None
+        found: np.ndarray = features.backbone.float().mean((2, 3)).cpu().numpy()
+        return found
+
+    def _novelty(self, pooled: np.ndarray) -> list[float]:
+        """Return how unlike the known images each is (`ovsdino.models.novelty`), and say it once of an unusual one."""
+        found = novelty(self.model.known, pooled).tolist()
+        strange = max(found)
+        if strange > NOVEL and not self._said_novel:
+            self._said_novel = True
+            log.warning(
+                "an image is unlike those that %s knows (novelty %.1f, of theirs one in a hundred exceeds 1): do not "
+                "rely on its labels; said once, later ones have it in `novelty`",
+                *(self.name, strange),
+            )
+        return [float(value) for value in found]
+
+    def _logits(self, pixels: Sequence[np.ndarray], wish: Request, clock: Clock) -> tuple[Tensor, list[float] | None]:
+        """Return the logits of images of one inference size, and the images' novelty where the model can tell.
+
+        Returns:
+            (n, K, h, w) float32, K + 1 maps with a contrast; and n numbers or None.
+        """
         with clock("preprocess"):
             batch = torch.cat([self.prepare(image) for image in pixels])
         with clock("text"):
             text = self.text_rows(wish.vocabulary, wish.partition)
         offset: dict[str, Any] = {} if wish.prior is None else {"prior": wish.prior, "tau": 1.0}
 
+        known = bool(getattr(self.model, "known", None))
+        pooled: list[np.ndarray] = []  # of each part of the batch
+
         def network(images: Tensor) -> Tensor:
             with self._autocast():
                 with clock("encode"):
                     features = self.model.encode_image(images)
                 with clock("decode"):
-                    return self.model.decode(features, text, **offset).float()
+                    logits = self.model.decode(features, text, **offset).float()
+            if known:
+                with clock("decode"):
+                    pooled.append(self.pooled(features))
+            return logits
 
         if wish.window is None:
-            return self.batches.run(network, batch)
-        return torch.stack(
-            [merge_windows(network, one, wish.window, wish.stride, self.batches, clock) for one in batch]
-        )
+            logits = self.batches.run(network, batch)
+            return logits, self._novelty(np.concatenate(pooled)) if known else None
+        merged: list[Tensor] = []
+        means: list[np.ndarray] = []
+        for image in batch:
+            pooled.clear()
+            merged.append(merge_windows(network, image, wish.window, wish.stride, self.batches, clock))
+            if known:
+                means.append(np.concatenate(pooled).mean(0))
+        return torch.stack(merged), self._novelty(np.stack(means)) if known else None
 
     def _autocast(self, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.device, dtype or self.dtype)
@@ -464,38 +501,6 @@ def _several(images: Iterable[ImageLike]) -> list[ImageLike]:
         what = f"{type(images).__name__}{f' of shape {tuple(images.shape)}' if hasattr(images, 'shape') else ''}"
         raise OVSDinoError(f"segment_batch takes a list of images, not {what}; for one image use segment")
     return list(images)
-
-
-def _label(logits: Tensor, size: tuple[int, int], wish: _Wish) -> tuple[np.ndarray, tuple[float, ...] | None]:
-    """Return labels (H, W) of one image's logits (1, K or K + 1, h, w), and the mean confidence of each class.
-
-    Raises:
-        OVSDinoError: A logit is NaN or infinite, which would give every pixel one label.
-    """
-    low, high = torch.aminmax(logits)  # both are NaN where one logit is
-    if not (torch.isfinite(low) & torch.isfinite(high)):
-        raise OVSDinoError(
-            "the network gives NaN or infinite logits: its weights are damaged, or the dtype overflows; use "
-            "dtype float32 (--dtype float32) or fetch the weights again"
-        )
-    classes = len(wish.vocabulary)
-    if wish.scores:
-        labels, confidence = upsample_argmax(logits, size, wish.threshold, confidence=True)
-    else:
-        labels = upsample_argmax(logits, size, wish.threshold)
-    if not wish.partition:  # below the threshold is the label after the contrast's
-        labels = labels.clamp(max=classes).to(getattr(torch, label_dtype(classes)))
-    means = None
-    if wish.scores:
-        flat = labels.flatten().int()
-        counts = torch.bincount(flat, minlength=classes)[:classes]
-        sums = torch.bincount(flat, weights=confidence.flatten().double(), minlength=classes)[:classes]
-        means = tuple((sums / counts.clamp(min=1)).tolist())
-    found = labels[0].cpu().numpy()
-    if wish.partition:
-        return found, means
-    kept = leave_out_rare(found, classes, wish.least_share)
-    return found, means and tuple(mean if there else 0.0 for mean, there in zip(means, kept, strict=True))
 
 
 def _autocast_dtype(name: str, device: torch.device) -> torch.dtype:

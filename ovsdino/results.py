@@ -34,6 +34,10 @@ class Segmentation:
         familiarity: How well the model knows each class's words, 0..1: 1 was learnt, at least 0.5 resembles what was,
             below means little (`ovsdino.models.text.TextTower.familiarity`); None if nobody asked.
         background: Whether pixels can have the label K: those below a threshold, or those that are none of the words.
+        confidence: (H, W) float16, the largest softmax probability of each pixel, among the words and the contrast if
+            it competes; None if it was not asked for.
+        novelty: Distance of the image to those that the model knows, in units that one in a hundred of them exceeds;
+            None where the model cannot tell (`ovsdino calibrate`).
         image: The (H, W, 3) uint8 image, kept for `overlay`; a result of `Segmenter.segment` holds a copy, so that the
             caller can use a frame's buffer again.
         source: Path of the image file, where there is one; `save` names its files after it.
@@ -45,6 +49,8 @@ class Segmentation:
     scores: tuple[float, ...] | None = None
     familiarity: tuple[float, ...] | None = None
     background: bool = False
+    confidence: np.ndarray | None = field(default=None, repr=False)
+    novelty: float | None = None
     image: np.ndarray | None = field(default=None, repr=False)
     source: str | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
@@ -228,6 +234,7 @@ class Segmentation:
             "width": self.width,
             "height": self.height,
             "ms": round(self.ms, 3),
+            "novelty": None if self.novelty is None else round(self.novelty, 3),
             "stages_ms": {stage: round(value, 3) for stage, value in self.stages_ms.items()},
             "classes": [
                 {"name": name, "fraction": round(share, 6), "score": score, "found": found, "familiarity": familiarity}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import ovsdino
 from ovsdino.errors import OVSDinoError
+from ovsdino.models.novelty import Gaussian
 from ovsdino.models.text import TextTower
 from ovsdino.pipeline import Segmenter, check_device, load
 
@@ -417,3 +418,31 @@ def test_cuda_agrees_with_the_cpu(nano: Segmenter, picture: np.ndarray, dtype: A
     device = load("nano", "cuda", dtype=dtype, short_side=64)
     agreement = (device.segment(picture, CLASSES).labels == nano.segment(picture, CLASSES).labels).mean()
     assert agreement > (0.98 if dtype == "float32" else 0.9)
+
+
+def test_confidences_are_kept_on_request(nano: Segmenter, picture: np.ndarray) -> None:
+    logits = F.interpolate(plain_logits(nano, picture, (64, 80), CLASSES), (90, 120), mode="bilinear")
+    assert nano.segment(picture, CLASSES).confidence is None
+    for scores in (True, False):
+        result = nano.segment(picture, CLASSES, scores=scores, confidence=True)
+        assert result.confidence is not None and result.confidence.dtype == np.float16
+        np.testing.assert_allclose(result.confidence, logits.softmax(1).amax(1)[0].numpy(), atol=2e-3)
+    two = nano.segment_batch([picture, picture], CLASSES, confidence=True)
+    assert two[1].confidence is not None
+
+
+def test_an_image_unlike_the_known_ones_is_said_once(picture: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    segmenter = Segmenter(load("nano", "cpu").model, short_side=64)
+    assert segmenter.segment(picture, CLASSES).novelty is None
+    random = np.random.default_rng(0)
+    near = [np.clip(picture + random.normal(0, 8, picture.shape), 0, 255).astype(np.uint8) for _ in range(24)]
+    pooled = np.concatenate([segmenter.pooled(segmenter.encode_image(image)) for image in near])
+    segmenter.model.known = {"near": Gaussian.fit(pooled)}
+    assert segmenter.segment(picture, CLASSES).to_dict()["novelty"] < 1.5
+    assert not caplog.records
+    strange = 255 - picture.transpose(1, 0, 2)
+    for options in ({}, {"window": 64}):
+        assert segmenter.segment(strange, CLASSES, **options).novelty > 1.5  # type: ignore[operator]
+    assert [record.getMessage()[:35] for record in caplog.records] == ["an image is unlike those that nano "]
+    both = segmenter.segment_batch([picture, strange], CLASSES)
+    assert both[0].novelty < 1.5 < both[1].novelty  # type: ignore[operator]

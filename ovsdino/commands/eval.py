@@ -177,5 +177,6 @@ def _print_table(report: dict[str, Any]) -> None:
         table.add_row(label, percent(report[key]))
     for name, group in report["sizes"].items():
         table.add_row(f"recall, {name} regions ({group['regions']})", percent(group["recall"]))
+    table.add_row("calibration error", percent(report["ece"]))
     table.add_row("ms per image", f"{report['ms_per_image']:.1f}")
     Console().print(table)

@@ -129,7 +129,9 @@ class EdgeSegmenter:
             _take(self._open(), bank, partition)
             self.bank, self._partition, self._threshold = bank, partition, threshold
 
-    def segment(self, image: ImageLike, *, nv12: bool = False, scores: bool = True) -> Segmentation:
+    def segment(
+        self, image: ImageLike, *, nv12: bool = False, scores: bool = True, confidence: bool = False
+    ) -> Segmentation:
         """Label every pixel of one image.
 
         Args:
@@ -137,6 +139,7 @@ class EdgeSegmenter:
                 `nv12` an ndarray (H * 3 // 2, W) uint8, ITU-R BT.601, limited range.
             nv12: The image is NV12, as cameras and video decoders give it; the result then holds no `image`.
             scores: Also compute each class's mean confidence.
+            confidence: Keep the confidence of each pixel, see `Segmentation`.
 
         Returns:
             The result; `stages_ms` has "load", "preprocess", "encode" (the graph) and "postprocess".
@@ -157,16 +160,19 @@ class EdgeSegmenter:
             height, width = (pixels.shape[0] * 2 // 3 if nv12 else pixels.shape[0]), pixels.shape[1]
         with self._lock:
             names, partition, threshold = self.names, self._partition, self._threshold
-            labels, confidence = self._open().run(pixels, (height, width), threshold, scores, clock)
+            wanted = scores or confidence
+            labels, certainty = self._open().run(pixels, (height, width), threshold, wanted, clock)
         with clock("postprocess"):
             if not partition:  # below the threshold is the label after the contrast's
                 labels = np.minimum(labels, len(names), out=labels).astype(label_dtype(len(names)), copy=False)
                 leave_out_rare(labels, len(names), self._least_share)
-            means = None if confidence is None else class_scores(labels, confidence, len(names))
+            means = class_scores(labels, certainty, len(names)) if scores and certainty is not None else None
+            kept = certainty.astype(np.float16) if confidence and certainty is not None else None
         return Segmentation(
             labels=labels,
             names=names,
             scores=means,
+            confidence=kept,
             background=threshold is not None or not partition,
             image=None if nv12 else pixels,
             source=None if nv12 else source_name(image),

@@ -14,6 +14,7 @@ from torch import Tensor
 from ovsdino.data.spread import spread
 from ovsdino.distributed import ALONE, Ranks, add_up
 from ovsdino.errors import OVSDinoError
+from ovsdino.eval.confidence import CalibrationError
 from ovsdino.eval.metrics import SegmentationMetrics, Summary
 from ovsdino.eval.protocol import Protocol, label_image
 from ovsdino.io.ahead import read_ahead
@@ -50,16 +51,20 @@ class Evaluation:
     Attributes:
         images: How many images were scored.
         ms_per_image: Mean milliseconds from the decoded image to its labels, after one warm-up image.
+        ece: Expected calibration error of the pixels' confidences in 0..1, over 15 bins; None under a protocol, whose
+            scores are not probabilities.
     """
 
     images: int
     scores: Summary
     ms_per_image: float
+    ece: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all scores in one dictionary, ready for JSON, rounded to five digits."""
         rounded = {k: _rounded(v) for k, v in asdict(self.scores).items()}
-        return {"images": self.images, **rounded, "ms_per_image": round(self.ms_per_image, 2)}
+        ece = None if self.ece is None else round(self.ece, 5)
+        return {"images": self.images, **rounded, "ece": ece, "ms_per_image": round(self.ms_per_image, 2)}
 
 
 def evaluate(
@@ -116,21 +121,26 @@ def evaluate(
         weighted = None if prior is None else prior.to(segmenter.device, torch.float32) ** tau
         run = _under(segmenter, vocabulary, protocol, dataset.has_background, weighted, contrast)
     metrics = SegmentationMetrics(dataset.names, dataset.ignore_index, has_background=dataset.has_background)
+    calibration = CalibrationError()
     spent = np.zeros(1)
     indices = ranks.indices(total)
     for done, sample in enumerate(read_ahead(dataset.__getitem__, indices)):
         if done == 0:
             run(sample.image)
-        labels, ms = run(sample.image)
+        labels, ms, confidence = run(sample.image)
         spent += ms
         metrics.update(labels, sample.label)
+        if confidence is not None:
+            known = (sample.label != dataset.ignore_index) & (sample.label < len(dataset.names))
+            calibration.update(confidence[known], (labels == sample.label)[known])
         if progress is not None:
             progress(done + 1, len(indices))
-    add_up([*metrics.sums(), spent])
-    return Evaluation(images=total, scores=metrics.summary(), ms_per_image=float(spent[0]) / total)
+    add_up([*metrics.sums(), spent, calibration.table])
+    ms = float(spent[0]) / total
+    return Evaluation(images=total, scores=metrics.summary(), ms_per_image=ms, ece=calibration.value())
 
 
-Run = Callable[[np.ndarray], "tuple[np.ndarray, float]"]
+Run = Callable[[np.ndarray], "tuple[np.ndarray, float, np.ndarray | None]"]
 
 
 def class_prior(
@@ -205,12 +215,12 @@ def _under(
         protocol = replace(protocol, background=None)
     text = protocol_text(segmenter, vocabulary, protocol, partition=not contrast)
 
-    def run(image: np.ndarray) -> tuple[np.ndarray, float]:
+    def run(image: np.ndarray) -> tuple[np.ndarray, float, None]:
         clock = segmenter.clock()
         options: dict[str, Any] = {"batches": segmenter.batches, "dtype": segmenter.dtype, "clock": clock}
         if prior is not None:
             options["prior"] = prior
-        return label_image(segmenter.model, image, text, protocol, **options), sum(clock.ms.values())
+        return label_image(segmenter.model, image, text, protocol, **options), sum(clock.ms.values()), None
 
     return run
 
@@ -226,14 +236,14 @@ def protocol_text(
 
 
 def _native(segmenter: Segmenter, vocabulary: Vocabulary, has_background: bool, options: dict[str, Any]) -> Run:
-    """Return the function from an image to its labels and milliseconds as `Segmenter.segment` gives them."""
+    """Return the function from an image to labels, milliseconds and confidences as `Segmenter.segment` gives them."""
 
-    def run(image: np.ndarray) -> tuple[np.ndarray, float]:
-        result = segmenter.segment(image, vocabulary, scores=False, **options)
+    def run(image: np.ndarray) -> tuple[np.ndarray, float, np.ndarray | None]:
+        result = segmenter.segment(image, vocabulary, scores=False, confidence=True, **options)
         labels = result.labels
         if has_background:  # the words are classes 1.., and the label below the threshold is class 0
             labels = np.where(labels == len(vocabulary), 0, labels.astype(np.int64) + 1)
-        return labels, result.ms
+        return labels, result.ms - result.stages_ms.get("confidence", 0.0), result.confidence
 
     return run
 

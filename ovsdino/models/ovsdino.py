@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ovsdino.models.adapted import AdaptedWords
 from ovsdino.models.backbone import build_backbone, normalize
 from ovsdino.models.config import ModelConfig
+from ovsdino.models.novelty import Gaussian
 from ovsdino.models.prior import prior_offsets
 from ovsdino.models.sae import Structure, StructureAwareEncoder
 from ovsdino.models.score_attention import ScoreAttention
@@ -118,6 +119,7 @@ class OVSDINO(nn.Module):
         self.decoder_trained = False
         self.aligned = True  # False where the head behind a CNN is random
         self.backgrounds: dict[str, float] = {}  # calibrated for its decoder, by data set
+        self.known: dict[str, Gaussian] = {}  # mean-pooled features of the images that it knows, by data set
 
     @property
     def has_decoder(self) -> bool:

@@ -14,13 +14,13 @@ import torch
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import read_json, reading, sha256_of
 from ovsdino.models.backbone import freeze
-from ovsdino.models.calibration import read_backgrounds
+from ovsdino.models.calibration import Measured, read_measured
 from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, ScoreAttentionConfig, SMDConfig, TextConfig
 from ovsdino.models.lexicon import LexiconTextTower
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.sentence import SentenceTextTower
 from ovsdino.models.text import ClipTextTower, HashedTextTower, TextTower, read_projection
-from ovsdino.models.weights import fetch, load_state, packaged, read_foreign, read_packaged, read_safetensors
+from ovsdino.models.weights import WEIGHTS, fetch, load_state, packaged, read_foreign, read_packaged, read_safetensors
 from ovsdino.settings import merged
 
 log = logging.getLogger("ovsdino")
@@ -204,7 +204,11 @@ def create_model(
     else:
         model = _on_official_weights(name, checkpoint, **files)
     freeze(model)
-    model.backgrounds = read_backgrounds(checkpoint) if pretrained and checkpoint else {}
+    if pretrained:
+        shipped = packaged(name) if config.text.stored else None
+        source = checkpoint or (shipped and WEIGHTS / shipped.file)
+        measured = read_measured(source) if source else Measured()
+        model.backgrounds, model.known = dict(measured.backgrounds), dict(measured.known)
     return model.to(device)
 
 

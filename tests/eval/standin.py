@@ -23,6 +23,7 @@ class PatchColors:
         self.config = SimpleNamespace(name="colors", mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5), embed_dim=3)
         self.text_tower = TextTower()
         self.batches: list[tuple[int, ...]] = []
+        self.text_tower = TextTower()
 
     def encode_image(self, image: Tensor) -> ImageFeatures:
         self.batches.append(tuple(image.shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.eval.calibrate import best_threshold, calibrate, shown_below
 from ovsdino.eval.protocol import Protocol
 from ovsdino.models.zoo import build_model
+from ovsdino.pipeline import load
 from ovsdino.timing import Clock
 from ovsdino.windows import Batches
 from tests.eval.standin import PatchColors
@@ -107,10 +109,35 @@ def test_eval_reads_what_calibrate_wrote(voc: Path, capsys: pytest.CaptureFixtur
     assert main(["eval", *line, "--background", "0.4"]) == 0
     assert json.loads(capsys.readouterr().out)["protocol"]["background"] == 0.4
     after = load_file(file)
+    scale = {name: state.pop("log_scale") for name, state in (("before", weights), ("after", after))}
     assert after.keys() == weights.keys() and all(torch.equal(after[k], v) for k, v in weights.items())
+    expected = scale["before"] - math.log(found["temperature"])
+    torch.testing.assert_close(scale["after"], expected, atol=1e-4, rtol=0)
 
 
-def test_a_data_set_without_background_is_one_line(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_confidences_are_calibrated_and_labels_stay(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A data set without a background class: the temperature found once is 1 when it is looked for again."""
+    torch.manual_seed(0)
+    file = voc / "run.safetensors"
+    save_file(build_model("nano").state_dict(), file)
     (voc / "voc21_train.zip").rename(voc / "voc20_train.zip")
-    assert main(["calibrate", "--dataset", "voc20", "--root", str(voc), "--device", "cpu"]) == 2
-    assert "no background class, so there is nothing to calibrate" in capsys.readouterr().err
+    line = ["calibrate", "--dataset", "voc20", "--root", str(voc), "--device", "cpu", "--short-side", "64"]
+    line += ["--checkpoint", str(file)]
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    before = load("nano", "cpu", checkpoint=file, short_side=64).segment(image, "red,blue")
+    assert main([*line, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert "background" not in first and first["ece"] <= first["ece_before"] + 0.05
+    assert main(line) == 0
+    told = capsys.readouterr().out
+    assert "temperature 1.000" in told or "temperature 0.999" in told or "temperature 1.001" in told
+    after = load("nano", "cpu", checkpoint=file, short_side=64).segment(image, "red,blue")
+    assert (after.labels == before.labels).mean() > 0.999
+
+
+def test_few_images_say_nothing_of_others(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (voc / "voc21_train.zip").rename(voc / "voc20_train.zip")
+    line = ["calibrate", "--dataset", "voc20", "--root", str(voc), "--device", "cpu", "--short-side", "64", "--json"]
+    assert main(line) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["novelty_limit"] is None and found["written"] is None
