@@ -123,6 +123,9 @@ def torch_segmenter(case: Case) -> Segmenter:
         def encode_text(self, classes: Any) -> torch.Tensor:
             return bank if case.random_weights else super().encode_text(classes)
 
+        def text_rows(self, classes: Any, partition: bool | None = None) -> Any:
+            return bank if case.random_weights else super().text_rows(classes, partition)
+
     if case.threads is not None:
         torch.set_num_threads(case.threads)
     model = torch_model(case.model, case.random_weights)

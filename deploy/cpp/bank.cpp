@@ -86,6 +86,9 @@ Sidecar parse_sidecar(std::string_view text) {
   const Json json = parse_json(text);
   if (json.at("format").integer() != 1)
     fail("format is " + std::to_string(json.at("format").integer()) + ", expected 1");
+  if (json.has("words")) {  // a graph that takes groups of rows, as ovsdino/edge/sidecar.py writes it
+    fail("its graph takes several words a class and contrast rows, which this program does not (--no-contrast)");
+  }
   Sidecar sidecar;
   sidecar.file = json.at("file").text();
   sidecar.sha256 = json.at("sha256").text();

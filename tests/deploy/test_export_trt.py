@@ -16,6 +16,7 @@ from PIL import Image
 from ovsdino.deploy.export import compare, engine
 from ovsdino.deploy.export_trt import ExportTrt
 from ovsdino.edge.sidecar import Sidecar
+from ovsdino.edge.tensors import text_inputs
 from ovsdino.parsing import run_script
 from ovsdino.pipeline import load
 
@@ -81,7 +82,9 @@ def test_nano_from_weights_to_engine(
         bank = segmenter.encode_text(names)
         with torch.inference_mode():
             expected = segmenter.model(image, bank)
-        (found,) = session.run(["logits"], {"image": image.numpy(), "text": bank.numpy()})
+        text = text_inputs(Sidecar.load(graph), bank.numpy())  # without a contrast
+        (found,) = session.run(["logits"], {"image": image.numpy(), **text})
+        found = found[:, : len(names)]
         assert found.shape == (1, len(names), 88, 116)
         assert (torch.from_numpy(found).argmax(1) == expected.argmax(1)).double().mean() >= 0.995
     assert onnx.load(graph, load_external_data=False).graph.input[1].type.tensor_type.shape.dim[0].dim_param
@@ -92,13 +95,14 @@ class StandIn:
 
     def __init__(self, graph: Path, sign: float) -> None:
         self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        self.sidecar = Sidecar.load(graph)
         self.sign = sign
 
-    def set_text(self, text: np.ndarray) -> None:
-        self.text = text
+    def set_text(self, text: np.ndarray, contrast: np.ndarray | None = None) -> None:
+        self.text = text_inputs(self.sidecar, text, contrast)
 
     def infer(self, image: np.ndarray) -> np.ndarray:
-        return self.sign * self.session.run(["logits"], {"image": image, "text": self.text})[0]
+        return self.sign * self.session.run(["logits"], {"image": image, **self.text})[0]
 
 
 @pytest.mark.parametrize(("sign", "code"), [(1.0, 0), (-1.0, 2)])

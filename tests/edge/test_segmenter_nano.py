@@ -48,7 +48,7 @@ def test_labels_are_those_of_the_torch_pipeline(model: Path, torch_side: pipelin
         images = [np.array(Image.open(io.BytesIO(archive.read(name)))) for name in names]
     assert len(images) == 5
     for image in images:
-        expected = torch_side.segment(image, STREET)
+        expected = torch_side.segment(image, STREET, partition=True)
         assert (segmenter.segment(image).labels == expected.labels).mean() >= 0.995
 
 
@@ -59,7 +59,7 @@ def test_photograph_and_another_vocabulary(model: Path, torch_side: pipeline.Seg
     segmenter = EdgeSegmenter(model, bank(torch_side, STREET), threads=1, background=0.4)
     for classes in (STREET, "sky, building, tree, water"):
         segmenter.set_bank(bank(torch_side, classes))
-        result, expected = segmenter.segment(image), torch_side.segment(image, classes, background=0.4)
+        result, expected = segmenter.segment(image), torch_side.segment(image, classes, background=0.4, partition=True)
         assert (result.labels == expected.labels).mean() >= 0.995
         assert result.names == expected.names and result.background
         assert (result.labels == len(result.names)).any()
@@ -75,5 +75,5 @@ def test_a_photograph_of_another_ratio_is_resized_to_the_graph(model: Path, torc
     result = EdgeSegmenter(model, bank(torch_side, classes), threads=1).segment(image)
     assert result.labels.shape == image.shape[:2]
     squeezed = np.array(Image.fromarray(image).resize((569, 427), Image.Resampling.BILINEAR))
-    again = np.array(Image.fromarray(torch_side.segment(squeezed, classes).labels).resize((640, 427), 0))
+    again = np.array(Image.fromarray(torch_side.segment(squeezed, classes, partition=True).labels).resize((640, 427), 0))
     assert (result.labels == again).mean() > 0.97
