@@ -244,6 +244,8 @@ def anchored(kind: Any, tree: Any, folder: Path) -> Any:
 
     A tree that does not have the shape of `kind` is left as it is: `build_config` refuses it.
     """
+    if typing.get_origin(kind) is dict and isinstance(tree, dict):
+        return {key: anchored(typing.get_args(kind)[1], value, folder) for key, value in tree.items()}
     if not (dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(tree, dict)):
         return tree
     result = dict(tree)

@@ -250,21 +250,26 @@ class ViTBackbone(Backbone):
 
 
 class CNNBackbone(Backbone):
-    """A pretrained EfficientNet, its last stages dilated to the stride `patch_size`; taps are its stages.
+    """A pretrained EfficientNet; taps are its stages.
 
-    The head is linear, from the channels of the last convolution to D. All of the network but the head stays in eval
-    mode, in training as well: its batch norms were fitted to ImageNet, and small batches would only spoil them.
+    Its final map has the stride `patch_size`: by dilation of the last stages, or, where the configuration gives the last
+    stage twice that stride, by bilinear upsampling, with the map of the stage before appended. The latter costs half
+    the FLOPs of the former. The head is linear, from the channels of the final map to D.
+    Batch norms stay in eval mode, in training as well: they were fitted to ImageNet, and small batches would only spoil
+    them.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
         self.cnn: Any  # of timm, as above
-        self.cnn = timm.create_model(config.timm_name, pretrained=False, num_classes=0, output_stride=config.patch_size)
+        stride = config.stage_strides[-1]
+        self.cnn = timm.create_model(config.timm_name, pretrained=False, num_classes=0, output_stride=stride)
         found = [(stage["num_chs"], stage["reduction"]) for stage in self.cnn.feature_info]
         if (named := [*zip(config.stage_dims, config.stage_strides, strict=True)]) != found:
             raise ValueError(f"{config.timm_name} has stages of (channels, stride) {found}, the configuration {named}")
         self.cnn.eval()
-        self.head = nn.Linear(self.cnn.num_features, config.embed_dim)
+        self.joined = stride > config.patch_size
+        self.head = nn.Linear(self.cnn.num_features + self.joined * config.stage_dims[-2], config.embed_dim)
 
     def train(self, mode: bool = True) -> CNNBackbone:
         """Set training mode for the head alone."""
@@ -281,10 +286,17 @@ class CNNBackbone(Backbone):
         load_state(self.cnn, kept, f"{path} ({self.config.timm_name})")
 
     def _frozen(self, image: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        if not taps:
+        if not taps and not self.joined:
             return self.cnn.forward_features(image), []
-        final, tapped = self.cnn.forward_intermediates(image, indices=list(taps))
-        return final, list(tapped)
+        before = len(self.config.stage_dims) - 2
+        indices = sorted({*taps, before}) if self.joined else [*taps]
+        final, stages = self.cnn.forward_intermediates(image, indices=indices)
+        maps = dict(zip(indices, stages, strict=True))
+        if self.joined:
+            near = maps[before]
+            final = F.interpolate(final, near.shape[-2:], mode="bilinear", align_corners=False)
+            final = torch.cat([final, near], 1)
+        return final, [maps[tap] for tap in taps]
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:

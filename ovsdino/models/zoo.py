@@ -28,13 +28,21 @@ log = logging.getLogger("ovsdino")
 NANO = ModelConfig(
     name="nano",
     backbone=BackboneConfig(
-        timm_name="nano_vit", patch_size=16, embed_dim=192, depth=6, num_heads=3, taps=(0, 2, 4, 5)
+        timm_name="tf_efficientnet_lite0.in1k",
+        patch_size=16,
+        embed_dim=256,
+        depth=5,
+        taps=(1, 2, 3),
+        stage_dims=(16, 24, 40, 112, 320),
+        stage_strides=(2, 4, 8, 16, 32),
     ),
-    sae=SAEConfig(guide_dim=48, mid_dim=96, structure_dim=192, blocks=(1, 2, 2), depthwise=False),
-    smd=SMDConfig(width=192, gate="attention", unit=False),  # as its shipped weights were trained
-    text=TextConfig(kind="hashed", width=64, buckets=12288),
-    upsampling="guided",
+    sae=SAEConfig(guide_dim=48, mid_dim=96, structure_dim=192, blocks=(1, 1, 1)),
+    smd=SMDConfig(width=128, blocks=1),
+    text=TextConfig(kind="hashed", width=64, buckets=32768),
+    score_attention=ScoreAttentionConfig(mix=0.5),
     short_side=352,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
 )
 
 # Frozen, in front of a linear head into the sentence encoder's own space: the test bed of weak supervision.

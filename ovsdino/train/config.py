@@ -72,8 +72,8 @@ class RunConfig(CommonConfig):
         model: Name in the zoo.
         decoder: False trains the baseline, which has none.
         architecture: Fields of the model's configuration to replace, e.g. ``{smd: {gate: none}}``.
-        backbone_weights: For nano, a safetensors file of an earlier run whose backbone this one starts from. For
-            others, a file of the backbone's official weights; "" asks the hub.
+        backbone_weights: A file of the backbone's official weights; "" asks the hub, or for nano begins with random
+            ones.
         text_weights: Safetensors file of nano's text tower; "" takes the shipped model's.
         projection: File of Talk2DINO's text projection, for the models that have one, or of lite2's head; "" asks the
             hub where one is published, else the run begins with a random one.

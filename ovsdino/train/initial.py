@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.models.backbone import CNNBackbone
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.weights import load_state, packaged, read_packaged, read_safetensors
 from ovsdino.models.zoo import PROJECTIONS, build_model, load_official
@@ -44,7 +45,9 @@ def load_weights(model: OVSDINO, config: RunConfig) -> None:
         )
         return
     load_text_tower(model, config.text_weights)
-    if config.backbone_weights:
+    if config.backbone_weights and isinstance(model.backbone, CNNBackbone):
+        model.backbone.load(config.backbone_weights)
+    elif config.backbone_weights:
         load_backbone(model, config.backbone_weights)
 
 

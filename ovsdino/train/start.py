@@ -11,6 +11,7 @@ from ovsdino.io.files import refuse_inputs
 from ovsdino.settings import anchored, build_config, overridden, read_yaml
 from ovsdino.train.config import RunConfig
 from ovsdino.train.dense.config import DenseConfig
+from ovsdino.train.mixed.config import MixedConfig
 from ovsdino.train.weak.config import WeakConfig
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 WRITTEN = ("checkpoint.pt", "last.safetensors", "best.safetensors")  # in the folder of a run
 
 
-KINDS: dict[str, type[RunConfig]] = {"labels": DenseConfig, "captions": WeakConfig}
+KINDS: dict[str, type[RunConfig]] = {"labels": DenseConfig, "captions": WeakConfig, "mixed": MixedConfig}
 
 
 def supervision(tree: dict[str, Any]) -> type[RunConfig]:
@@ -31,7 +32,7 @@ def supervision(tree: dict[str, Any]) -> type[RunConfig]:
     """
     kind = tree.get("supervision", "labels")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise OVSDinoError(f"supervision: expected {' or '.join(KINDS)}, got {kind!r:.60}")
+        raise OVSDinoError(f"supervision: expected {', '.join(KINDS)}, got {kind!r:.60}")
     return KINDS[kind]
 
 
@@ -79,6 +80,10 @@ def make_trainer(config: RunConfig, log: Log) -> SegmentationTrainer:
         from ovsdino.train.dense.trainer import DenseTrainer
 
         return DenseTrainer(config, log)
+    if isinstance(config, MixedConfig):
+        from ovsdino.train.mixed.trainer import MixedTrainer
+
+        return MixedTrainer(config, log)
     assert isinstance(config, WeakConfig)
     from ovsdino.train.weak.trainer import WeakTrainer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,30 @@ GRAY = (0.299, 0.587, 0.114)
 class BatchSource:
     """Batches cut from the images of a data set, the decoded ones kept in memory up to `config.cache_mb`.
 
+    Args:
+        dataset: Images and labels.
+        config: How images are varied.
+        stages: Crops.
+        seed: Of the run.
+        device: Where decoded images are kept and varied.
+
     Raises:
         OVSDinoError: A class of `mix_classes` is not in the data set.
     """
 
-    def __init__(self, dataset: SegmentationDataset, config: DataConfig, stages: tuple[StageConfig, ...], seed: int):
-        self.dataset, self.config, self.stages, self.seed = dataset, config, stages, seed
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        config: DataConfig,
+        stages: Sequence[StageConfig],
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.dataset, self.config, self.stages, self.seed, self.device = dataset, config, stages, seed, device
         unknown = next((name for name in config.mix_classes if name not in dataset.names), None)
         if unknown is not None:
             raise OVSDinoError(f"data.mix_classes: {unknown!r} is not a class of the data: {', '.join(dataset.names)}")
-        self.mix_ids = torch.tensor([dataset.names.index(n) for n in config.mix_classes], dtype=torch.uint8)
+        self.mix_ids = [dataset.names.index(n) for n in config.mix_classes]
         self._cache: ImageCache[tuple[Tensor, Tensor]] = ImageCache(
             share_of_machine(config.cache_mb, 0), lambda pair: sum(part.nbytes for part in pair)
         )
@@ -41,7 +56,8 @@ class BatchSource:
 
         def read() -> tuple[Tensor, Tensor]:
             sample = self.dataset[index]
-            return torch.from_numpy(sample.image.copy()).permute(2, 0, 1), torch.from_numpy(sample.label)
+            image, label = torch.from_numpy(sample.image.copy()).permute(2, 0, 1), torch.from_numpy(sample.label)
+            return image.to(self.device), label.to(self.device)
 
         return self._cache.get(index, read)
 
@@ -49,60 +65,74 @@ class BatchSource:
         """Return the labeled pixels of each class, (K,) int64."""
         counts = torch.zeros(num_classes, dtype=torch.int64)
         for index in range(len(self.dataset)):
-            counts += torch.bincount(self.pair(index)[1].flatten(), minlength=256)[:num_classes]
+            counts += torch.bincount(self.pair(index)[1].flatten(), minlength=256)[:num_classes].cpu()
         return counts
-
-    def sample(self, index: int, stage: StageConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Return one augmented crop: image (3, h, w) float in [0, 1], label (h, w) uint8."""
-        image, label = self.pair(index)
-        height, width = label.shape
-        size = (stage.height, stage.width)
-        aspect = size[1] / size[0] * np.exp(rng.uniform(-1, 1) * np.log(self.config.aspect))
-        area = rng.uniform(stage.area, 1.0) * height * width
-        h = min(height, round((area / aspect) ** 0.5))
-        w = min(width, round((area * aspect) ** 0.5))
-        top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
-        crop = image[:, top : top + h, left : left + w].float().div_(255)
-        crop = F.interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
-        rows = ((torch.arange(size[0]) + 0.5) * h / size[0]).long() + int(top)
-        columns = ((torch.arange(size[1]) + 0.5) * w / size[1]).long() + int(left)
-        target = label[rows][:, columns]
-        if self.config.flip and rng.random() < 0.5:
-            crop, target = crop.flip(-1), target.flip(-1)
-        return crop, target
-
-    def recolored(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        """Return an image (3, h, w) in [0, 1] with another brightness, contrast, saturation and white balance."""
-        strength = self.config.colour
-        if not strength:
-            return image
-        factor = np.exp(rng.uniform(-1, 1, 3) * strength)
-        balance = torch.tensor(np.exp(rng.uniform(-1, 1, 3) * strength * 0.3), dtype=image.dtype)
-        image = image * float(factor[0])
-        mean = image.mean()
-        image = (image - mean) * float(factor[1]) + mean
-        gray = (image * torch.tensor(GRAY, dtype=image.dtype)[:, None, None]).sum(0)
-        return ((image - gray) * float(factor[2]) + gray).mul(balance[:, None, None]).clamp(0, 1)
 
     def batch(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
         """Return the images (B, 3, h, w) float in [0, 1] and labels (B, h, w) int64 of a step."""
         rng = np.random.default_rng((self.seed, step))
         stage = stage_at(self.stages, step, steps)
+        size = (stage.height, stage.width)
         # The mixed-in pixels come from the next image of the batch: crops of their own would double the work.
         count = len(self.dataset)
         picks = rng.choice(count, stage.batch, replace=count < stage.batch)
-        crops = [self.sample(int(i), stage, rng) for i in picks]
+        crops = [random_crop(*self.pair(int(i)), size, stage.area, self.config, rng) for i in picks]
         images, labels = [], []
         for i, (image, label) in enumerate(crops):
-            if len(self.mix_ids) and rng.random() < self.config.mix:
+            if self.mix_ids and rng.random() < self.config.mix:
                 other_image, other_label = crops[(i + 1) % len(crops)]
-                chosen = self.mix_ids[torch.from_numpy(rng.random(len(self.mix_ids)) < 0.6)]
-                mask = torch.isin(other_label, chosen)
+                chosen = [own for own, drawn in zip(self.mix_ids, rng.random(len(self.mix_ids)) < 0.6, strict=True) if drawn]
+                mask = torch.isin(other_label, torch.tensor(chosen, dtype=torch.uint8, device=other_label.device))
                 image = torch.where(mask, other_image, image)
                 label = torch.where(mask, other_label, label)
-            images.append(self.recolored(image, rng))
+            images.append(recolored(image, self.config.colour, rng))
             labels.append(label)
         return torch.stack(images), torch.stack(labels).long()
+
+
+def random_crop(
+    image: Tensor, label: Tensor, size: tuple[int, int], area: float, config: DataConfig, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return a part of an image and of its labels at one size, perhaps mirrored.
+
+    Args:
+        image: (3, H, W) uint8.
+        label: (H, W).
+        size: (h, w) of the result.
+        area: Smallest share of the image that the part covers.
+        config: Its aspect and flip.
+        rng: Draws the part.
+
+    Returns:
+        (3, h, w) float in [0, 1], and (h, w) by nearest neighbor.
+    """
+    height, width = label.shape
+    aspect = size[1] / size[0] * np.exp(rng.uniform(-1, 1) * np.log(config.aspect))
+    pixels = rng.uniform(area, 1.0) * height * width
+    h = min(height, round((pixels / aspect) ** 0.5))
+    w = min(width, round((pixels * aspect) ** 0.5))
+    top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+    crop = image[:, top : top + h, left : left + w].float().div_(255)
+    crop = F.interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
+    rows = ((torch.arange(size[0], device=label.device) + 0.5) * h / size[0]).long() + int(top)
+    columns = ((torch.arange(size[1], device=label.device) + 0.5) * w / size[1]).long() + int(left)
+    target = label[rows][:, columns]
+    if config.flip and rng.random() < 0.5:
+        crop, target = crop.flip(-1), target.flip(-1)
+    return crop, target
+
+
+def recolored(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+    """Return an image (3, h, w) in [0, 1] with another brightness, contrast, saturation and white balance."""
+    if not strength:
+        return image
+    factor = np.exp(rng.uniform(-1, 1, 3) * strength)
+    balance = torch.tensor(np.exp(rng.uniform(-1, 1, 3) * strength * 0.3), dtype=image.dtype)
+    image = image * float(factor[0])
+    mean = image.mean()
+    image = (image - mean) * float(factor[1]) + mean
+    gray = (image * torch.tensor(GRAY, dtype=image.dtype)[:, None, None].to(image.device)).sum(0)
+    return ((image - gray) * float(factor[2]) + gray).mul(balance[:, None, None].to(image.device)).clamp(0, 1)
 
 
 def open_training(config: DataConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:
@@ -114,8 +144,11 @@ def open_training(config: DataConfig) -> tuple[SegmentationDataset, Segmentation
 
     def part(rows: slice) -> SegmentationDataset:
         dataset = open_dataset(config.dataset, config.root, config.train_split, byte_labels=True)
-        dataset.entries = tuple(sorted(dataset.entries, key=lambda entry: entry.image))[rows]
+        kept = [entry for entry in dataset.entries if not entry.stem.startswith(config.exclude or "/")]
+        dataset.entries = tuple(sorted(kept, key=lambda entry: entry.image))[rows]
         dataset.stems = tuple(entry.stem for entry in dataset.entries)
+        if not dataset.entries:
+            raise OVSDinoError(f"data.exclude: {', '.join(config.exclude)}: no training image is left")
         return dataset
 
     if not Path(config.root).is_dir():
@@ -123,7 +156,7 @@ def open_training(config: DataConfig) -> tuple[SegmentationDataset, Segmentation
             f"data.root: {config.root}: no such folder; it holds the data set (README says how to get one)"
         )
     if not config.selection:
-        return open_dataset(config.dataset, config.root, config.train_split, byte_labels=True), None
+        return part(slice(None)), None
     total = len(part(slice(None)))
     count = round(config.selection * total)
     if not 0 < count < total:

@@ -38,6 +38,7 @@ class DataConfig:
         selection: Share of the training images that are kept out of training and choose `best.safetensors`: the last
             by name, so that only one cut goes through a video. 0 chooses nothing: the weights of the last step are
             the result. `val_split` is measured along the way and chooses nothing in either case.
+        exclude: Training images whose names begin with one of these are left out: the frames of a drive, for instance.
         aspect: A crop's aspect differs from width / height by up to this factor.
         mix: Probability that an image receives the pixels of `mix_classes` of another one, at the same place.
         cache_mb: Megabytes of decoded images and labels that are kept; the least recently used make room.
@@ -48,6 +49,7 @@ class DataConfig:
     train_split: str = "train"
     val_split: str = "val"
     selection: Annotated[float, Within(0, 0.9)] = 0.0
+    exclude: tuple[Annotated[str, Size(1, 1000)], ...] = ()
     flip: bool = True
     aspect: Annotated[float, Within(1, 16)] = 1.2
     colour: Annotated[float, Within(0, 4)] = 0.35

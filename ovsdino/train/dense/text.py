@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import read_text
 from ovsdino.models.ovsdino import OVSDINO
-from ovsdino.train.dense.config import DenseConfig
+from ovsdino.train.dense.config import TextSupervision
 
 
 class TextBank:
-    """Embeddings of the phrases of each class, and of distractor words that name nothing in the images."""
+    """Embeddings of the phrases of each class, and of distractor words that name nothing in the images.
 
-    def __init__(self, model: OVSDINO, names: tuple[str, ...], config: DenseConfig) -> None:
-        text = config.text
+    Args:
+        model: Whose text tower reads the words.
+        names: The classes.
+        text: Their phrases.
+        dataset: Name of the data set, for messages.
+    """
+
+    def __init__(self, model: OVSDINO, names: Sequence[str], text: TextSupervision, dataset: str) -> None:
         unknown = sorted(set(text.names) - set(names))
         if unknown:
             raise OVSDinoError(
-                f"text.names: {unknown[0]!r} is not a class of {config.data.dataset}: {', '.join(names)}"
+                f"text.names: {unknown[0]!r} is not a class of {dataset}: {', '.join(names)}"
             )
         phrases = [text.names.get(name, (name,)) for name in names]
         leaked = sorted(set(text.exclude) & {p for group in phrases for p in group})

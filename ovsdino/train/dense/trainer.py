@@ -37,7 +37,7 @@ class DenseTrainer(SegmentationTrainer):
         freeze(self.model.text_tower)
         if not config.train_backbone:
             freeze(self.model.backbone)
-        self.text = TextBank(self.model, self.train_set.names, config)
+        self.text = TextBank(self.model, self.train_set.names, config.text, config.data.dataset)
         self.source = BatchSource(self.train_set, config.data, config.stages, config.seed)
         counts = self.source.class_counts(len(self.train_set.names))
         weights = class_weights(counts, config.loss.class_power, config.loss.class_weight_max)

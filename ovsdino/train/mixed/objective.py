@@ -1,0 +1,219 @@
+"""The loss of training on several kinds of images.
+
+For each data set with pixel labels y, t the rows of the classes that this step asks for and c those of the contrast
+words, whose scores are one channel, their maximum at each token: with z the fine logits of both,
+
+    cross_entropy  CE(z, y), each class with its weight; what is none of t is the contrast's
+    dice           soft Dice of softmax(z) over the classes that are there
+    coarse         CE at the tokens, against the shares of the classes in each
+    boundary       BCE + Dice(boundary logits, edges of y)
+    affinity       co-membership of neighboring cells in the regions of y (`weak/affinity.py`)
+
+and for the others
+
+    pictures       CE of softmax_w(s (1/r) log mean_i exp(r cos(F'_i, t_w))) against the picture's word
+    classes        CE(softmax_n(s cos(F'_i, t_n)), the teacher's classifier), at positions where it is sure
+    words          CE(softmax_v(s cos(F'_i, t_v)), the teacher's words), at positions of all images
+    boundary, affinity of drawn regions
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovsdino.data.segmentation import IGNORE_INDEX
+from ovsdino.models.backbone import normalize
+from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
+from ovsdino.train.dense.losses import boundary_loss, coarse_labels, dice_loss, soft_cross_entropy
+from ovsdino.train.mixed.config import MixedConfig
+from ovsdino.train.mixed.teacher import Teacher
+from ovsdino.train.segmentation import encode, normalized
+from ovsdino.train.weak.affinity import affinity_loss
+
+REGIONS = 24  # of an image, the largest ones, that the affinity is learned from
+DILATIONS = (1, 2, 4)
+
+
+@dataclass
+class LabeledPart:
+    """Crops of one data set and the words asked for.
+
+    Attributes:
+        images: (B, 3, H, W) in [0, 1].
+        labels: (B, H, W) int64: the place of a row, K for none of these, 255 where it is not known.
+        rows: (K, D) of the classes that are asked for.
+        contrast: (C, D), C >= 1.
+        weights: (K + 1,), of the classes and of none.
+        edges: Whether labels end at edges.
+        weight: Of this part.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+    contrast: Tensor
+    weights: Tensor
+    edges: bool
+    weight: float
+
+
+@dataclass
+class MixedBatch:
+    """A step's images of all kinds.
+
+    Attributes:
+        labeled: One part for each data set.
+        pictures: Crops (B, 3, s, s) and word numbers (B,), or None.
+        regions: Crops (B, 3, H, W) and region numbers (B, H, W), or None.
+    """
+
+    labeled: list[LabeledPart]
+    pictures: tuple[Tensor, Tensor] | None
+    regions: tuple[Tensor, Tensor] | None
+
+
+class MixedObjective(nn.Module):
+    """Images of all kinds in, the weighted terms out.
+
+    Args:
+        model: Trained here.
+        config: Of the run.
+        words: Rows of the pictures' words, (W, D).
+        same: (W, W) bool: words that are as good as the same do not compete.
+        teacher: None leaves `classes` and `words` out.
+        names: Rows of the teacher's classes in the model's text space, (1000, D).
+        vocabulary: Rows of the teacher's vocabulary, (V, D).
+    """
+
+    words: Tensor
+    same: Tensor
+    names: Tensor
+    vocabulary: Tensor
+
+    def __init__(
+        self,
+        model: OVSDINO,
+        config: MixedConfig,
+        words: Tensor,
+        same: Tensor,
+        teacher: Teacher | None,
+        names: Tensor,
+        vocabulary: Tensor,
+    ) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.teacher = teacher
+        for name, rows in {"words": words, "same": same, "names": names, "vocabulary": vocabulary}.items():
+            self.register_buffer(name, rows, persistent=False)
+
+    def forward(self, batch: MixedBatch) -> dict[str, Tensor]:
+        """Return the weighted terms by name."""
+        bf16, loss = self.config.optim.bf16, self.config.loss
+        terms: dict[str, list[Tensor]] = {}
+        seen: list[tuple[Tensor, ImageFeatures]] = []
+
+        def add(name: str, weight: float, value: Tensor) -> None:
+            terms.setdefault(name, []).append(weight * value)
+
+        for part in batch.labeled:
+            features = encode(self.model, part.images, bf16)
+            seen.append((part.images, features))
+            for name, value in self._labeled(part, features).items():
+                add(name, getattr(loss, name) * part.weight, value)
+        if batch.pictures is not None:
+            images, targets = batch.pictures
+            features = encode(self.model, images, bf16)
+            seen.append((images, features))
+            add("pictures", loss.pictures, self._pictures(features, targets))
+        if batch.regions is not None:
+            images, regions = batch.regions
+            features = encode(self.model, images, bf16)
+            seen.append((images, features))
+            for name, value in self._structure(features, regions).items():
+                add(name, getattr(loss, name), value)
+        if self.teacher is not None:
+            for name, value in self._taught(seen).items():
+                add(name, getattr(loss, name), value)
+        return {name: torch.stack(values).sum() for name, values in terms.items()}
+
+    def _labeled(self, part: LabeledPart, features: ImageFeatures) -> dict[str, Tensor]:
+        count = len(part.rows) + 1
+        coarse = self.model.coarse_logits(features, torch.cat([part.rows, part.contrast]))
+        coarse = torch.cat([coarse[:, : count - 1], coarse[:, count - 1 :].amax(1, keepdim=True)], 1)
+        labels = part.labels[:, ::2, ::2]
+        logits = coarse
+        if self.model.decoder is not None and features.structure is not None:
+            text = F.pad(part.rows, (0, 0, 0, 1)) * self.model.log_scale.exp()  # none of these has no row
+            logits = self.model.decoder.refine(coarse, features.structure.guide, text)
+        logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+        share = coarse_labels(part.labels, (coarse.shape[2], coarse.shape[3]), count)
+        found = {
+            "cross_entropy": F.cross_entropy(logits, labels, part.weights, ignore_index=IGNORE_INDEX),
+            "dice": dice_loss(logits.softmax(1), labels, count),
+            "coarse": soft_cross_entropy(coarse, share, part.weights),
+        }
+        if part.edges:
+            found |= self._structure(features, part.labels)
+        return found
+
+    def _structure(self, features: ImageFeatures, regions: Tensor) -> dict[str, Tensor]:
+        if self.model.decoder is None or features.structure is None:
+            return {}
+        found = {"boundary": boundary_loss(features.structure.boundary, regions)}
+        attention = getattr(self.model.decoder, "score_attention", None)
+        if attention is not None and attention.config.structure:
+            embedding = attention.embed(features.structure.guide)
+            masks = region_masks(regions, (embedding.shape[2], embedding.shape[3]))
+            weights = masks.flatten(2).any(-1).float()
+            found["affinity"] = affinity_loss(embedding, masks, weights, DILATIONS).mean()
+        return found
+
+    def _pictures(self, features: ImageFeatures, targets: Tensor) -> Tensor:
+        r = self.config.pictures.sharpness
+        cosine = normalize(features.tokens).flatten(2).transpose(1, 2) @ self.words.T
+        pooled = ((r * cosine).logsumexp(1) - torch.tensor(float(cosine.shape[1])).log()) / r
+        logits = pooled * self.model.log_scale.exp()
+        return F.cross_entropy(logits.masked_fill(self.same[targets], float("-inf")), targets)
+
+    def _taught(self, seen: list[tuple[Tensor, ImageFeatures]]) -> dict[str, Tensor]:
+        assert self.teacher is not None
+        c = self.config.teacher
+        total = sum(f.tokens[:, 0].numel() for _, f in seen)
+        answers, tokens = [], []
+        for images, features in seen:
+            flat = normalize(features.tokens).permute(0, 2, 3, 1).flatten(0, 2)
+            count = max(1, round(c.positions * len(flat) / total))
+            drawn = torch.randperm(len(flat), device=flat.device)[:count]
+            answers.append(self.teacher(normalized(self.model, images), drawn, self.config.optim.bf16))
+            tokens.append(flat[drawn])
+        student = torch.cat(tokens)
+        classes, words = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        sure = classes.amax(1)  # where the teacher knows nothing, its classes teach nothing
+        named = -(classes * F.log_softmax(c.scale * student @ self.names.T, -1)).sum(-1)
+        spoken = -(words * F.log_softmax(c.scale * student @ self.vocabulary.T, -1)).sum(-1)
+        return {"classes": (sure * named).sum() / sure.sum().clamp_min(1e-6), "words": spoken.mean()}
+
+
+def region_masks(regions: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the largest regions of region maps as masks of a coarser grid.
+
+    Args:
+        regions: (B, H, W) integer, 255 where it is not known.
+        size: (h, w) of the grid, read at the middle of each cell.
+
+    Returns:
+        (B, REGIONS, h, w) bool; those that an image does not have are empty.
+    """
+    rows = ((torch.arange(size[0], device=regions.device) + 0.5) * regions.shape[1] / size[0]).long()
+    columns = ((torch.arange(size[1], device=regions.device) + 0.5) * regions.shape[2] / size[1]).long()
+    cells = regions[:, rows][:, :, columns]
+    cells = torch.where(cells == IGNORE_INDEX, 0, cells + 1).clamp_max(IGNORE_INDEX * 4)
+    area = torch.zeros(len(cells), IGNORE_INDEX * 4 + 1, device=cells.device)
+    area.scatter_add_(1, cells.flatten(1), torch.ones_like(cells, dtype=area.dtype).flatten(1))
+    area[:, 0] = 0
+    size_of, largest = area.topk(REGIONS, 1)
+    return (cells[:, None] == largest[:, :, None, None]) & (size_of > 0)[:, :, None, None]

@@ -1,0 +1,155 @@
+"""Training on several kinds of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ovsdino.data.datasets import open_dataset
+from ovsdino.data.segmentation import IGNORE_INDEX, SegmentationDataset
+from ovsdino.errors import OVSDinoError
+from ovsdino.io.ahead import read_ahead
+from ovsdino.models.backbone import freeze
+from ovsdino.train.config import check_multiples
+from ovsdino.train.dense.batches import BatchSource, open_training
+from ovsdino.train.dense.config import StageConfig
+from ovsdino.train.dense.losses import class_weights
+from ovsdino.train.dense.text import TextBank
+from ovsdino.train.mixed.config import LabelSet, MixedConfig
+from ovsdino.train.mixed.objective import LabeledPart, MixedBatch, MixedObjective
+from ovsdino.train.mixed.sources import EdgeSource, PictureSource
+from ovsdino.train.mixed.teacher import Teacher
+from ovsdino.train.segmentation import SegmentationTrainer
+from ovsdino.train.trainer import Log
+from ovsdino.vocabulary import contrast_words
+
+ALIKE = 0.8  # cosine from which two words do not compete
+Pair = tuple[Tensor, Tensor]
+
+
+class LabeledData:
+    """One data set: its crops, its words, its weights, what it asks for in a step.
+
+    Args:
+        trainer: The run.
+        name: Of the set, for messages.
+        config: The set.
+    """
+
+    def __init__(self, trainer: MixedTrainer, name: str, config: LabelSet) -> None:
+        self.config, self.number = config, list(trainer.config.labels).index(name)
+        multiple = trainer.model.stride_multiple
+        check_multiples({f"labels.{name}.height": config.height, f"labels.{name}.width": config.width}, multiple)
+        self.dataset, _ = open_training(config)
+        stage = StageConfig(height=config.height, width=config.width, batch=config.batch, area=config.area)
+        seed = trainer.config.seed * 101 + self.number
+        self.source = BatchSource(self.dataset, config, (stage,), seed, trainer.device)
+        self.background = int(self.dataset.has_background)
+        self.names = self.dataset.names[self.background :]
+        self.text = TextBank(trainer.model, self.names, config.text, config.dataset)
+        counts = self.source.class_counts(len(self.dataset.names))
+        loss = trainer.config.loss
+        weights = class_weights(counts, loss.class_power, loss.class_weight_max)
+        none = weights[0] if self.background else weights.new_ones(())
+        self.weights = torch.cat([weights[self.background :], none[None]]).to(trainer.device)
+
+    def part(self, pair: Pair, generator: torch.Generator, contrast: Tensor, trainer: MixedTrainer) -> LabeledPart:
+        """Return crops with the words that a step asks for."""
+        c, device = trainer.config.contrast, trainer.device
+        images, labels = (x.to(device) for x in pair)
+        count = len(self.names)
+        rows = self.text.draw(generator, self.config.neighbours)[:count]
+        kept = torch.ones(count, dtype=torch.bool)
+        if torch.rand((), generator=generator) < c.drop:
+            kept = torch.rand(count, generator=generator) >= c.drop
+            kept[int(torch.randint(count, (), generator=generator))] = True
+        place = torch.full((256,), IGNORE_INDEX)
+        place[self.background : self.background + count] = torch.where(kept, kept.cumsum(0) - 1, int(kept.sum()))
+        place[: self.background] = int(kept.sum())
+        near = (contrast @ rows[kept].T).amax(1) >= c.max_cosine
+        others = torch.cat([contrast[~near], rows[~kept]])
+        return LabeledPart(
+            images=images,
+            labels=place.to(device)[labels],
+            rows=rows[kept].to(device),
+            contrast=others.to(device),
+            weights=torch.cat([self.weights[:-1][kept.to(device)], self.weights[-1:]]),
+            edges=self.config.edges,
+            weight=self.config.weight,
+        )
+
+
+class MixedTrainer(SegmentationTrainer):
+    """Runs a `MixedConfig`.
+
+    Raises:
+        OVSDinoError: There is nothing to learn from, or something that the configuration names is missing.
+    """
+
+    config: MixedConfig
+
+    def __init__(self, config: MixedConfig, log: Log) -> None:
+        super().__init__(config, log)
+        if not config.labels:
+            raise OVSDinoError("labels: name at least one data set with pixel labels")
+        self.slow_rate = config.backbone_rate
+        freeze(self.model.text_tower)
+        self.sets = {name: LabeledData(self, name, own) for name, own in config.labels.items()}
+        encode = self.model.encode_text
+        self.contrast = encode(self._allowed(contrast_words()))
+        self.pictures = PictureSource(config.pictures, config.seed, self.device) if config.pictures.root else None
+        self.edges = EdgeSource(config.edges, config.seed, self.device) if config.edges.root else None
+        words = encode(self.pictures.words) if self.pictures else self.contrast
+        same = (words @ words.T >= ALIKE) & ~torch.eye(len(words), dtype=torch.bool)
+        teacher, names, vocabulary = None, self.contrast, self.contrast
+        if config.teacher.weights:
+            more = [*contrast_words(), *(w for own in self.sets.values() for w in own.names)]
+            more += self.pictures.words if self.pictures else []
+            teacher = Teacher(config.teacher, self._allowed(more), Path(config.output) / "teacher_rows.safetensors")
+            names, vocabulary = encode(teacher.names), encode(teacher.vocabulary)
+        objective = MixedObjective(self.model, config, words, same, teacher, names, vocabulary)
+        self.prepare(objective)
+
+    def _allowed(self, words: list[str]) -> list[str]:
+        """Return the words that are not held out, each once."""
+        held = self.config.exclude
+        return [word for word in dict.fromkeys(words) if not (held and word.startswith(held))]
+
+    def slow(self) -> Iterator[nn.Parameter]:
+        cnn = getattr(self.model.backbone, "cnn", None) or getattr(self.model.backbone, "vit", None)
+        yield from (p for p in cnn.parameters() if p.requires_grad)
+
+    def batches(self, start: int, steps: int) -> Iterator[dict[str, Pair]]:
+        def read(step: int) -> dict[str, Pair]:
+            found = {f"labels.{name}": own.source.batch(step, steps) for name, own in self.sets.items()}
+            if self.pictures:
+                found["pictures"] = self.pictures.batch(step)
+            if self.edges:
+                found["edges"] = self.edges.batch(step)
+            return found
+
+        return read_ahead(read, range(start, steps))
+
+    def losses(self, batch: dict[str, Pair]) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        labeled = [
+            own.part(batch[f"labels.{name}"], generator, self.contrast, self) for name, own in self.sets.items()
+        ]
+        others = {key: tuple(x.to(self.device) for x in batch[key]) for key in ("pictures", "edges") if key in batch}
+        terms: dict[str, Tensor] = self.objective(
+            MixedBatch(labeled=labeled, pictures=others.get("pictures"), regions=others.get("edges"))  # type: ignore[arg-type]
+        )
+        return terms
+
+    def measured(self) -> dict[str, tuple[SegmentationDataset, Tensor]]:
+        found: dict[str, Any] = {}
+        for own in self.sets.values():
+            c = own.config
+            name = "voc20" if c.dataset == "voc21" else c.dataset
+            images = open_dataset(name, c.root, c.val_split, byte_labels=True)
+            found["val" if not found else f"val_{name}"] = (images, own.text.classes)
+        return found
