@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ovsdino.contrast import contrast_phrases, rivals
 from ovsdino.data.datasets import open_dataset
 from ovsdino.data.segmentation import IGNORE_INDEX, SegmentationDataset
 from ovsdino.errors import OVSDinoError
@@ -25,7 +26,6 @@ from ovsdino.train.mixed.sources import EdgeSource, PictureSource
 from ovsdino.train.mixed.teacher import Teacher
 from ovsdino.train.segmentation import SegmentationTrainer
 from ovsdino.train.trainer import Log
-from ovsdino.vocabulary import contrast_words
 
 ALIKE = 0.8  # cosine from which two words do not compete
 Pair = tuple[Tensor, Tensor]
@@ -70,8 +70,10 @@ class LabeledData:
         place = torch.full((256,), IGNORE_INDEX)
         place[self.background : self.background + count] = torch.where(kept, kept.cumsum(0) - 1, int(kept.sum()))
         place[: self.background] = int(kept.sum())
-        near = (contrast @ rows[kept].T).amax(1) >= c.max_cosine
-        others = torch.cat([contrast[~near], rows[~kept]])
+        far = (contrast @ rows[kept].T).amax(1) < c.max_cosine
+        asked = [name for name, own in zip(self.names, kept.tolist(), strict=True) if own]
+        far &= trainer.rivals(tuple(asked))
+        others = torch.cat([contrast[far], rows[~kept]])
         return LabeledPart(
             images=images,
             labels=place.to(device)[labels],
@@ -100,14 +102,14 @@ class MixedTrainer(SegmentationTrainer):
         freeze(self.model.text_tower)
         self.sets = {name: LabeledData(self, name, own) for name, own in config.labels.items()}
         encode = self.model.encode_text
-        self.contrast = encode(self._allowed(contrast_words()))
+        self.contrast = encode(contrast_phrases())
         self.pictures = PictureSource(config.pictures, config.seed, self.device) if config.pictures.root else None
         self.edges = EdgeSource(config.edges, config.seed, self.device) if config.edges.root else None
         words = encode(self.pictures.words) if self.pictures else self.contrast
         same = (words @ words.T >= ALIKE) & ~torch.eye(len(words), dtype=torch.bool)
         teacher, names, vocabulary = None, self.contrast, self.contrast
         if config.teacher.weights:
-            more = [*contrast_words(), *(w for own in self.sets.values() for w in own.names)]
+            more = [*contrast_phrases(), *(w for own in self.sets.values() for w in own.names)]
             more += self.pictures.words if self.pictures else []
             teacher = Teacher(config.teacher, self._allowed(more), Path(config.output) / "teacher_rows.safetensors")
             names, vocabulary = encode(teacher.names), encode(teacher.vocabulary)
@@ -118,6 +120,12 @@ class MixedTrainer(SegmentationTrainer):
         """Return the words that are not held out, each once."""
         held = self.config.exclude
         return [word for word in dict.fromkeys(words) if not (held and word.startswith(held))]
+
+    def rivals(self, words: tuple[str, ...]) -> Tensor:
+        """Return which contrast phrases compete with these words, (C,) bool."""
+        found = torch.zeros(len(self.contrast), dtype=torch.bool)
+        found[rivals(words)] = True
+        return found
 
     def slow(self) -> Iterator[nn.Parameter]:
         cnn = getattr(self.model.backbone, "cnn", None) or getattr(self.model.backbone, "vit", None)
