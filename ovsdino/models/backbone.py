@@ -252,9 +252,9 @@ class ViTBackbone(Backbone):
 class CNNBackbone(Backbone):
     """A pretrained EfficientNet; taps are its stages.
 
-    Its final map has the stride `patch_size`: by dilation of the last stages, or, where the configuration gives the last
-    stage twice that stride, by bilinear upsampling, with the map of the stage before appended. The latter costs half
-    the FLOPs of the former. The head is linear, from the channels of the final map to D.
+    Its final map has the stride `patch_size`: by dilation of the last stages, or, where the configuration gives the
+    last stage twice that stride, by bilinear upsampling, with the map of the stage before appended, at half the FLOPs.
+    The head is linear, from the channels of the final map to D.
     Batch norms stay in eval mode, in training as well: they were fitted to ImageNet, and small batches would only spoil
     them.
     """

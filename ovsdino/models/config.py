@@ -22,7 +22,7 @@ class BackboneConfig:
 
     Attributes:
         timm_name: timm model name, or "nano_vit" for this repository's own small ViT.
-        patch_size: Patch size p in pixels; of a CNN, the stride of its final map: that of its last stage, or half of it.
+        patch_size: Patch size p in pixels; of a CNN, the stride of its final map: its last stage's, or half of it.
         embed_dim: Width D of F: of the ViT, or of the linear head behind a CNN.
         taps: Indices of the blocks (ViT) or stages (CNN) that feed the Structure-Aware Encoder, shallow first.
         depth: Number of blocks or stages.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,20 @@ class ImageFeatures:
                 tokens=structure.tokens.float(), guide=structure.guide.float(), boundary=structure.boundary.float()
             )
         return ImageFeatures(self.tokens.float(), structure, None if self.backbone is None else self.backbone.float())
+
+    def split(self, sizes: Sequence[int]) -> list[ImageFeatures]:
+        """Return parts with so many images each."""
+
+        def parts(tensor: Tensor | None) -> Sequence[Any]:
+            return [None] * len(sizes) if tensor is None else tensor.split([*sizes])
+
+        s = self.structure
+        maps = (s.tokens, s.guide, s.boundary) if s is not None else (None,) * 3
+        rows = zip(parts(self.tokens), parts(self.backbone), *map(parts, maps), strict=True)
+        return [
+            ImageFeatures(tokens, None if s is None else Structure(tokens=deep, guide=guide, boundary=edge), backbone)
+            for tokens, backbone, deep, guide, edge in rows
+        ]
 
 
 class Decoder(nn.Module):

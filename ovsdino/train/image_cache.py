@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 __all__ = ["ImageCache", "share_of_machine"]
 
@@ -23,6 +23,10 @@ class ImageCache(Generic[T]):
     def __init__(self, limit: int, size: Callable[[T], int]) -> None:
         self.limit, self.size, self.bytes = limit, size, 0
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return it without its entries: another process makes its own."""
+        return {**self.__dict__, "bytes": 0, "_kept": OrderedDict()}
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -28,7 +28,7 @@ class BatchSource:
         config: How images are varied.
         stages: Crops.
         seed: Of the run.
-        device: Where decoded images are kept and varied.
+        workers: Processes that hold such a source, each with its share of the memory; 0 stands for this one alone.
 
     Raises:
         OVSDinoError: A class of `mix_classes` is not in the data set.
@@ -40,15 +40,15 @@ class BatchSource:
         config: DataConfig,
         stages: Sequence[StageConfig],
         seed: int,
-        device: torch.device | str = "cpu",
+        workers: int = 0,
     ) -> None:
-        self.dataset, self.config, self.stages, self.seed, self.device = dataset, config, stages, seed, device
+        self.dataset, self.config, self.stages, self.seed = dataset, config, stages, seed
         unknown = next((name for name in config.mix_classes if name not in dataset.names), None)
         if unknown is not None:
             raise OVSDinoError(f"data.mix_classes: {unknown!r} is not a class of the data: {', '.join(dataset.names)}")
         self.mix_ids = [dataset.names.index(n) for n in config.mix_classes]
         self._cache: ImageCache[tuple[Tensor, Tensor]] = ImageCache(
-            share_of_machine(config.cache_mb, 0), lambda pair: sum(part.nbytes for part in pair)
+            share_of_machine(config.cache_mb, workers), bytes_of
         )
 
     def pair(self, index: int) -> tuple[Tensor, Tensor]:
@@ -56,8 +56,7 @@ class BatchSource:
 
         def read() -> tuple[Tensor, Tensor]:
             sample = self.dataset[index]
-            image, label = torch.from_numpy(sample.image.copy()).permute(2, 0, 1), torch.from_numpy(sample.label)
-            return image.to(self.device), label.to(self.device)
+            return torch.from_numpy(sample.image.copy()).permute(2, 0, 1), torch.from_numpy(sample.label)
 
         return self._cache.get(index, read)
 
@@ -65,7 +64,7 @@ class BatchSource:
         """Return the labeled pixels of each class, (K,) int64."""
         counts = torch.zeros(num_classes, dtype=torch.int64)
         for index in range(len(self.dataset)):
-            counts += torch.bincount(self.pair(index)[1].flatten(), minlength=256)[:num_classes].cpu()
+            counts += torch.bincount(self.pair(index)[1].flatten(), minlength=256)[:num_classes]
         return counts
 
     def batch(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
@@ -81,13 +80,20 @@ class BatchSource:
         for i, (image, label) in enumerate(crops):
             if self.mix_ids and rng.random() < self.config.mix:
                 other_image, other_label = crops[(i + 1) % len(crops)]
-                chosen = [own for own, drawn in zip(self.mix_ids, rng.random(len(self.mix_ids)) < 0.6, strict=True) if drawn]
-                mask = torch.isin(other_label, torch.tensor(chosen, dtype=torch.uint8, device=other_label.device))
+                chosen = [
+                    own for own, drawn in zip(self.mix_ids, rng.random(len(self.mix_ids)) < 0.6, strict=True) if drawn
+                ]
+                mask = torch.isin(other_label, torch.tensor(chosen, dtype=torch.uint8))
                 image = torch.where(mask, other_image, image)
                 label = torch.where(mask, other_label, label)
             images.append(recolored(image, self.config.colour, rng))
             labels.append(label)
         return torch.stack(images), torch.stack(labels).long()
+
+
+def bytes_of(parts: tuple[Tensor, ...]) -> int:
+    """Return the bytes of some tensors."""
+    return sum(part.nbytes for part in parts)
 
 
 def random_crop(
@@ -114,8 +120,8 @@ def random_crop(
     top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
     crop = image[:, top : top + h, left : left + w].float().div_(255)
     crop = F.interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
-    rows = ((torch.arange(size[0], device=label.device) + 0.5) * h / size[0]).long() + int(top)
-    columns = ((torch.arange(size[1], device=label.device) + 0.5) * w / size[1]).long() + int(left)
+    rows = ((torch.arange(size[0]) + 0.5) * h / size[0]).long() + int(top)
+    columns = ((torch.arange(size[1]) + 0.5) * w / size[1]).long() + int(left)
     target = label[rows][:, columns]
     if config.flip and rng.random() < 0.5:
         crop, target = crop.flip(-1), target.flip(-1)
@@ -131,8 +137,8 @@ def recolored(image: Tensor, strength: float, rng: np.random.Generator) -> Tenso
     image = image * float(factor[0])
     mean = image.mean()
     image = (image - mean) * float(factor[1]) + mean
-    gray = (image * torch.tensor(GRAY, dtype=image.dtype)[:, None, None].to(image.device)).sum(0)
-    return ((image - gray) * float(factor[2]) + gray).mul(balance[:, None, None].to(image.device)).clamp(0, 1)
+    gray = (image * torch.tensor(GRAY, dtype=image.dtype)[:, None, None]).sum(0)
+    return ((image - gray) * float(factor[2]) + gray).mul(balance[:, None, None]).clamp(0, 1)
 
 
 def open_training(config: DataConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:

@@ -26,9 +26,7 @@ class TextBank:
     def __init__(self, model: OVSDINO, names: Sequence[str], text: TextSupervision, dataset: str) -> None:
         unknown = sorted(set(text.names) - set(names))
         if unknown:
-            raise OVSDinoError(
-                f"text.names: {unknown[0]!r} is not a class of {dataset}: {', '.join(names)}"
-            )
+            raise OVSDinoError(f"text.names: {unknown[0]!r} is not a class of {dataset}: {', '.join(names)}")
         phrases = [text.names.get(name, (name,)) for name in names]
         leaked = sorted(set(text.exclude) & {p for group in phrases for p in group})
         if leaked:

@@ -130,11 +130,13 @@ class MixedConfig(RunConfig):
     Attributes:
         backbone_weights: Of an ImageNet network; the whole backbone is trained, at `backbone_rate` of the rate.
         labels: Data sets with pixel labels, by a name of your choice.
+        workers: Processes that make batches; 0 makes them in the training process. The batches are the same.
         exclude: Words held out of all vocabularies, with all words that begin with them.
         eval_every: Steps between validations on the val split of every label set.
     """
 
     supervision: Literal["mixed"] = "mixed"
+    workers: Annotated[int, Within(0, 1024)] = 0
     backbone_rate: Annotated[float, Within(0, 10)] = 0.3
     labels: dict[str, LabelSet] = field(default_factory=dict)
     pictures: PictureSet = field(default_factory=PictureSet)

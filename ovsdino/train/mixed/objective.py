@@ -112,33 +112,38 @@ class MixedObjective(nn.Module):
 
     def forward(self, batch: MixedBatch) -> dict[str, Tensor]:
         """Return the weighted terms by name."""
-        bf16, loss = self.config.optim.bf16, self.config.loss
+        loss = self.config.loss
         terms: dict[str, list[Tensor]] = {}
-        seen: list[tuple[Tensor, ImageFeatures]] = []
 
         def add(name: str, weight: float, value: Tensor) -> None:
             terms.setdefault(name, []).append(weight * value)
 
-        for part in batch.labeled:
-            features = encode(self.model, part.images, bf16)
-            seen.append((part.images, features))
+        kinds = [part.images for part in batch.labeled]
+        kinds += [pair[0] for pair in (batch.pictures, batch.regions) if pair is not None]
+        seen = self._encoded(kinds)
+        rest = seen[len(batch.labeled) :]
+        for part, (_, features) in zip(batch.labeled, seen, strict=False):
             for name, value in self._labeled(part, features).items():
                 add(name, getattr(loss, name) * part.weight, value)
         if batch.pictures is not None:
-            images, targets = batch.pictures
-            features = encode(self.model, images, bf16)
-            seen.append((images, features))
-            add("pictures", loss.pictures, self._pictures(features, targets))
+            add("pictures", loss.pictures, self._pictures(rest[0][1], batch.pictures[1]))
         if batch.regions is not None:
-            images, regions = batch.regions
-            features = encode(self.model, images, bf16)
-            seen.append((images, features))
-            for name, value in self._structure(features, regions).items():
+            for name, value in self._structure(rest[-1][1], batch.regions[1]).items():
                 add(name, getattr(loss, name), value)
         if self.teacher is not None:
             for name, value in self._taught(seen).items():
                 add(name, getattr(loss, name), value)
         return {name: torch.stack(values).sum() for name, values in terms.items()}
+
+    def _encoded(self, kinds: list[Tensor]) -> list[tuple[Tensor, ImageFeatures]]:
+        """Return each kind's images with their features; kinds of one size are encoded together."""
+        found: dict[int, tuple[Tensor, ImageFeatures]] = {}
+        for size in {images.shape[2:]: None for images in kinds}:
+            same = [i for i, images in enumerate(kinds) if images.shape[2:] == size]
+            features = encode(self.model, torch.cat([kinds[i] for i in same]), self.config.optim.bf16)
+            parts = features.split([len(kinds[i]) for i in same])
+            found.update({i: (kinds[i], part) for i, part in zip(same, parts, strict=True)})
+        return [found[i] for i in range(len(kinds))]
 
     def _labeled(self, part: LabeledPart, features: ImageFeatures) -> dict[str, Tensor]:
         count = len(part.rows) + 1

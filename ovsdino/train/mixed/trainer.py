@@ -13,7 +13,6 @@ from ovsdino.contrast import contrast_phrases, rivals
 from ovsdino.data.datasets import open_dataset
 from ovsdino.data.segmentation import IGNORE_INDEX, SegmentationDataset
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.ahead import read_ahead
 from ovsdino.models.backbone import freeze
 from ovsdino.train.config import check_multiples
 from ovsdino.train.dense.batches import BatchSource, open_training
@@ -22,13 +21,12 @@ from ovsdino.train.dense.losses import class_weights
 from ovsdino.train.dense.text import TextBank
 from ovsdino.train.mixed.config import LabelSet, MixedConfig
 from ovsdino.train.mixed.objective import LabeledPart, MixedBatch, MixedObjective
-from ovsdino.train.mixed.sources import EdgeSource, PictureSource
+from ovsdino.train.mixed.sources import EdgeSource, Pair, PictureSource, Steps, batches
 from ovsdino.train.mixed.teacher import Teacher
 from ovsdino.train.segmentation import SegmentationTrainer
 from ovsdino.train.trainer import Log
 
 ALIKE = 0.8  # cosine from which two words do not compete
-Pair = tuple[Tensor, Tensor]
 
 
 class LabeledData:
@@ -47,7 +45,7 @@ class LabeledData:
         self.dataset, _ = open_training(config)
         stage = StageConfig(height=config.height, width=config.width, batch=config.batch, area=config.area)
         seed = trainer.config.seed * 101 + self.number
-        self.source = BatchSource(self.dataset, config, (stage,), seed, trainer.device)
+        self.source = BatchSource(self.dataset, config, (stage,), seed, trainer.config.workers)
         self.background = int(self.dataset.has_background)
         self.names = self.dataset.names[self.background :]
         self.text = TextBank(trainer.model, self.names, config.text, config.dataset)
@@ -99,12 +97,13 @@ class MixedTrainer(SegmentationTrainer):
         if not config.labels:
             raise OVSDinoError("labels: name at least one data set with pixel labels")
         self.slow_rate = config.backbone_rate
+        self.fused = self.device.type == "cuda"
         freeze(self.model.text_tower)
         self.sets = {name: LabeledData(self, name, own) for name, own in config.labels.items()}
         encode = self.model.encode_text
         self.contrast = encode(contrast_phrases())
-        self.pictures = PictureSource(config.pictures, config.seed, self.device) if config.pictures.root else None
-        self.edges = EdgeSource(config.edges, config.seed, self.device) if config.edges.root else None
+        self.pictures = PictureSource(config.pictures, config.seed, config.workers) if config.pictures.root else None
+        self.edges = EdgeSource(config.edges, config.seed, config.workers) if config.edges.root else None
         words = encode(self.pictures.words) if self.pictures else self.contrast
         same = (words @ words.T >= ALIKE) & ~torch.eye(len(words), dtype=torch.bool)
         teacher, names, vocabulary = None, self.contrast, self.contrast
@@ -128,25 +127,17 @@ class MixedTrainer(SegmentationTrainer):
         return found
 
     def slow(self) -> Iterator[nn.Parameter]:
-        cnn = getattr(self.model.backbone, "cnn", None) or getattr(self.model.backbone, "vit", None)
-        yield from (p for p in cnn.parameters() if p.requires_grad)
+        yield from (p for name, p in self.model.backbone.named_parameters() if not name.startswith("head."))
 
     def batches(self, start: int, steps: int) -> Iterator[dict[str, Pair]]:
-        def read(step: int) -> dict[str, Pair]:
-            found = {f"labels.{name}": own.source.batch(step, steps) for name, own in self.sets.items()}
-            if self.pictures:
-                found["pictures"] = self.pictures.batch(step)
-            if self.edges:
-                found["edges"] = self.edges.batch(step)
-            return found
-
-        return read_ahead(read, range(start, steps))
+        others = {"pictures": self.pictures, "edges": self.edges}
+        labels = {f"labels.{name}": own.source for name, own in self.sets.items()}
+        data = Steps(labels, {name: source for name, source in others.items() if source}, steps)
+        return batches(data, start, self.config.workers)
 
     def losses(self, batch: dict[str, Pair]) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        labeled = [
-            own.part(batch[f"labels.{name}"], generator, self.contrast, self) for name, own in self.sets.items()
-        ]
+        labeled = [own.part(batch[f"labels.{name}"], generator, self.contrast, self) for name, own in self.sets.items()]
         others = {key: tuple(x.to(self.device) for x in batch[key]) for key in ("pictures", "edges") if key in batch}
         terms: dict[str, Tensor] = self.objective(
             MixedBatch(labeled=labeled, pictures=others.get("pictures"), regions=others.get("edges"))  # type: ignore[arg-type]
