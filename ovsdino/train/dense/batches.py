@@ -68,7 +68,7 @@ class BatchSource:
         return counts
 
     def batch(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
-        """Return the images (B, 3, h, w) float in [0, 1] and labels (B, h, w) int64 of a step."""
+        """Return the images (B, 3, h, w) float in [0, 1] and labels (B, h, w) uint8 of a step."""
         rng = np.random.default_rng((self.seed, step))
         stage = stage_at(self.stages, step, steps)
         size = (stage.height, stage.width)
@@ -88,7 +88,7 @@ class BatchSource:
                 label = torch.where(mask, other_label, label)
             images.append(recolored(image, self.config.colour, rng))
             labels.append(label)
-        return torch.stack(images), torch.stack(labels).long()
+        return torch.stack(images), torch.stack(labels)
 
 
 def bytes_of(parts: tuple[Tensor, ...]) -> int:

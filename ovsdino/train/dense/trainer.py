@@ -51,7 +51,7 @@ class DenseTrainer(SegmentationTrainer):
         stage = stage_at(self.config.stages, self.step, self.optim.steps)
         text = self.text.draw(generator, stage.neighbours)
         images, labels, text = (part.to(self.device) for part in (*batch, text))
-        terms: dict[str, Tensor] = self.objective(DenseBatch(images, labels, text))
+        terms: dict[str, Tensor] = self.objective(DenseBatch(images, labels.long(), text))
         return terms
 
     def part(self, batch: Crops, index: int, parts: int) -> Crops:

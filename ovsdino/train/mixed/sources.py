@@ -76,7 +76,7 @@ class EdgeSource:
         self._cache: ImageCache[tuple[Tensor, ...]] = ImageCache(share_of_machine(CACHE_MB, workers), bytes_of)
 
     def batch(self, step: int) -> Pair:
-        """Return crops (B, 3, h, w) in [0, 1] and region numbers (B, h, w) int64."""
+        """Return crops (B, 3, h, w) in [0, 1] and region numbers (B, h, w) int32."""
         rng = np.random.default_rng((self.seed, step, 2))
         c = self.config
         images, regions = [], []
@@ -86,7 +86,7 @@ class EdgeSource:
             crop, region = random_crop(image, one, (c.height, c.width), c.area, replace(VARIED, aspect=1.5), rng)
             images.append(recolored(crop, VARIED.colour, rng))
             regions.append(region)
-        return torch.stack(images), torch.stack(regions).long()
+        return torch.stack(images), torch.stack(regions)
 
     def _read(self, index: int) -> Pair:
         sample = self.images[index]
@@ -106,9 +106,15 @@ class Steps(Dataset["dict[str, Pair] | OVSDinoError"]):
     def __getitem__(self, step: int) -> dict[str, Pair] | OVSDinoError:
         try:
             found = {name: source.batch(step, self.steps) for name, source in self.labels.items()}
-            return found | {name: source.batch(step) for name, source in self.others.items()}
+            found |= {name: source.batch(step) for name, source in self.others.items()}
+            return {name: (packed(images), answers) for name, (images, answers) in found.items()}
         except OVSDinoError as error:
             return error
+
+
+def packed(images: Tensor) -> Tensor:
+    """Return images in [0, 1] as uint8: a quarter of the bytes on their way to this process and to a GPU."""
+    return (images * 255).round_().to(torch.uint8)
 
 
 def batches(data: Steps, start: int, workers: int) -> Iterator[dict[str, Pair]]:

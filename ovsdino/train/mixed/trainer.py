@@ -59,6 +59,7 @@ class LabeledData:
         """Return crops with the words that a step asks for."""
         c, device = trainer.config.contrast, trainer.device
         images, labels = (x.to(device) for x in pair)
+        labels = labels.long()
         count = len(self.names)
         rows = self.text.draw(generator, self.config.neighbours)[:count]
         kept = torch.ones(count, dtype=torch.bool)
@@ -73,7 +74,7 @@ class LabeledData:
         far &= trainer.rivals(tuple(asked))
         others = torch.cat([contrast[far], rows[~kept]])
         return LabeledPart(
-            images=images,
+            images=unpacked(images),
             labels=place.to(device)[labels],
             rows=rows[kept].to(device),
             contrast=others.to(device),
@@ -81,6 +82,11 @@ class LabeledData:
             edges=self.config.edges,
             weight=self.config.weight,
         )
+
+
+def unpacked(images: Tensor) -> Tensor:
+    """Return images of uint8 in [0, 1]."""
+    return images.float().div_(255)
 
 
 class MixedTrainer(SegmentationTrainer):
@@ -138,9 +144,13 @@ class MixedTrainer(SegmentationTrainer):
     def losses(self, batch: dict[str, Pair]) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         labeled = [own.part(batch[f"labels.{name}"], generator, self.contrast, self) for name, own in self.sets.items()]
-        others = {key: tuple(x.to(self.device) for x in batch[key]) for key in ("pictures", "edges") if key in batch}
+        others = {}
+        for key in ("pictures", "edges"):
+            if key in batch:
+                images, answers = (x.to(self.device) for x in batch[key])
+                others[key] = unpacked(images), answers.long()
         terms: dict[str, Tensor] = self.objective(
-            MixedBatch(labeled=labeled, pictures=others.get("pictures"), regions=others.get("edges"))  # type: ignore[arg-type]
+            MixedBatch(labeled=labeled, pictures=others.get("pictures"), regions=others.get("edges"))
         )
         return terms
 
