@@ -50,13 +50,6 @@ def test_a_saved_model_comes_back_the_same(nano: OVSDINO, folder: Path) -> None:
     assert all(torch.equal(other.state_dict()[k], v) for k, v in nano.state_dict().items())
 
 
-def test_a_folder_that_still_names_the_source_of_structure_loads(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["config"]["sae"]["source"] = "distilled"
-    (folder / "config.json").write_text(json.dumps(config))
-    assert hub.from_pretrained(folder).decoder_trained
-
-
 def test_a_cached_repository_loads_offline_by_name(cache: Path) -> None:
     segmenter = ovsdino.load("me/streets", "cpu")
     assert ovsdino.load(cache, "cpu").name == "nano"

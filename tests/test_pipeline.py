@@ -49,7 +49,7 @@ def plain_logits(segmenter: Segmenter, image: np.ndarray, size: tuple[int, int],
 def test_whole_image_equals_the_plain_steps(nano: Segmenter, picture: np.ndarray) -> None:
     logits = F.interpolate(plain_logits(nano, picture, (64, 80), CLASSES), (90, 120), mode="bilinear")
     probability, labels = logits.softmax(1).max(1)
-    result = nano.segment(picture, CLASSES)
+    result = nano.segment(picture, CLASSES, partition=True)
     assert result.labels.shape == (90, 120) and result.labels.dtype == np.uint8
     assert (result.labels == labels[0].numpy()).mean() > 0.999  # ties at rounding error
     assert result.scores is not None
@@ -67,13 +67,14 @@ def test_background_is_where_the_largest_probability_is_below_the_threshold(
     logits = F.interpolate(plain_logits(nano, picture, (64, 80), CLASSES), (90, 120), mode="bilinear")
     confidence = logits.softmax(1).amax(1)[0]
     threshold = float(confidence.median())
-    result = nano.segment(picture, CLASSES, background=threshold)
+    result = nano.segment(picture, CLASSES, background=threshold, partition=True)
     expected = (confidence < threshold).numpy()
     assert result.all_names[-1] == "background"
     assert ((result.labels == len(CLASSES)) == expected).mean() > 0.99
     assert result.fractions[-1] == pytest.approx(0.5, abs=0.02)
     kept = result.labels != len(CLASSES)
-    np.testing.assert_array_equal(result.labels[kept], nano.segment(picture, CLASSES).labels[kept])
+    whole = nano.segment(picture, CLASSES, partition=True)
+    np.testing.assert_array_equal(result.labels[kept], whole.labels[kept])
 
 
 def test_a_window_as_large_as_the_image_changes_nothing(nano: Segmenter, picture: np.ndarray) -> None:
@@ -348,14 +349,14 @@ def test_bfloat16_agrees_with_float32(picture: np.ndarray, nano: Segmenter) -> N
     assert agreement > 0.9
 
 
-def test_a_single_class_labels_everything(nano: Segmenter, picture: np.ndarray) -> None:
-    result = nano.segment(picture, ["road"])
+def test_a_single_class_labels_everything_where_nothing_competes(nano: Segmenter, picture: np.ndarray) -> None:
+    result = nano.segment(picture, ["road"], partition=True)
     assert result.fractions == (1.0,) and result.scores == pytest.approx((1.0,))
 
 
 def test_many_classes_need_wider_labels(nano: Segmenter, picture: np.ndarray) -> None:
     names = [f"thing {i}" for i in range(300)]
-    result = nano.segment(picture, names)
+    result = nano.segment(picture, names, partition=True)
     assert result.labels.dtype == np.int16 and len(result.fractions) == 300
 
 
@@ -382,7 +383,7 @@ def test_bad_numbers_are_refused_with_the_remedy(
 
 def test_background_needs_two_classes(nano: Segmenter, picture: np.ndarray) -> None:
     with pytest.raises(OVSDinoError, match="two classes"):
-        nano.segment(picture, ["road"], background=True)
+        nano.segment(picture, ["road"], background=True, partition=True)
 
 
 @pytest.mark.parametrize("device", ["tpu9", "cuda:99", "meta"])

@@ -13,6 +13,7 @@ from ovsdino.settings import read_yaml
 from ovsdino.train.ablation import Ablation, load_ablation
 from ovsdino.train.dense.config import DenseConfig
 from ovsdino.train.initial import changed_model
+from ovsdino.train.mixed.config import MixedConfig
 from ovsdino.train.pretrain.config import SelfDistillConfig, load_settings
 from ovsdino.train.start import load_config, train_config
 from ovsdino.train.weak.config import WeakConfig
@@ -119,7 +120,7 @@ def test_a_number_takes_neither_other_types_nor_infinities(kind):
 )
 def test_a_setting_that_is_wrong_is_named_with_its_value_and_range(override, message):
     with pytest.raises(OVSDinoError) as caught:
-        load_config(ROOT / "configs/nano.yaml", [override])
+        load_config(ROOT / "configs/vit6.yaml", [override])
     assert message in str(caught.value)
 
 
@@ -127,12 +128,12 @@ def test_a_setting_that_is_wrong_is_named_with_its_value_and_range(override, mes
     ("architecture", "message"),
     [
         ({"smd": {"width": -5}}, "nano.smd.width: expected a whole number in [1, 65536], got -5"),
-        ({"smd": {"gate": 3}}, "nano.smd.gate: expected output, attention or none, got 3"),
+        ({"smd": {"gate": 3}}, "nano.smd.gate: expected output or none, got 3"),
         ({"short_side": "x"}, "nano.short_side: expected int, got 'x'"),
         ({"std": [0, 1, 1]}, "nano.std[0]: expected a number in (0, 10], got 0.0"),
         ({"sae": {"blocks": [1]}}, "nano.sae.blocks: expected 3 to 3 entries, got 1"),
-        ({"smd": {"gate": {}}}, "nano.smd.gate: expected a value like 'attention', got an empty mapping"),
-        ({"backbone": {"taps": [6]}}, "nano.backbone.taps: expected blocks from 0 to 5, got [6]"),
+        ({"smd": {"gate": {}}}, "nano.smd.gate: expected a value like 'output', got an empty mapping"),
+        ({"backbone": {"taps": [5]}}, "nano.backbone.taps: expected blocks from 0 to 4, got [5]"),
         ({"backbone": {"timm_name": "x"}}, "makes no model: Unknown model (x)"),
     ],
 )
@@ -175,7 +176,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_key(tmp_path):
 
 def test_damaged_yaml_loads_or_is_one_error(tmp_path):
     rng, refused = random.Random(0), 0
-    whole = [path.read_bytes() for path in CONFIGS if path.name in ("nano.yaml", "weak_nano.yaml")]
+    whole = [path.read_bytes() for path in CONFIGS if path.name in ("nano.yaml", "weak_vit6.yaml")]
     path = tmp_path / "c.yaml"
     for turn in range(150):
         data = bytearray(whole[turn % 2])
@@ -222,20 +223,27 @@ def test_every_shipped_configuration_loads_from_another_folder(tmp_path, monkeyp
             assert Path(config.data.root).resolve() == data and Path(config.text.vocabulary).samefile(
                 ROOT / "configs/words.txt"
             )
+        elif isinstance(config, MixedConfig):
+            for part in config.labels.values():
+                assert Path(part.root).resolve() == data
+                assert Path(part.text.vocabulary).samefile(ROOT / "configs/words.txt")
+            assert Path(config.pictures.root).resolve() == data / "words.zip"
+            assert Path(config.edges.root).resolve() == data
+            assert Path(config.teacher.head).samefile(ROOT / "configs/weights/lite2_aligned.safetensors")
         elif config.data.kind == "jsonl":
             assert Path(config.data.annotations).resolve() == ROOT / "runs/weak/camvid/captions.jsonl"
-            shipped = config.projection or config.backbone_weights  # lite2's head; nano's backbone
+            shipped = config.projection or config.backbone_weights  # lite2's head; vit6's backbone
             assert Path(shipped).parent.samefile(ROOT / "configs/weights") and Path(shipped).is_file()
         else:
             assert config.data.annotations == "train2014"  # of COCO, no path
             assert Path(config.data.root).resolve() == ROOT / "data/coco"
-    assert len(CONFIGS) == 7
+    assert len(CONFIGS) == 8
 
 
 def test_a_path_of_the_command_line_is_relative_to_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
-    shutil.copy(ROOT / "configs/nano.yaml", "there/c.yaml")
+    shutil.copy(ROOT / "configs/vit6.yaml", "there/c.yaml")
     assert load_config("there/c.yaml").text.vocabulary == "there/words.txt"
     assert load_config("there/c.yaml", ["text.vocabulary=mine.txt"]).text.vocabulary == "mine.txt"
     (tmp_path / "there/s.yaml").write_text("base: c.yaml\nvariants: {a: {}, b: {text: {vocabulary: b.txt}}}\n")
@@ -264,7 +272,7 @@ def test_settings_of_self_distillation_are_checked_alike(change, message):
 
 
 def test_defaults_pass_their_own_checks():
-    for kind in (DenseConfig, WeakConfig):
+    for kind in (DenseConfig, WeakConfig, MixedConfig):
         tree = dataclasses.asdict(kind())
         assert train_config(tree) == kind()
     assert SelfDistillConfig().images == ()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ovsdino.models.ovsdino import AFFINITY_DIM, OVSDINO
+from ovsdino.models.ovsdino import OVSDINO
 
 __all__ = ["Cost", "count", "plain_vit", "propagation_flops", "weights_of"]
 
@@ -144,11 +144,6 @@ def _refinement(cost: Cost, model: OVSDINO, coarse: Tensor, guide: Tensor, text:
         queries = (4 // c.query_stride) ** 2 + 4 * (c.rounds - 1)  # of each token; the keys are four
         flops += 2 * tiles * queries * c.reach**2 * 36 * c.reach**2 * (channels + 3 + classes)
         moved += [guide, guide[:, :channels], coarse, coarse, coarse, coarse, fine]
-    elif model.config.upsampling == "guided":
-        affinity = guide[:, :AFFINITY_DIM]
-        flops += 2 * pixels * guide.shape[1] * AFFINITY_DIM  # 1x1 convolution
-        flops += 2 * pixels * 25 * (AFFINITY_DIM + classes)  # similarities to 25 coarse cells, and their combination
-        moved += [guide, affinity, affinity]
     if model.config.detail:
         flops += 2 * pixels * guide.shape[1] * classes + 2 * text.numel() * guide.shape[1]
         moved += [guide]

@@ -43,9 +43,6 @@ def randomize(model: OVSDINO, seed: int) -> OVSDINO:
         if model.decoder is not None:
             if model.config.upsampling == "attention":
                 model.decoder.score_attention.mix.fill_(0.7)
-            elif model.config.upsampling == "guided":
-                model.decoder.beta.fill_(0.5)
-                model.decoder.mix.fill_(0.7)
             if model.config.detail:
                 model.decoder.detail.weight.normal_(std=0.02)
     return model

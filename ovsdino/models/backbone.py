@@ -27,10 +27,10 @@ __all__ = [
     "ViTBackbone",
     "build_backbone",
     "freeze",
-    "nano_vit",
     "normalize",
     "num_parameters",
     "read_efficientnet",
+    "small_vit",
 ]
 
 FIRST = "conv_stem.weight"  # of timm's EfficientNets
@@ -42,12 +42,12 @@ EFFICIENTNET = (
 M = TypeVar("M", bound=nn.Module)
 
 
-def nano_vit(config: BackboneConfig) -> VisionTransformer:
-    """Return nano's backbone: a plain ViT without class token, positions interpolated to the input's grid."""
+def small_vit(config: BackboneConfig) -> VisionTransformer:
+    """Return this repository's own ViT: a plain one without class token, positions interpolated to the input's grid."""
     return VisionTransformer(
         img_size=(288, 384),
         patch_size=config.patch_size,
-        embed_dim=config.embed_dim,
+        embed_dim=config.vit_dim,
         depth=config.depth,
         num_heads=config.num_heads,
         num_classes=0,
@@ -158,10 +158,10 @@ class ViTBackbone(Backbone):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
         self.vit: Any  # timm's forward_intermediates has no one return type
-        if config.timm_name == "nano_vit":
-            self.vit = nano_vit(config)
-            # nano's linear head: the ViT is trained against a fixed text space, so the map into it is the backbone's.
-            self.head = nn.Linear(config.embed_dim, config.embed_dim)
+        if config.timm_name == "small_vit":
+            self.vit = small_vit(config)
+            # The ViT is trained against a fixed text space, so the map into it is the backbone's.
+            self.head = nn.Linear(config.vit_dim, config.embed_dim)
         else:
             # Positions are interpolated to the input's grid; DINOv2's own size would be 518.
             self.vit = timm.create_model(config.timm_name, pretrained=False, num_classes=0, dynamic_img_size=True)
@@ -246,7 +246,7 @@ class ViTBackbone(Backbone):
         h, w = image.shape[2] // p, image.shape[3] // p
         if final.shape[1] == h * w + self.vit.num_prefix_tokens:
             final = final[:, self.vit.num_prefix_tokens :]
-        return final.transpose(1, 2).reshape(-1, self.config.embed_dim, h, w)
+        return final.transpose(1, 2).reshape(-1, self.config.vit_dim, h, w)
 
 
 class CNNBackbone(Backbone):
@@ -286,17 +286,53 @@ class CNNBackbone(Backbone):
         load_state(self.cnn, kept, f"{path} ({self.config.timm_name})")
 
     def _frozen(self, image: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        if not taps and not self.joined:
-            return self.cnn.forward_features(image), []
-        before = len(self.config.stage_dims) - 2
-        indices = sorted({*taps, before}) if self.joined else [*taps]
-        final, stages = self.cnn.forward_intermediates(image, indices=indices)
-        maps = dict(zip(indices, stages, strict=True))
+        image = _by_pixel(image)
         if self.joined:
-            near = maps[before]
-            final = F.interpolate(final, near.shape[-2:], mode="bilinear", align_corners=False)
-            final = torch.cat([final, near], 1)
-        return final, [maps[tap] for tap in taps]
+            deep, near, tapped = self._maps(image, taps)
+            return torch.cat([_upsampled(deep, near), near], 1), tapped
+        if not taps:
+            return self.cnn.forward_features(image), []
+        final, tapped = self.cnn.forward_intermediates(image, indices=[*taps])
+        return final, tapped
+
+    def with_taps(self, image: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Return F and the taps of chosen stages, see `frozen`.
+
+        Of joined maps the head comes before the upsampling, with which it commutes: a tenth of nano's FLOPs less.
+        """
+        if not self.joined:
+            return super().with_taps(image, blocks)
+        assert self.head is not None
+        self._check(image)
+        deep, near, tapped = self._maps(_by_pixel(image), blocks)
+        channels = deep.shape[1]
+        low = _mapped(deep, self.head.weight[:, :channels], self.head.bias)
+        high = _mapped(near, self.head.weight[:, channels:])
+        return _upsampled(low, high) + high, tapped
+
+    def _maps(self, image: Tensor, taps: Sequence[int]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return the final map at its own stride, the map of the stage before it, and the taps."""
+        before = len(self.config.stage_dims) - 2
+        indices = sorted({*taps, before})
+        deep, stages = self.cnn.forward_intermediates(image, indices=indices)
+        maps = dict(zip(indices, stages, strict=True))
+        return deep, maps[before], [maps[tap] for tap in taps]
+
+
+def _by_pixel(image: Tensor) -> Tensor:
+    """Return an image in the layout that the CPU's convolutions are fastest in: 84 ms in place of 116 of nano's."""
+    return image.contiguous(memory_format=torch.channels_last) if image.device.type == "cpu" else image
+
+
+def _mapped(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return a linear map of each position of x (B, C, h, w), by a weight (D, C) and a bias (D,): (B, D, h, w)."""
+    tokens = F.linear(x.flatten(2).transpose(1, 2), weight, bias)
+    return tokens.transpose(1, 2).reshape(-1, len(weight), *x.shape[2:])
+
+
+def _upsampled(x: Tensor, like: Tensor) -> Tensor:
+    """Return a map (B, C, h, w) at the size of another."""
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:

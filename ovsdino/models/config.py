@@ -21,12 +21,13 @@ class BackboneConfig:
     """A timm network, a vision transformer or a CNN, and the blocks or stages that the decoder taps.
 
     Attributes:
-        timm_name: timm model name, or "nano_vit" for this repository's own small ViT.
+        timm_name: timm model name, or "small_vit" for this repository's own small ViT.
         patch_size: Patch size p in pixels; of a CNN, the stride of its final map: its last stage's, or half of it.
-        embed_dim: Width D of F: of the ViT, or of the linear head behind a CNN.
+        embed_dim: Width D of F: of the ViT, or of the linear head behind a CNN or a small_vit.
         taps: Indices of the blocks (ViT) or stages (CNN) that feed the Structure-Aware Encoder, shallow first.
         depth: Number of blocks or stages.
         num_heads: Attention heads of a ViT.
+        width: Width of a small_vit, where it is not D; 0 says that it is.
         stage_dims: Channels of each stage of a CNN; empty says that it is a ViT.
         stage_strides: Stride of each stage of a CNN, in pixels.
     """
@@ -37,13 +38,19 @@ class BackboneConfig:
     taps: Annotated[tuple[int, ...], Within(0, 1000), Size(1, 64)] = (2, 5, 8, 11)
     depth: Annotated[int, Within(1, 1000)] = 12
     num_heads: Annotated[int, Within(1, 1000)] = 12
+    width: Annotated[int, Within(0, 65536)] = 0
     stage_dims: Annotated[tuple[int, ...], Within(1, 65536), Size(0, 64)] = ()
     stage_strides: Annotated[tuple[int, ...], Within(1, 256), Size(0, 64)] = ()
 
     @property
+    def vit_dim(self) -> int:
+        """Width of a ViT's tokens."""
+        return self.width or self.embed_dim
+
+    @property
     def tap_dims(self) -> tuple[int, ...]:
         """Channels of each tap."""
-        return tuple(self.stage_dims[tap] if self.stage_dims else self.embed_dim for tap in self.taps)
+        return tuple(self.stage_dims[tap] if self.stage_dims else self.vit_dim for tap in self.taps)
 
     @property
     def tap_strides(self) -> tuple[int, ...]:
@@ -77,11 +84,9 @@ class SMDConfig:
     Head sizes obey d + r + 1 = 64, so that folded attention is one plain dot product of 64 channels.
 
     Attributes:
-        gate: The preservation gate: "output" weighs what the decoder adds to a token; "attention" weighs each head of
-            the attention, as in nano's shipped weights; "none" lets everything through (g = 1).
+        gate: The preservation gate: "output" weighs what the decoder adds to a token; "none" lets everything through
+            (g = 1).
         structure: The structural term; False is plain attention (lambda = 0).
-        unit: The structure embedding has unit variance and lambda is an exponential; False takes the embedding as it is
-            and lambda from a softplus, as in nano's shipped weights.
     """
 
     width: Width = 256
@@ -91,9 +96,8 @@ class SMDConfig:
     structure_rank: Width = 15
     value_dim: Width = 64
     mlp_ratio: Annotated[float, Within(0, 100, above=True)] = 2.0
-    gate: Literal["output", "attention", "none"] = "output"
+    gate: Literal["output", "none"] = "output"
     structure: bool = True
-    unit: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +157,7 @@ class ModelConfig:
     Attributes:
         sae: None for the text-aligned-DINO baseline, which has no decoder at all.
         smd: None leaves the tokens as the backbone gives them.
-        upsampling: Of the logits, besides bilinear: "attention" carries them along an affinity of the guide; "guided"
-            takes a convex combination of 5 x 5 tokens for each pixel, as nano's shipped weights do.
+        upsampling: Of the logits: "attention" carries them along an affinity of the guide, besides bilinear.
         score_attention: Of "attention".
         detail: The guide's own residual on the fine logits.
         short_side: Default inference size of the image's short side, in pixels.
@@ -168,7 +171,7 @@ class ModelConfig:
     sae: SAEConfig | None = field(default_factory=SAEConfig)
     smd: SMDConfig | None = field(default_factory=SMDConfig)
     text: TextConfig = field(default_factory=TextConfig)
-    upsampling: Literal["bilinear", "guided", "attention"] = "attention"
+    upsampling: Literal["bilinear", "attention"] = "attention"
     score_attention: ScoreAttentionConfig = field(default_factory=ScoreAttentionConfig)
     detail: bool = True
     short_side: Annotated[int, Within(16, 16384)] = 448
@@ -190,12 +193,10 @@ class ModelConfig:
     def changed(self, changes: Mapping[str, Any]) -> ModelConfig:
         """Return it with some fields replaced, as in ``{"smd": {"gate": "none"}, "backbone": {"taps": [5]}}``.
 
-        Settings of earlier versions are understood, see `modernized`.
-
         Raises:
             OVSDinoError: No such field, one inside a part that is not there, a value of another type or out of range.
         """
-        result: ModelConfig = _changed(self, modernized(changes), self.name)
+        result: ModelConfig = _changed(self, changes, self.name)
         backbone = result.backbone
         if max(backbone.taps) >= backbone.depth:
             raise OVSDinoError(
@@ -207,20 +208,6 @@ class ModelConfig:
         """Return it as JSON has it, with lists for tuples."""
         result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return result
-
-
-def modernized(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields of a `ModelConfig` as this version names them, given those of an earlier version.
-
-    `guided` was True or False, and so was `smd.gate`, which is of the attention where it was True.
-    """
-    found = dict(tree)
-    if isinstance(found.get("guided"), bool):
-        found["upsampling"] = "guided" if found.pop("guided") else "bilinear"
-    smd = found.get("smd")
-    if isinstance(smd, Mapping) and isinstance(smd.get("gate"), bool):
-        found["smd"] = {**smd, "gate": "attention" if smd["gate"] else "none"}
-    return found
 
 
 def _changed(part: Any, changes: Mapping[str, Any], where: str) -> Any:

@@ -6,7 +6,7 @@
     L       = scale * cos(F', text)      (B, K, h, w)
     logits  = bilinear(L) + mix (sharp(L; G) - bilinear(L)) + scale * (W_r G) . text      (B, K, 4h, 4w)
 
-`sharp` is `score_attention`, or `guided_upsample` in nano's shipped weights. `mix` and W_r are zero at the start, so a
+`sharp` is `score_attention`. `mix` and W_r are zero at the start, so a
 fresh decoder is the text-aligned-DINO baseline: the same L bit for bit, brought to 4h x 4w by the same bilinear
 interpolation. All of it acts on the K logits, not on D features, at K/D of the cost. Where a class has several words,
 or contrast rows compete with all classes, L is the maximum over each group of rows (`TextRows`).
@@ -32,9 +32,6 @@ from ovsdino.models.score_attention import ScoreAttention
 from ovsdino.models.smd import StructureModulatedDecoder
 from ovsdino.models.text import TextTower
 from ovsdino.models.text_rows import TextRows
-from ovsdino.ops import guided_upsample
-
-AFFINITY_DIM = 16
 
 
 @dataclass
@@ -90,10 +87,6 @@ class Decoder(nn.Module):
             self.smd = StructureModulatedDecoder(config.smd, config.embed_dim, config.sae.structure_dim)
         if config.upsampling == "attention":
             self.score_attention = ScoreAttention(config.score_attention, guide)
-        elif config.upsampling == "guided":
-            self.affinity = nn.Conv2d(guide, AFFINITY_DIM, 1)
-            self.beta = nn.Parameter(torch.zeros(()))
-            self.mix = nn.Parameter(torch.zeros(()))
         if config.detail:
             self.detail = nn.Linear(guide, config.embed_dim, bias=False)
             nn.init.zeros_(self.detail.weight)
@@ -103,11 +96,6 @@ class Decoder(nn.Module):
         fine = F.interpolate(coarse, scale_factor=4.0, mode="bilinear", align_corners=False)
         if self.config.upsampling == "attention":
             fine = self.score_attention(coarse, fine, guide)
-        elif self.config.upsampling == "guided":
-            affinity = self.affinity(guide)
-            sharp = guided_upsample(coarse, F.avg_pool2d(affinity, 4), affinity, F.softplus(self.beta))
-            # One pass: the three operations of the formula write temporaries of the fine size.
-            fine = torch.lerp(fine, sharp.to(fine.dtype), self.mix.to(fine.dtype))
         if self.config.detail:
             # (W_r G) . t = G . (W_r^T t): the text is folded into W_r, so a pixel costs C*K, not C*D + D*K.
             batch = guide.shape[0]  # len() would fix the batch of an exported graph

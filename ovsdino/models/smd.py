@@ -10,9 +10,6 @@ over the tokens and scaled so that the mean of |e_i|^2 is 1:
 W_out is zero at the start, and b_g is -2. Where the gate is shut (g = 0), F' is F bit for bit, whatever was learned.
 The mean of lambda_m |e_i - e_j|^2 over all pairs of tokens is 2 lambda_m: of what the term does, W_e has the direction
 and lambda the size.
-
-An older form is kept for the weights that were trained with it (`SMDConfig.gate` "attention", `SMDConfig.unit` False):
-one gate for each token and head, on the attention's output, and lambda_m = softplus(l_m) with e as W_e gives it.
 """
 
 from __future__ import annotations
@@ -40,14 +37,9 @@ class SMDBlock(nn.Module):
         self.query_key_value = nn.Linear(c.width, c.heads * (2 * c.head_dim + c.value_dim))
         if c.structure:
             # A shift common to all tokens does not change their distances, so the bias would learn nothing.
-            self.structure = nn.Linear(structure_dim, c.heads * c.structure_rank, bias=not c.unit)
-            # A hint at the start: a mean of 1 over the pairs. For softplus(-2) = 0.13 distances are about 10.
-            if c.unit:
-                self.log_lambda = nn.Parameter(torch.full((c.heads,), math.log(0.5)))
-            else:
-                self.lam = nn.Parameter(torch.full((c.heads,), -2.0))
-        if c.gate == "attention":
-            self.gate = nn.Linear(c.width + structure_dim, c.heads)
+            self.structure = nn.Linear(structure_dim, c.heads * c.structure_rank, bias=False)
+            # A hint at the start: a mean of 1 over the pairs.
+            self.log_lambda = nn.Parameter(torch.full((c.heads,), math.log(0.5)))
         self.out = nn.Linear(c.heads * c.value_dim, c.width)
         self.mlp_norm = nn.LayerNorm(c.width)
         hidden = int(c.width * c.mlp_ratio)
@@ -57,17 +49,16 @@ class SMDBlock(nn.Module):
         """Map tokens x (B, N, width) to (B, N, width), by structure tokens S (B, N, structure_dim)."""
         c = self.config
         batch, tokens, _ = x.shape
-        normed = self.norm(x)
-        mixed = self.query_key_value(normed).view(batch, tokens, c.heads, 2 * c.head_dim + c.value_dim).transpose(1, 2)
+        mixed = (
+            self.query_key_value(self.norm(x))
+            .view(batch, tokens, c.heads, 2 * c.head_dim + c.value_dim)
+            .transpose(1, 2)
+        )
         q, k, v = mixed.split([c.head_dim, c.head_dim, c.value_dim], dim=-1)
-        gate = None
-        if c.gate == "attention":
-            gate = self.gate(torch.cat([normed, structure], dim=-1)).sigmoid().transpose(1, 2)
         if c.structure:
-            attended = structure_attention(q, k, v, self.embed(structure), self.strength(), gate)
+            attended = structure_attention(q, k, v, self.embed(structure), self.strength())
         else:
             attended = F.scaled_dot_product_attention(q, k, v)
-            attended = attended if gate is None else attended * gate.unsqueeze(-1)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.mlp_norm(x))
 
@@ -75,11 +66,11 @@ class SMDBlock(nn.Module):
         """Return e (B, heads, N, r) of structure tokens S (B, N, structure_dim)."""
         c, (batch, tokens, _) = self.config, structure.shape
         e: Tensor = self.structure(structure).view(batch, tokens, c.heads, c.structure_rank).transpose(1, 2)
-        return unit_variance(e) if c.unit else e
+        return unit_variance(e)
 
     def strength(self) -> Tensor:
         """Return lambda, (heads,)."""
-        return self.log_lambda.exp() if self.config.unit else F.softplus(self.lam)
+        return self.log_lambda.exp()
 
 
 class StructureModulatedDecoder(nn.Module):

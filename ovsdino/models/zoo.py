@@ -38,11 +38,24 @@ NANO = ModelConfig(
     ),
     sae=SAEConfig(guide_dim=48, mid_dim=96, structure_dim=192, blocks=(1, 1, 1)),
     smd=SMDConfig(width=128, blocks=1),
-    text=TextConfig(kind="hashed", width=64, buckets=32768),
+    text=TextConfig(kind="lexicon", width=192, buckets=4096, entries=38577, common=12000, kept=2577),
     score_attention=ScoreAttentionConfig(mix=0.5),
     short_side=352,
+    contrast=True,
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
+)
+
+# A ViT small enough to train on a CPU, for studies: no weights are shipped for it.
+VIT6 = ModelConfig(
+    name="vit6",
+    backbone=BackboneConfig(
+        timm_name="small_vit", patch_size=16, embed_dim=256, width=192, depth=6, num_heads=3, taps=(0, 2, 4, 5)
+    ),
+    sae=SAEConfig(guide_dim=48, mid_dim=96, structure_dim=192, blocks=(1, 2, 2), depthwise=False),
+    smd=SMDConfig(width=192),
+    text=NANO.text,
+    short_side=352,
 )
 
 # Frozen, in front of a linear head into the sentence encoder's own space: the test bed of weak supervision.
@@ -83,8 +96,10 @@ CONFIGS: dict[str, ModelConfig] = {
         _vit("s16v3", "vit_small_patch16_dinov3.lvd1689m", 16, 384, 6),
         _vit("b16v3", "vit_base_patch16_dinov3.lvd1689m", 16, 768, 12),
         LITE2,
+        VIT6,
     )
 }
+TOWER = "nano"  # whose shipped text tower serves every model with a tower of its form
 
 
 # Talk2DINO's models on the hub; their files hold DINO and CLIP too, of which only `proj.*` is read.
@@ -129,7 +144,7 @@ def list_models() -> list[ModelInfo]:
                 patch_size=config.patch_size,
                 embed_dim=config.embed_dim,
                 params_million=shipped.parameters / 1e6 if shipped else None,
-                weights="shipped" if shipped else "hub",
+                weights="shipped" if shipped else "own" if config.text.stored else "hub",
                 note=_note(name),
             )
         )
@@ -139,7 +154,9 @@ def list_models() -> list[ModelInfo]:
 def _note(name: str) -> str:
     """Return the remark of `ovsdino models` on a model."""
     if name == "nano":
-        return "street scenes, 367 training images, works offline"
+        return "streets and common objects, works offline"
+    if name == "vit6":
+        return "a ViT of 2.9 M parameters, for studies: needs a checkpoint of your own (--checkpoint FILE)"
     if get_config(name).text.kind == "sentence":
         return "frozen ImageNet CNN and MiniLM, for studies: needs a trained head (--projection) and ovsdino[sentence]"
     if name in PROJECTIONS:
@@ -273,14 +290,11 @@ def _shared(source: str) -> tuple[str, Path]:
 
 
 def _without_told(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration without the fields that the keys of the weights tell, and those that are no more."""
-    told = ("guided", "upsampling")
-    part = {"sae": ("source",), "smd": ("gate", "unit")}
-    return {
-        key: {k: v for k, v in value.items() if k not in part[key]} if key in part and value is not None else value
-        for key, value in tree.items()
-        if key not in told
-    }
+    """Return a configuration without the fields that the keys of the weights tell."""
+    kept = {key: value for key, value in tree.items() if key != "upsampling"}
+    if kept.get("smd"):
+        kept["smd"] = {key: value for key, value in kept["smd"].items() if key != "gate"}
+    return kept
 
 
 def _built_as(name: str, state: Mapping[str, Any]) -> OVSDINO:
@@ -293,12 +307,9 @@ def _built_as(name: str, state: Mapping[str, Any]) -> OVSDINO:
         return build_model(name, decoder=False)
     parts: dict[str, Any] = {"smd": None, "detail": has("detail.")}
     if has("smd."):
-        gate = "output" if has("smd.gate.") else "attention" if has("smd.blocks.0.gate.") else "none"
-        structure = has("smd.blocks.0.structure.")
-        parts["smd"] = {"gate": gate, "structure": structure}
-        if structure:
-            parts["smd"]["unit"] = has("smd.blocks.0.log_lambda")
-    parts["upsampling"] = "attention" if has("score_attention.") else "guided" if has("affinity.") else "bilinear"
+        gate = "output" if has("smd.gate.") else "none"
+        parts["smd"] = {"gate": gate, "structure": has("smd.blocks.0.structure.")}
+    parts["upsampling"] = "attention" if has("score_attention.") else "bilinear"
     if has("score_attention."):
         parts["score_attention"] = {"structure": has("score_attention.affinity.")}
     return build_model(name, changes=parts)
@@ -307,18 +318,30 @@ def _built_as(name: str, state: Mapping[str, Any]) -> OVSDINO:
 def _whole(name: str, checkpoint: str | Path | None) -> OVSDINO:
     """Return a model whose one file holds all of it: the shipped one, or a checkpoint of training.
 
-    A file without a text tower, as self-distillation writes, takes the shipped model's: words then mean nothing to it,
-    but its features can be looked at.
+    A file without a text tower, as self-distillation writes, takes the shipped one: words then mean nothing to it, but
+    its features can be looked at.
     """
     if checkpoint is None and packaged(name) is None:
-        raise OVSDinoError(f"{name}: the packaged weights are missing; reinstall ovsdino")
+        if name == TOWER:
+            raise OVSDinoError(f"{name}: the packaged weights are missing; reinstall ovsdino")
+        raise OVSDinoError(f"{name}: no weights are shipped for it; give some that training wrote (--checkpoint FILE)")
     state = read_safetensors(checkpoint) if checkpoint else read_packaged(name)
-    if not any(key.startswith("text_tower.") for key in state) and packaged(name) is not None:
-        state |= {key: value for key, value in read_packaged(name).items() if key.startswith("text_tower.")}
+    if not any(key.startswith("text_tower.") for key in state) and packaged(TOWER) is not None:
+        state |= {f"text_tower.{key}": value for key, value in read_tower().items()}
     model = _built_as(name, state)
     load_state(model, state, str(checkpoint or name))
     model.decoder_trained = model.has_decoder
     return model
+
+
+def read_tower() -> dict[str, torch.Tensor]:
+    """Return the shipped text tower, which is part of nano's file, under its own keys.
+
+    Raises:
+        OVSDinoError: The packaged weights are damaged.
+    """
+    state = read_packaged(TOWER)
+    return {key.removeprefix("text_tower."): v for key, v in state.items() if key.startswith("text_tower.")}
 
 
 def load_official(

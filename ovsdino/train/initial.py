@@ -5,8 +5,8 @@ from __future__ import annotations
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.models.backbone import CNNBackbone
 from ovsdino.models.ovsdino import OVSDINO
-from ovsdino.models.weights import load_state, packaged, read_packaged, read_safetensors
-from ovsdino.models.zoo import PROJECTIONS, build_model, load_official
+from ovsdino.models.weights import load_state, packaged, read_safetensors
+from ovsdino.models.zoo import PROJECTIONS, TOWER, build_model, load_official, read_tower
 from ovsdino.train.config import RunConfig
 
 
@@ -27,7 +27,7 @@ def changed_model(config: RunConfig) -> OVSDINO:
 
 
 def load_weights(model: OVSDINO, config: RunConfig) -> None:
-    """Load nano's text tower and perhaps its backbone, or the published parts of the other models.
+    """Load nano's text tower and perhaps a backbone, or the published parts of the other models.
 
     Raises:
         OVSDinoError: A file is missing or does not fit, or the hub cannot be reached.
@@ -52,21 +52,19 @@ def load_weights(model: OVSDINO, config: RunConfig) -> None:
 
 
 def load_text_tower(model: OVSDINO, path: str) -> None:
-    """Load nano's text tower from a safetensors file; from the shipped model of the same name where `path` is empty.
+    """Load nano's text tower from a safetensors file; the shipped one where `path` is empty.
 
     Raises:
-        OVSDinoError: The file is missing or does not fit, or no such model is shipped.
+        OVSDinoError: The file is missing or does not fit, or none is shipped.
     """
     if path:
         load_state(model.text_tower, read_safetensors(path), path)
         return
-    if packaged(model.config.name) is None:
+    if packaged(TOWER) is None:
         raise OVSDinoError(
             "no text tower: distil one (python -m ovsdino.train.pretrain.distill_text) and set text_weights"
         )
-    state = read_packaged(model.config.name)
-    tower = {k.removeprefix("text_tower."): v for k, v in state.items() if k.startswith("text_tower.")}
-    load_state(model.text_tower, tower, model.config.name)
+    load_state(model.text_tower, read_tower(), TOWER)
 
 
 def load_backbone(model: OVSDINO, path: str) -> None:

@@ -1,6 +1,6 @@
 """Training of a segmentation model: its frozen parts, the running average of its weights, its validation.
 
-Little is trained behind a frozen ViT (nano 2.7 M parameters, b14 3.6 M), so every process holds all of it and its
+Little is trained behind a frozen ViT (vit6 1.9 M parameters, b14 3.6 M), so every process holds all of it and its
 optimizer's state: sharding them (FSDP) would save some 40 MB a device and cost a collective a layer.
 """
 
@@ -78,7 +78,7 @@ class SegmentationTrainer(Trainer):
         found = {name: value.item() for name, value in self.watched.items()}
         smd = self.model.decoder.smd if self.model.decoder is not None else None
         for index, block in enumerate(smd.blocks if smd is not None else ()):
-            if isinstance(block, SMDBlock) and block.config.structure and block.config.unit:
+            if isinstance(block, SMDBlock) and block.config.structure:
                 found[f"structure_{index}"] = 2 * block.strength().mean().item()
         return found
 

@@ -31,7 +31,7 @@ from ovsdino.train.stopping import Stopped, caught_signals
 
 Log = Callable[[str], None]
 # Ends of the names of vectors that are a number for each head, or a gate's one bias.
-SCALARS = (".lam", ".log_lambda", ".gate.bias")
+SCALARS = (".log_lambda", ".gate.bias")
 OnStep = Callable[[int, int, dict[str, float]], None]
 
 

@@ -85,8 +85,10 @@ def test_the_whole_model_has_the_flops_of_pytorchs_counter(name):
 def test_the_refinement_grows_with_the_classes_and_the_backbone_does_not():
     few, many = zoo_row("nano", 288, 384, 10), zoo_row("nano", 288, 384, 110)
     assert few.parts["backbone"] == many.parts["backbone"] and few.parts["sae"] == many.parts["sae"]
-    fine, guide, dim, coarse = 72 * 96, 48, 192, 18 * 24
-    per_class = fine * (7 + 2 * 25 + 2 * guide) + 2 * coarse * dim + 2 * guide * dim
+    fine, guide, dim, coarse = 72 * 96, 48, 256, 18 * 24
+    tiles = 5 * 6  # of 4 x 4 tokens, whose 16 pixels each see the 4 x 4 keys of 12 x 12 tokens
+    attention = 2 * tiles * (16 * 16) * (4 * 144)
+    per_class = fine * (7 + 2 * guide) + attention + 2 * coarse * dim + 2 * guide * dim
     assert many.parts["logits"].flops - few.parts["logits"].flops == 100 * per_class
 
 

@@ -70,9 +70,9 @@ def test_segment_json_follows_the_contract(street: Path, tmp_path: Path, capsys:
     (image,) = data["images"]
     assert (image["path"], image["width"], image["height"]) == (str(street), 80, 60)
     assert image["ms"] == pytest.approx(sum(image["stages_ms"].values()), abs=0.01) and image["ms"] > 0
-    assert [entry["name"] for entry in image["classes"]] == ["road", "sky", "car"]
+    assert [entry["name"] for entry in image["classes"]] == ["road", "sky", "car", "background"]
     assert sum(entry["fraction"] for entry in image["classes"]) == pytest.approx(1, abs=1e-5)
-    assert all(0 <= entry["score"] <= 1 for entry in image["classes"])
+    assert all(0 <= entry["score"] <= 1 for entry in image["classes"][:3])
     assert image["output"] == str(tmp_path / "out" / "street_overlay.png")
     with Image.open(image["labels"]) as labels, Image.open(image["output"]) as overlay:
         assert labels.size == (80, 60) and overlay.size[1] > 60
@@ -88,7 +88,10 @@ def test_segment_prints_a_line_an_image_and_keeps_stderr_quiet(
     assert out.startswith(f"{street} -> ") and out.count("\n") == 1 and err == ""
 
 
-@pytest.mark.parametrize(("extra", "named"), [(["--background"], True), (["--background", "0.99"], True), ([], False)])
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [(["--background"], True), (["--background", "0.99"], True), ([], True), (["--partition"], False)],
+)
 def test_background_takes_a_threshold_or_its_default(
     street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], named: bool
 ) -> None:

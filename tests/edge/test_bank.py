@@ -160,7 +160,7 @@ def test_the_command_writes_the_rows_the_model_uses(tmp_path: Path, capsys: pyte
     assert bank.names == ("road", "car") and bank.model == "nano"
     assert bank.weights == weights_digest(segmenter.model)
     expected = {"output": str(path), "model": "nano", "weights": bank.weights, "classes": ["road", "car"]}
-    assert json.loads(out) == {**expected, "shape": [2, 192], "words": [1, 1], "contrast": 0}
+    assert json.loads(out) == {**expected, "shape": [2, 256], "words": [1, 1], "contrast": 0}
     assert main([*line, "--no-partition"]) == 0
     rows = segmenter.text_rows("road, car|automobile", partition=False)
     bank = TextBank.load(path)
@@ -168,7 +168,7 @@ def test_the_command_writes_the_rows_the_model_uses(tmp_path: Path, capsys: pyte
     assert np.array_equal(bank.padded(), rows.words.numpy())
     assert np.array_equal(bank.contrast, rows.contrast.numpy())
     found = json.loads(capsys.readouterr().out)
-    assert (found["words"], found["shape"], found["contrast"]) == ([1, 2], [3, 192], len(bank.contrast))
+    assert (found["words"], found["shape"], found["contrast"]) == ([1, 2], [3, 256], len(bank.contrast))
 
 
 def test_the_command_refuses_bad_classes_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

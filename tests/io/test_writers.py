@@ -95,7 +95,7 @@ def test_a_run_does_not_replace_the_weights_it_starts_from(tmp_path: Path) -> No
     weights = tmp_path / "last.safetensors"
     weights.write_bytes(b"weights")
     (tmp_path / "link.safetensors").symlink_to(weights)
-    config = load_config(str(ROOT / "configs" / "nano.yaml"), [f"output={tmp_path}"])
+    config = load_config(str(ROOT / "configs" / "vit6.yaml"), [f"output={tmp_path}"])
     for name in ("backbone_weights", "text_weights"):
         changed = dataclasses.replace(config, **{name: str(tmp_path / "link.safetensors")})
         with pytest.raises(OVSDinoError, match=r"last\.safetensors: the result would replace an input"):

@@ -16,9 +16,9 @@ from ovsdino.models.backbone import build_backbone, freeze, read_efficientnet
 from ovsdino.models.config import BackboneConfig, SAEConfig
 from ovsdino.models.sae import StructureAwareEncoder
 from ovsdino.train.trainer import Trainer
-from tests.support.cnn import CNN, NAME, small_model_on
+from tests.support.cnn import CNN, JOINED, NAME, small_model_on
 
-VIT = BackboneConfig(timm_name="nano_vit", patch_size=16, embed_dim=32, depth=2, num_heads=2, taps=(0, 1))
+VIT = BackboneConfig(timm_name="small_vit", patch_size=16, embed_dim=32, depth=2, num_heads=2, taps=(0, 1))
 
 
 def test_taps_of_a_cnn_are_its_stages_each_at_its_own_stride() -> None:
@@ -31,7 +31,7 @@ def test_taps_of_a_cnn_are_its_stages_each_at_its_own_stride() -> None:
         reference.blocks[stage - 1].register_forward_hook(lambda _, __, out, s=stage: seen.update({s: out}))
     with torch.no_grad():
         final, taps = backbone.frozen(image)
-        expected = reference.forward_features(image)
+        expected = reference.forward_features(image.contiguous(memory_format=torch.channels_last))
     assert torch.equal(final, expected) and final.shape == (2, 256, 4, 6)
     assert [tuple(tap.shape[1:]) for tap in taps] == [(24, 16, 24), (32, 8, 12), (48, 4, 6), (64, 4, 6)]
     assert torch.equal(taps[0], seen[2]) and torch.equal(taps[2], seen[4]) and torch.equal(taps[3], seen[5])
@@ -50,6 +50,20 @@ def test_features_in_two_halves_are_the_model_bit_for_bit(config: BackboneConfig
     assert torch.equal(whole.tokens, halves.tokens) and torch.equal(whole.structure.guide, halves.structure.guide)
     assert torch.equal(features, model.backbone.finish(final)) and torch.equal(features, whole.backbone)
     assert all(torch.equal(a, b) for a, b in zip(taps, plain, strict=True))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (48, 80), (16, 16)])
+def test_the_head_on_joined_maps_commutes_with_their_upsampling(size: tuple[int, int]) -> None:
+    backbone = build_backbone(JOINED).eval()
+    image = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        final, taps = backbone.frozen(image)
+        features, same = backbone(image)
+        deep = backbone.cnn.forward_features(image)
+    grid = (size[0] // 16, size[1] // 16)
+    assert final.shape == (2, 256 + 48, *grid) and deep.shape[2:] == tuple(-(-side // 2) for side in grid)
+    assert torch.equal(final[:, 256:], taps[2]) and torch.equal(taps[2], same[2])
+    torch.testing.assert_close(features, backbone.finish(final), rtol=1e-4, atol=1e-5)
 
 
 def test_the_head_is_a_linear_map_of_each_position() -> None:

@@ -102,8 +102,8 @@ def test_class_attention_is_the_last_blocks(which: str, request: pytest.FixtureR
 
 
 def test_attention_needs_a_class_token() -> None:
-    with pytest.raises(OVSDinoError, match="nano_vit has no class token: background cleaning needs one"):
-        zoo.build_model("nano").encode_with_attention(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(OVSDinoError, match="small_vit has no class token: background cleaning needs one"):
+        zoo.build_model("vit6").encode_with_attention(torch.zeros(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from ovsdino.models.text_rows import TextRows
 D = 32
 TINY = ModelConfig(
     name="tiny",
-    backbone=BackboneConfig(timm_name="nano_vit", patch_size=16, embed_dim=D, depth=4, num_heads=2, taps=(0, 1, 2, 3)),
+    backbone=BackboneConfig(timm_name="small_vit", patch_size=16, embed_dim=D, depth=4, num_heads=2, taps=(0, 1, 2, 3)),
     sae=SAEConfig(guide_dim=16, mid_dim=16, structure_dim=D),
     smd=SMDConfig(width=D, heads=2, head_dim=8, structure_rank=7, value_dim=16),
     text=TextConfig(kind="hashed", width=16, buckets=64),

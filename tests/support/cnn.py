@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.text import HashedTextTower
@@ -16,6 +18,8 @@ CNN = BackboneConfig(
     stage_dims=(16, 24, 32, 48, 64),
     stage_strides=(2, 4, 8, 16, 16),
 )
+# Its last stage has the stride 32, as nano's has.
+JOINED = replace(CNN, taps=(1, 2, 3), stage_strides=(2, 4, 8, 16, 32))
 
 
 def small_model_on(backbone: BackboneConfig) -> OVSDINO:

@@ -13,7 +13,7 @@ from ovsdino.models.text import HashedTextTower
 
 CONFIG = ModelConfig(
     name="small",
-    backbone=BackboneConfig(timm_name="nano_vit", patch_size=16, embed_dim=32, depth=2, num_heads=2, taps=(0, 1)),
+    backbone=BackboneConfig(timm_name="small_vit", patch_size=16, embed_dim=32, depth=2, num_heads=2, taps=(0, 1)),
     sae=SAEConfig(guide_dim=16, mid_dim=16, structure_dim=32),
     smd=SMDConfig(width=32, heads=2, head_dim=8, structure_rank=7, value_dim=16, blocks=1),
     text=TextConfig(kind="hashed", width=16, buckets=64),

@@ -43,7 +43,7 @@ def make_folder(root):
     )
     MaskStore.create(root / "masks", manifest).write(0, rows)
     torch.manual_seed(7)
-    save_file(build_model("nano").text_tower.state_dict(), root / "text.safetensors")
+    save_file(build_model("vit6").text_tower.state_dict(), root / "text.safetensors")
     return root
 
 
@@ -66,6 +66,7 @@ def write_config(root, output, **changes):
     """Write the file of a run on `make_folder`'s data; `changes` are laid over it key by key."""
     tree = {
         "supervision": "captions",
+        "model": "vit6",
         "output": str(output),
         "text_weights": str(root / "text.safetensors"),
         "threads": 1,

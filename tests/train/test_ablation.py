@@ -105,15 +105,15 @@ def test_the_gain_is_taken_seed_by_seed():
     ("changes", "gone"),
     [
         ({"smd": None}, "decoder.smd"),
-        ({"smd": {"gate": "none"}}, "decoder.smd.blocks.0.gate"),
-        ({"smd": {"structure": False}}, "decoder.smd.blocks.0.lam"),
-        ({"upsampling": "bilinear"}, "decoder.mix"),
+        ({"smd": {"gate": "none"}}, "decoder.smd.gate"),
+        ({"smd": {"structure": False}}, "decoder.smd.blocks.0.log_lambda"),
+        ({"upsampling": "bilinear"}, "decoder.score_attention"),
         ({"detail": False}, "decoder.detail"),
         ({"backbone": {"taps": [5]}}, "decoder.sae.taps.1"),
     ],
 )
 def test_a_variant_has_no_such_part_runs_and_starts_as_the_baseline(changes, gone):
-    whole, model = build_model("nano"), build_model("nano", changes=changes)
+    whole, model = build_model("vit6"), build_model("vit6", changes=changes)
     assert any(key.startswith(gone) for key in whole.state_dict())
     assert not any(key.startswith(gone) for key in model.state_dict())
     image, text = torch.randn(IMAGE), model.encode_text(["road", "car"])
@@ -128,8 +128,8 @@ def test_a_variant_has_no_such_part_runs_and_starts_as_the_baseline(changes, gon
 @pytest.mark.parametrize(
     ("change", "shown"),
     [
-        ("variants.wrong={architecture: {smd: {gates: false}}}", "nano.smd: no field 'gates'; fields: blocks"),
-        ("variants.wrong={architecture: {smd: {gate: {a: 1}}}}", "nano.smd.gate: no field 'a'; fields: none"),
+        ("variants.wrong={architecture: {smd: {gates: false}}}", "vit6.smd: no field 'gates'; fields: blocks"),
+        ("variants.wrong={architecture: {smd: {gate: {a: 1}}}}", "vit6.smd.gate: no field 'a'; fields: none"),
         ("variants.wrong={decodr: false}", "unknown key 'decodr'"),
         ("variant={}", "unknown key 'variant'"),
         ("seeds=[]", "seeds: expected 1 to 1000 entries, got 0"),
@@ -151,7 +151,7 @@ def test_mistakes_are_named_before_anything_is_trained(study_file, tmp_path, cha
 
 
 def test_a_study_without_variants_is_refused(tmp_path):
-    (tmp_path / "study.yaml").write_text("base: nano.yaml\n")
+    (tmp_path / "study.yaml").write_text("base: vit6.yaml\n")
     with pytest.raises(OVSDinoError, match="variants: expected 2 to 1000 entries, got 0"):
         load_ablation(tmp_path / "study.yaml")
 

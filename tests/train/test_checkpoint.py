@@ -34,9 +34,9 @@ def test_a_run_on_labels(folder, tmp_path):  # noqa: F811
     state = saved(it)
     check_segmentation(it, state)
     assert all(name.startswith("model.") for name in state["trained"])
-    # Decayed are matrices but for the positions; frozen is the text tower. Scalars: the temperature, beta and mix of
-    # the upsampling, and lambda and the gate's bias of two blocks.
-    assert groups(state) == [(73, 0.05), (121, 0.0), (7, 0.0)]
+    # Decayed are matrices but for the positions; frozen is the text tower. Scalars: the temperature, lambda of
+    # two blocks, the gate's bias, and lambda, gamma and mix of the upsampling.
+    assert groups(state) == [(72, 0.05), (118, 0.0), (7, 0.0)]
     assert state["config"]["supervision"] == "labels" and state["config"]["optim"]["steps"] == 4
 
 
@@ -46,7 +46,7 @@ def test_a_run_on_captions(tmp_path):
     check_segmentation(it, state)
     own = [name for name in state["trained"] if not name.startswith("model.")]
     assert own == ["mask_scale", "mask_bias"]
-    assert groups(state) == [(48, 0.05), (69, 0.0), (9, 0.0)]
+    assert groups(state) == [(47, 0.05), (66, 0.0), (9, 0.0)]
 
 
 def test_a_run_towards_sams_embedding(tmp_path):

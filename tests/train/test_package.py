@@ -27,7 +27,8 @@ def test_the_file_is_copied_and_its_entry_replaced(package, capsys):
     assert data == (package / "last.safetensors").read_bytes()
     entry = json.loads((package / "manifest.json").read_text())["nano"]
     assert entry["sha256"] == hashlib.sha256(data).hexdigest() and entry["bytes"] == len(data)
-    assert capsys.readouterr().out.startswith("nano.safetensors: 11.3")
+    size, parameters = len(data) / 1e6, entry["parameters"] / 1e6
+    assert capsys.readouterr().out == f"nano.safetensors: {size:.2f} MB, {parameters:.2f} M parameters\n"
 
 
 def test_weights_of_another_model_are_refused_and_nothing_is_written(package, capsys):

@@ -73,11 +73,11 @@ def test_a_flipped_bit_of_a_checkpoint_is_found_on_resuming(folder, finished, tm
 @pytest.mark.parametrize("name", ["last.safetensors"])
 def test_a_flipped_bit_of_trained_weights_is_found_on_loading(finished, tmp_path, name):
     data = bytearray((finished / name).read_bytes())
-    assert create_model("nano", checkpoint=finished / name).decoder_trained
+    assert create_model("vit6", checkpoint=finished / name).decoder_trained
     data[-1000] ^= 1  # a mantissa's last bit
     (tmp_path / name).write_bytes(data)
     with pytest.raises(OVSDinoError, match=r"last\.safetensors: damaged"):
-        create_model("nano", checkpoint=tmp_path / name)
+        create_model("vit6", checkpoint=tmp_path / name)
 
 
 def test_files_of_before_that_carry_no_hash_still_load(folder, finished, tmp_path):
@@ -88,7 +88,7 @@ def test_files_of_before_that_carry_no_hash_still_load(folder, finished, tmp_pat
     it = trainer(write_config(folder, run, optim={"steps": 3}))
     assert it.resume() and it.step == 2
     save_file(load_file(finished / "last.safetensors"), tmp_path / "old.safetensors")
-    assert create_model("nano", checkpoint=tmp_path / "old.safetensors").decoder_trained
+    assert create_model("vit6", checkpoint=tmp_path / "old.safetensors").decoder_trained
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", {"step": 3}, {"step": "x"}, [1]])

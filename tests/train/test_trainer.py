@@ -45,8 +45,9 @@ def config_file(folder, tmp_path, **changes):
     from safetensors.torch import save_file
 
     torch.manual_seed(7)
-    save_file(build_model("nano").text_tower.state_dict(), text_tower)
+    save_file(build_model("vit6").text_tower.state_dict(), text_tower)
     tree = {
+        "model": "vit6",
         "output": str(tmp_path / "run"),
         "text_weights": str(text_tower),
         "checkpoint_every": 2,
@@ -214,7 +215,7 @@ def test_yaml_numbers_in_exponent_form_are_floats(tmp_path):
 
 
 def test_vocabulary_gives_distractors_and_neighbors_but_no_held_out_word(tmp_path):
-    model = build_model("nano")
+    model = build_model("vit6")
     rows = {
         "red": [1.0, 0.0, 0.0],
         "blue": [0.0, 1.0, 0.0],
@@ -228,7 +229,7 @@ def test_vocabulary_gives_distractors_and_neighbors_but_no_held_out_word(tmp_pat
     path = tmp_path / "words.txt"
     path.write_text("\n".join(["crimson", "purple", "justice", "navy", "navyblue", ""]))
     config = DenseConfig(text=TextSupervision(vocabulary=str(path), exclude=("navy",), num_distractors=2))
-    bank = TextBank(model, ("red", "blue"), config)
+    bank = TextBank(model, ("red", "blue"), config.text, "folder")
     torch.testing.assert_close(bank.distractors, torch.tensor([rows["justice"]]))
     assert [len(n) for n in bank.neighbours] == [1, 0]
     never, always = (bank.draw(torch.Generator().manual_seed(0), p) for p in (0.0, 1.0))

@@ -104,7 +104,7 @@ class DenseConfig(RunConfig):
     """A run on pixel labels.
 
     Attributes:
-        train_backbone: True trains the ViT too (nano, from scratch); False keeps it frozen in eval mode.
+        train_backbone: True trains the backbone too (vit6, from scratch); False keeps it frozen in eval mode.
     """
 
     supervision: Literal["labels", "captions"] = "labels"

@@ -52,7 +52,7 @@ class SelfDistillConfig(CommonConfig):
         temperature: Of the teacher's distributions, which Sinkhorn-Knopp balances over the batch.
     """
 
-    model: str = "nano"
+    model: str = "vit6"
     images: Annotated[tuple[str, ...], Size(1, 1000), InputPath()] = ()
     output: Annotated[str, Size(1, 4096)] = "runs/self_distill"
     steps: Positive = 2400

@@ -9,7 +9,7 @@ crops out of every large one. With q = the teacher's tokens over the prototypes,
       + koleo * koleo(student's mean tokens: spread over the sphere)
 
 The first term is ours: street scenes are alike as images and differ in their places, so a small crop must be matched
-to its place in the large one (docs/decisions.md has the figures). nano's ViT has no class token, so the mean of the
+to its place in the large one (docs/decisions.md has the figures). vit6 has no class token, so the mean of the
 patch tokens stands for the image. Sinkhorn-Knopp, the losses and the projection head are lightly's. The teacher is
 kept, as the backbone of an `OVSDINO`.
 
@@ -44,12 +44,12 @@ def vit_of(model: OVSDINO) -> nn.Module:
     """Return the network of a model that self-distillation can train.
 
     Raises:
-        OVSDinoError: Its backbone has no trainable head over a ViT, as nano has.
+        OVSDinoError: Its backbone has no trainable head over a ViT, as vit6 has.
     """
     backbone = model.backbone
     if not isinstance(backbone, ViTBackbone) or backbone.head is None:
         raise OVSDinoError(
-            f"model: self-distillation trains the ViT of nano, and {model.config.name} has another backbone"
+            f"model: self-distillation trains the ViT of vit6, and {model.config.name} has another backbone"
         )
     vit: nn.Module = backbone.vit
     return vit
@@ -119,7 +119,7 @@ class SelfDistiller(Trainer):
             raise OVSDinoError("self-distillation needs lightly: pip install 'ovsdino[train]'") from error
         super().__init__(config, config.optim, log)
         self.model = build_model(config.model, decoder=False)  # holds the teacher
-        width = self.model.config.embed_dim
+        width = self.model.config.backbone.vit_dim
         self.student, self.teacher = (
             Student(vit_of(model), width, config.prototypes)
             for model in (build_model(config.model, decoder=False), self.model)
@@ -127,7 +127,8 @@ class SelfDistiller(Trainer):
         self.teacher.load_state_dict(self.student.state_dict())
         freeze(self.teacher)
         assert self.model.backbone.head is not None
-        nn.init.eye_(self.model.backbone.head.weight)  # no text has been seen: the map into its space comes later
+        # No text has been seen, so the map into its space comes later; this one keeps lengths and angles.
+        nn.init.orthogonal_(self.model.backbone.head.weight)
         nn.init.zeros_(self.model.backbone.head.bias)
         for part in (self.student, self.teacher):
             part.to(self.device)

@@ -168,10 +168,10 @@ class WeakConfig(RunConfig):
 
     Attributes:
         batch: Images of a step, over all processes.
-        train_alignment: Train the map between image and text space: nano's linear head, or the projection of the CLIP
-            tower. False keeps it as it was loaded.
+        train_alignment: Train the map between image and text space: the backbone's linear head, or the CLIP tower's
+            projection. False keeps it as it was loaded.
         projection_rate: Learning rate of a projection, or of lite2's head, that was loaded, in shares of `optim.lr`: it
-            is trained already. One that begins at random, and nano's head, are trained at the full rate.
+            is trained already. One that begins at random, and a small ViT's head, are trained at the full rate.
         sam_checkpoint: Official SAM weights, for alignment targets made as they are needed.
         sam_variant: Of `sam_checkpoint`.
     """

@@ -104,7 +104,7 @@ class WeakTrainer(SegmentationTrainer):
         return SamOnTheFly(encoder.to(self.device), lambda name: captions.read(index[name]), bf16=config.optim.bf16)
 
     def _alignment_parameters(self) -> Iterator[nn.Parameter]:
-        """Yield those of the map between image and text space: nano's linear head, or CLIP's projection."""
+        """Yield those of the map between image and text space: the linear head, or CLIP's projection."""
         if self.model.backbone.head is not None:
             yield from self.model.backbone.head.parameters()
         else:

@@ -20,11 +20,12 @@ from ovsdino.deploy.export.rounded import Rounded
 from ovsdino.deploy.export.trace import default_size, export_graph
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
+from ovsdino.models.config import BackboneConfig
 from ovsdino.models.weights import weights_digest
 from ovsdino.models.zoo import get_config
 from ovsdino.ops.guided_upsample import guided_upsample_reference, guided_upsample_tiled
 from ovsdino.ops.structure_attention import structure_attention_explicit, structure_attention_reference
-from tests.support.cnn import CNN, small_model_on
+from tests.support.cnn import CNN, JOINED, small_model_on
 from tests.support.small import SIZE, small_model
 
 
@@ -60,17 +61,6 @@ def test_any_vocabulary_runs_through_one_export(exported: Path, classes: int) ->
         expected = small_model()(image, text)
     found = run(exported, image, text)
     assert found.shape == (2, classes, 12, 20)
-    assert np.abs(found - expected.numpy()).max() < 1e-4 * float(expected.abs().max())
-
-
-def test_guided_upsampling_is_exported_alike(tmp_path: Path) -> None:
-    """The form of nano's shipped weights, down to the gate of its attention."""
-    model = small_model(upsampling="guided", smd={"gate": "attention", "unit": False})
-    publish(tmp_path / "guided.onnx", export_graph(model, **SIZE, batch=2, classes=(1, 40)))
-    image, text = inputs(5)
-    with torch.no_grad():
-        expected = model(image, text)
-    found = run(tmp_path / "guided.onnx", image, text)
     assert np.abs(found - expected.numpy()).max() < 1e-4 * float(expected.abs().max())
 
 
@@ -191,8 +181,9 @@ def test_a_weight_beyond_float16_is_refused() -> None:
         graph.to_float16(model)
 
 
-def test_a_cnn_exports_like_a_transformer(tmp_path: Path) -> None:
-    model = randomize(small_model_on(CNN), 0)
+@pytest.mark.parametrize("backbone", [CNN, JOINED], ids=["dilated", "joined"])
+def test_a_cnn_exports_like_a_transformer(tmp_path: Path, backbone: BackboneConfig) -> None:
+    model = randomize(small_model_on(backbone), 0)
     publish(tmp_path / "cnn.onnx", export_graph(model, **SIZE, batch=2, classes=(1, 40)))
     image, text = inputs(7)
     with torch.no_grad():

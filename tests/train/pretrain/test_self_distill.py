@@ -154,12 +154,13 @@ def test_the_teacher_is_the_mean_of_the_students(archive, tmp_path):
 
 def test_the_teacher_serves_as_a_frozen_backbone(archive, tmp_path):
     main([config(archive, tmp_path / "run", steps=1)])
-    model = build_model("nano", decoder=False)
+    model = build_model("vit6", decoder=False)
     load_backbone(model, str(tmp_path / "run/last.safetensors"))
     image = torch.randn(1, 3, 48, 64)
     features, _ = model.backbone(image)
-    final = model.backbone.vit.forward_features(image)  # the map into the text space is the identity
-    torch.testing.assert_close(features.flatten(2).transpose(1, 2), final, rtol=0, atol=1e-5)
+    final = model.backbone.vit.forward_features(image)[0]
+    tokens = features.flatten(2)[0].T  # the map into the text space keeps lengths and angles
+    torch.testing.assert_close(tokens @ tokens.T, final @ final.T, rtol=1e-2, atol=0.1)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_the_key_is_the_frozen_part_the_size_and_the_source(tmp_path):
     one, other = create_model("nano"), create_model("nano")
     torch.nn.init.zeros_(other.backbone.head.weight)
     assert frozen_digest(one) == frozen_digest(other)
-    torch.nn.init.zeros_(other.backbone.vit.norm.weight)
+    torch.nn.init.zeros_(other.backbone.cnn.bn2.weight)
     assert frozen_digest(one) != frozen_digest(other)
     folders = {
         FrozenImages(tmp_path, Segmenter(model, short_side=side), source, lambda _: None).files.folder
@@ -202,7 +202,7 @@ def test_affinities_and_words_before_the_upsampling_learn(folder, tmp_path, more
         folder,
         tmp_path / "run",
         data={"cache_features": str(tmp_path / "cache")},
-        architecture={"short_side": SIDE, "upsampling": "attention", "smd": {"gate": "output", "unit": True}},
+        architecture={"short_side": SIDE},
         loss={"affinity": 1.0, "structure": 0.5},
     )
     it = trainer(path, *more)

@@ -106,10 +106,7 @@ def test_a_gradient_that_is_not_finite_is_the_users_to_see(folder, tmp_path):
 
 
 def test_the_log_tells_of_the_gate_and_of_the_structure_term(folder, tmp_path):
-    changes = {"upsampling": "attention", "smd": {"gate": "output", "unit": True}}
-    path = write_config(
-        folder, tmp_path / "run", architecture=changes, optim={"lr": 1e-3, "warmup": 0, "steps": 3}, log_every=1
-    )
+    path = write_config(folder, tmp_path / "run", optim={"lr": 1e-3, "warmup": 0, "steps": 3}, log_every=1)
     it = trainer(path)
     it.run()
     lines = [row for row in map(json.loads, it.folder.log.read_text().splitlines()) if row["kind"] == "train"]
@@ -121,8 +118,7 @@ def test_the_log_tells_of_the_gate_and_of_the_structure_term(folder, tmp_path):
 
 
 def test_scalars_are_trained_at_ten_times_the_rate_and_do_not_decay(folder, tmp_path):
-    changes = {"upsampling": "attention", "smd": {"gate": "output", "unit": True}}
-    it = trainer(write_config(folder, tmp_path / "run", architecture=changes, optim={"lr": 0.001, "warmup": 0}))
+    it = trainer(write_config(folder, tmp_path / "run", optim={"lr": 0.001, "warmup": 0}))
     group = it.optimizer.param_groups[2]
     names = [name.removeprefix("model.") for name, p in it.trained.items() if any(p is q for q in group["params"])]
     assert names == [

@@ -196,10 +196,10 @@ def test_a_full_disk_is_one_line(folder, tmp_path, capsys, monkeypatch):
         ("loss.pool=cls", "loss.pool: expected text or heads, got 'cls'"),
         ("loss.least=0", "loss.least: expected a number in (0, 1], got 0.0"),
         ("data.regions=2", "data.regions 2 needs a box with every caption; or set it to 0"),
-        ("loss.pool=heads", "the backbone of nano has no class token to pool by; take text"),
+        ("loss.pool=heads", "the backbone of vit6 has no class token to pool by; take text"),
         ("data.masks=/nowhere", "/nowhere/manifest.json: no such file"),
         ("data.annotations=/nowhere.jsonl", "/nowhere.jsonl"),
-        ("supervision=words", "supervision: expected labels or captions, got 'words'"),
+        ("supervision=words", "supervision: expected labels, captions, mixed, got 'words'"),
         ("device=tpu9x", "device: expected auto, cpu, cuda or cuda:N"),
     ],
 )
