@@ -334,7 +334,8 @@ def _row(
 def _layers(segmenter: Segmenter, sample: BoundarySample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return features by name, in the order of the forward, and boundary maps (4h, 4w).
 
-    Features are (C, h, w) at the token grid, those of G and of a CNN's early stages finer.
+    Features are (C, h, w) at the token grid, those of G and of a CNN's early stages finer. A stage that is coarser is
+    brought to the token grid, as F reads it.
     """
     model: OVSDINO = segmenter.model
     config, backbone = model.config, model.backbone
@@ -343,7 +344,7 @@ def _layers(segmenter: Segmenter, sample: BoundarySample) -> tuple[dict[str, Ten
     with torch.inference_mode():
         last, blocks = backbone.frozen(image, range(config.backbone.depth))
         final = backbone.finish(last)
-        layers = {f"{kind} {index}": tokens for index, tokens in enumerate(blocks)}
+        layers = {f"{kind} {index}": _at_least_coarse(tokens, last) for index, tokens in enumerate(blocks)}
         if config.backbone.stage_dims:
             layers["final map"] = last
         if model.aligned:
@@ -376,6 +377,13 @@ def _targets(sample: BoundarySample, features: Tensor, grid: tuple[int, int]) ->
     marked = torch.from_numpy(boundaries(sample.segments)).float()
     share = F.adaptive_max_pool2d(marked, (SUB_CELLS * grid[0], SUB_CELLS * grid[1])).mean(0)
     return F.pixel_unshuffle(share[None, None], SUB_CELLS * grid[0] // features.shape[1])[0].flatten(1).T
+
+
+def _at_least_coarse(features: Tensor, tokens: Tensor) -> Tensor:
+    """Return features (1, C, h, w) of at least the size of the tokens' grid; smaller ones by bilinear interpolation."""
+    if features.shape[2] >= tokens.shape[2]:
+        return features
+    return F.interpolate(features, tokens.shape[2:], mode="bilinear", align_corners=False)
 
 
 def _at_most_fine(features: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -67,11 +67,13 @@ def result() -> Probe:
 
 
 def test_every_layer_has_its_row_in_the_order_of_the_forward_pass(result: Probe) -> None:
-    blocks = [f"block {i}" for i in range(6)]
-    modules = ["F", "SAE structure S", "SAE guide G", "F' (SMD)", "SAE boundary", "image gradient"]
+    blocks = [f"stage {i}" for i in range(5)]
+    modules = ["final map", "F", "SAE structure S", "SAE guide G", "F' (SMD)", "SAE boundary", "image gradient"]
     assert [row.name for row in result.rows] == [*blocks, *modules]
-    assert [row.block for row in result.rows] == [0, 1, 2, 3, 4, 5, *[None] * 6]
+    assert [row.block for row in result.rows] == [0, 1, 2, 3, 4, *[None] * 7]
     assert [row.trained for row in result.rows] == [*[True] * 10, False, False]
+    # The last stage, of stride 32, is read at the tokens' grid, 15 wide where the stage is 8.
+    assert [row.stride for row in result.rows] == [2, 4, 8, 16, 16, 16, 16, 16, 4, 16, None, None]
     assert (result.train_images, result.val_images) == (10, 5)
     assert all(0 <= row.f <= 1 and (row.contrast is None) == (row.name == "SAE boundary") for row in result.rows)
 
@@ -79,11 +81,11 @@ def test_every_layer_has_its_row_in_the_order_of_the_forward_pass(result: Probe)
 def test_planted_borders_are_found(result: Probe) -> None:
     rows = {row.name: row for row in result.rows}
     assert rows["image gradient"].f > 0.99 and (rows["image gradient"].contrast or 0) > 0.98
-    assert rows["block 0"].contrast is not None and rows["block 0"].contrast > 0.95
-    best = max(result.rows[:6], key=lambda row: row.f)
+    assert rows["stage 0"].contrast is not None and rows["stage 0"].contrast > 0.95
+    best = max(result.rows[:5], key=lambda row: row.f)
     assert best.f > 0.3 and result.peak_block == best.block
-    assert result.fade == pytest.approx(best.f - result.rows[5].f) and 0 <= result.fade_error < 0.5
-    assert result.taps[0] in (0, 1) and len(result.taps) == 4 and list(result.taps) == sorted(result.taps)
+    assert result.fade == pytest.approx(best.f - result.rows[4].f) and 0 <= result.fade_error < 0.5
+    assert len(result.taps) == 4 and list(result.taps) == sorted(result.taps)
 
 
 def test_ridge_finds_a_planted_line_from_pieces_of_the_data() -> None:
@@ -215,11 +217,16 @@ def test_a_head_without_weights_has_no_row() -> None:
 
 
 def test_a_decoder_behind_a_cnn_has_its_rows() -> None:
-    found = probe(lite2(decoder=True), Planted(2, 0), Planted(1, 1))  # type: ignore[arg-type]
-    rows = {row.name: row for row in found.rows}
+    segmenter = lite2(decoder=True)
+    found = probe(segmenter, Planted(2, 0), Planted(1, 1))  # type: ignore[arg-type]
+    rows, sae = {row.name: row for row in found.rows}, segmenter.model.config.sae
     modules = ["SAE structure S", "SAE guide G", "F' (SMD)", "SAE boundary", "image gradient"]
     assert [row.name for row in found.rows][7:] == modules
-    assert [(rows[name].channels, rows[name].stride) for name in modules[:3]] == [(256, 16), (64, 4), (384, 16)]
+    assert [(rows[name].channels, rows[name].stride) for name in modules[:3]] == [
+        (sae.structure_dim, 16),
+        (sae.guide_dim, 4),
+        (384, 16),
+    ]
 
 
 @pytest.mark.parametrize(("height", "cells"), [(8, 4), (16, 2), (32, 1)])
