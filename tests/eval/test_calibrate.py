@@ -129,14 +129,16 @@ def test_eval_reads_what_calibrate_wrote(voc: Path, capsys: pytest.CaptureFixtur
 
 def test_confidences_are_calibrated_and_labels_stay(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A data set without a background class: the temperature found once is 1 when it is looked for again."""
-    torch.manual_seed(0)
+    torch.manual_seed(
+        2
+    )  # weights that are right by chance at some pixels: the best temperature is 4.8, not the largest
     file = voc / "run.safetensors"
-    save_file(build_model("vit6").state_dict(), file)
+    save_file(build_model("nano").state_dict(), file)
     (voc / "voc21_train.zip").rename(voc / "voc20_train.zip")
     line = [
         "calibrate",
         "--model",
-        "vit6",
+        "nano",
         "--dataset",
         "voc20",
         "--root",
@@ -148,14 +150,14 @@ def test_confidences_are_calibrated_and_labels_stay(voc: Path, capsys: pytest.Ca
     ]
     line += ["--checkpoint", str(file)]
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    before = load("vit6", "cpu", checkpoint=file, short_side=64).segment(image, "red,blue")
+    before = load("nano", "cpu", checkpoint=file, short_side=64).segment(image, "red,blue")
     assert main([*line, "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
     assert "background" not in first and first["ece"] <= first["ece_before"] + 0.05
     assert main(line) == 0
     told = capsys.readouterr().out
     assert "temperature 1.000" in told or "temperature 0.999" in told or "temperature 1.001" in told
-    after = load("vit6", "cpu", checkpoint=file, short_side=64).segment(image, "red,blue")
+    after = load("nano", "cpu", checkpoint=file, short_side=64).segment(image, "red,blue")
     assert (after.labels == before.labels).mean() > 0.999
 
 
