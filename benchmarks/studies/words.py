@@ -29,7 +29,7 @@ from ovsdino.benchmarks.lib.contact_sheet import PARTS, contact_sheet
 from ovsdino.benchmarks.lib.data_scores import DATASETS, adapt_score, dataset_scores
 from ovsdino.benchmarks.lib.models_page import MARKER, lines, table
 from ovsdino.benchmarks.lib.older import time_against
-from ovsdino.benchmarks.lib.report import RESULTS, ROOT, ReportOptions, placed, save
+from ovsdino.benchmarks.lib.report import RESULTS, ROOT, ReportOptions, json_text, placed, save
 from ovsdino.benchmarks.lib.street_words import few_words, nonsense_words, read_synonyms, synonym_words
 from ovsdino.data.datasets import open_dataset
 from ovsdino.errors import OVSDinoError
@@ -81,7 +81,10 @@ class Words(ModelOptions, ReportOptions):
         report = facts | self._earlier(facts)
         for name in wanted:
             report[name] = MEASURES[name](self, segmenter)
-        return self.publish({name: report[name] for name in (*facts, *SECTIONS) if name in report}, text)
+            report = {key: report[key] for key in (*facts, *SECTIONS) if key in report}
+            if self.output is not None:  # a run that is stopped keeps what it has
+                save(self.output, json_text(report))
+        return self.publish(report, text)
 
     @property
     def place(self) -> Path:
