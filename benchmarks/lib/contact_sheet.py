@@ -14,6 +14,7 @@ from ovsdino.data.names import VOC20
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write
 from ovsdino.io.tree import ImageSource
+from ovsdino.legend import with_legend
 from ovsdino.pipeline import Segmenter
 
 __all__ = ["PARTS", "Part", "contact_sheet"]
@@ -97,4 +98,5 @@ def _tiles(segmenter: Segmenter, root: Path, part: Part, width: int) -> Iterator
         small = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
         labels = np.asarray(Image.fromarray(result.labels).resize((width, height), Image.Resampling.NEAREST))
         shown = type(result)(labels=labels, names=result.names, background=result.background, image=small)
-        yield shown.overlay(alpha=0.55, legend=True)
+        entries = zip(shown.all_names, map(tuple, shown.colors.tolist()), shown.fractions, strict=True)
+        yield with_legend(shown.overlay(alpha=0.55, legend=False), [entry for entry in entries if entry[2] > 0])

@@ -90,6 +90,7 @@ def adapt_score(
         mean = [sum(float(s.iou[name] or 0) for name in others) / max(1, len(others)) for s in (before, after)]
         found[kind] = {
             "images": result.images,
+            "val_images": len(val) if limit is None else min(limit, len(val)),
             "steps": result.steps,
             "iou": {word: [_rounded(s.iou[word]) for s in (before, after)] for word in words},
             "others": [_rounded(value) for value in mean],

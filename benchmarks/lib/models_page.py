@@ -82,7 +82,7 @@ def _adapt(found: dict[str, Any]) -> list[tuple[str, str]]:
     for kind, scores in found.items():
         own = ", ".join(f"{word} {_arrow(pair)}" for word, pair in scores["iou"].items())
         named = "" if kind == "words" else ", under names that say nothing"
-        what = f"`ovsdino adapt` by {scores['images']} images{named}: IoU on VOC21 val"
+        what = f"`ovsdino adapt` by {scores['images']} images{named}: IoU on {scores['val_images']} images of VOC21 val"
         shown.append((what, f"{own}; mean of the others {_arrow(scores['others'])}"))
     return shown
 

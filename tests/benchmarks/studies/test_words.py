@@ -64,7 +64,7 @@ def test_rows_show_every_section() -> None:
         "nonsense": [{"word": "a", "warned": True}, {"word": "b", "warned": False}],
         "synonyms": {"words": 50, "fallen": ["post"], "beyond": 0.05},
         "datasets": {"voc21": scores, "camvid": {"miou": 0.7}},
-        "adapt": {"words": {"images": 30, "iou": {"cat": [0.1, None]}, "others": [0.25, 0.24]}},
+        "adapt": {"words": {"images": 30, "val_images": 100, "iou": {"cat": [0.1, None]}, "others": [0.25, 0.24]}},
         "sheet": {"photographs": 40, "file": "a.jpg"},
         "time": {"size": [360, 480], "threads": 2, "ms": 81.2, "older_ms": 99.6},
     }
