@@ -14,6 +14,7 @@ import numpy as np
 
 from ovsdino.benchmarks.lib.timing import interleaved
 from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import atomic_write
 
 __all__ = ["Older", "time_against"]
 
@@ -94,7 +95,8 @@ def time_against(
         rounds: Calls of each.
     """
     file = folder / "image.npy"
-    np.save(file, image)
+    with atomic_write(file) as stream:
+        np.lib.format.write_array(stream, image)
     with Older(checkout, file, words) as older:
         ms, older_ms = interleaved([ours, older.segment], "cpu", rounds=rounds)
     return {"ms": round(ms, 2), "older_ms": round(older_ms, 2), "ratio": round(ms / older_ms, 3)}
