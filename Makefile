@@ -38,7 +38,7 @@ $(VENV)/.native: $(VENV)/.installed $(NATIVE_SOURCES)
 
 demo: setup
 	image=$$($(PY) -c "from importlib.resources import files; print(files('sklearn') / 'datasets/images/china.jpg')") \
-	  && $(VENV)/bin/ovsdino segment "$$image" --classes "sky,building,tree,water" --output outputs/demo
+	  && $(VENV)/bin/ovsdino segment "$$image" --classes "sky,temple,tree" --output outputs/demo
 	@echo "the overlay is in $(CURDIR)/outputs/demo:" && ls outputs/demo
 
 # Two workers, a file of tests to one of them: each holds torch and a model, 2 GB at most. PYTEST_ARGS="-n 0" for a debugger.
