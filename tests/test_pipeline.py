@@ -425,7 +425,7 @@ def test_confidences_are_kept_on_request(nano: Segmenter, picture: np.ndarray) -
     logits = F.interpolate(plain_logits(nano, picture, (64, 80), CLASSES), (90, 120), mode="bilinear")
     assert nano.segment(picture, CLASSES).confidence is None
     for scores in (True, False):
-        result = nano.segment(picture, CLASSES, scores=scores, confidence=True)
+        result = nano.segment(picture, CLASSES, scores=scores, confidence=True, partition=True)
         assert result.confidence is not None and result.confidence.dtype == np.float16
         np.testing.assert_allclose(result.confidence, logits.softmax(1).amax(1)[0].numpy(), atol=2e-3)
     two = nano.segment_batch([picture, picture], CLASSES, confidence=True)
@@ -436,7 +436,7 @@ def test_an_image_unlike_the_known_ones_is_said_once(picture: np.ndarray, caplog
     segmenter = Segmenter(load("nano", "cpu").model, short_side=64)
     assert segmenter.segment(picture, CLASSES).novelty is None
     random = np.random.default_rng(0)
-    near = [np.clip(picture + random.normal(0, 8, picture.shape), 0, 255).astype(np.uint8) for _ in range(24)]
+    near = [np.clip(picture * light, 0, 255).astype(np.uint8) for light in random.uniform(0.8, 1.2, 24)]
     pooled = np.concatenate([segmenter.pooled(segmenter.encode_image(image)) for image in near])
     segmenter.model.known = {"near": Gaussian.fit(pooled)}
     assert segmenter.segment(picture, CLASSES).to_dict()["novelty"] < 1.5

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["ABSENT", "TextRows"]
@@ -84,7 +85,7 @@ class TextRows:
         """Return the mean of each class's words, (K, D), with a row of zeros last for the contrast: (K + 1, D)."""
         count = _present(self.words).sum(1).clamp_min(1)
         means = self.words.sum(1) / count[:, None]
-        return means if self.contrast is None else torch.cat([means, means.new_zeros(1, means.shape[1])])
+        return means if self.contrast is None else F.pad(means, (0, 0, 0, 1))
 
 
 def _present(rows: Tensor) -> Tensor:

@@ -315,7 +315,7 @@ def test_eval_json_follows_the_contract(tmp_path: Path, capsys: pytest.CaptureFi
     assert code == 0
     assert (data["dataset"], data["split"], data["model"], data["images"]) == ("folder", "val", "nano", 1)
     expected = {"miou", "iou", "pixel_accuracy", "boundary_f1", "boundary_iou", "ms_per_image"}
-    assert set(data) == expected | {"dataset", "split", "model", "images", "protocol", "sizes", "trimap_miou"}
+    assert set(data) == expected | {"dataset", "split", "model", "images", "protocol", "sizes", "trimap_miou", "ece"}
     assert data["protocol"] == {"name": "native", "short_side": 64, "background": None, "window": None, "stride": None}
     assert set(data["sizes"]) == {"small", "thin", "large"}
     assert set(data["sizes"]["large"]) == {"recall", "found", "regions", "pixels"}

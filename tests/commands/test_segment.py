@@ -99,7 +99,7 @@ def test_names_that_are_not_utf8_and_words_that_the_terminal_lacks_are_done(
     if as_json:
         images = json.loads(text)["images"]
         assert [Path(one["path"]).name for one in images] == ["a_\udce9.png", "b.png"]
-        assert [one["name"] for one in images[0]["classes"]] == ["空", "🚗", "café"]
+        assert [one["name"] for one in images[0]["classes"]] == ["空", "🚗", "café", "background"]
     else:
         assert text.count(" -> ") == 2 and "a_\\udce9.png -> " in text
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]

@@ -73,7 +73,8 @@ def test_nano_from_weights_to_engine(
     files = ["nano_fp16.onnx", "nano_fp16.onnx.json", "nano_fp16_sm86.engine", "nano_fp16_sm86.engine.json"]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == files
     told = json.loads((tmp_path / "layers.json").read_text())["attention"]
-    assert (len(told["fused"]), told["apart"]) == (6 + 2, [])  # blocks of the ViT and of the structure decoder
+    assert len(told["fused"]) == 1  # the block of the structure decoder
+    assert len(told["apart"]) == 1 and "score_attention" in told["apart"][0]  # tiles of scores, with K values a key
     # The vocabulary is free: two banks, one file, the labels of PyTorch.
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     segmenter = load("nano", "cpu")

@@ -54,7 +54,7 @@ def test_a_drawing_is_of_one_person(folder: Path) -> None:
     seen: set[tuple[int, ...]] = set()
     for step in range(6):
         images, regions = source.batch(step)
-        assert images.shape == (3, 3, 32, 48) and regions.shape == (3, 32, 48) and regions.dtype == torch.int64
+        assert images.shape == (3, 3, 32, 48) and regions.shape == (3, 32, 48) and regions.dtype == torch.int32
         for image, region in zip(images, regions, strict=True):
             people = set(region.unique().tolist())
             assert people <= {1, 2} or people <= {11, 12}

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ovsdino.cli import main
-from ovsdino.models.calibration import read_backgrounds
+from ovsdino.models.calibration import read_measured
 from ovsdino.train.start import load_config
 from tests.support.recipe import write_coco, write_voc, write_weights
 
@@ -89,7 +89,7 @@ def test_it_runs_from_masks_to_a_score(tmp_path, capsys):
     capsys.readouterr()
     assert main(["calibrate", *model]) == 0
     found = json.loads(capsys.readouterr().out)["background"]
-    assert read_backgrounds(checkpoint) == {"voc21": found}
+    assert read_measured(checkpoint).backgrounds == {"voc21": found}
     assert main(["eval", *model]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["protocol"]["background"] == found and report["images"] == 2 and 0 <= report["miou"] <= 1
