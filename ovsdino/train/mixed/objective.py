@@ -19,6 +19,7 @@ and for the others
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from ovsdino.data.segmentation import IGNORE_INDEX
 from ovsdino.models.backbone import normalize
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
+from ovsdino.models.text_rows import TextRows
 from ovsdino.train.dense.losses import boundary_loss, coarse_labels, dice_loss, soft_cross_entropy
 from ovsdino.train.mixed.config import MixedConfig
 from ovsdino.train.mixed.teacher import Teacher
@@ -146,19 +148,14 @@ class MixedObjective(nn.Module):
         return [found[i] for i in range(len(kinds))]
 
     def _labeled(self, part: LabeledPart, features: ImageFeatures) -> dict[str, Tensor]:
-        count = len(part.rows) + 1
-        coarse = self.model.coarse_logits(features, torch.cat([part.rows, part.contrast]))
-        coarse = torch.cat([coarse[:, : count - 1], coarse[:, count - 1 :].amax(1, keepdim=True)], 1)
-        labels = part.labels[:, ::2, ::2]
-        logits = coarse
-        if self.model.decoder is not None and features.structure is not None:
-            text = F.pad(part.rows, (0, 0, 0, 1)) * self.model.log_scale.exp()  # none of these has no row
-            logits = self.model.decoder.refine(coarse, features.structure.guide, text)
+        text = TextRows(part.rows[:, None], part.contrast)
+        coarse, labels = self.model.coarse_logits(features, text), part.labels[:, ::2, ::2]
+        logits = self.model.decode(features, text)
         logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
-        share = coarse_labels(part.labels, (coarse.shape[2], coarse.shape[3]), count)
+        share = coarse_labels(part.labels, (coarse.shape[2], coarse.shape[3]), text.maps)
         found = {
             "cross_entropy": F.cross_entropy(logits, labels, part.weights, ignore_index=IGNORE_INDEX),
-            "dice": dice_loss(logits.softmax(1), labels, count),
+            "dice": dice_loss(logits.softmax(1), labels, text.maps),
             "coarse": soft_cross_entropy(coarse, share, part.weights),
         }
         if part.edges:
@@ -180,7 +177,7 @@ class MixedObjective(nn.Module):
     def _pictures(self, features: ImageFeatures, targets: Tensor) -> Tensor:
         r = self.config.pictures.sharpness
         cosine = normalize(features.tokens).flatten(2).transpose(1, 2) @ self.words.T
-        pooled = ((r * cosine).logsumexp(1) - torch.tensor(float(cosine.shape[1])).log()) / r
+        pooled = ((r * cosine).logsumexp(1) - math.log(cosine.shape[1])) / r
         logits = pooled * self.model.log_scale.exp()
         return F.cross_entropy(logits.masked_fill(self.same[targets], float("-inf")), targets)
 
