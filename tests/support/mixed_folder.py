@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from ovsdino.models.zoo import build_model
 from ovsdino.train.mixed.trainer import MixedTrainer
 from ovsdino.train.start import load_config, make_trainer
+from tests.support.weak_folder import write_tree
 
 COLORS = {"road": (200, 20, 20), "sky": (20, 20, 200), "zebra": (20, 200, 20)}
 
@@ -76,11 +77,7 @@ def write_config(root: Path, output: Path, **changes: Any) -> str:
         "edges": {"root": str(root / "drawn"), "height": 32, "width": 32, "batch": 2},
         "optim": {"steps": 4, "warmup": 1, "bf16": False},
     }
-    for key, value in changes.items():
-        tree[key] = {**tree[key], **value} if isinstance(tree.get(key), dict) else value
-    path = output.with_suffix(".yaml")
-    path.write_text(json.dumps(tree))  # JSON is YAML
-    return str(path)
+    return write_tree(tree, changes, output)
 
 
 def trainer(path: str, *overrides: str) -> MixedTrainer:

@@ -86,6 +86,11 @@ def write_config(root, output, **changes):
         "robust": {"trim": 0.25},
         "optim": {"steps": 6, "warmup": 1, "bf16": False},
     }
+    return write_tree(tree, changes, output)
+
+
+def write_tree(tree, changes, output):
+    """Write a configuration tree with changes laid over it next to an output folder; return the file's path."""
     for key, value in changes.items():
         tree[key] = {**tree[key], **value} if isinstance(tree.get(key), dict) else value
     path = output.with_suffix(".yaml")
