@@ -76,9 +76,11 @@ class InputPath:
 
     Attributes:
         when: Another field of its class and the value under which it is a path; None for always.
+        words: Values that are no path.
     """
 
     when: tuple[str, str] | None = None
+    words: tuple[str, ...] = ()
 
 
 Count = Annotated[int, Within(0, 1_000_000_000)]
@@ -255,7 +257,7 @@ def anchored(kind: Any, tree: Any, folder: Path) -> Any:
         mark = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, InputPath)), None)
         if mark is None:
             result[name] = anchored(hint, tree[name], folder)
-        elif mark.when is None or tree.get(mark.when[0], mark.when[1]) == mark.when[1]:
+        elif tree[name] not in mark.words and (mark.when is None or tree.get(*mark.when) == mark.when[1]):
             result[name] = _anchored_path(tree[name], folder)
     return result
 

@@ -10,6 +10,7 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.settings import Count, InputPath, Positive, Probability, Share, Size, Within
 
 Side = Annotated[int, Within(1, 16384)]
+SHIPPED = "shipped"  # the installed package's weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,8 @@ class RunConfig(CommonConfig):
             hub where one is published, else the run begins with a random one.
         clip_weights: File of CLIP ViT-B-16's openai weights; "" asks the hub.
         sentence_weights: Folder of lite2's sentence encoder; "" takes the installed package's.
+        initial: Safetensors file of a model that an earlier run learned, or "shipped": the run begins with it and reads
+            no `backbone_weights` and `text_weights` of nano. "" begins with those.
         compile: `torch.compile` the loss, from the image to the terms.
         eval_every: Steps between validations; the last step is validated too. 0 never validates.
     """
@@ -91,6 +94,7 @@ class RunConfig(CommonConfig):
     projection: Annotated[str, InputPath()] = ""
     clip_weights: Annotated[str, InputPath()] = ""
     sentence_weights: Annotated[str, InputPath()] = ""
+    initial: Annotated[str, InputPath(words=(SHIPPED,))] = ""
     compile: bool = False
     eval_every: Count = 500
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -98,7 +102,8 @@ class RunConfig(CommonConfig):
     @property
     def weights_read(self) -> tuple[str, ...]:
         """The files of weights that the run reads; "" stands for none."""
-        return (self.backbone_weights, self.text_weights, self.projection, self.clip_weights, self.sentence_weights)
+        files = (self.backbone_weights, self.text_weights, self.projection, self.clip_weights, self.sentence_weights)
+        return (*files, "" if self.initial == SHIPPED else self.initial)
 
 
 @dataclass(frozen=True, kw_only=True)

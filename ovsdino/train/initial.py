@@ -5,9 +5,9 @@ from __future__ import annotations
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.models.backbone import CNNBackbone
 from ovsdino.models.ovsdino import OVSDINO
-from ovsdino.models.weights import load_state, packaged, read_safetensors
+from ovsdino.models.weights import load_state, packaged, read_packaged, read_safetensors
 from ovsdino.models.zoo import PROJECTIONS, TOWER, build_model, load_official, read_tower
-from ovsdino.train.config import RunConfig
+from ovsdino.train.config import SHIPPED, RunConfig
 
 
 def changed_model(config: RunConfig) -> OVSDINO:
@@ -27,7 +27,7 @@ def changed_model(config: RunConfig) -> OVSDINO:
 
 
 def load_weights(model: OVSDINO, config: RunConfig) -> None:
-    """Load nano's text tower and perhaps a backbone, or the published parts of the other models.
+    """Load nano's text tower and perhaps a backbone, or the published parts of the other models; then a whole model.
 
     Raises:
         OVSDinoError: A file is missing or does not fit, or the hub cannot be reached.
@@ -43,7 +43,35 @@ def load_weights(model: OVSDINO, config: RunConfig) -> None:
             sentence_weights=config.sentence_weights or None,
             with_projection=published,
         )
-        return
+    if config.initial:
+        load_initial(model, config.initial)
+    elif model.config.text.stored:
+        load_own(model, config)
+
+
+def load_initial(model: OVSDINO, source: str) -> None:
+    """Load what an earlier run learned, or the shipped model.
+
+    Args:
+        model: A frozen backbone that an earlier run did not keep stays as it is.
+        source: Safetensors file of a run or a package, or "shipped".
+
+    Raises:
+        OVSDinoError: The file is missing or does not fit, or none is shipped.
+    """
+    name = model.config.name
+    if source == SHIPPED and packaged(name) is None:
+        raise OVSDinoError(f"initial: no weights are shipped for {name}; give a file")
+    state = read_packaged(name) if source == SHIPPED else read_safetensors(source)
+    load_state(model, state, source, partial=("backbone.vit.", "backbone.cnn."))
+
+
+def load_own(model: OVSDINO, config: RunConfig) -> None:
+    """Load nano's text tower, and a backbone if the configuration names one.
+
+    Raises:
+        OVSDinoError: A file is missing or does not fit, or no text tower is shipped.
+    """
     load_text_tower(model, config.text_weights)
     if config.backbone_weights and isinstance(model.backbone, CNNBackbone):
         model.backbone.load(config.backbone_weights)

@@ -11,8 +11,11 @@ from safetensors.torch import load_file
 
 from ovsdino.contrast import contrast_phrases, rivals
 from ovsdino.errors import OVSDinoError
+from ovsdino.models.weights import read_packaged, read_safetensors
 from ovsdino.models.zoo import create_model
 from ovsdino.train.__main__ import main
+from ovsdino.train.config import RunConfig
+from ovsdino.train.initial import changed_model, load_initial
 from tests.support.mixed_folder import make_folder, trainer, write_config
 
 
@@ -152,3 +155,21 @@ def test_a_run_does_not_replace_the_weights_it_reads(folder: Path, tmp_path: Pat
     (run / "last.safetensors").write_bytes((folder / "text.safetensors").read_bytes())
     with pytest.raises(OVSDinoError, match="the result would replace an input"):
         trainer(write_config(folder, run, text_weights=str(run / "last.safetensors")))
+
+
+def test_a_run_begins_with_a_whole_model_of_an_earlier_one(folder: Path, tmp_path: Path) -> None:
+    assert main([write_config(folder, tmp_path / "first")]) == 0
+    learned = read_safetensors(tmp_path / "first/last.safetensors")
+    second = trainer(write_config(folder, tmp_path / "second", initial=str(tmp_path / "first/last.safetensors")))
+    state = second.model.state_dict()
+    assert all(torch.equal(state[key].to(value.dtype), value) for key, value in learned.items())
+
+
+def test_a_run_begins_with_the_shipped_model(folder: Path, tmp_path: Path) -> None:
+    state = trainer(write_config(folder, tmp_path / "run", initial="shipped")).model.state_dict()
+    assert all(torch.equal(state[key].to(value.dtype), value) for key, value in read_packaged("nano").items())
+
+
+def test_a_model_that_is_not_shipped_cannot_be_begun_with(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OVSDinoError, match="no weights are shipped for lite2"):
+        load_initial(changed_model(RunConfig(model="lite2")), "shipped")
