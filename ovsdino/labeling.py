@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovsdino.edge.labels import leave_out_rare
+from ovsdino.edge.labels import lead_of, leave_out_unfound
 from ovsdino.errors import OVSDinoError
 from ovsdino.ops import upsample_argmax
 from ovsdino.vocabulary import Vocabulary, label_dtype
 
-__all__ = ["Request", "confidence_of", "label_logits"]
+__all__ = ["Request", "confidence_of", "label_logits", "sure_shares"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class Request:
     stride: int
     scores: bool
     least_share: float
+    least_certainty: float
     confidence: bool = False
     prior: Tensor | None = None
 
@@ -59,8 +60,18 @@ def label_logits(logits: Tensor, size: tuple[int, int], wish: Request) -> tuple[
     found = labels[0].cpu().numpy()
     if wish.partition:
         return found, means
-    kept = leave_out_rare(found, classes, wish.least_share)
+    sure = sure_shares(logits, wish.least_certainty) if wish.least_certainty > 0 else None
+    kept = leave_out_unfound(found, classes, wish.least_share, sure)
     return found, means and tuple(mean if there else 0.0 for mean, there in zip(means, kept, strict=True))
+
+
+def sure_shares(logits: Tensor, certainty: float) -> np.ndarray:
+    """Return `ovsdino.edge.labels.sure_shares` of one image's logits (1, K + 1, h, w), computed where they are."""
+    best, first = logits[0].max(0)
+    sure = first[best - logits[0, -1] >= lead_of(certainty)]
+    counts = torch.bincount(sure, minlength=logits.shape[1])[:-1]
+    shares: np.ndarray = counts.cpu().numpy() / first.numel()
+    return shares
 
 
 def confidence_of(logits: Tensor, size: tuple[int, int]) -> np.ndarray:

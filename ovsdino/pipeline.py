@@ -31,6 +31,7 @@ from ovsdino.text_banks import TextBanks
 from ovsdino.timing import Clock
 from ovsdino.vocabulary import (
     DEFAULT_BACKGROUND,
+    LEAST_CERTAINTY,
     LEAST_SHARE,
     Classes,
     Vocabulary,
@@ -179,6 +180,7 @@ class Segmenter:
         confidence: bool = False,
         partition: bool | None = None,
         least_share: float = LEAST_SHARE,
+        least_certainty: float = LEAST_CERTAINTY,
         prior: Tensor | None = None,
         tau: float = 0.5,
     ) -> Segmentation:
@@ -201,6 +203,9 @@ class Segmenter:
                 `text_rows` for None.
             least_share: Without a partition, a word on a smaller share of the image (0..1) is not found: its pixels
                 become background.
+            least_certainty: Nor is a word found of whose pixels the surest, 0.04 % of the image, are less likely than
+                this (0..1) to be of the word rather than of none. 0 asks for nothing; at 0.8 a word must be four times
+                as likely.
             prior: (K,) positive, how common each class is; see `OVSDINO.decode`. None takes nothing from the logits.
             tau: Strength of the prior.
 
@@ -209,7 +214,7 @@ class Segmenter:
             ValueError: The prior is none.
         """
         weighted = None if prior is None else prior.to(self.device, torch.float32) ** tau
-        wish = self._wish(classes, background, window, stride, scores, partition, least_share)
+        wish = self._wish(classes, background, window, stride, scores, partition, least_share, least_certainty)
         return self._segment([image], replace(wish, prior=weighted, confidence=confidence))[0]
 
     def segment_batch(
@@ -224,6 +229,7 @@ class Segmenter:
         confidence: bool = False,
         partition: bool | None = None,
         least_share: float = LEAST_SHARE,
+        least_certainty: float = LEAST_CERTAINTY,
     ) -> list[Segmentation]:
         """Segment several images; those of equal inference size share a forward. Results come in the order given.
 
@@ -239,11 +245,12 @@ class Segmenter:
             confidence: See `segment`.
             partition: See `segment`.
             least_share: See `segment`.
+            least_certainty: See `segment`.
 
         Raises:
             OVSDinoError: One image is given in place of several, or see `segment`.
         """
-        wish = self._wish(classes, background, window, stride, scores, partition, least_share)
+        wish = self._wish(classes, background, window, stride, scores, partition, least_share, least_certainty)
         return self._segment(_several(images), replace(wish, confidence=confidence))
 
     def clock(self) -> Clock:
@@ -276,11 +283,14 @@ class Segmenter:
         scores: bool,
         partition: bool | None,
         least_share: float,
+        least_certainty: float,
     ) -> Request:
         vocabulary = Vocabulary.of(classes)
         whole = self._text.partition(partition, vocabulary)
         if not 0 <= least_share < 1:
             raise OVSDinoError(f"least_share is {least_share}: expected a share of the image from 0 to below 1")
+        if not 0 <= least_certainty < 1:
+            raise OVSDinoError(f"least_certainty is {least_certainty}: expected a probability from 0 to below 1")
         return Request(
             vocabulary=vocabulary,
             partition=whole,
@@ -289,6 +299,7 @@ class Segmenter:
             stride=self._window_stride(window, stride),
             scores=scores,
             least_share=least_share,
+            least_certainty=least_certainty,
         )
 
     def _segment(self, images: Sequence[ImageLike], wish: Request) -> list[Segmentation]:

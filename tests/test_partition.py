@@ -105,6 +105,24 @@ def test_a_word_on_too_few_pixels_is_not_found_nor_painted(segmenter: Segmenter)
         segmenter.segment(image, "red", least_share=1)
 
 
+def test_a_word_that_is_nowhere_certain_is_not_found(segmenter: Segmenter) -> None:
+    faint = (150, 0, 120)  # red leads blue by 8 * 30 / 255: a probability of 0.72
+    image = stripes(faint, GREEN, BLUE)
+    result = segmenter.segment(image, "red, green")
+    assert result.found == (False, True) and middle(result.labels) == [2, 1, 2]
+    assert result.scores is not None and result.scores[0] == 0
+    assert segmenter.segment(image, "red, green", least_certainty=0.7).found == (True, True)
+    assert segmenter.segment(image, "red, green", least_certainty=0).found == (True, True)
+    assert segmenter.segment(image, "red, crimson", least_certainty=0.7).found == (True, False)
+    with pytest.raises(OVSDinoError, match="least_certainty is 1"):
+        segmenter.segment(image, "red", least_certainty=1)
+
+
+def test_words_of_one_meaning_do_not_hide_each_other(segmenter: Segmenter) -> None:
+    result = segmenter.segment(stripes(RED, BLUE), ["red", "crimson"])  # each has half of the softmax
+    assert result.found == (True, False) and result.scores is not None and result.scores[0] < 0.6
+
+
 def test_a_threshold_and_the_contrast_share_one_label(segmenter: Segmenter) -> None:
     gray = (90, 90, 90)
     result = segmenter.segment(stripes(RED, gray, BLUE), "red", background=0.9)
@@ -172,5 +190,5 @@ def test_the_shipped_model_finds_words_among_the_contrast() -> None:
     assert 100 < len(rows.contrast) < len(contrast_phrases())
     logits = nano.decode(nano.encode_image(image), rows)
     labels = F.interpolate(logits, (90, 120), mode="bilinear").argmax(1)[0].numpy()
-    result = nano.segment(image, "road, car|automobile", partition=False, least_share=0)
+    result = nano.segment(image, "road, car|automobile", partition=False, least_share=0, least_certainty=0)
     assert (result.labels == labels).mean() > 0.999

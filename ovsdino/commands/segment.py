@@ -13,7 +13,7 @@ from ovsdino.console import note_escapes, print_json, progress_bar, say
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.options import SegmenterOptions
 from ovsdino.parsing import Argument, OptionalValue
-from ovsdino.vocabulary import DEFAULT_BACKGROUND, LEAST_SHARE
+from ovsdino.vocabulary import DEFAULT_BACKGROUND, LEAST_CERTAINTY, LEAST_SHARE
 
 if TYPE_CHECKING:
     from ovsdino.pipeline import Segmenter
@@ -39,6 +39,9 @@ class Segment(SegmenterOptions):
     for that (nano was not yet); --no-partition asks any model for it."""
     least_share: float = LEAST_SHARE
     """Share of the image below which a word is not found, and not painted; of no effect in a partition."""
+    least_certainty: float = LEAST_CERTAINTY
+    """Probability, against none of the words, that a word must reach somewhere to be found; of no effect in a
+    partition."""
     window: int | None = None
     """Side of a sliding window in pixels of the resized image. Default: the whole image at once."""
     stride: int | None = None
@@ -125,6 +128,7 @@ class _Worker:
             "stride": self.options.stride,
             "partition": self.options.partition,
             "least_share": self.options.least_share,
+            "least_certainty": self.options.least_certainty,
         }
         if self.options.warm_up and pixels.shape not in self.warm:
             self.segmenter.segment(pixels, self.vocabulary, **options)

@@ -11,7 +11,7 @@ from ovsdino.console import print_json, say
 from ovsdino.errors import OVSDinoError, redact
 from ovsdino.options import SegmenterOptions
 from ovsdino.parsing import Argument, OptionalValue
-from ovsdino.vocabulary import DEFAULT_BACKGROUND, LEAST_SHARE, Vocabulary
+from ovsdino.vocabulary import DEFAULT_BACKGROUND, LEAST_CERTAINTY, LEAST_SHARE, Vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +54,9 @@ class StreamCommand:
     --no-partition asks any model of the zoo for unlabeled pixels."""
     least_share: float = LEAST_SHARE
     """Share of the frame below which a word is not found, and not painted; of no effect in a partition."""
+    least_certainty: float = LEAST_CERTAINTY
+    """Probability, against none of the words, that a word must reach somewhere to be found; of no effect in a
+    partition."""
     fps: float | None = None
     """Frames a second to ask a camera for, or to play a file or folder at. Default: its own, 10 for a folder."""
     width: int | None = None
@@ -162,8 +165,7 @@ class StreamCommand:
             if self.fallback or self.bank:
                 raise OVSDinoError("--fallback and --bank go with --engine FILE")
             options = SegmenterOptions(model=self.model, device=self.device, adapted=self.adapted)
-            settings = {"background": self.background, "partition": self.partition, "least_share": self.least_share}
-            segmenter = _ZooSegmenter(options, Vocabulary.of(self.classes, self.average_words), settings)
+            segmenter = _ZooSegmenter(options, Vocabulary.of(self.classes, self.average_words), self._labeling())
             return [Engine(self.model, segmenter)], segmenter.names
         if self.adapted is not None:
             raise OVSDinoError("--adapted without effect: an engine's rows are in its --bank (see `ovsdino text`)")
@@ -189,16 +191,20 @@ class StreamCommand:
                     f"{path}: other classes than {self.bank[0]}: all engines must name the same, in order"
                 )
         settings = {"nv12": self.nv12, "scores": False}
-        choices: dict[str, Any] = {
-            "background": self.background,
-            "partition": self.partition,
-            "least_share": self.least_share,
-        }
         engines: list[Engine] = []
         for path, bank in zip(files, banks, strict=True):
             name = str(path) if path.name in {engine.name for engine in engines} else path.name
-            engines.append(Engine(name, EdgeSegmenter(path, bank, **choices), settings))
+            engines.append(Engine(name, EdgeSegmenter(path, bank, **self._labeling()), settings))
         return engines, names
+
+    def _labeling(self) -> dict[str, Any]:
+        """Return the options of `Segmenter.segment` and `EdgeSegmenter` that say which pixels get a word."""
+        return {
+            "background": self.background,
+            "partition": self.partition,
+            "least_share": self.least_share,
+            "least_certainty": self.least_certainty,
+        }
 
     def _inputs(self) -> list[Path]:
         from ovsdino.stream.sources import files_of

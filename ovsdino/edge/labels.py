@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 
 from ovsdino.native import native
-from ovsdino.vocabulary import label_dtype
+from ovsdino.vocabulary import SURE_SHARE, label_dtype
 
-__all__ = ["class_scores", "leave_out_rare", "upsample_argmax", "upsample_argmax_numpy"]
+__all__ = [
+    "Wish",
+    "class_scores",
+    "leave_out_unfound",
+    "lead_of",
+    "sure_shares",
+    "upsample_argmax",
+    "upsample_argmax_numpy",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """A frame's options for a graph.
+
+    Attributes:
+        threshold: Probability below which a pixel gets the background index; None for no threshold.
+        confidence: Also return each pixel's largest softmax probability.
+        certainty: Also return `sure_shares` at it; None where the contrast does not compete, or nobody asks.
+    """
+
+    threshold: float | None = None
+    confidence: bool = False
+    certainty: float | None = None
+
 
 BLOCK = 1 << 20  # floats of the interpolated logits that are held at a time: 4 MB, the size of a cache
 
@@ -69,19 +96,52 @@ def class_scores(labels: np.ndarray, confidence: np.ndarray, classes: int) -> tu
     return tuple((sums / np.maximum(counts, 1)).tolist())
 
 
-def leave_out_rare(labels: np.ndarray, classes: int, least_share: float) -> np.ndarray:
-    """Turn pixels of classes that cover too little of the image into background, in place.
+def lead_of(certainty: float) -> float:
+    """Return the difference of two logits at which the softmax over the two gives the first this probability.
+
+    Args:
+        certainty: 0..1, 1 excluded; at most one half asks for no lead.
+    """
+    return 0.0 if certainty <= 0.5 else math.log(certainty / (1 - certainty))
+
+
+def sure_shares(logits: np.ndarray, certainty: float) -> np.ndarray:
+    """Return the share of the logits' grid on which each word is the first of all and this certain.
+
+    The certainty is that of the word against the contrast alone. Other words do not lessen it, so that "car" and
+    "vehicle" can both be asked for.
+
+    Args:
+        logits: (K + 1, h, w), the contrast's last.
+        certainty: 0..1, 1 excluded.
+
+    Returns:
+        (K,) float64.
+    """
+    first = logits.argmax(0)
+    sure = first[logits.max(0) - logits[-1] >= lead_of(certainty)]
+    counts = np.bincount(sure, minlength=len(logits))[:-1]
+    return np.asarray(counts / first.size)
+
+
+def leave_out_unfound(
+    labels: np.ndarray, classes: int, least_share: float, sure: np.ndarray | None = None
+) -> np.ndarray:
+    """Turn pixels of classes that are not found into background, in place.
 
     Args:
         labels: (H, W) integers 0..K; K is background.
         classes: K.
         least_share: Share of the image that a class must cover; one pixel at least.
+        sure: (K,), see `sure_shares`: a class needs `ovsdino.vocabulary.SURE_SHARE` of it as well.
 
     Returns:
         (K,) bool, the classes that are left.
     """
     counts = np.bincount(labels.ravel(), minlength=classes)[:classes]
     kept: np.ndarray = counts >= max(1.0, least_share * labels.size)
+    if sure is not None:
+        kept &= sure >= SURE_SHARE
     rare = np.flatnonzero(~kept & (counts > 0))
     if len(rare):
         table = np.arange(classes + 1).astype(labels.dtype)

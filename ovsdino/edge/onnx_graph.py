@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ovsdino.edge.labels import upsample_argmax
+from ovsdino.edge.labels import Wish, sure_shares, upsample_argmax
 from ovsdino.edge.pixels import preprocess
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensors import check_tensors, logits_shape, text_inputs
@@ -64,9 +64,9 @@ class OnnxGraph:
         return logits[:, : self._maps]
 
     def run(
-        self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, clock: Clock
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Turn camera pixels (RGB or NV12) into labels and confidence of `size`."""
+        self, pixels: np.ndarray, size: tuple[int, int], wish: Wish, clock: Clock
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Turn camera pixels (RGB or NV12) into labels and confidence of `size`, see `Graph.run`."""
         with clock("preprocess"):
             shape = (self._sidecar.input[2], self._sidecar.input[3])
             preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=self._image[0])
@@ -75,7 +75,11 @@ class OnnxGraph:
         if not np.isfinite(logits).all():
             raise OVSDinoError(f"{self._sidecar.file}: gives NaN or infinite logits; {self._sidecar.rebuild()}")
         with clock("postprocess"):
-            return upsample_argmax(logits[0], size, threshold, confidence=confidence, threads=self._threads)
+            labels, certainty = upsample_argmax(
+                logits[0], size, wish.threshold, confidence=wish.confidence, threads=self._threads
+            )
+            sure = None if wish.certainty is None else sure_shares(logits[0], wish.certainty)
+        return labels, certainty, sure
 
     def close(self) -> None:
         """Free the session."""

@@ -15,14 +15,14 @@ from typing import Protocol
 import numpy as np
 
 from ovsdino.edge.bank import TextBank
-from ovsdino.edge.labels import class_scores, leave_out_rare
+from ovsdino.edge.labels import Wish, class_scores, leave_out_unfound
 from ovsdino.edge.pixels import check_image
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.images import ImageLike, load_image, source_name
 from ovsdino.results import Segmentation
 from ovsdino.timing import Clock
-from ovsdino.vocabulary import LEAST_SHARE, background_threshold, label_dtype
+from ovsdino.vocabulary import LEAST_CERTAINTY, LEAST_SHARE, background_threshold, label_dtype
 
 __all__ = ["EdgeSegmenter", "Graph", "available_threads", "check_machine", "open_graph"]
 
@@ -39,9 +39,9 @@ class Graph(Protocol):
         """Compute logits of normalized images (B, 3, H, W): (B, K, h, w) float32, K + 1 maps with a contrast."""
 
     def run(
-        self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, clock: Clock
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Turn camera pixels (RGB or NV12) into labels and confidence of `size`."""
+        self, pixels: np.ndarray, size: tuple[int, int], wish: Wish, clock: Clock
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Turn camera pixels (RGB or NV12) into labels and confidence of `size`, and what `Wish.certainty` asks for."""
 
     def close(self) -> None:
         """Free the graph."""
@@ -67,6 +67,8 @@ class EdgeSegmenter:
             that are none of the words to the label K; None takes them if the bank has them.
         least_share: Without a partition, a word on a smaller share of the image (0..1) is not found: its pixels become
             background.
+        least_certainty: Nor is a word found that nowhere is this certain against none of the words, see
+            `ovsdino.Segmenter.segment`.
         device: Index of the CUDA device; not read for an .onnx file.
 
     Raises:
@@ -83,6 +85,7 @@ class EdgeSegmenter:
         background: float | bool | None = None,
         partition: bool | None = None,
         least_share: float = LEAST_SHARE,
+        least_certainty: float = LEAST_CERTAINTY,
         device: int = 0,
     ) -> None:
         path = Path(engine_or_onnx)
@@ -95,7 +98,10 @@ class EdgeSegmenter:
         self.sidecar = Sidecar.load(path)
         if not 0 <= least_share < 1:
             raise OVSDinoError(f"least_share is {least_share}: expected a share of the image from 0 to below 1")
-        self._background, self._asked, self._least_share = background, partition, least_share
+        if not 0 <= least_certainty < 1:
+            raise OVSDinoError(f"least_certainty is {least_certainty}: expected a probability from 0 to below 1")
+        self._background, self._asked = background, partition
+        self._least_share, self._least_certainty = least_share, least_certainty
         bank, self._partition, self._threshold = self._checked(text_bank)
         self._lock = threading.Lock()  # the graph has one input buffer and one stream
         check_machine(self.sidecar, device)
@@ -160,12 +166,13 @@ class EdgeSegmenter:
             height, width = (pixels.shape[0] * 2 // 3 if nv12 else pixels.shape[0]), pixels.shape[1]
         with self._lock:
             names, partition, threshold = self.names, self._partition, self._threshold
-            wanted = scores or confidence
-            labels, certainty = self._open().run(pixels, (height, width), threshold, wanted, clock)
+            least = None if partition or not self._least_certainty else self._least_certainty
+            wish = Wish(threshold=threshold, confidence=scores or confidence, certainty=least)
+            labels, certainty, sure = self._open().run(pixels, (height, width), wish, clock)
         with clock("postprocess"):
             if not partition:  # below the threshold is the label after the contrast's
                 labels = np.minimum(labels, len(names), out=labels).astype(label_dtype(len(names)), copy=False)
-                leave_out_rare(labels, len(names), self._least_share)
+                leave_out_unfound(labels, len(names), self._least_share, sure)
             means = class_scores(labels, certainty, len(names)) if scores and certainty is not None else None
             kept = certainty.astype(np.float16) if confidence and certainty is not None else None
         return Segmentation(

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ovsdino.edge.labels import Wish, sure_shares
 from ovsdino.edge.pixels import gain_and_shift
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensors import check_tensors, logits_shape, text_inputs
@@ -149,16 +150,16 @@ class TensorRTGraph:
         return logits[:, : self._maps]
 
     def run(
-        self, pixels: np.ndarray, size: tuple[int, int], threshold: float | None, confidence: bool, clock: Clock
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Turn camera pixels (RGB or NV12) into labels and confidence of `size`; stage times are the device's own."""
+        self, pixels: np.ndarray, size: tuple[int, int], wish: Wish, clock: Clock
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Turn camera pixels into labels and confidence, see `Graph.run`; stage times are the device's own."""
         cuda, stream = self._cuda, self._stream
         _ok(cuda, cuda.cudaSetDevice(self._device))
         if self._batch != 1:
             self._set_shapes(1)
         pixels = np.ascontiguousarray(pixels)
         labels = np.empty(size, label_dtype(self._maps))
-        certainty = np.empty(size, np.float32) if confidence else None
+        certainty = np.empty(size, np.float32) if wish.confidence else None
         self._frame.fit(pixels.nbytes)
         self._labels.fit(labels.nbytes)
         self._confidence.fit(0 if certainty is None else certainty.nbytes)
@@ -170,7 +171,9 @@ class TensorRTGraph:
         self._record(1)
         self._launch()
         self._record(2)
-        self._postprocess(labels, certainty, threshold)
+        self._postprocess(labels, certainty, wish.threshold)
+        if wish.certainty is not None:
+            self._logits.download(4 * int(np.prod(self._shape)), stream)
         self._record(3)
         self._wait()
         for event, stage in enumerate(("preprocess", "encode", "postprocess")):
@@ -180,7 +183,11 @@ class TensorRTGraph:
             _bytes(labels)[:] = self._labels.host[: labels.nbytes]
             if certainty is not None:
                 _bytes(certainty)[:] = self._confidence.host[: certainty.nbytes]
-        return labels, certainty
+            sure = None
+            if wish.certainty is not None:
+                logits = self._logits.host[: 4 * int(np.prod(self._shape))].view(np.float32).reshape(self._shape)
+                sure = sure_shares(logits[0, : self._maps], wish.certainty)
+        return labels, certainty, sure
 
     def close(self) -> None:
         """Free graph, context, engine, buffers and stream."""

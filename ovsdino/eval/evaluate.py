@@ -113,7 +113,11 @@ def evaluate(
     total = len(dataset) if limit is None else min(limit, len(dataset))
     if protocol is None:
         native: dict[str, Any] = {"background": background, "window": window, "stride": stride}
-        native |= {"partition": not contrast, "least_share": 0.0}  # the metric counts every pixel
+        native |= {
+            "partition": not contrast,
+            "least_share": 0.0,
+            "least_certainty": 0.0,
+        }  # the metric counts every pixel
         if prior is not None:
             native |= {"prior": prior, "tau": tau}
         run = _native(segmenter, vocabulary, dataset.has_background, native)

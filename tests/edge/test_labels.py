@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from ovsdino import labeling
 from ovsdino.edge import labels as postprocess
-from ovsdino.edge.labels import leave_out_rare
+from ovsdino.edge.labels import lead_of, leave_out_unfound, sure_shares
 from ovsdino.ops.upsample_argmax import upsample_argmax_confidence_reference
+from ovsdino.vocabulary import SURE_SHARE
 
 WAYS = ["native", "numpy"]
 
@@ -75,13 +77,32 @@ def test_both_ways_agree_where_the_two_largest_are_apart(monkeypatch: pytest.Mon
 def test_classes_on_too_little_of_the_image_become_background() -> None:
     labels = np.zeros((10, 20), np.uint8)
     labels[0, :3], labels[1, :2], labels[2, 0] = 1, 2, 4
-    kept = leave_out_rare(labels, 4, 0.015)  # three pixels of 200
+    kept = leave_out_unfound(labels, 4, 0.015)  # three pixels of 200
     assert kept.tolist() == [True, True, False, False]
     assert (labels == 1).sum() == 3 and not (labels == 2).any() and (labels == 4).sum() == 3
+
+
+def test_a_word_is_sure_where_it_leads_all_words_and_the_contrast_by_enough() -> None:
+    logits = np.zeros((3, 2, 4), np.float32)  # two words, then the contrast
+    logits[0, 0] = (2.0, 1.0, 0.5, -1.0)
+    logits[1, 1] = (3.0, 3.0, 1.3, 1.4)
+    logits[0, 1, 1] = 2.9  # as sure as the other word, and not the first
+    assert lead_of(0.8) == pytest.approx(np.log(4)) and lead_of(0.5) == lead_of(0.1) == 0
+    assert sure_shares(logits, 0.8).tolist() == [1 / 8, 3 / 8]
+    assert sure_shares(logits, 0.5).tolist() == [3 / 8, 5 / 8]  # a word that ties with the contrast is the first
+    found = labeling.sure_shares(torch.tensor(logits)[None], 0.8)
+    assert found.tolist() == [1 / 8, 3 / 8]
+
+
+def test_a_class_that_is_nowhere_sure_becomes_background() -> None:
+    labels = np.zeros((10, 20), np.uint8)
+    labels[:5] = 1
+    kept = leave_out_unfound(labels, 2, 0.01, np.array([SURE_SHARE, SURE_SHARE / 2]))
+    assert kept.tolist() == [True, False] and (labels[:5] == 2).all() and (labels[5:] == 0).all()
 
 
 def test_without_a_least_share_every_pixel_counts() -> None:
     labels = np.zeros((10, 20), np.int16)
     labels[0, 0] = 1
-    assert leave_out_rare(labels, 3, 0.0).tolist() == [True, True, False]
+    assert leave_out_unfound(labels, 3, 0.0).tolist() == [True, True, False]
     assert labels[0, 0] == 1

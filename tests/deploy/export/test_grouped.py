@@ -107,10 +107,10 @@ def bank(names: str, partition: bool = False) -> tuple[Segmenter, TextBank]:
 def test_the_runtime_gives_the_labels_of_the_torch_model(exported: Path, names: str) -> None:
     segmenter, words = bank(names)
     pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
-    with EdgeSegmenter(exported, words, threads=1, least_share=0) as edge:
+    with EdgeSegmenter(exported, words, threads=1, least_share=0, least_certainty=0) as edge:
         found = edge.segment(pixels)
         assert edge.infer(np.zeros((1, 3, *SIZE.values()), np.float32)).shape[1] == len(words) + 1
-    expected = segmenter.segment(pixels, names, least_share=0)
+    expected = segmenter.segment(pixels, names, least_share=0, least_certainty=0)
     assert (found.labels == expected.labels).mean() > 0.995
     assert found.background and found.all_names == (*words.names, "background")
     assert found.labels.dtype == np.uint8 and found.labels.max() <= len(words)
@@ -135,6 +135,25 @@ def test_words_on_too_few_pixels_are_not_found_in_the_runtime(exported: Path) ->
     with EdgeSegmenter(exported, bank("road,car")[1], threads=1, least_share=0.999) as edge:
         result = edge.segment(pixels)
     assert result.found == (False, False) and result.scores == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("certainty", [0.5, 0.7, 0.9, 0.99, 0.9999])
+def test_the_runtime_finds_the_words_of_the_torch_model(
+    exported: Path, certainty: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ovsdino.text_banks.rivals", lambda words: [0, 1])  # of two hundred one always wins
+    names = ",".join(f"word {number}" for number in range(30))
+    segmenter, words = bank(names)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    with EdgeSegmenter(exported, words, threads=1, least_certainty=certainty) as edge:
+        found = edge.segment(pixels, scores=False).found
+    assert found == segmenter.segment(pixels, names, least_certainty=certainty).found
+    assert certainty > 0.5 or any(found)
+
+
+def test_a_certainty_out_of_range_is_refused(exported: Path) -> None:
+    with pytest.raises(OVSDinoError, match="least_certainty is 1: expected"):
+        EdgeSegmenter(exported, bank("road")[1], threads=1, least_certainty=1)
 
 
 def test_banks_that_do_not_fit_are_refused(exported: Path, tmp_path: Path) -> None:
