@@ -21,6 +21,7 @@ from ovsdino.errors import OVSDinoError, one_line, out_of_memory
 from ovsdino.io.images import ImageLike, load_image, source_name
 from ovsdino.labeling import Request, confidence_of, label_logits
 from ovsdino.models.adapted import AdaptedWords
+from ovsdino.models.folded import computes_bfloat16
 from ovsdino.models.novelty import novelty
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.text_rows import TextRows
@@ -58,7 +59,7 @@ class Segmenter:
         model: An `OVSDINO` in eval mode.
         device: Where to run; the model's own device by default.
         dtype: "float32"; "bfloat16" or "float16" run the network under autocast; "auto" is bfloat16 (which has
-            float32's range) on CUDA devices that have it, and float32 elsewhere.
+            float32's range) on CUDA devices and CPUs that compute in it, and float32 elsewhere.
         short_side: Size of the image's short side at inference, in pixels; the model's own by default.
         batch_size: Images or windows in one forward; halved, and said once, when memory runs out.
         adapted: Words of one's own, as `ovsdino adapt` writes them: the file, or what was read from it.
@@ -517,7 +518,7 @@ def _several(images: Iterable[ImageLike]) -> list[ImageLike]:
 def _autocast_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if capable else torch.float32
+        return torch.bfloat16 if capable or (device.type == "cpu" and computes_bfloat16()) else torch.float32
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in known:
         raise OVSDinoError(f"dtype is {name!r}: expected one of {', '.join(known)}, auto")

@@ -53,6 +53,16 @@ def test_a_partition_of_single_words_is_one_row_each() -> None:
     assert isinstance(rows, Tensor) and rows.shape == (2, D)
 
 
+def test_rows_are_made_once_a_vocabulary_and_partition() -> None:
+    side = banks()
+    rows = side.rows(Vocabulary.of("car, sky"), partition=False)
+    calls = len(side.model.calls)  # type: ignore[attr-defined]
+    assert side.rows(Vocabulary.of("car, sky"), partition=False) is rows
+    assert len(side.model.calls) == calls  # type: ignore[attr-defined]
+    assert side.rows(Vocabulary.of("car, sky"), partition=True) is not rows
+    assert side.rows(Vocabulary.of("sky, car"), partition=False) is not rows
+
+
 def test_several_words_keep_their_rows_and_are_averaged_on_request() -> None:
     side = banks()
     rows = side.rows(Vocabulary.of("static=building|tree|car, sky"), partition=True)

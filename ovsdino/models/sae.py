@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.config import SAEConfig
+from ovsdino.models.folded import by_pixel
 
 
 @dataclass
@@ -114,7 +115,7 @@ class StructureAwareEncoder(nn.Module):
         h, w = (side // self.scales[0] for side in taps[0].shape[-2:])
         if image.shape[-2:] != (16 * h, 16 * w):
             image = F.interpolate(image, (16 * h, 16 * w), mode="bilinear", align_corners=False)
-        fine = self._with_taps(self.stage4(self.stem(image)), taps, 4)
+        fine = self._with_taps(self.stage4(self.stem(by_pixel(image))), taps, 4)
         mid = self._with_taps(self.stage2(self.down2(fine)), taps, 2)
         deep = self._with_taps(self.stage1(self.down1(mid)), taps, 1)
         tokens = self.merge(deep)
