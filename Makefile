@@ -5,6 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 OUT ?= outputs/gpu-check
 PYTEST_ARGS ?=
+GPU_CHECK_ARGS ?=
 # CamVid, as a folder (README.md) or as camvid_train.zip.
 DATA ?= $(or $(OVSDINO_DATA),$(firstword $(wildcard data ../shared/data)),data)
 CAMVID_TRAIN = $(firstword $(wildcard $(DATA)/camvid_train.zip) $(DATA)/camvid/train)
@@ -86,7 +87,7 @@ weak-data-%: setup
 # A GPU machine may have torch but no network, so its own Python is taken when that has all the check needs.
 GPU_PYTHON = $(or $(shell $(PYTHON) -c 'import numpy, pytest, timm, torch, triton; print("$(PYTHON)")' 2>/dev/null),$(PY))
 gpu-check: $(if $(filter $(PY),$(GPU_PYTHON)),setup)
-	$(GPU_PYTHON) scripts/gpu_check.py --output $(OUT)
+	$(GPU_PYTHON) scripts/gpu_check.py --output $(OUT) $(GPU_CHECK_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist outputs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,8 +10,10 @@ whose baseline is the bound itself: its ratio is the share of the bound that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -70,9 +72,14 @@ def rounded(megabytes: float | None) -> float | None:
 
 
 def measured(
-    setting: Setting, facts: dict[str, Any], budget_s: float, quick: bool, only: Sequence[str]
+    setting: Setting,
+    facts: dict[str, Any],
+    budget_s: float,
+    quick: bool,
+    only: Sequence[str],
+    keep: Callable[[dict[str, Any]], object] = lambda row: None,
 ) -> dict[str, Any]:
-    """Return the report: rows, and the cases that could not run with the reason."""
+    """Return the report: rows, and the cases that could not run with the reason; `keep` gets each row at once."""
     report: dict[str, Any] = {"machine": facts, "results": [], "left_out": []}
     for op, cases in zip(OPS, CASES, strict=True):
         for case in cases(setting) if op in only else ():
@@ -87,6 +94,7 @@ def measured(
                 continue
             report["results"] += rows
             for row in rows:
+                keep(row)
                 say(f"{row['op']}, {row['case']}, {row['baseline']}: {row['ratio']:g} x")
     return report
 
@@ -122,6 +130,8 @@ class Ops(ReportOptions):
     """Ops to measure."""
     device: Literal["cpu", "cuda"] | None = None
     """Device of the ops. Default: CUDA if there is one."""
+    rows: Path | None = None
+    """Also add each row to this file as soon as it is measured, as a line of JSON."""
 
     def run(self) -> int:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,7 +139,13 @@ class Ops(ReportOptions):
         facts, on_gpu = machine_facts(device), device == "cuda"
         budget_s = (0.3 if on_gpu else 0.7) if self.quick else (1.5 if on_gpu else 8.0)
         setting = Setting(device=device, gpu=on_gpu)
-        return self.publish(measured(setting, facts, budget_s, self.quick, self.only), table)
+        report = measured(setting, facts, budget_s, self.quick, self.only, self._keep)
+        return self.publish(report, table)
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        if self.rows is not None:
+            with self.rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

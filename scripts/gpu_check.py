@@ -1,20 +1,28 @@
 """Check everything on a CUDA machine: build, GPU tests, op benchmarks, the table of backends, compute-sanitizer.
 
-    python scripts/gpu_check.py --output outputs/gpu-check                        all parts
-    python scripts/gpu_check.py --output D --parts build tests --limit 570        one part after the other, where a
-    python scripts/gpu_check.py --output D --parts benchmarks table --limit 570   command may take ten minutes; the
-    python scripts/gpu_check.py --output D --parts sanitizer --limit 570          later ones use the first one's build
+    python scripts/gpu_check.py --output outputs/gpu-check                       all parts
+    python scripts/gpu_check.py --output D --limit 570 --resume                  where a command may take ten minutes:
+                                                                                 again and again, until it exits with 0
+    python scripts/gpu_check.py --output D --parts build tests --limit 570       or part by part; the later ones use the
+                                                                                 first one's build
+    python scripts/gpu_check.py --output D --rehearse                            the same steps on a CPU
 
 Needs torch, triton, timm, numpy and pytest, plus nvcc, cmake, ninja and pybind11 to build; no network, and no
 installation of ovsdino: the sources and the fresh module are laid out in ``build/gpu-check`` and imported from there.
-A part that fails stops no other; ``gpu_check.json``, the table ``gpu_check.md`` and a log a step are written after each
-step, and hold the latest outcome of every step of that output folder. Exit code 0: all of this run passed; 1: a step
-failed; 2: this machine cannot run the check, said in one line.
+
+A step is a process group of its own, killed as a whole at its limit; the tests are a step for each file. A part that
+fails stops no other. After each step ``gpu_check.json``, the table ``gpu_check.md`` and ``results.tar.gz``, with those
+and every log, are written; they hold the latest outcome of every step of that output folder. Tests and benchmarks write
+a row as each test or case ends, so a step that was killed has its rows too.
+
+Exit code 0: all of this run passed; 1: a step failed; 2: this machine cannot run the check, said in one line; 128 + n:
+ended by signal n.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -22,23 +30,16 @@ import shutil
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import build_native
+from gpu_steps import INTERRUPTION, ROOT, STAGE, Step, run, save, saved
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))  # where ovsdino is not installed
-
-from ovsdino.io.files import atomic_write  # noqa: E402
-
-STAGE = ROOT / "build" / "gpu-check"
 TABLE = ROOT / "ovsdino" / "ops" / "measured.json"
-OPS = ("structure_attention", "mask_pool", "upsample_argmax", "guided_upsample", "preprocess")
+OPS = ("structure_attention", "mask_pool", "upsample_argmax", "guided_upsample", "preprocess", "pipeline")
 PARTS = ("build", "tests", "benchmarks", "table", "sanitizer")
 # Not initcheck: it does not watch torch's kernels, and takes what they wrote for memory that nobody did.
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
@@ -46,29 +47,18 @@ TESTS = ("tests/ops", "tests/test_pipeline.py")
 # Of the common suite: each kernel of ours on odd and strided shapes, forward and backward. A tool slows a kernel 10 to
 # 100 times, so the rest is left to the tests.
 SANITIZED = ("tests/ops/test_contract.py", "-k", "(-cuda-cuda- or -triton-cuda-) and (error or strided) and not shape")
+OUTCOMES = {"passed": "passed", "failures": "failed", "skipped": "skipped"}  # ours by pytest's
+SLOW_TEST_S = 120  # a test that runs longer writes where every thread of it is
+SOURCES = ("ovsdino", "kernels", "csrc", "benchmarks", "scripts", "tests", "deploy", "CMakeLists.txt", "pyproject.toml")
 
-# `python -m pytest` would import ovsdino from the working folder, where the mapped packages are missing: it goes last.
-PYTEST = """
-import sys
-sys.path[:] = [entry for entry in sys.path if entry] + [sys.argv.pop(1)]
-import pytest
-sys.exit(pytest.main(sys.argv[1:]))
-"""
+Job = tuple[str, Callable[[float], Step]]
 
 
-@dataclass
-class Step:
-    """One step's outcome: ``status`` is passed, failed, timeout or skipped; ``note`` one line for the table."""
-
-    name: str
-    status: str
-    seconds: float = 0.0
-    note: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-def machine() -> dict[str, Any] | None:
-    """Return what this machine is, or None where torch sees no CUDA device."""
+def machine(rehearse: bool = False) -> dict[str, Any] | None:
+    """Return what this machine is, or None where torch sees no CUDA device and this is no rehearsal."""
+    software = {"torch": version("torch"), "python": platform.python_version(), "cpu_cores": os.cpu_count()}
+    if rehearse:
+        return {"gpu": "none, a rehearsal on the CPU", "compute_capability": "0.0", **software}
     import torch
 
     if not torch.cuda.is_available():
@@ -82,13 +72,11 @@ def machine() -> dict[str, Any] | None:
         "multiprocessors": properties.multi_processor_count,
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "driver": driver[0] if driver else None,
-        "torch": torch.__version__,
+        **software,
         "cuda": torch.version.cuda,
         "nvcc": next((word for word in _answer([nvcc, "--version"]).split() if word.startswith("V")), None)
         if nvcc
         else None,
-        "python": platform.python_version(),
-        "cpu_cores": os.cpu_count(),
     }
 
 
@@ -97,46 +85,6 @@ def _answer(command: list[str]) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
-
-
-def run(name: str, command: list[str], output: Path, limit: float, stdout: Path | None = None, **env: str) -> Step:
-    """Run a command from the repository root under a time limit.
-
-    Args:
-        name: the step's name; what the command prints goes to ``<output>/<name>.log``.
-        command: program and arguments; a Python program imports the staged package.
-        output: folder of the report.
-        limit: seconds.
-        stdout: a file for the standard output alone, in place of the log.
-        env: environment variables on top of this process's own.
-
-    Returns:
-        The step, passed when the exit code is 0, with the log's text in ``details["text"]``.
-    """
-    log = output / f"{name}.log"
-    print(f"== {name}", flush=True)
-    if limit < 5:
-        return Step(name, "timeout", note="no time left", details={"text": ""})
-    start = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": str(STAGE), **env}
-    with log.open("w") as errors, (stdout or Path(os.devnull)).open("w") as file:
-        try:
-            code = subprocess.run(
-                command,
-                cwd=ROOT,
-                env=environment,
-                stdout=file if stdout else errors,
-                stderr=errors,
-                timeout=limit,
-                check=False,
-            ).returncode
-            status, note = ("passed", "") if code == 0 else ("failed", f"exit code {code}")
-        except subprocess.TimeoutExpired:
-            status, note = "timeout", f"longer than {limit:.0f} s"
-    text = log.read_text(errors="replace")
-    if status != "passed":
-        print("\n".join(text.splitlines()[-40:]), flush=True)
-    return Step(name, status, round(time.monotonic() - start, 1), note, {"text": text})
 
 
 def stage_package() -> None:
@@ -172,26 +120,86 @@ def build_step(capability: str, output: Path, limit: float) -> Step:
     return step
 
 
-def pytest_command(marker: str, *arguments: str) -> list[str]:
-    """The command that runs the tests a marker expression selects, importing the staged package."""
+def link_step() -> Step:
+    """Take the module of this checkout in place of a build, for a rehearsal."""
+    for module in (ROOT / "ovsdino").glob("_C*.so"):
+        link = STAGE / "ovsdino" / module.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(module)
+    return Step("build", "skipped", note="a rehearsal takes the module that is there")
+
+
+def pytest_command(rows: Path, marker: str, *arguments: str) -> list[str]:
+    """The command that runs the tests a marker expression selects, importing the staged package; see gpu_pytest.py."""
     options = ["-q", "-m", marker, "-p", "no:cacheprovider", "-o", "pythonpath=", *arguments]
-    return [sys.executable, "-c", PYTEST, str(ROOT), *options]
+    return [sys.executable, str(ROOT / "scripts" / "gpu_pytest.py"), str(rows), *options]
 
 
-def tests_step(output: Path, limit: float, paths: Sequence[str] = TESTS) -> Step:
-    """Run every test marked gpu; none at all is a failure, since nothing would have been checked."""
-    report = output / "pytest.xml"
-    report.unlink(missing_ok=True)
-    step = run("tests", pytest_command("gpu", f"--junitxml={report}", *paths), output, limit)
-    del step.details["text"]
-    if report.is_file():
-        suite = next(ElementTree.parse(report).iter("testsuite"))
-        counts = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
-        step.details.update(counts)
-        step.note = ", ".join(f"{count} {key}" for key, count in counts.items())
-        if counts["tests"] - counts["skipped"] <= 0:
-            step.status, step.note = "failed", f"no GPU test ran ({step.note})"
+def test_files(output: Path, marker: str, paths: Sequence[str], limit: float) -> list[str]:
+    """Return the files below the paths that hold tests of the marker; all of them where pytest cannot collect."""
+    rows = output / "collect.jsonl"
+    step = run("collect", pytest_command(rows, marker, "--collect-only", *paths), output, limit)
+    found = [row for row in read_rows(rows) if "files" in row]
+    if step.status == "passed" and found:
+        return found[0]["files"]
+    places = [ROOT / path for path in paths]
+    return [
+        str(file) for place in places for file in ([place] if place.is_file() else sorted(place.rglob("test_*.py")))
+    ]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON lines, none where it is missing; a last line that was cut off is left out."""
+    found = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
+
+
+def test_step(file: str, output: Path, limit: float, marker: str) -> Step:
+    """Run the tests of one file; the note says how many ended how, and where a killed process was."""
+    name = step_name(file)
+    rows = output / f"{name}.jsonl"
+    rows.unlink(missing_ok=True)
+    patience = ("-o", f"faulthandler_timeout={SLOW_TEST_S}")
+    step = run(name, pytest_command(rows, marker, *patience, file), output, limit)
+    text, found = step.details.pop("text"), read_rows(rows)
+    collected = next((row["collected"] for row in found if "collected" in row), 0)
+    outcomes = {row["test"]: row["outcome"] for row in found if "test" in row}
+    counts = {key: list(outcomes.values()).count(kind) for key, kind in OUTCOMES.items()}
+    running = [test for test, outcome in outcomes.items() if outcome == "started"]
+    step.details.update(tests=collected, **counts)
+    step.details["failed_tests"] = [test for test, outcome in outcomes.items() if outcome == "failed"]
+    notes = [f"{count} {key}" for key, count in counts.items() if count]
+    notes += [f"{len(outcomes)} of {collected} begun"] if len(outcomes) < collected else []
+    if running and step.status != "passed":
+        step.details["running"] = running[-1]
+        notes.append(f"in {running[-1]}")
+    if step.status == "failed" and not found:
+        notes += [line for line in text.strip().splitlines()[-1:] if line]
+    step.note = "; ".join([", ".join(notes), *([step.note] if step.note else [])]).strip("; ")
     return step
+
+
+def step_name(file: str) -> str:
+    """Return the step of a test file: tests-ops-test_contract for tests/ops/test_contract.py."""
+    path = Path(file).resolve()
+    return "-".join(path.relative_to(ROOT).with_suffix("").parts) if ROOT in path.parents else f"tests-{path.stem}"
+
+
+def tests_step(steps: Sequence[Step]) -> Step:
+    """Sum up the files' steps; no test at all is a failure, since nothing would have been checked."""
+    counts = {key: sum(step.details.get(key, 0) for step in steps) for key in ("tests", *OUTCOMES)}
+    bad = [step.name for step in steps if step.status not in ("passed", "skipped")]
+    note = ", ".join(f"{count} {key}" for key, count in counts.items())
+    note += f"; not whole: {', '.join(bad)}" if bad else ""
+    seconds = round(sum(step.seconds for step in steps), 1)
+    if counts["passed"] + counts["failures"] == 0:
+        return Step("tests", "failed", seconds, f"no GPU test ran ({note})", counts)
+    return Step("tests", "failed" if bad else "passed", seconds, note, counts)
 
 
 def sanitizer_step(name: str, output: Path, kernels: str, limit: float, tests: Sequence[str] = SANITIZED) -> Step:
@@ -204,7 +212,7 @@ def sanitizer_step(name: str, output: Path, kernels: str, limit: float, tests: S
     command += ["--target-processes", "application-only", "--print-limit", "20"]
     if name == "memcheck":
         command += ["--report-api-errors", "no"]  # torch probes for features by calls that may fail
-    command += pytest_command("gpu and not slow", *tests)
+    command += pytest_command(output / f"sanitizer-{name}.jsonl", "gpu and not slow", *tests)
     # Each tensor an allocation of its own, else an access past one lands unseen in the caching allocator's block.
     step = run(f"sanitizer-{name}", command, output, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     text = step.details.pop("text")
@@ -217,20 +225,26 @@ def sanitizer_step(name: str, output: Path, kernels: str, limit: float, tests: S
 
 
 def benchmark_step(op: str, output: Path, quick: bool, limit: float, *options: str) -> Step:
-    """Benchmark one op; its JSON goes to ``ops-<op>.json``."""
-    target = output / f"ops-{op}.json"
+    """Benchmark one op.
+
+    The JSON goes to ``ops-<op>.json``, and each row, as its case ends, to ``ops-<op>.jsonl``: those of a benchmark that
+    was cut off are in the step as well.
+    """
+    target, rows = output / f"ops-{op}.json", output / f"ops-{op}.jsonl"
+    rows.unlink(missing_ok=True)
     script = str(ROOT / "benchmarks" / "ops.py")
-    command = [sys.executable, script, "--json", "--only", op, *(["--quick"] if quick else []), *options]
-    step = run(f"benchmark-{op}", command, output, limit, stdout=target)
+    command = [sys.executable, script, "--json", "--only", op, "--rows", str(rows), *(["--quick"] if quick else [])]
+    step = run(f"benchmark-{op}", [*command, *options], output, limit, stdout=target)
     del step.details["text"]
     try:
         found = json.loads(target.read_text())
-        step.details.update(results=found["results"], left_out=found["left_out"], machine=found["machine"])
-        missed = [row for row in found["results"] if row["floor"] is not None and row["ratio"] < row["floor"]]
-        step.note = f"{len(found['results'])} results, {len(missed)} below their floor"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError):
+        found = {"results": read_rows(rows), "left_out": []}
         step.status = "failed" if step.status == "passed" else step.status
-        step.note = f"{step.note} no JSON: {error}".strip()
+        step.note = f"{step.note}, cut off:".strip(", ")
+    step.details.update({key: found[key] for key in ("results", "left_out", "machine") if key in found})
+    missed = [row for row in found["results"] if row["floor"] is not None and row["ratio"] < row["floor"]]
+    step.note = f"{step.note} {len(found['results'])} results, {len(missed)} below their floor".strip()
     return step
 
 
@@ -257,77 +271,82 @@ def table_step(gpu: str, output: Path) -> Step:
     return Step("table", "passed", note=f"{len(rows)} rows for {gpu} in {TABLE.relative_to(ROOT)}")
 
 
-def report(facts: dict[str, Any], steps: list[Step]) -> str:
-    """The outcome as Markdown: machine, steps, and a row a benchmark result."""
-    lines = [f"# GPU check: {facts['gpu']}", "", ", ".join(f"{key} {value}" for key, value in facts.items()), ""]
-    lines += ["| step | status | seconds | note |", "|---|---|---|---|"]
-    lines += [f"| {step.name} | {step.status} | {step.seconds} | {step.note} |" for step in steps]
-    results = [row for step in steps for row in step.details.get("results", [])]
-    if results:
-        columns = list(dict.fromkeys(key for result in results for key in result))
-        lines += ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        for result in results:
-            cells = (result.get(column) for column in columns)
-            texts = ("" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells)
-            lines.append("| " + " | ".join(texts) + " |")
-    return "\n".join(lines) + "\n"
+def sources_digest() -> str:
+    """Return the SHA-256 of all sources that a step may run, 16 digits of it."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        top = ROOT / name
+        for path in [top] if top.is_file() else sorted(top.rglob("*")):
+            if path.suffix in (".py", ".cu", ".cuh", ".cpp", ".h", ".toml", ".txt") and path.is_file():
+                digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
-def save(facts: dict[str, Any], steps: list[Step], output: Path) -> str:
-    """Write the JSON and the table: this run's steps, and of earlier runs into the folder those that it has not.
-
-    Returns:
-        The table.
-    """
-    target, fresh = output / "gpu_check.json", {step.name: step for step in steps}
-    merged: dict[str, Step] = {}
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        merged = {step["name"]: Step(**step) for step in json.loads(target.read_text())["steps"]}
-    merged.update(fresh)
-    listed = list(merged.values())
-    passed = all(step.status in ("passed", "skipped") for step in listed)
-    document = {"machine": facts, "passed": passed, "steps": [asdict(step) for step in listed]}
-    for path, text in (
-        (target, json.dumps(document, indent=2) + "\n"),
-        (output / "gpu_check.md", report(facts, listed)),
-    ):
-        with atomic_write(path) as file:
-            file.write(text.encode())
-    return report(facts, listed)
-
-
-def jobs(options: argparse.Namespace, facts: dict[str, Any], output: Path) -> Iterator[Callable[[float], Step]]:
-    """The steps of the parts that were asked for, in order; each takes the seconds left."""
+def jobs(options: argparse.Namespace, facts: dict[str, Any], output: Path) -> Iterator[Job]:
+    """The steps of the parts that were asked for, in order, by name; each takes the seconds left."""
+    device = ("--device", "cpu") if options.rehearse else ()
     if "build" in options.parts:
-        yield lambda left: build_step(facts["compute_capability"], output, min(left, 420))
+        yield (
+            "build",
+            (
+                (lambda left: link_step())
+                if options.rehearse
+                else (lambda left: build_step(facts["compute_capability"], output, min(left, 420)))
+            ),
+        )
     if "tests" in options.parts:
-        yield lambda left: tests_step(output, min(left, 1200))
+        marker, limit = ("not gpu and not slow" if options.rehearse else "gpu"), options.test_limit
+        files = {step_name(file): file for file in test_files(output, marker, options.tests, min(limit, 120))}
+        for name, file in files.items():
+            yield name, lambda left, file=file: test_step(file, output, min(left, limit), marker)
+        yield "tests", lambda left: tests_step([step for name, step in saved(output).items() if name in files])
     if "benchmarks" in options.parts:
         for op in OPS:
-            yield lambda left, op=op: benchmark_step(op, output, options.quick, min(left, 400))
-    if "table" in options.parts:
-        yield lambda left: table_step(facts["gpu"], output)
-    if "sanitizer" in options.parts:
+            yield (
+                f"benchmark-{op}",
+                lambda left, op=op: benchmark_step(op, output, options.quick, min(left, 400), *device),
+            )
+    if "table" in options.parts and not options.rehearse:
+        yield "table", lambda left: table_step(facts["gpu"], output)
+    if "sanitizer" in options.parts and not options.rehearse:
         for place, name in enumerate(SANITIZERS):
             rest = len(SANITIZERS) - place  # a slow tool leaves the others their share
-            yield lambda left, name=name, rest=rest: sanitizer_step(
-                name, output, options.kernels, min(options.sanitizer_limit, left / rest)
+            yield (
+                f"sanitizer-{name}",
+                lambda left, name=name, rest=rest: sanitizer_step(
+                    name, output, options.kernels, min(options.sanitizer_limit, left / rest)
+                ),
             )
+
+
+def done_before(step: Step | None, sources: str) -> bool:
+    """Return whether a step of an earlier run need not run again: the sum of the tests must, a lost build too."""
+    if step is None or step.status not in ("passed", "skipped") or step.sources != sources or step.name == "tests":
+        return False
+    return step.name != "build" or bool(list((STAGE / "ovsdino").glob("_C*")))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="build, test, benchmark and sanitize on this machine's GPU")
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "gpu-check", help="folder for the report")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what to run; default all")
+    parser.add_argument("--tests", nargs="+", default=list(TESTS), help="files and folders of the part tests")
+    parser.add_argument("--quick", action="store_true", help="shorter benchmarks")
+    parser.add_argument("--limit", type=float, default=3600, help="seconds for all together")
+    parser.add_argument("--resume", action="store_true", help="leave out steps that passed here on these sources")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU: no build, table or sanitizer")
+    parser.add_argument("--kernels", default="ovsdino", help="sanitize kernels whose name holds this")
+    parser.add_argument("--test-limit", type=float, default=300, help="seconds for each file of tests")
+    parser.add_argument("--sanitizer-limit", type=float, default=300, help="seconds for each sanitizer tool")
+    return parser.parse_args()
 
 
 def main() -> int:
     """Run the steps in order."""
-    parser = argparse.ArgumentParser(description="build, test, benchmark and sanitize on this machine's GPU")
-    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "gpu-check", help="folder for the report")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what to run; default all")
-    parser.add_argument("--quick", action="store_true", help="shorter benchmarks")
-    parser.add_argument("--limit", type=float, default=3600, help="seconds for all together")
-    parser.add_argument("--kernels", default="ovsdino", help="sanitize kernels whose name holds this")
-    parser.add_argument("--sanitizer-limit", type=float, default=300, help="seconds for each sanitizer tool")
-    options = parser.parse_args()
+    options = parse()
     start = time.monotonic()
     try:
-        facts = machine()
+        facts = machine(options.rehearse)
     except ModuleNotFoundError as error:
         print(f"error: gpu-check needs torch, triton, timm, numpy and pytest: {error}", file=sys.stderr)
         return 2
@@ -339,11 +358,22 @@ def main() -> int:
         return 2
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
+    INTERRUPTION.install()
     stage_package()
+    sources = sources_digest()
+    earlier = saved(output) if options.resume else {}
     steps: list[Step] = []
-    for job in jobs(options, facts, output):
-        steps.append(job(options.limit - (time.monotonic() - start)))
+    table = ""
+    for name, job in jobs(options, facts, output):
+        if done_before(earlier.get(name), sources):
+            print(f"== {name}: {earlier[name].status} before", flush=True)
+            continue
+        step = job(options.limit - (time.monotonic() - start))
+        step.sources = sources
+        steps.append(step)
         table = save(facts, steps, output)
+        if INTERRUPTION.signal:
+            return 128 + INTERRUPTION.signal
     print(table)
     return 0 if all(step.status in ("passed", "skipped") for step in steps) else 1
 

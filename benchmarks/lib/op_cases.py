@@ -381,7 +381,7 @@ def pipeline_cases(s: Setting) -> Iterator[Case]:
             return F.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)
 
     # Operations: 182e9 by torch's counter, and the backbone's attention, which it does not see. Bytes: the weights.
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (*([torch.float16] if s.gpu else []), torch.bfloat16, torch.float32):
         yield Case(
             op="pipeline", case="b14 448x448, 150 classes -> 1024x2048", baseline_name="the same in plain PyTorch",
             inputs=(dtype,), ours=ours, baseline=plain, dtype=name_of(dtype), floor=None if s.gpu else 2.0,

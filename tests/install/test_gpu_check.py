@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+import tarfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +20,10 @@ from tests.install.sandbox import ROOT, attempt
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import gpu_check
+import gpu_steps
 from gpu_check import Step
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 
 FACTS = {"gpu": "none", "compute_capability": "9.0"}
 
@@ -22,10 +31,10 @@ FACTS = {"gpu": "none", "compute_capability": "9.0"}
 @pytest.fixture
 def staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make an output folder, with the package of this checkout next to it."""
-    monkeypatch.setattr(gpu_check, "STAGE", tmp_path / "stage")
+    for module in (gpu_check, gpu_steps):
+        monkeypatch.setattr(module, "STAGE", tmp_path / "stage")
     gpu_check.stage_package()
-    for module in (ROOT / "ovsdino").glob("_C*.so"):
-        (tmp_path / "stage" / "ovsdino" / module.name).symlink_to(module)
+    gpu_check.link_step()
     (tmp_path / "out").mkdir()
     return tmp_path / "out"
 
@@ -77,6 +86,117 @@ def test_benchmark_step_reads_the_rows_and_counts_those_below_their_floor(staged
     step = gpu_check.benchmark_step("mask_pool", staged, True, 300, "--device", "cpu")
     assert step.status == "passed" and "results" in step.note
     assert {row["op"] for row in step.details["results"]} == {"mask_pool"}
+    assert gpu_check.read_rows(staged / "ops-mask_pool.jsonl") == step.details["results"]
+
+
+def test_benchmark_that_is_cut_off_keeps_the_rows_that_it_had(staged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(name: str, command: list[str], output: Path, limit: float, stdout: Path) -> Step:
+        stdout.write_text("")
+        row = {"op": "mask_pool", "case": "the first", "ratio": 2.0, "floor": 4.0}
+        Path(command[command.index("--rows") + 1]).write_text(json.dumps(row) + '\n{"op": "mask_')
+        return Step(name, "timeout", note="longer than 9 s", details={"text": ""})
+
+    monkeypatch.setattr(gpu_check, "run", cut)
+    step = gpu_check.benchmark_step("mask_pool", staged, True, 9)
+    assert step.status == "timeout" and step.note == "longer than 9 s, cut off: 1 results, 1 below their floor"
+    assert [row["case"] for row in step.details["results"]] == ["the first"]
+
+
+FIRST = """
+import pytest
+
+def test_one(): pass
+def test_two(): pass
+@pytest.mark.skip
+def test_three(): pass
+"""
+HANGING = """
+import subprocess, sys, time
+from pathlib import Path
+
+def test_quick(): pass
+
+def test_hanging():
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(900)"
+    child = subprocess.Popen([sys.executable, "-c", code])
+    (Path(__file__).parent / "child").write_text(str(child.pid))
+    time.sleep(900)
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """Write a file of quick tests, and one of which a test hangs with a child that SIGTERM does not end."""
+    for name, code in (("first", FIRST), ("hanging", HANGING)):
+        (tmp_path / f"test_{name}.py").write_text(code)
+    return [str(tmp_path / "test_first.py"), str(tmp_path / "test_hanging.py")]
+
+
+def running(process: int) -> bool:
+    """Return whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what comes in seconds; a minute is the end of patience on a busy machine."""
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    pytest.fail("waited a minute")
+
+
+def step_of(output: Path, name: str) -> dict[str, Any]:
+    document = json.loads((output / "gpu_check.json").read_text())
+    return next(step for step in document["steps"] if step["name"] == name)
+
+
+@needs_proc
+def test_step_at_its_limit_is_killed_with_children_that_ignore_it(staged: Path) -> None:
+    child = staged / "child"
+    script = f"trap '' TERM; (echo started; exec sleep 900) & echo $! > {child}; wait"
+    step = gpu_steps.run("hanging", ["sh", "-c", script], staged, gpu_steps.LEAST_S)
+    assert (step.status, step.note, step.details["text"]) == ("timeout", "longer than 5 s", "started\n")
+    until(lambda: not running(int(child.read_text())))
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_check_that_is_killed_in_the_middle_leaves_its_results_and_no_process(
+    tmp_path: Path, files: list[str], number: signal.Signals
+) -> None:
+    child, output = tmp_path / "child", tmp_path / "out"
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_check.py"), "--rehearse", "--output", str(output)]
+    command += ["--parts", "build", "tests", "--tests", *files]
+    with (tmp_path / "printed").open("w") as printed:
+        check = subprocess.Popen(command, stdout=printed, stderr=printed)
+    until(lambda: child.is_file() and child.read_text())
+    check.send_signal(number)
+    check.wait(60)
+    until(lambda: not running(int(child.read_text())))
+    first = step_of(output, "tests-test_first")
+    assert first["status"] == "passed" and first["note"] == "2 passed, 1 skipped"
+    rows = gpu_check.read_rows(output / "tests-test_hanging.jsonl")
+    outcomes = {row["test"].rsplit("::")[-1]: row["outcome"] for row in rows if "test" in row}
+    assert outcomes == {"test_quick": "passed", "test_hanging": "started"}
+    with tarfile.open(output / "results.tar.gz") as tar:
+        names = set(tar.getnames())
+    assert {"out/gpu_check.json", "out/gpu_check.md", "out/tests-test_first.jsonl", "out/tests-test_first.log"} <= names
+    if number == signal.SIGKILL:
+        return  # what is there was written before
+    assert check.returncode == 128 + number
+    hanging = step_of(output, "tests-test_hanging")
+    assert hanging["status"] == "interrupted" and hanging["details"]["tests"] == 2
+    assert hanging["details"]["running"].endswith("::test_hanging") and hanging["note"].endswith("; SIGTERM")
+
+    # Again, on the same sources: what passed is not run a second time.
+    Path(files[1]).write_text("def test_quick(): pass\n")
+    done = attempt(*command, "--resume")
+    assert done.returncode == 0 and "== tests-test_first: passed before" in done.stdout
+    assert step_of(output, "tests")["note"] == "4 tests, 3 passed, 0 failures, 1 skipped"
 
 
 def test_table_step_merges_the_fastest_backends_into_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +244,11 @@ def test_report_keeps_the_steps_of_earlier_parts(tmp_path: Path) -> None:
 def test_parts_choose_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("build_step", "tests_step", "benchmark_step", "sanitizer_step"):
         monkeypatch.setattr(gpu_check, name, lambda *arguments, name=name: Step(name, "failed"))
-    monkeypatch.setattr(gpu_check, "machine", lambda: FACTS)
-    monkeypatch.setattr(gpu_check, "STAGE", tmp_path / "stage")
+    monkeypatch.setattr(gpu_check, "test_files", lambda *arguments: [])
+    monkeypatch.setattr(gpu_check, "machine", lambda rehearse: FACTS)
+    for module in (gpu_check, gpu_steps):
+        monkeypatch.setattr(module, "STAGE", tmp_path / "stage")
+    monkeypatch.setattr(gpu_check.INTERRUPTION, "install", lambda: None)
     command = ["gpu_check.py", "--output", str(tmp_path / "out"), "--parts", "tests", "sanitizer"]
     monkeypatch.setattr(sys, "argv", command)
     assert gpu_check.main() == 1
