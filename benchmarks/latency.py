@@ -2,16 +2,23 @@
 
     python benchmarks/latency.py --model nano --backends torch,onnxruntime [--json] [--plot latency.png]
     python benchmarks/latency.py --model b14 --random-weights --backends torch --precisions float32,bfloat16
-    python benchmarks/latency.py --engine nano_fp16_sm87.engine --bank bank.safetensors --backends tensorrt
+    python benchmarks/latency.py --engine nano_fp16_sm87.engine --bank bank.safetensors --frames 720p --seconds 120
 
 All cases are called in turn in one process, so that a drift of the machine meets all alike; each call is preceded by a
 pause in which the threads of the one before go to sleep. A model on ONNX Runtime or TensorRT is one graph: its time is
-`encode`, and there is no `decode`. `end_to_end` is measured around the whole call, not summed. `peak_mb` is the peak
-resident memory of a process of its own that does nothing else, libraries included.
+`encode`, and there is no `decode`. `end_to_end` is measured around the whole call, not summed, and asks for labels
+alone; the stage `default` is the same call with the options of a caller who names none.
+
+Meanwhile clocks, temperatures, load and power are sampled (`telemetry`), and each row has the medians of the first and
+of the last fifth of its calls: where they differ the machine did not hold its pace. There is no p99 of fewer than 1 000
+calls. Then each case runs alone, for its power and joules an image; and once more in a process of its own, for its
+memory: `peak_mb` is resident, libraries included, `device_mb` by cudaMemGetInfo. What makes the figures doubtful
+(governor, power mode, clocks that follow the load, other processes, throttling) is said, and refused nothing for it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import tempfile
 from collections.abc import Sequence
@@ -20,9 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ovsdino.benchmarks.lib.board import board_facts, doubts, load_average
+from ovsdino.benchmarks.lib.frames import frame_size
 from ovsdino.benchmarks.lib.latency_cases import EDGE, PRECISIONS, TORCH, Case, shares
-from ovsdino.benchmarks.lib.latency_measure import add_memory, facts, measure
+from ovsdino.benchmarks.lib.latency_measure import Plan, add_memory, facts, measure
 from ovsdino.benchmarks.lib.latency_report import check_plot, markdown, plot
+from ovsdino.benchmarks.lib.latency_roofline import roofline_rows
 from ovsdino.benchmarks.lib.report import ReportOptions
 from ovsdino.console import say
 from ovsdino.data.names import CAMVID
@@ -34,7 +44,7 @@ from ovsdino.parsing import run_script
 
 @dataclass(frozen=True, kw_only=True)
 class Latency(ReportOptions):
-    """Time models from an image in memory to labels: every stage, p50, p95, p99, throughput and memory."""
+    """Time models from an image in memory to labels: every stage, percentiles, throughput, power and memory."""
 
     model: tuple[str, ...] = ()
     """Names of zoo models. Default: nano, or none with --engine."""
@@ -46,6 +56,8 @@ class Latency(ReportOptions):
     """HEIGHTxWIDTH that the network sees. Default: what the model makes of the image."""
     image: Path | None = None
     """Image to segment. Default: scikit-learn's china.jpg, 427x640."""
+    frames: str = ""
+    """Also time frames of a camera in NV12: any of 720p, 1080p and HEIGHTxWIDTH, separated by commas. Graphs only."""
     classes: str = ",".join(CAMVID)
     """Words, separated by commas."""
     engine: tuple[Path, ...] = ()
@@ -62,8 +74,16 @@ class Latency(ReportOptions):
     """CPU threads of every backend. Default: all cores."""
     runs: int = 50
     """Timed calls of each case."""
+    seconds: float | None = None
+    """Time all cases for so long, in place of --runs."""
     warmup: int = 5
-    """Calls of each case before that."""
+    """Calls of each case before that, at least."""
+    warmup_seconds: float = 3.0
+    """Seconds of calls before that, at least: clocks rise in them."""
+    default_path: bool = True
+    """Also time the call with default options."""
+    power_seconds: float = 5.0
+    """Seconds of each case alone, in which its power is measured, where something measures it; 0: none."""
     memory: bool = True
     """Measure peak memory, each case in a process of its own."""
     shares: bool = True
@@ -76,9 +96,12 @@ class Latency(ReportOptions):
         device = self._device()
         image = picture(self.image)
         threads = self.threads or available_threads()
+        found = doubts({**board_facts(), "load_average": load_average()}, threads)
+        for doubt in found:
+            say(f"doubtful: {doubt}")
         with tempfile.TemporaryDirectory(prefix="ovsdino-latency-") as folder:
             cases = self._cases(image, device, threads, Path(folder))
-            report = measure(cases, image, runs=self.runs, warmup=self.warmup)
+            report = measure(cases, image, self._plan())
             if self.memory:
                 add_memory(report, cases, image, Path(folder))
         report["shares"] = []
@@ -87,11 +110,23 @@ class Latency(ReportOptions):
                 say(f"shares of {case}")
                 report["shares"] += shares(case, image, max(self.runs // 2, 1))
         report = {"machine": facts(device, threads, report.pop("machine")), **report}
+        report["machine"]["doubts"] = found
+        report["roofline"] = roofline_rows(report, cases)
         report["image"] = {"source": str(self.image or "china.jpg"), "size": f"{image.shape[0]}x{image.shape[1]}"}
         report["classes"] = len(cases[0].classes)
         if self.plot is not None:
             plot(report, self.plot)
         return self.publish(report, markdown)
+
+    def _plan(self) -> Plan:
+        return Plan(
+            runs=self.runs,
+            seconds=self.seconds,
+            warmup=self.warmup,
+            warmup_seconds=self.warmup_seconds,
+            default=self.default_path,
+            power_seconds=self.power_seconds,
+        )
 
     def _device(self) -> str:
         """Return where torch runs; a board that times engines has no torch."""
@@ -110,6 +145,13 @@ class Latency(ReportOptions):
         for name, value, least in (("runs", self.runs, 1), ("warmup", self.warmup, 0), ("threads", self.threads, 1)):
             if value is not None and value < least:
                 raise OVSDinoError(f"{name} is {value}: expected at least {least}")
+        for name, span in (("warmup_seconds", self.warmup_seconds), ("power_seconds", self.power_seconds)):
+            if not 0 <= span <= 3600:
+                raise OVSDinoError(f"{name} is {span:g}: expected 0 to 3600 seconds")
+        if self.seconds is not None and not 0 < self.seconds <= 86400:
+            raise OVSDinoError(f"seconds is {self.seconds:g}: expected more than 0, up to 86400")
+        for frame in listed(self.frames):
+            frame_size(frame)
         for backend in listed(self.backends):
             if backend not in PRECISIONS:
                 raise OVSDinoError(f"unknown backend {backend!r}; available: {', '.join(PRECISIONS)}")
@@ -144,6 +186,11 @@ class Latency(ReportOptions):
                 threads=threads,
             )
             found.append(exported(case, folder, self.calibration) if backend in EDGE else case)
+        frames = [frame_size(text) for text in listed(self.frames)]
+        if frames:
+            left_out += [f"{case.backend} takes no NV12" for case in found if case.backend in TORCH]
+            graphs = [case for case in found if case.backend not in TORCH]
+            found += [dataclasses.replace(case, frame=frame) for case in graphs for frame in frames]
         for reason in dict.fromkeys(left_out):
             say(f"left out: {reason}")
         if not found:

@@ -1,4 +1,4 @@
-"""Facts of the board: power mode, clocks, JetPack, TensorRT, and the power drawn while something runs.
+"""Facts of the board: power mode, clocks, JetPack, TensorRT; and what of them makes its figures doubtful.
 
 A fact that a machine does not have is absent from the answer; nothing is guessed. Nothing here imports torch.
 """
@@ -9,14 +9,13 @@ import contextlib
 import importlib.metadata
 import platform
 import re
-import shutil
-import statistics
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ovsdino.benchmarks.lib.telemetry import read_number, read_text
 
 PACKAGES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_cu13", "tensorrt_cu13")
 SMI_QUERY = ("clocks.sm", "clocks.mem", "power.limit", "driver_version")
@@ -30,17 +29,19 @@ def board_facts(root: Path = Path("/")) -> dict[str, Any]:
 
     Returns:
         Those that can be told of ``board`` (device tree), ``l4t`` and ``jetpack``, ``nvpmodel``, ``cpu_mhz``,
-        ``gpu_mhz``, ``governor``, ``packages`` (versions of the inference libraries), ``nvidia_smi``.
+        ``gpu_mhz``, ``cpu_mhz_range`` and ``gpu_mhz_range`` ([least, most] that the clock may be), ``governor``,
+        ``packages`` (versions of the inference libraries), ``nvidia_smi``.
     """
     facts: dict[str, Any] = {
-        "board": _text(root / "proc/device-tree/model"),
-        "l4t": parse_l4t(_text(root / "etc/nv_tegra_release") or ""),
+        "board": read_text(root / "proc/device-tree/model"),
+        "l4t": parse_l4t(read_text(root / "etc/nv_tegra_release") or ""),
         "jetpack": _answer("dpkg-query", "--showformat=${Version}", "--show", "nvidia-jetpack"),
         "nvpmodel": parse_nvpmodel(_answer("nvpmodel", "-q") or ""),
         "cpu_mhz": _mhz(root / "sys/devices/system/cpu", "cpu[0-9]*/cpufreq/scaling_cur_freq", 1e3),
-        "governor": _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "gpu_mhz": _mhz(root / "sys/class/devfreq", "*gpu*/cur_freq", 1e6)
-        or _mhz(root / "sys/class/devfreq", "*ga10b*/cur_freq", 1e6),
+        "cpu_mhz_range": _range(root / "sys/devices/system/cpu/cpu0/cpufreq", "scaling_{}_freq", 1e3),
+        "governor": read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "gpu_mhz": max(filter(None, (_mhz(path, "cur_freq", 1e6) for path in _gpus(root))), default=None),
+        "gpu_mhz_range": next(filter(None, (_range(path, "{}_freq", 1e6) for path in _gpus(root))), None),
         "packages": versions(),
         "nvidia_smi": parse_smi(
             _answer("nvidia-smi", f"--query-gpu={','.join(SMI_QUERY)}", "--format=csv,noheader") or ""
@@ -51,7 +52,7 @@ def board_facts(root: Path = Path("/")) -> dict[str, Any]:
 
 def cpu_name() -> str:
     """Return the processor's name as the system knows it."""
-    for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
+    for line in (read_text(Path("/proc/cpuinfo")) or "").splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -85,57 +86,35 @@ def parse_smi(text: str) -> dict[str, str]:
     return {name: value for name, value in pairs if value and not value.startswith("[")}
 
 
-def parse_tegrastats(line: str) -> float | None:
-    """Return the module's watts by a line of tegrastats: VDD_IN (Orin NX, Nano), or the sum of AGX Orin's rails."""
-    rails = {name: float(now) / 1e3 for name, now in re.findall(r"(V[A-Z0-9_]+) (\d+)mW/\d+mW", line)}
-    if not rails:
-        return None
-    return rails.get("VDD_IN", sum(rails.values()))
+def doubts(facts: Mapping[str, Any], threads: int) -> list[str]:
+    """Return why figures of this machine may not be its best or not come again, a sentence each with the remedy.
 
-
-def watts() -> tuple[str, list[str], Any] | None:
-    """Return name, command (one line for each sample) and parser of the tool that measures power here."""
-    if shutil.which("tegrastats"):
-        return "tegrastats", ["tegrastats", "--interval", "200"], parse_tegrastats
-    if shutil.which("nvidia-smi"):
-        command = ["nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits", "--loop-ms=200", "--id=0"]
-        return "nvidia-smi", command, _number
-    return None
-
-
-@contextlib.contextmanager
-def power(result: dict[str, Any]) -> Iterator[None]:
-    """Put ``power_w`` {source, mean, most, samples} of the block into `result`, if something here measures it."""
-    source = watts()
-    if source is None:
-        yield
-        return
-    name, command, parse = source
-    samples: list[float] = []
-
-    def read() -> None:
-        for line in process.stdout or ():
-            value = parse(line)
-            if value is not None:
-                samples.append(value)
-
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-        reader.join(timeout=2)
-    if samples:
-        mean = round(statistics.fmean(samples), 2)
-        result["power_w"] = {"source": name, "mean": mean, "most": round(max(samples), 2), "samples": len(samples)}
+    Args:
+        facts: See `board_facts`; ``load_average`` of before too, if it is known.
+        threads: CPU threads that will be busy.
+    """
+    found = []
+    low, high = facts.get("cpu_mhz_range", (0, 0))
+    if facts.get("governor", "performance") != "performance" and low < high:
+        found.append(
+            f"governor is {facts['governor']}: the CPU's clock follows the load, {low} to {high} MHz; "
+            "fix it with jetson_clocks, or `cpupower frequency-set -g performance`"
+        )
+    mode = facts.get("nvpmodel", "MAXN")
+    if not mode.startswith("MAXN"):
+        found.append(f"nvpmodel is {mode}: this board has a faster mode, see `grep POWER_MODEL /etc/nvpmodel.conf`")
+    low, high = facts.get("gpu_mhz_range", (0, 0))
+    if low < high:
+        found.append(f"jetson_clocks is off: the GPU's clock follows the load, {low} to {high} MHz")
+    load = facts.get("load_average")
+    if load is not None and load > 0.5:
+        found.append(f"load average {load:g} before the first call: other processes want the {threads} CPU threads too")
+    return found
 
 
 def load_average() -> float | None:
     """Return how many processes wanted to run in the last minute; more than the threads disturb the figures."""
-    text = _text(Path("/proc/loadavg"))
+    text = read_text(Path("/proc/loadavg"))
     return float(text.split()[0]) if text else None
 
 
@@ -144,23 +123,21 @@ def stamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _number(line: str) -> float | None:
-    try:
-        return float(line)
-    except ValueError:
-        return None
+def _gpus(root: Path) -> list[Path]:
+    """Return the folders of a Jetson's GPU: gpu on Xavier and before, ga10b on Orin, gb10b on Thor."""
+    folder = root / "sys/class/devfreq"
+    return [path for name in ("gpu", "ga10b", "gb10b") for path in sorted(folder.glob(f"*{name}*"))]
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip("\0\n ") or None
-    except OSError:
-        return None
+def _range(folder: Path, name: str, divisor: float) -> list[int] | None:
+    """Return the least and the most that a clock may be, in MHz."""
+    low, high = (read_number(folder / name.format(end)) for end in ("min", "max"))
+    return None if low is None or high is None else [round(low / divisor), round(high / divisor)]
 
 
 def _mhz(folder: Path, pattern: str, divisor: float) -> int | None:
     """Return the highest clock of the files that match."""
-    found = [_number(_text(path) or "") for path in sorted(folder.glob(pattern))]
+    found = [read_number(path) for path in sorted(folder.glob(pattern))]
     known = [value for value in found if value is not None]
     return round(max(known) / divisor) if known else None
 

@@ -2,8 +2,8 @@
 
     python benchmarks/lib/latency_cases.py CASE.json IMAGE.npy RUNS
 
-runs one case alone and prints {"peak_mb"}: the peak resident memory of a process that does nothing else. Torch is
-imported by the cases that need it only.
+runs one case alone and prints {"peak_mb", "device_mb"}: the peak resident memory of a process that does nothing else,
+and what it took of the CUDA device. Torch is imported by the cases that need it only.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ovsdino.benchmarks.lib.memory import peak_mb
+from ovsdino.benchmarks.lib.frames import nv12_of
+from ovsdino.benchmarks.lib.memory import device_free_mb, peak_mb
 from ovsdino.errors import OVSDinoError
 from ovsdino.timing import Clock, medians
 
@@ -43,6 +44,18 @@ SEED = 0
 Once = Callable[[], "dict[str, float]"]
 
 
+class Calls(NamedTuple):
+    """The two calls of a case.
+
+    Attributes:
+        bare: Segments the image, labels alone, and gives the milliseconds of its stages.
+        default: The same with the options that a caller gets who names none.
+    """
+
+    bare: Once
+    default: Callable[[], object]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One thing to time.
@@ -58,6 +71,7 @@ class Case:
         random_weights: Weights and text bank drawn at random, for timing without any download.
         device: "cpu" or "cuda", for torch.
         threads: CPU threads; None leaves them to the library.
+        frame: (H, W) of a camera's frame in NV12, made of the image; None for the image as it is, in RGB.
     """
 
     model: str
@@ -70,18 +84,24 @@ class Case:
     random_weights: bool = False
     device: str = "cpu"
     threads: int | None = None
+    frame: tuple[int, int] | None = None
 
     @property
     def input(self) -> str:
         return f"{self.size[0]}x{self.size[1]}"
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
-        """The four facts that tell cases apart in the report."""
-        return self.model, self.backend, self.precision, self.input
+    def pixels(self) -> str:
+        """What the call is given."""
+        return "rgb" if self.frame is None else f"nv12 {self.frame[0]}x{self.frame[1]}"
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str]:
+        """The five facts that tell cases apart in the report."""
+        return self.model, self.backend, self.precision, self.input, self.pixels
 
     def __str__(self) -> str:
-        return " ".join(self.key)
+        return " ".join(self.key[: 4 if self.frame is None else 5])
 
 
 def torch_model(name: str, random_weights: bool) -> OVSDINO:
@@ -152,29 +172,33 @@ def torch_run(segmenter: Segmenter, case: Case, image: np.ndarray) -> Once:
     return once
 
 
-def edge_run(case: Case, image: np.ndarray) -> Once:
-    """Return the same call by the torch-free runtime; the graph is one stage, `encode`."""
+def edge_calls(case: Case, image: np.ndarray) -> Calls:
+    """Return the same calls by the torch-free runtime; the graph is one stage, `encode`."""
     from ovsdino.edge.segmenter import EdgeSegmenter
 
     assert case.engine is not None and case.bank is not None
     segmenter = EdgeSegmenter(case.engine, case.bank, threads=case.threads)
+    pixels, nv12 = (image, False) if case.frame is None else (nv12_of(image, *case.frame), True)
 
     def once() -> dict[str, float]:
         start = time.perf_counter()
-        ms = segmenter.segment(image, scores=False).stages_ms
+        ms = segmenter.segment(pixels, nv12=nv12, scores=False).stages_ms
         total = (time.perf_counter() - start) * 1e3
         return {stage: ms[stage] for stage in ("preprocess", "encode", "postprocess")} | {"end_to_end": total}
 
-    return once
+    return Calls(once, lambda: segmenter.segment(pixels, nv12=nv12))
 
 
-def prepared(case: Case, image: np.ndarray) -> Once:
+def prepared(case: Case, image: np.ndarray) -> Calls:
     """Return a case ready to be called.
 
     Raises:
         OVSDinoError: It cannot run here; the message says why.
     """
-    return torch_run(torch_segmenter(case), case, image) if case.backend in TORCH else edge_run(case, image)
+    if case.backend not in TORCH:
+        return edge_calls(case, image)
+    segmenter = torch_segmenter(case)
+    return Calls(torch_run(segmenter, case, image), lambda: segmenter.segment(image, case.classes))
 
 
 def shares(case: Case, image: np.ndarray, runs: int) -> list[dict[str, Any]]:
@@ -225,7 +249,8 @@ def shares(case: Case, image: np.ndarray, runs: int) -> list[dict[str, Any]]:
 
 def case_of(data: dict[str, Any]) -> Case:
     """Return the case that `case_json` wrote."""
-    return Case(**{**data, "size": tuple(data["size"]), "classes": tuple(data["classes"])})
+    frame = None if data["frame"] is None else tuple(data["frame"])
+    return Case(**{**data, "size": tuple(data["size"]), "classes": tuple(data["classes"]), "frame": frame})
 
 
 def case_json(case: Case) -> str:
@@ -235,10 +260,17 @@ def case_json(case: Case) -> str:
 def main(arguments: list[str]) -> int:
     """Measure the memory of one case, as the child process of latency.py."""
     case = case_of(json.loads(Path(arguments[0]).read_text()))
-    once = prepared(case, np.load(arguments[1]))
+    if case.backend in TORCH:
+        import torch  # noqa: F401  (whose runtime tells of the device's memory)
+    cuda = case.device == "cuda" or case.backend.startswith("tensorrt")
+    free = device_free_mb() if cuda else None
+    once = prepared(case, np.load(arguments[1])).bare
     for _ in range(int(arguments[2])):
         once()
-    print(json.dumps({"peak_mb": round(peak_mb(), 1)}))
+    found: dict[str, float | None] = {"peak_mb": round(peak_mb(), 1), "device_mb": None}
+    if free is not None:
+        found["device_mb"] = round(free - (device_free_mb() or 0.0), 1)
+    print(json.dumps(found))
     return 0
 
 

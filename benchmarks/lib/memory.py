@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["extra_mb", "forget_peak", "peak_mb", "resident_mb"]
+__all__ = ["device_free_mb", "extra_mb", "forget_peak", "peak_mb", "resident_mb"]
 
 STATUS = Path("/proc/self/status")
 
@@ -37,6 +37,23 @@ def forget_peak() -> bool:
     except (OSError, AttributeError):
         return False
     return True
+
+
+def device_free_mb() -> float | None:
+    """Return the free memory of the current CUDA device in 10^6 bytes, by cudaMemGetInfo; None without CUDA.
+
+    On a Jetson it is the memory of the whole board, which CPU and GPU share. The first call makes the context, which is
+    therefore in no difference of two calls.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return torch.cuda.mem_get_info()[0] / 1e6 if torch.cuda.is_available() else None
+    try:
+        from cuda.bindings import runtime  # TensorRT's engines need it too
+    except (ImportError, OSError):
+        return None
+    failed, free, _ = runtime.cudaMemGetInfo()
+    return None if int(failed) else free / 1e6
 
 
 def extra_mb(function: Callable[..., object], inputs: tuple[Any, ...], device: str) -> float | None:
