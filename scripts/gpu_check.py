@@ -55,7 +55,7 @@ Job = tuple[str, Callable[[float], Step]]
 
 
 def machine(rehearse: bool = False) -> dict[str, Any] | None:
-    """Return what this machine is, or None where torch sees no CUDA device and this is no rehearsal."""
+    """Return what this machine is, or None where torch sees no CUDA device, unless in a rehearsal."""
     software = {"torch": version("torch"), "python": platform.python_version(), "cpu_cores": os.cpu_count()}
     if rehearse:
         return {"gpu": "none, a rehearsal on the CPU", "compute_capability": "0.0", **software}

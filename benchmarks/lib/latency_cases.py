@@ -92,7 +92,7 @@ class Case:
 
     @property
     def pixels(self) -> str:
-        """What the call is given."""
+        """The form of the image that the call gets: "rgb", or "nv12" and the size of the frame."""
         return "rgb" if self.frame is None else f"nv12 {self.frame[0]}x{self.frame[1]}"
 
     @property
