@@ -3,6 +3,7 @@
 //   ovsdino_check sha256 FILE
 //   ovsdino_check preprocess IMAGE.ppm H W OUT             the graph's input, (3, H, W) float32; mean 0.5, std 0.25
 //   ovsdino_check labels LOGITS K h w H W OUT.pgm [T]      labels of (K, h, w) float32, background below T
+//   ovsdino_check found LOGITS K h w H W OUT.pgm SHARE P   of (K, h, w), the contrast's map last: labels of found words
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -31,6 +32,12 @@ void bank(char** arguments) {
   std::printf("%s %s (%zu, %lld)\n", found.model.c_str(), found.weights.c_str(), found.names.size(),
               static_cast<long long>(found.columns));
   for (const std::string& name : found.names) std::printf("%s\n", name.c_str());
+  if (found.most_words() == 1 && found.contrast.empty()) return;
+  std::printf("words");
+  for (const int64_t count : found.words) std::printf(" %lld", static_cast<long long>(count));
+  std::printf("\ncontrast %lld\npadded", static_cast<long long>(found.contrast_rows()));
+  for (const float value : found.padded()) std::printf(" %.9g", static_cast<double>(value));
+  std::printf("\n");
 }
 
 void print_sha256(char** arguments) { std::printf("%s\n", sha256(read_file(arguments[0], uint64_t{1} << 32)).c_str()); }
@@ -42,18 +49,38 @@ void write_input(char** arguments) {
   write_file(arguments[3], "", out.data(), out.size() * sizeof(float));
 }
 
-void write_label_image(char** arguments, const char* threshold) {
-  int64_t sizes[5];
+struct Logits {
+  int64_t sizes[5];  // K, h, w, H, W
+  std::vector<float> values;
+};
+
+Logits read_logits(char** arguments) {
+  Logits logits;
+  int64_t* sizes = logits.sizes;
   for (int i = 0; i < 5; ++i) sizes[i] = size_of(arguments[1 + i]);
   const std::vector<uint8_t> bytes = read_file(arguments[0], uint64_t{1} << 32);
   if (bytes.size() != sizeof(float) * static_cast<uint64_t>(sizes[0] * sizes[1] * sizes[2])) {
     throw std::runtime_error(std::string(arguments[0]) + ": not (K, h, w) float32");
   }
-  std::vector<float> logits(bytes.size() / sizeof(float));
-  std::memcpy(logits.data(), bytes.data(), bytes.size());
+  logits.values.resize(bytes.size() / sizeof(float));
+  std::memcpy(logits.values.data(), bytes.data(), bytes.size());
+  return logits;
+}
+
+void write_label_image(char** arguments, const char* threshold) {
+  const auto [sizes, logits] = read_logits(arguments);
   const std::optional<float> limit = threshold ? std::optional<float>(std::strtof(threshold, nullptr)) : std::nullopt;
   const std::vector<int32_t> labels = label(logits.data(), sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], limit, 2);
   write_labels(arguments[6], labels, sizes[3], sizes[4], sizes[0] + (threshold ? 1 : 0));
+}
+
+void write_found(char** arguments) {
+  const auto [sizes, logits] = read_logits(arguments);
+  std::vector<int32_t> labels = label(logits.data(), sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], {}, 2);
+  const std::vector<double> sure =
+      sure_shares(logits.data(), sizes[0] - 1, sizes[1] * sizes[2], std::strtod(arguments[8], nullptr));
+  leave_out_unfound(labels, sizes[0] - 1, std::strtod(arguments[7], nullptr), sure);
+  write_labels(arguments[6], labels, sizes[3], sizes[4], sizes[0]);
 }
 
 }  // namespace
@@ -69,8 +96,11 @@ int main(int count, char** values) {
       write_input(values + 2);
     } else if (command == "labels" && (count == 9 || count == 10)) {
       write_label_image(values + 2, count == 10 ? values[9] : nullptr);
+    } else if (command == "found" && count == 11) {
+      write_found(values + 2);
     } else {
-      throw std::runtime_error("usage: ovsdino_check bank|sha256|preprocess|labels ...; see deploy/cpp/check.cpp");
+      throw std::runtime_error(
+          "usage: ovsdino_check bank|sha256|preprocess|labels|found ...; see deploy/cpp/check.cpp");
     }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", one_line(error.what()).c_str());

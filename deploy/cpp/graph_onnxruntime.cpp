@@ -65,29 +65,43 @@ class OnnxRuntimeGraph final : public Graph {
     image_value_ = tensor(image_, sidecar.input);
   }
 
-  void set_text(const TextBank& bank) override {
-    std::vector<float> text = bank.text;
-    Value value = tensor(text, std::array<int64_t, 2>{static_cast<int64_t>(bank.names.size()), bank.columns});
-    text_.swap(text);  // the buffer that `value` points to moves with its owner
-    text_value_ = std::move(value);
+  void set_text(const TextBank& bank, bool partition) override {
+    const bool competes = !partition && !bank.contrast.empty();
+    std::vector<float> text = sidecar_.grouped ? bank.padded() : bank.text;
+    std::vector<float> contrast = competes ? bank.contrast : std::vector<float>(static_cast<size_t>(bank.columns));
+    const int64_t rows = static_cast<int64_t>(contrast.size()) / bank.columns;
+    Value value = sidecar_.grouped
+                      ? tensor(text, std::array<int64_t, 3>{bank.classes(), bank.most_words(), bank.columns})
+                      : tensor(text, std::array<int64_t, 2>{bank.classes(), bank.columns});
+    Value others = tensor(contrast, std::array<int64_t, 2>{rows, bank.columns});
+    text_.swap(text);  // the buffers that the values point to move with their owners
+    contrast_.swap(contrast);
+    text_value_ = std::move(value), contrast_value_ = std::move(others);
+    classes_ = bank.classes(), maps_ = bank.classes() + (competes ? 1 : 0);
   }
 
-  Labels run(const Image& image, std::optional<float> threshold) override {
-    Labels result{image.height, image.width, {}, {}};
+  Labels run(const Image& image, const Wish& wish) override {
+    Labels result{image.height, image.width, {}, {}, {}};
     Stopwatch watch;
     preprocess(image, normalize_, sidecar_.input[2], sidecar_.input[3], image_.data());
     result.stages_ms.emplace_back("preprocess", watch.lap());
-    const char* const inputs[] = {"image", "text"};
+    const char* const inputs[] = {"image", "text", "contrast"};
     const char* const outputs[] = {"logits"};
-    const OrtValue* const values[] = {image_value_.get(), text_value_.get()};
+    const OrtValue* const values[] = {image_value_.get(), text_value_.get(), contrast_value_.get()};
+    const size_t count = sidecar_.grouped ? 3 : 2;
     OrtValue* out = nullptr;
-    check(api().Run(session_.get(), nullptr, inputs, values, 2, outputs, 1, &out), sidecar_.file);
+    check(api().Run(session_.get(), nullptr, inputs, values, count, outputs, 1, &out), sidecar_.file);
     const Value logits(out);
     result.stages_ms.emplace_back("encode", watch.lap());
     const std::array<int64_t, 4> shape = shape_of(out);
+    if (shape[0] != 1 || shape[1] != classes_ + (sidecar_.grouped ? 1 : 0)) {
+      throw std::runtime_error(sidecar_.file + ": its logits have " + std::to_string(shape[1]) + " maps for " +
+                               std::to_string(classes_) + " classes");
+    }
     float* data = nullptr;
     check(api().GetTensorMutableData(out, reinterpret_cast<void**>(&data)), sidecar_.file);
-    result.values = label(data, shape[1], shape[2], shape[3], image.height, image.width, threshold, threads_);
+    result.values = label(data, maps_, shape[2], shape[3], image.height, image.width, wish.threshold, threads_);
+    if (wish.certainty) result.sure = sure_shares(data, classes_, shape[2] * shape[3], *wish.certainty);
     result.stages_ms.emplace_back("postprocess", watch.lap());
     return result;
   }
@@ -124,8 +138,9 @@ class OnnxRuntimeGraph final : public Graph {
   Env env_;
   Session session_;
   MemoryInfo memory_;
-  std::vector<float> image_, text_;
-  Value image_value_, text_value_;
+  std::vector<float> image_, text_, contrast_;
+  Value image_value_, text_value_, contrast_value_;
+  int64_t classes_ = 0, maps_ = 0;
 };
 
 }  // namespace

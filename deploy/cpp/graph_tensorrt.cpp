@@ -117,18 +117,33 @@ class TensorRtGraph final : public Graph {
     cudaStreamDestroy(stream_);
   }
 
-  void set_text(const TextBank& bank) override {
+  void set_text(const TextBank& bank, bool partition) override {
     check(cudaSetDevice(device_), "cudaSetDevice");
-    const auto classes = static_cast<int64_t>(bank.names.size());
-    text_.fit(bank.text.size() * sizeof(float));
-    text_.upload(bank.text.data(), bank.text.size() * sizeof(float), stream_);
+    const bool competes = !partition && !bank.contrast.empty();
+    const int64_t classes = bank.classes();
+    const std::vector<float> text = sidecar_.grouped ? bank.padded() : bank.text;
+    text_.fit(text.size() * sizeof(float));
+    text_.upload(text.data(), text.size() * sizeof(float), stream_);
     const nvinfer1::Dims4 image(1, 3, sidecar_.input[2], sidecar_.input[3]);
     require(context_->setInputShape("image", image), sidecar_.file, "take the image's shape");
-    require(context_->setInputShape("text", nvinfer1::Dims2(classes, bank.columns)), sidecar_.file, "take the bank");
+    if (sidecar_.grouped) {
+      const std::vector<float> none(static_cast<size_t>(bank.columns));
+      const std::vector<float>& contrast = competes ? bank.contrast : none;
+      contrast_.fit(contrast.size() * sizeof(float));
+      contrast_.upload(contrast.data(), contrast.size() * sizeof(float), stream_);
+      const nvinfer1::Dims3 words(classes, bank.most_words(), bank.columns);
+      const nvinfer1::Dims2 rows(static_cast<int64_t>(contrast.size()) / bank.columns, bank.columns);
+      require(context_->setInputShape("text", words) && context_->setInputShape("contrast", rows) &&
+                  context_->setTensorAddress("contrast", contrast_.device()),
+              sidecar_.file, "take the bank");
+    } else {
+      require(context_->setInputShape("text", nvinfer1::Dims2(classes, bank.columns)), sidecar_.file, "take the bank");
+    }
     const nvinfer1::Dims shape = context_->getTensorShape("logits");
-    require(shape.nbDims == 4 && shape.d[0] == 1 && shape.d[1] == classes, sidecar_.file, "tell the logits' shape");
-    classes_ = classes, grid_h_ = shape.d[2], grid_w_ = shape.d[3];
-    logits_.fit(sizeof(float) * static_cast<size_t>(classes_ * grid_h_ * grid_w_));
+    planes_ = classes + (sidecar_.grouped ? 1 : 0);
+    require(shape.nbDims == 4 && shape.d[0] == 1 && shape.d[1] == planes_, sidecar_.file, "tell the logits' shape");
+    classes_ = classes, maps_ = classes + (competes ? 1 : 0), grid_h_ = shape.d[2], grid_w_ = shape.d[3];
+    logits_.fit(logits_size());
     require(context_->setTensorAddress("image", image_.device()) &&
                 context_->setTensorAddress("text", text_.device()) &&
                 context_->setTensorAddress("logits", logits_.device()),
@@ -136,7 +151,7 @@ class TensorRtGraph final : public Graph {
     capture();
   }
 
-  Labels run(const Image& image, std::optional<float> threshold) override {
+  Labels run(const Image& image, const Wish& wish) override {
     check(cudaSetDevice(device_), "cudaSetDevice");
     const size_t pixels = static_cast<size_t>(image.height * image.width);
     frame_.fit(image.rgb.size());
@@ -147,13 +162,18 @@ class TensorRtGraph final : public Graph {
     check(cudaEventRecord(events_[1], stream_), "cudaEventRecord");
     launch();
     check(cudaEventRecord(events_[2], stream_), "cudaEventRecord");
-    launch_labels(image, threshold);
+    launch_labels(image, wish.threshold);
     labels_.download(pixels * sizeof(int32_t), stream_);
+    if (wish.certainty) logits_.download(logits_size(), stream_);
     check(cudaEventRecord(events_[3], stream_), "cudaEventRecord");
     check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
-    Labels result{image.height, image.width, {}, {}};
+    Labels result{image.height, image.width, {}, {}, {}};
     const auto* values = static_cast<const int32_t*>(labels_.host());
     result.values.assign(values, values + pixels);
+    if (wish.certainty) {
+      const auto* logits = static_cast<const float*>(logits_.host());
+      result.sure = sure_shares(logits, classes_, grid_h_ * grid_w_, *wish.certainty);
+    }
     const char* const stages[] = {"preprocess", "encode", "postprocess"};
     for (int i = 0; i < 3; ++i) {
       float ms = 0.0f;
@@ -165,7 +185,8 @@ class TensorRtGraph final : public Graph {
 
  private:
   void check_tensors() const {
-    const std::vector<std::string> expected = {"image", "logits", "text"};
+    std::vector<std::string> expected = {"image", "logits", "text"};
+    if (sidecar_.grouped) expected.insert(expected.begin(), "contrast");
     std::vector<std::string> found;
     for (int32_t i = 0; i < engine_->getNbIOTensors(); ++i) {
       const char* name = engine_->getIOTensorName(i);
@@ -173,8 +194,10 @@ class TensorRtGraph final : public Graph {
       require(engine_->getTensorDataType(name) == nvinfer1::DataType::kFLOAT, sidecar_.file, "give float32 tensors");
     }
     std::sort(found.begin(), found.end());
-    if (found != expected) throw std::runtime_error(sidecar_.file + ": its tensors are not image, text and logits");
+    if (found != expected) throw std::runtime_error(sidecar_.file + ": its tensors are not those of its sidecar");
   }
+
+  size_t logits_size() const { return sizeof(float) * static_cast<size_t>(planes_ * grid_h_ * grid_w_); }
 
   void launch_preprocess(const Image& image) const {
     Preprocess op{};
@@ -193,8 +216,8 @@ class TensorRtGraph final : public Graph {
     UpsampleArgmax op{};
     op.logits = logits_.device();
     op.logits_dtype = DType::kFloat32;
-    op.batch = 1, op.classes = classes_, op.in_h = grid_h_, op.in_w = grid_w_;
-    op.stride_b = classes_ * grid_h_ * grid_w_, op.stride_k = grid_h_ * grid_w_, op.stride_y = grid_w_, op.stride_x = 1;
+    op.batch = 1, op.classes = maps_, op.in_h = grid_h_, op.in_w = grid_w_;
+    op.stride_b = planes_ * grid_h_ * grid_w_, op.stride_k = grid_h_ * grid_w_, op.stride_y = grid_w_, op.stride_x = 1;
     op.out_h = image.height, op.out_w = image.width;
     op.labels = labels_.device();
     op.labels_dtype = DType::kInt32;
@@ -243,8 +266,8 @@ class TensorRtGraph final : public Graph {
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
-  Buffer frame_, image_, text_, logits_, labels_;
-  int64_t classes_ = 0, grid_h_ = 0, grid_w_ = 0;
+  Buffer frame_, image_, text_, contrast_, logits_, labels_;
+  int64_t classes_ = 0, maps_ = 0, planes_ = 0, grid_h_ = 0, grid_w_ = 0;  // maps that get labels, and all of them
 };
 
 }  // namespace

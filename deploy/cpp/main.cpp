@@ -25,6 +25,9 @@ constexpr const char* kUsage =
     "  --output FILE      labels as a binary PGM: the index of the name, K for background\n"
     "  --size WxH         size of a raw image\n"
     "  --background T     pixels less certain than T (0..1) become background\n"
+    "  --partition on     every pixel gets a word, even where the bank has contrast rows; off by default\n"
+    "  --least-share S    share of the image that a word must cover to be found; 0.001 by default\n"
+    "  --least-certainty P  probability against none of the words that it must reach; 0.8 by default\n"
     "  --threads N        of the CPU; by default all\n"
     "  --device N         CUDA device; 0 by default\n"
     "  --repeat N         segment N times, the times are those of the last; 1 by default\n";
@@ -44,8 +47,9 @@ T number(const std::string& text, const std::string& option, T least, T most) {
 
 std::map<std::string, std::string> parse(int count, char** values) {
   std::map<std::string, std::string> given = {{"--model", ""}, {"--bank", ""}, {"--image", ""}, {"--output", ""}};
-  const std::map<std::string, int> optional = {
-      {"--size", 0}, {"--background", 0}, {"--threads", 0}, {"--device", 0}, {"--repeat", 0}};
+  const std::map<std::string, int> optional = {{"--size", 0},        {"--background", 0},     {"--threads", 0},
+                                               {"--device", 0},      {"--repeat", 0},         {"--partition", 0},
+                                               {"--least-share", 0}, {"--least-certainty", 0}};
   for (int i = 1; i < count; i += 2) {
     const std::string name = values[i];
     if (given.count(name) == 0 && optional.count(name) == 0) fail("unknown option " + name + "; see --help");
@@ -85,11 +89,17 @@ int run(int count, char** values) {
     options.background = std::strtof(given.at("--background").c_str(), &end);
     if (*end != '\0') fail("--background is \"" + given.at("--background") + "\": expected a number from 0 to 1");
   }
+  const std::string partition = text("--partition", "off");
+  if (partition != "on" && partition != "off") fail("--partition is \"" + partition + "\": expected on or off");
+  options.partition = partition == "on";
+  options.least_share = number<double>(text("--least-share", "0.001"), "--least-share", 0.0, 1.0);
+  options.least_certainty = number<double>(text("--least-certainty", "0.8"), "--least-certainty", 0.0, 1.0);
   const int repeat = number<int>(text("--repeat", "1"), "--repeat", 1, 1000000);
 
   ovsdino::edge::TextBank bank = ovsdino::edge::read_bank(given.at("--bank"));
-  const auto values_of_labels = static_cast<int64_t>(bank.names.size()) + (options.background ? 1 : 0);
   ovsdino::edge::Segmenter segmenter(given.at("--model"), std::move(bank), options);
+  const bool unlabeled = options.background || segmenter.competes();
+  const int64_t values_of_labels = segmenter.bank().classes() + (unlabeled ? 1 : 0);
   ovsdino::edge::Stopwatch watch;
   const Image image = read(given);
   const double load = watch.lap();
@@ -100,6 +110,13 @@ int run(int count, char** values) {
   std::printf("%s: %lld x %lld\nload %.2f ms\n", given.at("--output").c_str(), static_cast<long long>(labels.width),
               static_cast<long long>(labels.height), load);
   for (const auto& [stage, ms] : labels.stages_ms) std::printf("%s %.2f ms\n", stage.c_str(), ms);
+  if (segmenter.competes()) {
+    std::vector<bool> found(static_cast<size_t>(values_of_labels));
+    for (const int32_t label : labels.values) found[static_cast<size_t>(label)] = true;
+    for (size_t k = 0; k < segmenter.bank().names.size(); ++k) {
+      if (!found[k]) std::printf("not found: %s\n", segmenter.bank().names[k].c_str());
+    }
+  }
   return 0;
 }
 

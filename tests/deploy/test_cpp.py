@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from ovsdino.edge.bank import TextBank
-from ovsdino.edge.labels import upsample_argmax
+from ovsdino.edge.labels import leave_out_unfound, sure_shares, upsample_argmax
 from ovsdino.edge.pixels import preprocess
 from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.edge.sidecar import sidecar_path
@@ -73,6 +73,27 @@ def test_the_reader_finds_names_and_shape(programs: Path, tmp_path: Path) -> Non
     assert run(programs / "ovsdino_check", "bank", tmp_path / "bank").stdout.splitlines()[1:] == list(names)
 
 
+def grouped_bank(counts: tuple[int, ...], contrast: int, seed: int = 0, weights: str = tiny.WEIGHTS) -> TextBank:
+    """A bank of classes with so many words each, and so many contrast rows."""
+    names = tuple(f"class {number}" for number in range(len(counts)))
+    words = tiny.bank(*map(str, range(sum(counts))), seed=seed).text
+    others = tiny.bank(*map(str, range(contrast)), seed=seed + 1).text if contrast else None
+    return TextBank(names=names, text=words, model="tiny", weights=weights, words=counts, contrast=others)
+
+
+@pytest.mark.parametrize("counts, contrast", [((1, 3, 2), 4), ((2, 1), 0), ((1, 1, 1), 5)])
+def test_the_reader_pads_words_and_finds_contrast_rows(
+    programs: Path, tmp_path: Path, counts: tuple[int, ...], contrast: int
+) -> None:
+    bank = grouped_bank(counts, contrast)
+    bank.save(tmp_path / "bank")
+    done = run(programs / "ovsdino_check", "bank", tmp_path / "bank")
+    assert done.returncode == 0, done.stderr
+    *_, words, others, padded = done.stdout.splitlines()
+    assert words == "words " + " ".join(map(str, counts)) and others == f"contrast {contrast}"
+    assert np.array_equal(np.array(padded.split()[1:], np.float32), bank.padded().ravel())
+
+
 def bank_file(header: object, data: bytes = b"") -> bytes:
     text = header.encode() if isinstance(header, str) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
@@ -85,6 +106,13 @@ TENSOR = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
 def header(metadata: dict[str, object] | None = None, **tensor: object) -> dict[str, object]:
     return {"__metadata__": {**METADATA, **(metadata or {})}, "text": {**TENSOR, **tensor}}
+
+
+ONE_ROW = {"dtype": "F32", "shape": [1, 3], "data_offsets": [24, 36]}
+
+
+def grouped_header(**contrast: object) -> dict[str, object]:
+    return {**header({"format": "2", "words": "[]"}), "contrast": {**ONE_ROW, **contrast}}
 
 
 MALFORMED = {
@@ -102,7 +130,16 @@ MALFORMED = {
     "a list": bank_file([1, 2], ROWS),
     "no metadata": bank_file({"text": TENSOR}, ROWS),
     "two tensors": bank_file({**header(), "other": TENSOR}, ROWS),
-    "format": bank_file(header({"format": "2"}), ROWS),
+    "format": bank_file(header({"format": "3"}), ROWS),
+    "contrast in format 1": bank_file({**header(), "contrast": ONE_ROW}, ROWS + ROWS[:12]),
+    "contrast over the words": bank_file(grouped_header(data_offsets=[0, 12]), ROWS),
+    "contrast after a gap": bank_file(grouped_header(data_offsets=[28, 40]), ROWS + bytes(4) + ROWS[:12]),
+    "contrast of another width": bank_file(grouped_header(shape=[1, 2], data_offsets=[24, 32]), ROWS + ROWS[:8]),
+    "contrast not of length one": bank_file(grouped_header(), ROWS + bytes(12)),
+    "too few words": bank_file(header({"format": "2", "words": "[1]"}), ROWS),
+    "too many words": bank_file(header({"format": "2", "words": "[2, 1]"}), ROWS),
+    "no words": bank_file(header({"format": "2", "words": "[2, 0]"}), ROWS),
+    "words without end": bank_file(header({"format": "2", "words": "[1, 9007199254740992]"}), ROWS),
     "dtype": bank_file(header(dtype="F16"), ROWS),
     "rank": bank_file(header(shape=[6]), ROWS),
     "negative": bank_file(header(shape=[-2, -3]), ROWS),
@@ -179,6 +216,23 @@ def test_labels_are_those_of_the_python_runtime(
     assert np.array_equal(found, upsample_argmax(logits, (48, 60), threshold)[0])
 
 
+@pytest.mark.parametrize("share, certainty", [(0.0, 0.5), (0.01, 0.5), (0.0, 0.8), (0.001, 0.9), (0.001, 0.999)])
+def test_found_words_are_those_of_the_python_runtime(
+    programs: Path, tmp_path: Path, share: float, certainty: float
+) -> None:
+    logits = np.random.default_rng(0).standard_normal((30, 9, 12)).astype(np.float32)
+    logits[-1] += 1.5  # the contrast
+    logits.tofile(tmp_path / "logits")
+    arguments = [tmp_path / "logits", 30, 9, 12, 48, 60, tmp_path / "out.pgm", share, certainty]
+    done = run(programs / "ovsdino_check", "found", *arguments)
+    assert done.returncode == 0, done.stderr
+    labels = upsample_argmax(logits, (48, 60))[0]
+    kept = leave_out_unfound(labels, 29, share, sure_shares(logits, certainty))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.pgm")), labels)
+    assert certainty > 0.99 or kept.any()
+    assert share == 0 or not kept.all()
+
+
 def test_a_bad_image_is_refused_in_one_line(programs: Path, tmp_path: Path) -> None:
     path = tmp_path / "image.ppm"
     for data, words in (
@@ -219,6 +273,10 @@ def test_the_program_says_in_one_line_what_is_wrong(programs: Path, tmp_path: Pa
     assert "4 columns" in line(bank=tmp_path / "other")
     tiny.bank(*map(str, range(301))).save(tmp_path / "other")
     assert "takes 1..300" in line(bank=tmp_path / "other")
+    grouped_bank((1, 2), 3).save(tmp_path / "other")
+    assert "2 words a class and 3 contrast rows, tiny.onnx takes one row a class" in line(bank=tmp_path / "other")
+    assert '--partition is "yes"' in line(partition="yes") and "--least-share is" in line(**{"least-share": 2})
+    assert "least_certainty is 1.0" in line(**{"least-certainty": 1})
     sidecar = sidecar_path(model).read_text()
     for field, value in (("mean", [1e9, 0, 0]), ("std", [1e-30] * 3)):
         sidecar_path(model).write_text(json.dumps({**json.loads(sidecar), field: value}))
