@@ -44,6 +44,9 @@ class OptimConfig:
     Attributes:
         scalar_rate: Rate of scalars (temperatures, strengths, shares, a gate's bias), in shares of `lr`; they have no
             weight decay.
+        gate_rate: Rate of the preservation gate, in shares of `lr`; W_out, which starts behind a nearly shut gate, then
+            has the inverse of that gate as its rate, as if it were open. 0 trains both at the rates of all others. A
+            gate as fast as what it lets through shuts before that has learned anything.
         clip: The largest norm of a step's gradient.
         warmup: Steps over which the rate rises from zero.
         accumulate: Parts that a step's images are split into; a loss that compares images sees one part at a time.
@@ -56,6 +59,7 @@ class OptimConfig:
     scalar_rate: Annotated[float, Within(0, 1000)] = 10.0
     warmup: Count = 200
     decay: Probability = 0.4
+    gate_rate: Annotated[float, Within(0, 1000)] = 0.0
     clip: Annotated[float, Within(0, 1e6, above=True)] = 1.0
     ema: Probability = 0.998
     accumulate: Annotated[int, Within(1, 10_000)] = 1

@@ -18,7 +18,7 @@ from ovsdino.data.segmentation import SegmentationDataset
 from ovsdino.distributed import add_up, join
 from ovsdino.eval.metrics import Confusion
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
-from ovsdino.models.smd import SMDBlock
+from ovsdino.models.smd import SHUT, SMDBlock
 from ovsdino.models.zoo import OWN_KEYS
 from ovsdino.ops import upsample_argmax
 from ovsdino.pipeline import Segmenter
@@ -66,6 +66,14 @@ class SegmentationTrainer(Trainer):
         if self.ranks.size > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self.objective = DistributedDataParallel(self.objective, devices, find_unused_parameters=True)
+
+    def own_rates(self) -> dict[nn.Parameter, float]:
+        """Return the rates of the gate and of the change that it lets through, where the gate is slowed."""
+        smd = self.model.decoder.smd if self.model.decoder is not None else None
+        if smd is None or smd.config.gate != "output" or not self.optim.gate_rate:
+            return {}
+        change = dict.fromkeys(smd.out.parameters(), 1 / torch.tensor(SHUT).sigmoid().item())
+        return change | dict.fromkeys(smd.gate.parameters(), self.optim.gate_rate)
 
     def after_update(self) -> None:
         for parameter in self.temperatures:

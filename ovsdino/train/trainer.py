@@ -51,7 +51,6 @@ class Trainer(ABC):
     undecayed: tuple[str, ...] = ("pos_embed",)  # parts of names of parameters without weight decay
     optim_key = "optim."  # in front of the optimizer's settings, in messages
     fused = False  # one kernel for AdamW: 1 ms in place of 6 for the 106 parameters of nano's decoder (one core)
-    slow_rate = 1.0  # of the parameters of `slow`, in shares of the learning rate
     objective: Any  # what `losses` calls; wrapped for many processes by the subclass that runs in many
 
     def __init__(self, config: CommonConfig, optim: OptimConfig, log: Log, ranks: Ranks = ALONE) -> None:
@@ -81,9 +80,9 @@ class Trainer(ABC):
         """Return one of `parts` equal parts of a batch."""
         raise NotImplementedError
 
-    def slow(self) -> Iterable[nn.Parameter]:
-        """Return the parameters that are trained at `slow_rate` of the learning rate."""
-        return ()
+    def own_rates(self) -> dict[nn.Parameter, float]:
+        """Return the parameters that have a learning rate of their own, in shares of `optim.lr`."""
+        return {}
 
     def figures(self) -> dict[str, float]:
         """Return what else a line of the log tells of the last step."""
@@ -123,7 +122,7 @@ class Trainer(ABC):
         """
         self.module = self.objective = module
         self.trained = parameters or {k: p for k, p in module.named_parameters() if p.requires_grad}
-        rates = {id(parameter): self.slow_rate for parameter in self.slow()}
+        rates = {id(parameter): rate for parameter, rate in self.own_rates().items()}
         groups, self.rates = parameter_groups(self.trained, self.optim, self.undecayed, rates)
         self.optimizer = torch.optim.AdamW(groups, betas=self.betas, fused=self.fused or None)
 

@@ -102,7 +102,6 @@ class MixedTrainer(SegmentationTrainer):
         super().__init__(config, log)
         if not config.labels:
             raise OVSDinoError("labels: name at least one data set with pixel labels")
-        self.slow_rate = config.backbone_rate
         self.fused = self.device.type == "cuda"
         freeze(self.model.text_tower)
         self.sets = {name: LabeledData(self, name, own) for name, own in config.labels.items()}
@@ -132,8 +131,12 @@ class MixedTrainer(SegmentationTrainer):
         found[rivals(words)] = True
         return found
 
-    def slow(self) -> Iterator[nn.Parameter]:
-        yield from (p for name, p in self.model.backbone.named_parameters() if not name.startswith("head."))
+    def own_rates(self) -> dict[nn.Parameter, float]:
+        """Return also the rate of the backbone, but for its head."""
+        backbone = self.model.backbone.named_parameters()
+        return super().own_rates() | {
+            p: self.config.backbone_rate for name, p in backbone if not name.startswith("head.")
+        }
 
     def batches(self, start: int, steps: int) -> Iterator[dict[str, Pair]]:
         others = {"pictures": self.pictures, "edges": self.edges}

@@ -42,7 +42,6 @@ class WeakTrainer(SegmentationTrainer):
     def __init__(self, config: WeakConfig, log: Log) -> None:
         super().__init__(config, log)
         _check(config, self.ranks.size)
-        self.slow_rate = config.projection_rate
         if config.loss.pool == "heads" and not self.model.backbone.has_class_token:
             raise OVSDinoError(f"loss.pool: the backbone of {config.model} has no class token to pool by; take text")
         freeze(self.model.backbone)
@@ -231,10 +230,12 @@ class WeakTrainer(SegmentationTrainer):
             )
         return {"val": (self.val_set, self.model.encode_text(self.val_set.names))}
 
-    def slow(self) -> list[nn.Parameter]:
-        """Return the parameters of a projection, or of lite2's head, that was loaded: it is trained already."""
-        loaded = self.config.projection or self.model.config.name in PROJECTIONS
-        return [p for p in self._alignment_parameters() if p.requires_grad] if loaded else []
+    def own_rates(self) -> dict[nn.Parameter, float]:
+        """Return also the rate of a projection, or of lite2's head, that was loaded: it is trained already."""
+        rates = super().own_rates()
+        if self.config.projection or self.model.config.name in PROJECTIONS:
+            rates |= {p: self.config.projection_rate for p in self._alignment_parameters() if p.requires_grad}
+        return rates
 
 
 def _of_all(texts: list[list[tuple[str, ...]]]) -> list[str]:

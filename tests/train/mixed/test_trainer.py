@@ -77,10 +77,24 @@ def test_every_term_is_there_and_teaches(folder: Path, tmp_path: Path) -> None:
     # W_out is zero at the start, and what is before it learns only once it is not.
     assert all("decoder.smd." in name for name in silent)
     assert not any(n.startswith("model.text_tower.") for n in run.trained)
-    rates = {group["lr"] for group in run.optimizer.param_groups}
-    slow = {id(p) for p in run.slow()}
-    groups = [g for g in run.optimizer.param_groups if any(id(p) in slow for p in g["params"])]
-    assert groups and len(rates) >= 1
+    backbone = {id(p) for p in run.model.backbone.parameters()} - {id(p) for p in run.model.backbone.head.parameters()}
+    for group, rate in zip(run.optimizer.param_groups, run.rates, strict=True):
+        assert {id(p) in backbone for p in group["params"]} == {rate == run.config.backbone_rate}
+
+
+def test_a_slow_gate_lets_what_it_multiplies_learn_as_if_it_were_open(folder: Path, tmp_path: Path) -> None:
+    run = trainer(write_config(folder, tmp_path / "run", optim={"gate_rate": 0.01}))
+    rate_of = {
+        id(p): rate for group, rate in zip(run.optimizer.param_groups, run.rates, strict=True) for p in group["params"]
+    }
+    smd = run.model.decoder.smd
+    assert {rate_of[id(p)] for p in smd.gate.parameters()} == {0.01}
+    features, structure = (
+        torch.randn(1, smd.project.in_features, 2, 2),
+        torch.randn(1, smd.structure_norm.weight.numel(), 2, 2),
+    )
+    gate = smd.gate_map(features, structure).mean().item()
+    assert [rate_of[id(p)] * gate for p in smd.out.parameters()] == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize(
