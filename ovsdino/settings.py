@@ -76,7 +76,7 @@ class InputPath:
 
     Attributes:
         when: Another field of its class and the value under which it is a path; None for always.
-        words: Values that are no path.
+        words: Values that do not name a file.
     """
 
     when: tuple[str, str] | None = None
