@@ -44,7 +44,7 @@ __all__ = ["DEFAULT_BACKGROUND", "Segmenter", "check_device", "load", "segment"]
 
 log = logging.getLogger("ovsdino")
 
-NOVEL = 1.5  # novelty above which an image is said to be unlike the known ones
+NOVEL = 1.0  # novelty above which an image is said to be unlike the known ones
 LONGEST_SIDE = 2048 / 448  # of the short side: the protocol's keep-ratio resize into (2048, 448)
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]

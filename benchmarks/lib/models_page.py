@@ -36,10 +36,12 @@ def rows(report: dict[str, Any]) -> list[Row]:
     """Return the question, figure and section of each row, for the sections that were measured."""
     parts: dict[str, Callable[[Any], list[tuple[str, str]]]] = {
         "street": _street,
+        "found": _found,
         "nonsense": _nonsense,
         "synonyms": _synonyms,
         "datasets": _datasets,
         "adapt": _adapt,
+        "novelty": _novelty,
         "sheet": _sheet,
         "time": _time,
     }
@@ -53,6 +55,33 @@ def _street(found: dict[str, Any]) -> list[tuple[str, str]]:
         (f"`{','.join(few)}` and nothing else, {where}: IoU", ", ".join(f"{k} {v:.3f}" for k, v in few.items())),
         (f"`{alone}` alone, {where}: IoU", f"{iou:.3f}"),
         (f"`{found['absent']}`, {where}: not found on", f"{found['not_found']:.0%}"),
+    ]
+
+
+def _found(found: dict[str, Any]) -> list[tuple[str, str]]:
+    shown = []
+    for name, scores in found.items():
+        there, absent = scores["counts"]
+        what = f"each word alone, {scores['images']} images of {name}: found of {there} that are there, of {absent} not"
+        rules = (scores["share"], scores["share and certainty"])
+        old, new = (f"{rule['there']:.1%}, {rule['absent']:.1%}" for rule in rules)
+        shown.append((what, f"{new}; by its share alone {old}"))
+    for word, name in (("pole", "camvid val"), ("bottle", "voc21 val")):
+        share = found.get(name, {}).get("share and certainty", {}).get("classes", {}).get(word)
+        if share is not None:
+            shown.append((f"`{word}` alone, where it covers 0.1 % or more, {name}: found", f"{share:.0%}"))
+    return shown
+
+
+def _novelty(found: dict[str, Any]) -> list[tuple[str, str]]:
+    def told(kinds: dict[str, Any]) -> str:
+        return ", ".join(f"{name} {kind['warned']:.0%}" for name, kind in kinds.items())
+
+    if "unlike" not in found:
+        return [("images unlike the known ones: warned of", "not told, the weights were not calibrated")]
+    return [
+        ("images unlike photographs: warned of", told(found["unlike"])),
+        ("photographs that were not trained on: warned of", told(found["photographs"])),
     ]
 
 

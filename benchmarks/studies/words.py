@@ -3,10 +3,12 @@
     python benchmarks/studies/words.py --root data --json --output benchmarks/results/words_nano.json
 
 - street: `road,car,sky` with nothing else named, "car" alone, and "zebra", on every tenth image of CamVid val.
+- found: how often a word that is there is found, and one that is not, on images of CamVid and VOC21, train and val.
 - nonsense: ten words that mean nothing; each must be warned of.
 - synonyms: fifty words of `configs/street_synonyms.json`, each in the place of its class's name, on the same images.
 - datasets: `ovsdino eval` on CamVid, VOC20, VOC21 and LabelMeFacade val; the last has no image in any training.
 - adapt: `ovsdino adapt` to three classes of VOC by ten training images each, scored on voc21_val.
+- novelty: how often photographs, and images unlike them, are warned of.
 - sheet: forty photographs that nobody chose, written to --sheet.
 - time: a photograph of 480 x 360 end to end, in turn with the nano of an earlier checkout (--against PATH).
 
@@ -27,10 +29,12 @@ import torch
 from ovsdino.benchmarks.lib.board import cpu_name
 from ovsdino.benchmarks.lib.contact_sheet import PARTS, contact_sheet
 from ovsdino.benchmarks.lib.data_scores import DATASETS, adapt_score, dataset_scores
+from ovsdino.benchmarks.lib.found_words import found_words
 from ovsdino.benchmarks.lib.models_page import MARKER, lines, table
 from ovsdino.benchmarks.lib.older import time_against
 from ovsdino.benchmarks.lib.report import RESULTS, ROOT, ReportOptions, json_text, placed, save
 from ovsdino.benchmarks.lib.street_words import few_words, nonsense_words, read_synonyms, synonym_words
+from ovsdino.benchmarks.lib.unlike_images import warnings_of
 from ovsdino.data.datasets import open_dataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.weights import weights_digest
@@ -40,7 +44,7 @@ from ovsdino.pipeline import Segmenter
 from ovsdino.vocabulary import Vocabulary
 
 PAGE = ROOT / "docs" / "models.md"
-SECTIONS = ("street", "nonsense", "synonyms", "datasets", "adapt", "sheet", "time")
+SECTIONS = ("street", "found", "nonsense", "synonyms", "datasets", "adapt", "novelty", "sheet", "time")
 STREET = "sky,building,pole,road,sidewalk,tree,sign,fence,car,pedestrian,bicyclist"
 
 
@@ -51,7 +55,7 @@ class Words(ModelOptions, ReportOptions):
     root: Path | None = None
     """Folder with the data sets' zips. Default: $OVSDINO_DATA."""
     sections: tuple[str, ...] = ()
-    """street, nonsense, synonyms, datasets, adapt, sheet, time. Default: all; time with --against only."""
+    """street, found, nonsense, synonyms, datasets, adapt, novelty, sheet, time. Default: all; time with --against."""
     every: int = 10
     """street and synonyms take each so many-th image of CamVid val."""
     limit: int | None = None
@@ -106,6 +110,21 @@ def street(options: Words, segmenter: Segmenter) -> dict[str, Any]:
     return few_words(segmenter, data, range(0, len(data), options.every))
 
 
+def found(options: Words, segmenter: Segmenter) -> dict[str, Any]:
+    """Return the section of words that are there or not: twelve images or so of each data set and split."""
+    report = {}
+    for name in ("camvid", "voc21"):
+        for split in ("train", "val"):
+            data = open_dataset(name, options.place, split)
+            report[f"{name} {split}"] = found_words(segmenter, data, range(0, len(data), max(1, len(data) // 12)))
+    return report
+
+
+def unlike(options: Words, segmenter: Segmenter) -> dict[str, Any]:
+    """Return the section of images unlike the known ones."""
+    return warnings_of(segmenter, options.place)
+
+
 def nonsense(options: Words, segmenter: Segmenter) -> list[dict[str, Any]]:
     """Return the section of words that mean nothing, asked of the first image of CamVid val."""
     return nonsense_words(segmenter, open_dataset("camvid", options.place)[0].image)
@@ -151,10 +170,12 @@ def against(options: Words, segmenter: Segmenter) -> dict[str, Any]:
 
 MEASURES: dict[str, Callable[[Words, Segmenter], Any]] = {
     "street": street,
+    "found": found,
     "nonsense": nonsense,
     "synonyms": synonyms,
     "datasets": datasets,
     "adapt": own,
+    "novelty": unlike,
     "sheet": sheet,
     "time": against,
 }

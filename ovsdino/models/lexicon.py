@@ -6,13 +6,14 @@
 | another | a network over the rows of its longest parts in the lexicon, 2 bits a value |
 | a word that is in neither | that of the word that it is a form, a compound or a misspelling of; else its n-grams |
 
-The rows are a sentence encoder's (`ovsdino.train.pretrain.distill_text`); the encoder is not needed here.
+The rows are a sentence encoder's (`ovsdino.train.pretrain.distill_text`); the encoder is not needed here. A name that
+no training showed borrows from those that one did (`ovsdino.models.grounding`).
 """
 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovsdino.models.grounding import borrowed
 from ovsdino.models.text import PIECES_MAX, WORDS_MAX, TextTower, fnv1a, word_pieces, words_of
 
 __all__ = ["GRAMS", "LEVELS", "LexiconTextTower", "Reading", "key_bytes", "pack", "text_key", "unpack"]
@@ -110,6 +112,16 @@ class LexiconTextTower(TextTower):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self._places: dict[int, int] | None = None
+        self._grounded: dict[str, bool] = {}
+        self._lent: tuple[frozenset[int], Tensor] | None = None
+
+    def ground(self, phrases: Mapping[str, bool]) -> None:
+        """Let names that were in no training borrow the rows of those that were: `ovsdino.models.grounding`.
+
+        Args:
+            phrases: What was in a training, and whether it lends its row; what is not stored whole has no part in it.
+        """
+        self._grounded, self._lent = dict(phrases), None
 
     def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
         """Map the rows of a phrase's parts (n, parts, width) and the mask of parts (n, parts) to (n, D)."""
@@ -125,9 +137,13 @@ class LexiconTextTower(TextTower):
         """Return (n, D), rows of length one; see `TextTower.read`."""
         found = torch.zeros(len(names), self.embed_dim, device=self.scale.device)
         composed: dict[int, list[str]] = {}
+        taught, lenders = self._lenders()
+        strange = []
         for row, name in enumerate(names):
             words = self.reading(name).words
             kept = self._kept(" ".join(words))
+            if kept not in taught:
+                strange.append(row)
             if kept is None:
                 composed[row] = self.parts(words)
             else:
@@ -140,6 +156,8 @@ class LexiconTextTower(TextTower):
                 rows[i, : len(parts)] = torch.stack([self.row(part) for part in parts])
                 mask[i, : len(parts)] = True
             found[list(composed)] = F.normalize(self(rows, mask).to(found.dtype), dim=-1)
+        if len(lenders) and strange:
+            found[strange] = borrowed(found[strange], lenders)
         return found
 
     def familiarity(self, names: Sequence[str]) -> Tensor:
@@ -165,6 +183,10 @@ class LexiconTextTower(TextTower):
         found = [self._word(word) for word in words]
         read = tuple(word for one in found for word in one.words)[:WORDS_MAX]
         return Reading(read, min(one.familiarity for one in found))
+
+    def stored_whole(self, text: str) -> bool:
+        """Return whether a phrase is one of the `kept`."""
+        return self._kept(text) is not None
 
     def knows(self, text: str) -> bool:
         """Return whether a word or phrase is stored as it is."""
@@ -235,6 +257,16 @@ class LexiconTextTower(TextTower):
             return unpack(self.codes[entry : entry + 1], self.scale)[0]
         return self.gram_rows(self.pieces([part]).to(self.scale.device))[0].float()
 
+    def _lenders(self) -> tuple[frozenset[int], Tensor]:
+        """Return the places of the phrases that keep their rows, and the rows that are lent, (m, D) of length one."""
+        if self._lent is None:
+            places = {phrase: self._kept(phrase) for phrase in self._grounded}
+            taught = frozenset(place for place in places.values() if place is not None)
+            lent = [place for phrase, place in places.items() if place is not None and self._grounded[phrase]]
+            self._lent = taught, F.normalize(self.kept_rows[sorted(lent)].float(), dim=-1)
+        taught, rows = self._lent
+        return taught, rows.to(self.scale.device)
+
     def _kept(self, text: str) -> int | None:
         """Return the place of a text among the kept phrases."""
         place = self._find(text)
@@ -256,7 +288,7 @@ class LexiconTextTower(TextTower):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._places = None
+        self._places = self._lent = None
 
 
 def key_bytes(texts: Sequence[str]) -> Tensor:

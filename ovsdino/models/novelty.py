@@ -15,7 +15,8 @@ import numpy as np
 
 __all__ = ["RANK", "Gaussian", "novelty"]
 
-RANK = 16
+RANK = 32
+FOLDS = 8  # one of which is left out at a time
 # Share of an even variance in the covariance: else directions in which a few images hardly vary count too much.
 SHRINK = 0.1
 QUANTILE = 0.99  # of the distances of images that were left out, which `limit` is
@@ -52,7 +53,7 @@ class Gaussian:
     def fit(cls, pooled: np.ndarray, rank: int = RANK) -> Gaussian:
         """Return the Gaussian of images.
 
-        The limit comes from images that were left out: every second one is measured by the Gaussian of the others.
+        The limit comes from images that were left out: every eighth one is measured by the Gaussian of the others.
 
         Args:
             pooled: (n, D) mean-pooled features, n >= 4.
@@ -63,9 +64,10 @@ class Gaussian:
         """
         if len(pooled) < 4:
             raise ValueError(f"{len(pooled)} images: novelty needs at least 4")
-        halves = [pooled[start::2].astype(np.float64) for start in (0, 1)]
-        left_out = [_fitted(halves[i], rank).distance(halves[1 - i]) for i in (0, 1)]
-        whole = _fitted(pooled.astype(np.float64), rank)
+        exact = pooled.astype(np.float64)
+        fold = np.arange(len(pooled)) % FOLDS
+        left_out = [_fitted(exact[fold != i], rank).distance(exact[fold == i]) for i in np.unique(fold)]
+        whole = _fitted(exact, rank)
         limit = float(np.quantile(np.concatenate(left_out), QUANTILE))
         return cls(
             mean=whole.mean.astype(np.float32),

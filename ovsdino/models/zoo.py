@@ -16,6 +16,7 @@ from ovsdino.io.files import read_json, reading, sha256_of
 from ovsdino.models.backbone import freeze
 from ovsdino.models.calibration import Measured, read_measured
 from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, ScoreAttentionConfig, SMDConfig, TextConfig
+from ovsdino.models.grounding import grounded_phrases
 from ovsdino.models.lexicon import LexiconTextTower
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.sentence import SentenceTextTower
@@ -260,7 +261,9 @@ def build_text_tower(embed_dim: int, config: TextConfig) -> TextTower:
         return HashedTextTower(embed_dim, config.width, config.buckets)
     if config.kind == "lexicon":
         sizes = {"entries": config.entries, "common": config.common, "kept": config.kept}
-        return LexiconTextTower(embed_dim, config.width, config.buckets, **sizes)
+        tower = LexiconTextTower(embed_dim, config.width, config.buckets, **sizes)
+        tower.ground(grounded_phrases())
+        return tower
     return (ClipTextTower if config.kind == "clip" else SentenceTextTower)(embed_dim)
 
 

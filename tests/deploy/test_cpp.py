@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovsdino.deploy.export.publish import publish
+from ovsdino.deploy.export.trace import export_graph
 from ovsdino.edge.bank import TextBank
 from ovsdino.edge.labels import leave_out_unfound, sure_shares, upsample_argmax
 from ovsdino.edge.pixels import preprocess
 from ovsdino.edge.segmenter import EdgeSegmenter
-from ovsdino.edge.sidecar import sidecar_path
+from ovsdino.edge.sidecar import Sidecar, sidecar_path
 from tests.support import tiny
+from tests.support.small import SIZE, small_model
 
 SOURCE = Path(__file__).resolve().parents[2] / "deploy" / "cpp"
 
@@ -322,3 +325,43 @@ def test_labels_through_onnx_runtime_are_those_of_python(tmp_path: Path) -> None
     model.write_bytes(data)
     assert "changed since it was exported" in refused(*command)
     assert os.path.getsize(tmp_path / "out.pgm") > 128 * 96
+
+
+def test_groups_of_rows_through_onnx_runtime_give_the_labels_of_python(tmp_path: Path) -> None:
+    """Several words a class, the contrast's pixels, words that are not found, a partition, and a threshold."""
+    if configure(tmp_path / "build", "-DOVSDINO_WITH_ONNXRUNTIME=ON").returncode != 0:
+        pytest.skip("ONNX Runtime's C header and library are not below CMAKE_PREFIX_PATH")
+    segment = build(tmp_path / "build", "-DOVSDINO_WITH_ONNXRUNTIME=ON") / "ovsdino_segment"
+    model = tmp_path / "small.onnx"
+    publish(model, export_graph(small_model(contrast=True), **SIZE, classes=(1, 40)))
+    facts = Sidecar.load(model)
+    rows = np.random.default_rng(0).standard_normal((37, facts.embed_dim)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    words, contrast = (1, 3, 2, *[1] * 26), rows[32:]
+    names = tuple(f"class {number}" for number in range(len(words)))
+    bank = TextBank(
+        names=names, text=rows[:32], model=facts.model, weights=facts.weights, words=words, contrast=contrast
+    )
+    bank.save(tmp_path / "bank")
+    image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    (tmp_path / "image.rgb").write_bytes(image.tobytes())
+    command = [segment, "--model", model, "--bank", tmp_path / "bank", "--image", tmp_path / "image.rgb"]
+    command += ["--size", "80x48", "--output", tmp_path / "out.pgm", "--threads", "1"]
+    for options in (
+        {},
+        {"least_share": 0, "least_certainty": 0},
+        {"least_share": 0.02, "least_certainty": 0.6},
+        {"partition": True},
+        {"background": 0.3, "least_certainty": 0.5},
+    ):
+        given = {f"--{name.replace('_', '-')}": "on" if value is True else value for name, value in options.items()}
+        done = run(*command, *(part for pair in given.items() for part in pair))
+        assert done.returncode == 0, done.stderr
+        with EdgeSegmenter(model, bank, threads=1, **options) as edge:  # type: ignore[arg-type]
+            expected = edge.segment(image)
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out.pgm")), expected.labels), options
+        missing = [line.removeprefix("not found: ") for line in done.stdout.splitlines() if "not found" in line]
+        assert missing == [name for name, there in zip(names, expected.found, strict=True) if not there] or (
+            options == {"partition": True} and not missing
+        )
+    assert expected.background and any(expected.found)

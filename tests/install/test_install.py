@@ -35,7 +35,7 @@ def expected_sources() -> set[str]:
         ("benchmarks", "ovsdino/benchmarks"),
     ):
         names |= {f"{package}/{path.relative_to(ROOT / folder).as_posix()}" for path in (ROOT / folder).rglob("*.py")}
-    return names | {"ovsdino/py.typed", "ovsdino/contrast.txt", "ovsdino/ops/measured.json"}
+    return names | {"ovsdino/py.typed", "ovsdino/contrast.txt", "ovsdino/grounded.txt", "ovsdino/ops/measured.json"}
 
 
 def packed(wheel: Path) -> set[str]:

@@ -2,13 +2,21 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 from safetensors.torch import save_file
 
 from ovsdino.models import weights
+from ovsdino.models.calibration import read_measured
 from ovsdino.models.zoo import build_model
 from ovsdino.train.package import main
+
+
+@pytest.fixture
+def shipped():
+    """The bytes of nano's weights."""
+    return (weights.WEIGHTS / "nano.safetensors").read_bytes()
 
 
 @pytest.fixture
@@ -29,6 +37,19 @@ def test_the_file_is_copied_and_its_entry_replaced(package, capsys):
     assert entry["sha256"] == hashlib.sha256(data).hexdigest() and entry["bytes"] == len(data)
     size, parameters = len(data) / 1e6, entry["parameters"] / 1e6
     assert capsys.readouterr().out == f"nano.safetensors: {size:.2f} MB, {parameters:.2f} M parameters\n"
+
+
+def test_a_copy_is_calibrated_on_training_images(shipped, package, capsys, data_root):
+    run = package / "last.safetensors"
+    run.write_bytes(shipped)
+    before = run.read_bytes()
+    assert main([str(run), "--calibrate", "camvid", "voc21", "--root", str(data_root), "--limit", "4"]) == 0
+    assert run.read_bytes() == before
+    written = package / "nano.safetensors"
+    temperature = float(re.search(r"^temperature (\S+);", capsys.readouterr().out)[1])
+    old, new = (weights.read_safetensors(path)["log_scale"].double().exp().item() for path in (run, written))
+    assert old / new == pytest.approx(temperature, abs=1e-3)
+    assert set(read_measured(written).known) == {"camvid+voc21"}
 
 
 def test_weights_of_another_model_are_refused_and_nothing_is_written(package, capsys):

@@ -37,12 +37,9 @@ class TextBank:
         self.neighbours = [self.classes[:0] for _ in names]
         if text.vocabulary:
             bank = model.encode_text(read_vocabulary(text.vocabulary, text.exclude))
-            near = torch.stack([(bank @ group.T).max(1).values for group in self.phrases], 1)
-            best = near.topk(min(2, len(names)), 1)
-            self.distractors = bank[best.values[:, 0] < text.distractor_max_cosine]
-            clear = best.values[:, 0] >= text.neighbour_min_cosine
-            clear &= best.values[:, 0] - best.values[:, -1] >= text.neighbour_margin
-            self.neighbours = [bank[clear & (best.indices[:, 0] == i)] for i in range(len(names))]
+            nearest = torch.stack([(bank @ group.T).max(1).values for group in self.phrases], 1).amax(1)
+            self.distractors = bank[nearest < text.distractor_max_cosine]
+            self.neighbours = [bank[near] for near in neighbour_mask(bank, self.phrases, text).T]
         self.num_distractors = text.num_distractors
 
     def draw(self, generator: torch.Generator, neighbours: float = 0.0) -> Tensor:
@@ -69,6 +66,21 @@ class TextBank:
             picks = torch.randint(len(self.distractors), (count,), generator=generator)
             rows.extend(self.distractors[picks])
         return torch.stack(rows)
+
+
+def neighbour_mask(bank: Tensor, phrases: Sequence[Tensor], text: TextSupervision) -> Tensor:
+    """Return which words can be another name for which class, (n, K) bool.
+
+    Args:
+        bank: Rows of the words, (n, D).
+        phrases: Rows of each class's phrases, (n_k, D).
+        text: How near a neighbor is.
+    """
+    cosines = torch.stack([(bank @ group.T).max(1).values for group in phrases], 1)
+    best = cosines.topk(min(2, len(phrases)), 1)
+    clear = best.values[:, 0] >= text.neighbour_min_cosine
+    clear &= best.values[:, 0] - best.values[:, -1] >= text.neighbour_margin
+    return clear[:, None] & (best.indices[:, :1] == torch.arange(len(phrases), device=bank.device))
 
 
 def read_vocabulary(path: str, exclude: tuple[str, ...]) -> list[str]:
