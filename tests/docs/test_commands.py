@@ -41,6 +41,7 @@ PARSED = [
     (r"docs/jetson\.md: python deploy/", "the same exports as in docs/edge.md"),
     (r"nano_fp16|--precision float16", "a second export: tests/deploy does it"),
     (r"mugs/|own\.safetensors", "needs labelled images of one's own: tests/commands/test_adapt.py"),
+    (r"studies/words\.py", "minutes: tests/benchmarks/studies/test_words.py runs it in small"),
     (r"benchmarks/latency\.py", "a benchmark: tests/benchmarks/test_latency.py runs it in small"),
 ]
 # What belongs to another machine or another program.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovsdino.benchmarks.lib import contact_sheet, models_page, older, street_words
+from ovsdino.benchmarks.lib import contact_sheet, found_words, models_page, older, street_words, unlike_images
 from ovsdino.benchmarks.lib.report import RESULTS, ROOT
 from ovsdino.benchmarks.studies import words
 from ovsdino.data.datasets import open_dataset
 from ovsdino.errors import OVSDinoError
+from ovsdino.models.novelty import Gaussian
 from ovsdino.pipeline import Segmenter, load
 from tests.support.small import small_model
 
@@ -104,6 +106,38 @@ def test_the_street_sections_count_what_is_there(tmp_path: Path, nano: Segmenter
     assert found["words"] == 3 and found["classes"]["sky"]["synonyms"]["sky"] == found["classes"]["sky"]["iou"]
     report = street_words.nonsense_words(nano, sample.image, ["blorft", "car"])
     assert [entry["word"] for entry in report] == ["blorft", "car"] and not report[1]["warned"]
+
+
+def test_found_words_are_counted_where_they_are_and_where_they_are_not(tmp_path: Path, nano: Segmenter) -> None:
+    street(tmp_path)
+    report = found_words.found_words(nano, open_dataset("camvid", tmp_path), [0, 1])
+    there, absent = report["counts"]
+    assert report["images"] == 2 and there == 5  # road and sky twice, a car once
+    assert absent == 2 * (11 + len(found_words.FOREIGN)) - there
+    by_share, by_both = report["share"], report["share and certainty"]
+    assert set(by_share["classes"]) == {"sky", "road", "car"}
+    assert by_both["there"] <= by_share["there"] and by_both["absent"] <= by_share["absent"]
+    shown = models_page.table({"found": {"camvid val": report}})
+    assert "2 images of camvid val: found of 5 that are there, of 47 not" in shown
+
+
+def test_unlike_images_are_warned_of_by_their_distance(
+    tmp_path: Path, nano: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nano.model, "known", {})
+    assert unlike_images.warnings_of(nano, tmp_path) == {"limit": 1.0}
+    gray = [np.full((36, 48, 3), value, np.uint8) for value in range(100, 180)]
+    pooled = np.concatenate([nano.pooled(nano.encode_image(image)) for image in gray])
+    monkeypatch.setattr(nano.model, "known", {"gray": Gaussian.fit(pooled)})
+    with zipfile.ZipFile(tmp_path / "camvid_val.zip", "w") as archive:
+        for index, image in enumerate(gray[:10]):
+            with archive.open(f"images/{index}.png", "w") as file:
+                Image.fromarray(image).save(file, "PNG")
+    report = unlike_images.warnings_of(nano, tmp_path, photographs=5, each=2)
+    assert set(report["photographs"]) == {"camvid_val"} and report["photographs"]["camvid_val"]["images"] == 5
+    assert report["photographs"]["camvid_val"]["warned"] <= 0.2 and report["unlike"]["noise"]["warned"] == 1
+    assert set(report["unlike"]) == set(unlike_images.UNLIKE)
+    assert "noise 100%" in models_page.table({"novelty": report})
 
 
 def test_the_sheet_has_every_photograph_with_its_legend(tmp_path: Path, nano: Segmenter) -> None:
