@@ -89,7 +89,8 @@ def compiled(call: Call, arch: int, config: Config) -> Compiled:
     multiple: Any
     for position, name in enumerate(call.kernel.arg_names):
         value = call.arguments.get(name)
-        if name in constants or (isinstance(value, int) and value == 1):
+        told = not call.kernel.params[position].do_not_specialize  # apart from others by what it is
+        if name in constants or (told and isinstance(value, int) and value == 1):
             signature[name] = "constexpr"
             constants.setdefault(name, 1)
             continue
@@ -99,7 +100,7 @@ def compiled(call: Call, arch: int, config: Config) -> Compiled:
             signature[name], multiple = "fp32", 1
         else:
             signature[name], multiple = "i32", value
-        if multiple % 16 == 0:
+        if told and multiple % 16 == 0:
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=call.kernel, signature=signature, constexprs=constants, attrs=attributes)
     done = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=config.options())

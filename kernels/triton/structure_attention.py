@@ -18,6 +18,10 @@ from ovsdino.kernels.tiles import RANK, Sizes
 from ovsdino.kernels.tuning import Config, Tuner, bucket, describe
 
 MAX_HEAD_SIZE = 128
+LEAST_TOKENS = (
+    128  # up to here one tile or two hold all of them, a launch costs more than any choice: the default is taken
+)
+WIDTHS = ("D0", "D1", "V0")
 
 _tuner = Tuner()
 _configs: dict[tuple[Any, ...], Config] = {}
@@ -85,15 +89,23 @@ class Call(NamedTuple):
         grid = (batch * heads * triton.cdiv(tokens, sizes[self.rows]),)
         self.kernel[grid](**self.arguments, **self.constants, **sizes, **config.options())
 
+    def choice(self) -> tuple[int, ...]:
+        """Return what the best tile sizes depend on: heads and tokens to a power of two, and the padded widths.
+
+        Widths within the padding, the gate and what is kept do not change the products, so one measurement is for all.
+        """
+        batch, heads, tokens = self.shape
+        return bucket(batch * heads), bucket(tokens), *(int(self.constants.get(name, 0)) for name in WIDTHS)
+
     def _tuned(self, device: torch.device) -> Config:
         """Return the tuner's choice, remembered here by what costs no text: the launch waits for it."""
-        batch, heads, tokens = self.shape
-        sizes = bucket(batch * heads), bucket(tokens)
-        key = (self.name, device, self.dtype, *sizes, *self.constants.values())
+        if self.shape[2] <= LEAST_TOKENS:
+            return candidates(self.name, self.dtype)[0]
+        key = (self.name, device, self.dtype, *self.choice())
         found = _configs.get(key)
         if found is None:
-            facts = {"dtype": str(self.dtype)[6:], "heads": sizes[0], "tokens": sizes[1]}
-            known = describe(self.name, device, facts | self.constants)
+            facts = dict(zip(("heads", "tokens", *WIDTHS), self.choice(), strict=True))
+            known = describe(self.name, device, {"dtype": str(self.dtype)[6:]} | facts)
             found = _tuner.choose(known, candidates(self.name, self.dtype), self.launch)
             if not torch.cuda.is_current_stream_capturing():  # a default, taken because nothing may be measured
                 _configs[key] = found
@@ -191,8 +203,9 @@ def _call(name: str, kernel: Any, rows: str, inputs: Inputs, arguments: dict[str
     """Return a call with the sizes every kernel takes, and of the constants those that it takes."""
     q = inputs.q
     batch, heads, tokens, d = q.shape
-    constants = Sizes.of(d, inputs.v.shape[-1]).constants() | {"R": inputs.e.shape[-1], **flags}
-    arguments = arguments | {"tokens": tokens, "heads": heads, "scale": float(inputs.scale)}
+    rank = inputs.e.shape[-1]
+    constants = Sizes.of(d, inputs.v.shape[-1]).constants() | {"FULL": rank == RANK, **flags}
+    arguments = arguments | {"tokens": tokens, "heads": heads, "rank": rank, "scale": float(inputs.scale)}
     taken = kernel.arg_names
     return Call(
         name,

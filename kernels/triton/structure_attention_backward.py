@@ -18,10 +18,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ovsdino.kernels.tiles import LANES, LOG2E, joint, joint_product, numbers, picked, softmax, tile, tile_product
+from ovsdino.kernels.tiles import (
+    LANES,
+    LOG2E,
+    PLAIN,
+    joint,
+    joint_product,
+    numbers,
+    picked,
+    softmax,
+    tile,
+    tile_product,
+)
 
 
-@triton.jit(repr=lambda _: "ovsdino_backward_rows")  # the name that profilers and sanitizers see
+@triton.jit(
+    repr=lambda _: "ovsdino_backward_rows", do_not_specialize=PLAIN
+)  # the name that profilers and sanitizers see
 def _backward_rows(
     grad,
     plain,
@@ -99,7 +112,9 @@ def _store_keys(
         tl.store(side + row * LANES + lane, x, mask=(row < left) & (lane >= 0) & (lane < LANES))
 
 
-@triton.jit(repr=lambda _: "ovsdino_backward_keys")  # the name that profilers and sanitizers see
+@triton.jit(
+    repr=lambda _: "ovsdino_backward_keys", do_not_specialize=PLAIN
+)  # the name that profilers and sanitizers see
 def _backward_keys(
     q,
     k,
@@ -136,13 +151,14 @@ def _backward_keys(
     stride_dvd,
     tokens,
     heads,
+    rank,
     scale,
     D: tl.constexpr,
     D0: tl.constexpr,
     D1: tl.constexpr,
     DV: tl.constexpr,
     V0: tl.constexpr,
-    R: tl.constexpr,
+    FULL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
@@ -207,18 +223,18 @@ def _backward_keys(
         dk0 = tl.dot(slopes, q0, dk0, input_precision="ieee")
         if D1 > 0:
             dk1 = tl.dot(slopes, q1, dk1, input_precision="ieee")
-        if R == LANES:
+        if FULL:
             total += tl.sum(slopes.to(tl.float32), 1)
 
     side += (own + wide) * LANES
     dk += batch * stride_dkb + m * stride_dkm + wide * stride_dkn
     _store_keys(dk0, dk, side, stride_dkn, stride_dkd, left, scale, BLOCK_N, 0, D0, D)
-    if R < LANES:
-        total = picked(dk0, 0, D0, D + R)
+    if not FULL:
+        total = picked(dk0, 0, D0, D + rank)
     if D1 > 0:
         _store_keys(dk1, dk, side, stride_dkn, stride_dkd, left, scale, BLOCK_N, D0, D1, D)
-        if R < LANES:
-            total += picked(dk1, D0, D1, D + R)
+        if not FULL:
+            total += picked(dk1, D0, D1, D + rank)
     tl.store(sums + own + wide + at, total, mask=at < left)
     dv += batch * stride_dvb + m * stride_dvm + wide * stride_dvn
     lane = tl.arange(0, V0)[None, :]

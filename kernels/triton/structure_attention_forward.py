@@ -20,13 +20,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ovsdino.kernels.tiles import LANES, LOG2E, joint, joint_product, numbers, strength, tile
+from ovsdino.kernels.tiles import LANES, LOG2E, PLAIN, joint, joint_product, numbers, strength, tile
 
 # Tokens that the shift is the mean of. Any shift is exact; this one only has to bring f near zero.
 SAMPLE = tl.constexpr(128)
 
 
-@triton.jit(repr=lambda _: "ovsdino_prepare")  # the name that profilers and sanitizers see
+@triton.jit(repr=lambda _: "ovsdino_prepare", do_not_specialize=PLAIN)  # the name that profilers and sanitizers see
 def _prepare(
     e,
     lam,
@@ -40,14 +40,14 @@ def _prepare(
     stride_lam,
     tokens,
     heads,
+    rank,
     scale,
-    R: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
     """Make f and near (B, M, N, 16) and column (B, M, N) in log2 units, one program for BLOCK_M tokens of a head.
 
-    Lane r of f is 1 where r < 16, that of near 0: logits do not see it, sums over weights times f hold those of the
-    weights in it.
+    Lane r (`rank`) of f is 1 where r < 16, that of near 0: logits do not see it, sums over weights times f hold those
+    of the weights in it.
     """
     blocks = tl.cdiv(tokens, BLOCK_M)
     head = tl.program_id(0) // blocks
@@ -64,13 +64,13 @@ def _prepare(
     for first in range(0, count, BLOCK_M):
         index = first + row
         at = e + (index * step).to(tl.int64) * stride_en + lanes
-        total += tl.load(at, mask=(index < count) & (lane < R), other=0.0).to(tl.float32)
+        total += tl.load(at, mask=(index < count) & (lane < rank), other=0.0).to(tl.float32)
     shift = tl.sum(total, 0) / count
 
     token = start + row
-    inside = (token < tokens) & (lane < R)
+    inside = (token < tokens) & (lane < rank)
     here = tl.load(e + token.to(tl.int64) * stride_en + lanes, mask=inside, other=0.0).to(tl.float32)
-    moved = tl.where(lane < R, (here - shift[None, :]) * stretch, 0.0)
+    moved = tl.where(lane < rank, (here - shift[None, :]) * stretch, 0.0)
     if f.dtype.element_ty == tl.float16:
         moved = tl.clamp(moved, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
     rounded = moved.to(f.dtype.element_ty)
@@ -80,11 +80,11 @@ def _prepare(
     at = tl.arange(0, BLOCK_M)
     tl.store(column + own + at, (-0.5 * LOG2E) * scale * ratio * norm, mask=start + at < tokens)
     place = (own + row) * LANES + lane
-    tl.store(f + place, tl.where(lane == R, 1.0, squared).to(f.dtype.element_ty), mask=token < tokens)
+    tl.store(f + place, tl.where(lane == rank, 1.0, squared).to(f.dtype.element_ty), mask=token < tokens)
     tl.store(near + place, (squared * ratio).to(f.dtype.element_ty), mask=token < tokens)
 
 
-@triton.jit(repr=lambda _: "ovsdino_forward")  # the name that profilers and sanitizers see
+@triton.jit(repr=lambda _: "ovsdino_forward", do_not_specialize=PLAIN)  # the name that profilers and sanitizers see
 def _forward(
     q,
     k,

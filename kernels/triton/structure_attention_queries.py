@@ -8,6 +8,7 @@ import triton.language as tl
 from ovsdino.kernels.tiles import (
     LANES,
     LOG2E,
+    PLAIN,
     joint,
     joint_product,
     numbers,
@@ -34,11 +35,11 @@ def _store_queries(
     left,
     scale,
     factor,
+    rank,
     ROWS: tl.constexpr,
     START: tl.constexpr,
     COLUMNS: tl.constexpr,
     D: tl.constexpr,
-    R: tl.constexpr,
 ):
     """Columns START.. of [dQ | a]: dQ to dq, dE to de; returns each row's part of dlam stretch^2.
 
@@ -52,7 +53,7 @@ def _store_queries(
         tl.store(dq + at, (x * scale).to(dq.dtype.element_ty), mask=(row < left) & (column < D))
     if START + COLUMNS > D:
         lane = column - D
-        inside = (row < left) & (lane >= 0) & (lane < R)
+        inside = (row < left) & (lane >= 0) & (lane < rank)
         place = tl.load(f + row * LANES + lane, mask=inside, other=0.0).to(tl.float32)
         other = tl.load(side + row * LANES + lane, mask=inside, other=0.0)
         moved = sums[:, None] * place
@@ -62,7 +63,9 @@ def _store_queries(
     return part
 
 
-@triton.jit(repr=lambda _: "ovsdino_backward_queries")  # the name that profilers and sanitizers see
+@triton.jit(
+    repr=lambda _: "ovsdino_backward_queries", do_not_specialize=PLAIN
+)  # the name that profilers and sanitizers see
 def _backward_queries(
     q,
     k,
@@ -102,13 +105,14 @@ def _backward_queries(
     stride_der,
     tokens,
     heads,
+    rank,
     scale,
     D: tl.constexpr,
     D0: tl.constexpr,
     D1: tl.constexpr,
     DV: tl.constexpr,
     V0: tl.constexpr,
-    R: tl.constexpr,
+    FULL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
@@ -170,13 +174,13 @@ def _backward_queries(
         dq0 = tl.dot(slopes, k0, dq0, input_precision="ieee")
         if D1 > 0:
             dq1 = tl.dot(slopes, k1, dq1, input_precision="ieee")
-        if R == LANES:
+        if FULL:
             total += tl.sum(slopes.to(tl.float32), 1)
 
-    if R < LANES:
-        total = picked(dq0, 0, D0, D + R)
+    if not FULL:
+        total = picked(dq0, 0, D0, D + rank)
         if D1 > 0:
-            total += picked(dq1, D0, D1, D + R)
+            total += picked(dq1, D0, D1, D + rank)
     total += tl.load(sums + own + wide + at, mask=inside, other=0.0)
     strong = tl.load(lam + m * stride_lam).to(tl.float32)
     _, stretch = strength(strong, scale)
@@ -186,12 +190,12 @@ def _backward_queries(
     dq += batch * stride_dqb + m * stride_dqm + wide * stride_dqn
     de += batch * stride_deb + m * stride_dem + wide * stride_den
     part = _store_queries(
-        dq0, dq, de, f, side, total, stride_dqn, stride_dqd, stride_den, stride_der, left, scale, factor, BLOCK_M, 0,
-        D0, D, R,
+        dq0, dq, de, f, side, total, stride_dqn, stride_dqd, stride_den, stride_der, left, scale, factor, rank,
+        BLOCK_M, 0, D0, D,
     )  # fmt: skip
     if D1 > 0:
         part += _store_queries(
-            dq1, dq, de, f, side, total, stride_dqn, stride_dqd, stride_den, stride_der, left, scale, factor, BLOCK_M,
-            D0, D1, D, R,
+            dq1, dq, de, f, side, total, stride_dqn, stride_dqd, stride_den, stride_der, left, scale, factor, rank,
+            BLOCK_M, D0, D1, D,
         )  # fmt: skip
     tl.store(dlam + own + wide + at, part / (stretch * stretch), mask=inside)

@@ -9,6 +9,11 @@ import triton.language as tl
 
 RANK = 16  # f is padded to this; where r < 16, lane r holds 1, and sums over weights times f hold those of the weights
 LANES = tl.constexpr(RANK)
+# Integers whose being 1 or a multiple of 16 makes no kernel faster. Triton compiles one for each that is told apart.
+PLAIN = (
+    *("heads", "rank", "stride_lam", "stride_eb", "stride_em", "stride_en", "stride_deb", "stride_dem", "stride_den"),
+    *("stride_gb", "stride_gm", "stride_gn", "stride_dgb", "stride_dgm", "stride_dgn"),
+)
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -191,7 +196,7 @@ def tile_product(
 
 
 @triton.jit
-def picked(x, START: tl.constexpr, COLUMNS: tl.constexpr, WANTED: tl.constexpr):
-    """Column WANTED of a wide matrix of which x holds COLUMNS from START; zeros if it is not among them."""
+def picked(x, START: tl.constexpr, COLUMNS: tl.constexpr, wanted):
+    """Column `wanted` of a wide matrix of which x holds COLUMNS from START; zeros if it is not among them."""
     column = START + tl.arange(0, COLUMNS)[None, :]
-    return tl.sum(tl.where(column == WANTED, x, 0.0), 1)
+    return tl.sum(tl.where(column == wanted, x, 0.0), 1)

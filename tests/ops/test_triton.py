@@ -93,6 +93,43 @@ def test_prepared_rows_say_what_the_distance_is(tokens: int, strength: float) ->
     torch.testing.assert_close(squared, exact, rtol=5e-3, atol=2e-3 * strength)
 
 
+def calls_of(tokens: int, d: int, dv: int, r: int) -> list:
+    from ovsdino.kernels.compile import calls
+
+    return calls(torch.float16, d, dv, r, tokens)
+
+
+@needs_interpreter
+def test_calls_that_differ_in_rank_are_one_kernel() -> None:
+    constants = {r: [call.constants for call in calls_of(200, 48, 64, r)] for r in (1, 3, 15, 16)}
+    assert constants[1] == constants[3] == constants[15] != constants[16]  # of 16 no lane is left for the sums
+    assert [call.arguments["rank"] for call in calls_of(200, 48, 64, 3) if "rank" in call.arguments] == [3] * 3
+
+
+@needs_interpreter
+def test_widths_of_one_padding_share_a_measurement() -> None:
+    choices = {sizes: [call.choice() for call in calls_of(*sizes)] for sizes in ((200, 48, 64, 15), (250, 40, 32, 3))}
+    assert len({tuple(found) for found in choices.values()}) == 1
+    assert choices[200, 48, 64, 15] != [call.choice() for call in calls_of(300, 48, 64, 15)]
+    assert choices[200, 48, 64, 15] != [call.choice() for call in calls_of(200, 64, 64, 15)]
+
+
+@needs_interpreter
+def test_few_tokens_take_the_default_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovsdino.kernels import structure_attention
+    from ovsdino.kernels.configs import candidates
+
+    asked = []
+    monkeypatch.setattr(structure_attention._tuner, "choose", lambda key, found, launch: asked.append(key) or found[-1])
+    monkeypatch.setattr(structure_attention, "_configs", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for tokens in (128, 129):
+        found = [call._tuned(torch.device("cpu")) for call in calls_of(tokens, 48, 64, 15)[:2]]
+        place = 0 if tokens == 128 else -1
+        assert found == [candidates(name, torch.float16)[place] for name in ("prepare", "forward")]
+    assert len(asked) == 2 and "tokens=256" in asked[1] and "D0=64" in asked[1]
+
+
 class Clock:
     """Stands for a card: launches take the time their configuration says."""
 
