@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,8 @@ from ovsdino.overlay import BACKGROUND_COLOR, class_colors, draw_overlay
 from ovsdino.vocabulary import BACKGROUND
 
 __all__ = ["Segmentation"]
+
+OUTPUTS = ("labels.png", "overlay.png", "overlay.jpg")  # ends of the names that `save` writes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,7 +122,10 @@ class Segmentation:
 
     def masks(self) -> np.ndarray:
         """Return one mask per class, without the background, (K, H, W) bool: for many classes prefer `mask`."""
-        return np.stack([self.labels == index for index in range(len(self.names))])
+        masks = np.empty((len(self.names), *self.labels.shape), dtype=bool)
+        for index, mask in enumerate(masks):
+            np.equal(self.labels, index, out=mask)
+        return masks
 
     def overlay(
         self,
@@ -168,7 +173,7 @@ class Segmentation:
             OVSDinoError: The file cannot be written, or is the image that was segmented.
         """
         refuse_inputs([path], [self.source] if self.source else [])
-        return _write_png(self.to_image(), path)
+        return _write(self.to_image(), path)
 
     def to_rle(self) -> list[dict[str, Any]]:
         """Return COCO run-length masks, one per class that has pixels.
@@ -245,7 +250,12 @@ class Segmentation:
         }
 
     def save(
-        self, directory: str | os.PathLike[str], stem: str | None = None, *, alpha: float = 0.5
+        self,
+        directory: str | os.PathLike[str],
+        stem: str | None = None,
+        *,
+        alpha: float = 0.5,
+        format: Literal["png", "jpg"] = "png",
     ) -> dict[str, Path]:
         """Write `<stem>_overlay.png` (if the result holds its image) and `<stem>_labels.png`.
 
@@ -257,21 +267,25 @@ class Segmentation:
                 its own results; images of one stem in several folders want stems of their own. Pixels without a file
                 become image, image_2, image_3, ...: the first that is not there yet, so that nothing is replaced.
             alpha: See `overlay`.
+            format: Of the overlay; "jpg" (`<stem>_overlay.jpg`, quality 90) takes a twentieth of the time and space of a
+                photograph's "png". Labels are a PNG in either case.
 
         Returns:
             The paths, under "overlay" and "labels".
 
         Raises:
-            OVSDinoError: A file cannot be written, or is the image that was segmented.
+            OVSDinoError: A file cannot be written, or is the image that was segmented; there is no such format.
         """
+        if format not in ("png", "jpg"):
+            raise OVSDinoError(f"format is {format!r}: expected png or jpg")
         folder = Path(directory)
         if stem is None:
             stem = Path(self.source).stem if self.source else _free_stem(folder)
-        paths = {kind: folder / f"{stem}_{kind}.png" for kind in ("labels", "overlay")}
+        paths = {"labels": folder / f"{stem}_labels.png", "overlay": folder / f"{stem}_overlay.{format}"}
         refuse_inputs(paths.values(), [self.source] if self.source else [])
         written = {"labels": self.to_png(paths["labels"])}
         if self.image is not None:
-            written["overlay"] = _write_png(self.overlay(alpha=alpha), paths["overlay"])
+            written["overlay"] = _write(self.overlay(alpha=alpha), paths["overlay"])
         return written
 
     def _present(self) -> list[int]:
@@ -285,7 +299,7 @@ def _free_stem(folder: Path) -> str:
         return "image" if number == 1 else f"image_{number}"
 
     def taken(number: int) -> bool:
-        return any(os.path.lexists(folder / f"{stem(number)}_{kind}.png") for kind in ("labels", "overlay"))
+        return any(os.path.lexists(folder / f"{stem(number)}_{end}") for end in OUTPUTS)
 
     low, high = 0, 1  # the largest number known to be taken, and one that may be free
     while taken(high):
@@ -301,7 +315,11 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _write_png(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
+def _write(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
+    """Write a picture by its suffix: a JPEG, or else a PNG, at zlib's first level (of nine), in a fifth of the time."""
+    options: dict[str, Any] = {"format": "PNG", "compress_level": 1}
+    if Path(path).suffix == ".jpg":
+        options = {"format": "JPEG", "quality": 90}
     with atomic_write(path) as file:
-        picture.save(file, format="PNG")
+        picture.save(file, **options)
     return Path(path)

@@ -147,3 +147,33 @@ def test_the_legend_is_below_the_picture_and_any_name_is_drawn() -> None:
     assert picture.width == 200 and picture.height > 30
     assert (np.asarray(picture)[:30] == (255, 0, 0)).all()
     assert (np.asarray(picture)[30:] == (0, 0, 255)).all(-1).any()  # a class without a pixel has its swatch
+
+
+@pytest.mark.parametrize("classes", [5, 300])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_overlay_in_blocks_of_rows_is_the_formula_of_the_whole(classes: int, alpha: float) -> None:
+    rng = np.random.default_rng(classes)
+    size = (1200, 700)  # three blocks of rows and a part of one; borders three pixels wide
+    labels = np.kron(rng.integers(0, classes, (60, 35)), np.ones((20, 20), np.int64)).astype(np.int16)
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    colors = rng.integers(0, 256, (classes, 3))
+    entries = [(str(index), tuple(color), 0.1) for index, color in enumerate(colors.tolist())]
+    line = np.zeros(size, dtype=bool)
+    for shift in (1, 2):
+        line[:, :-shift] |= labels[:, :-shift] != labels[:, shift:]
+        line[:-shift] |= labels[:-shift] != labels[shift:]
+    expected = image * (1 - alpha) + colors[labels] * alpha
+    expected[line] = expected[line] * 0.15 + 255 * 0.85
+    found = np.asarray(draw_overlay(image, labels, entries, alpha=alpha, legend=False))
+    off = np.abs(found - expected)
+    assert found.shape == expected.shape and off[~line].max() <= (0.5 if alpha != 0.3 else 1.0) and off.max() < 1.5
+    plain = np.asarray(draw_overlay(image, labels, entries, alpha=alpha, boundaries=False, legend=False))
+    np.testing.assert_array_equal((plain != found).any(-1) | ~line, True)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
+def test_overlay_of_a_few_pixels(size: tuple[int, int]) -> None:
+    labels = np.arange(size[0] * size[1]).reshape(size).astype(np.uint8)
+    entries = [(str(index), (255, 0, 0), 0.1) for index in range(9)]
+    picture = draw_overlay(np.zeros((*size, 3), np.uint8), labels, entries, alpha=1.0, legend=False)
+    assert picture.size == size[::-1] and np.asarray(picture)[-1, -1].tolist() == [255, 0, 0]

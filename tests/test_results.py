@@ -146,6 +146,16 @@ def test_save_writes_both_pictures(tmp_path: Path) -> None:
     assert set(written) == {"overlay", "labels"}
 
 
+def test_overlay_is_saved_as_a_jpeg_where_that_is_asked_for(tmp_path: Path) -> None:
+    written = result().save(tmp_path, format="jpg")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["image_labels.png", "image_overlay.jpg"]
+    with Image.open(written["overlay"]) as picture:
+        assert picture.format == "JPEG" and picture.size == result().overlay().size
+    assert result().save(tmp_path)["labels"].name == "image_2_labels.png"
+    with pytest.raises(OVSDinoError, match="expected png or jpg"):
+        result().save(tmp_path, format="gif")
+
+
 def test_save_in_a_loop_writes_each_image_under_its_own_name(tmp_path: Path) -> None:
     for source in ("in/b.jpg", "in/a.jpg", "in/b.jpg"):
         result(source=source).save(tmp_path)
