@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ovsdino.errors import OVSDinoError
-    from ovsdino.models.zoo import list_models
+    from ovsdino.models.catalog import list_models
     from ovsdino.pipeline import Segmenter, load, segment
     from ovsdino.results import Segmentation
 
@@ -26,7 +26,7 @@ _HOMES = {
     "OVSDinoError": "ovsdino.errors",
     "Segmentation": "ovsdino.results",
     "Segmenter": "ovsdino.pipeline",
-    "list_models": "ovsdino.models.zoo",
+    "list_models": "ovsdino.models.catalog",
     "load": "ovsdino.pipeline",
     "segment": "ovsdino.pipeline",
 }

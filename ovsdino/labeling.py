@@ -10,10 +10,13 @@ from torch import Tensor
 
 from ovsdino.edge.labels import lead_of, leave_out_unfound
 from ovsdino.errors import OVSDinoError
+from ovsdino.models.survivors import Survivors
 from ovsdino.ops import upsample_argmax
 from ovsdino.vocabulary import Vocabulary, label_dtype
 
 __all__ = ["Request", "confidence_of", "label_logits", "sure_shares"]
+
+SCORED = 1 << 18  # pixels that a class's mean confidence is taken over: a 12-megapixel photograph's at a step of 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,32 +34,49 @@ class Request:
     confidence: bool = False
     prior: Tensor | None = None
 
+    @property
+    def only_labels(self) -> bool:
+        """Whether the classes that win somewhere are all that is needed, and one forward has them."""
+        return self.window is None and self.threshold is None and not self.confidence
 
-def label_logits(logits: Tensor, size: tuple[int, int], wish: Request) -> tuple[np.ndarray, tuple[float, ...] | None]:
+
+def label_logits(
+    logits: Tensor | Survivors, size: tuple[int, int], wish: Request
+) -> tuple[np.ndarray, tuple[float, ...] | None]:
     """Return labels (H, W) of one image's logits (1, K or K + 1, h, w), and the mean confidence of each class.
+
+    Of a large image the means are taken over `SCORED` of its pixels.
 
     Raises:
         OVSDinoError: A logit is NaN or infinite, which would give every pixel one label.
     """
-    low, high = torch.aminmax(logits)  # both are NaN where one logit is
-    if not (torch.isfinite(low) & torch.isfinite(high)):
+    survivors = logits if isinstance(logits, Survivors) else None
+    maps = logits.logits if isinstance(logits, Survivors) else logits
+    low, high = torch.aminmax(maps)  # both are NaN where one logit is
+    if not (torch.isfinite(low) & torch.isfinite(high) & (survivors is None or torch.isfinite(survivors.total).all())):
         raise OVSDinoError(
             "the network gives NaN or infinite logits: its weights are damaged, or the dtype overflows; use "
             "dtype float32 (--dtype float32) or fetch the weights again"
         )
     classes = len(wish.vocabulary)
-    if wish.scores:
-        labels, confidence = upsample_argmax(logits, size, wish.threshold, confidence=True)
+    step = _step(size) if wish.threshold is None else 1  # the threshold takes every pixel's confidence anyway
+    certainty = None
+    if wish.scores and step == 1 and survivors is None:
+        labels, certainty = upsample_argmax(maps, size, wish.threshold, confidence=True)
     else:
-        labels = upsample_argmax(logits, size, wish.threshold)
+        labels = upsample_argmax(maps, size, wish.threshold)
+    if survivors is not None:
+        numbers = survivors.classes.to(getattr(torch, label_dtype(survivors.maps)))
+        labels = numbers[labels.int()]
     if not wish.partition:  # below the threshold is the label after the contrast's
         labels = labels.clamp(max=classes).to(getattr(torch, label_dtype(classes)))
     means = None
     if wish.scores:
-        flat = labels.flatten().int()
-        counts = torch.bincount(flat, minlength=classes)[:classes]
-        sums = torch.bincount(flat, weights=confidence.flatten().double(), minlength=classes)[:classes]
-        means = tuple((sums / counts.clamp(min=1)).tolist())
+        if survivors is not None:
+            certainty = (maps.amax(1) - survivors.total).exp()
+        elif certainty is None:
+            certainty = upsample_argmax(maps, tuple(-(-side // step) for side in size), confidence=True)[1]
+        means = _means(labels[0], certainty[0], classes)
     found = labels[0].cpu().numpy()
     if wish.partition:
         return found, means
@@ -65,16 +85,56 @@ def label_logits(logits: Tensor, size: tuple[int, int], wish: Request) -> tuple[
     return found, means and tuple(mean if there else 0.0 for mean, there in zip(means, kept, strict=True))
 
 
-def sure_shares(logits: Tensor, certainty: float) -> np.ndarray:
+def _step(size: tuple[int, int]) -> int:
+    """Return the odd step at which an image has at most `SCORED` pixels."""
+    step = 1
+    while -(-size[0] // step) * -(-size[1] // step) > SCORED:
+        step += 2
+    return step
+
+
+def _means(labels: Tensor, certainty: Tensor, classes: int) -> tuple[float, ...]:
+    """Return the mean confidence of each class over the pixels of labels (H, W) that a grid (h, w) has confidences of.
+
+    A class that has pixels and none on the grid takes those that are nearest to its own.
+    """
+    places = [
+        ((torch.arange(few, device=labels.device) + 0.5) * (many / few)).long()
+        for few, many in zip(certainty.shape, labels.shape, strict=True)
+    ]
+    seen = labels if certainty.shape == labels.shape else labels[places[0]][:, places[1]]
+    counts, sums = _added(seen, certainty, classes)
+    missing = (counts == 0) & (torch.bincount(labels.flatten(), minlength=classes)[:classes] > 0)
+    if missing.any():
+        table = torch.cat([missing, missing.new_zeros(int(labels.max()) + 1)])
+        rows, columns = torch.nonzero(table[labels.int()], as_tuple=True)
+        near = certainty[rows * certainty.shape[0] // len(labels), columns * certainty.shape[1] // labels.shape[1]]
+        more, further = _added(labels[rows, columns], near, classes)
+        counts, sums = torch.where(missing, more, counts), torch.where(missing, further, sums)
+    return tuple((sums / counts.clamp(min=1)).tolist())
+
+
+def _added(labels: Tensor, certainty: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Return each class's pixels, and the sum of their confidences in float64."""
+    flat = labels.flatten()
+    counts = torch.bincount(flat, minlength=classes)[:classes]
+    return counts, torch.bincount(flat, weights=certainty.flatten().double(), minlength=classes)[:classes]
+
+
+def sure_shares(logits: Tensor | Survivors, certainty: float) -> np.ndarray:
     """Return `ovsdino.edge.labels.sure_shares` of one image's logits (1, K + 1, h, w), computed where they are."""
-    best, first = logits[0].max(0)
-    sure = first[best - logits[0, -1] >= lead_of(certainty)]
-    counts = torch.bincount(sure, minlength=logits.shape[1])[:-1]
+    maps = logits.logits if isinstance(logits, Survivors) else logits
+    best, first = maps[0].max(0)
+    sure = first[best - maps[0, -1] >= lead_of(certainty)]
+    if isinstance(logits, Survivors):
+        sure = logits.classes[sure]
+    counts = torch.bincount(sure, minlength=logits.maps if isinstance(logits, Survivors) else maps.shape[1])[:-1]
     shares: np.ndarray = counts.cpu().numpy() / first.numel()
     return shares
 
 
-def confidence_of(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Return the largest softmax probability of each pixel, (H, W) float16."""
+def confidence_of(logits: Tensor | Survivors, size: tuple[int, int]) -> np.ndarray:
+    """Return the largest softmax probability of each pixel, (H, W) float16; all maps are needed."""
+    assert isinstance(logits, Tensor)
     found: np.ndarray = upsample_argmax(logits, size, confidence=True)[1][0].half().cpu().numpy()
     return found

@@ -14,6 +14,7 @@ __all__ = ["BACKGROUND_COLOR", "PALETTE", "class_colors", "draw_overlay"]
 
 BACKGROUND_COLOR = (0, 0, 0)
 SCALE = 256  # of the weights; 255 x 256 fits uint16
+WHITE = np.full(3, 255, np.uint8)
 LINE = 218  # weight of white in a border, 0.85
 BLOCK = 1 << 18  # pixels painted at once, whose 1.5 MB as uint16 stay in the cache
 
@@ -132,7 +133,7 @@ def draw_overlay(
         mixed = _mixed(image[rows], paint, round(SCALE * alpha))
         if thickness:
             line = _borders(labels[top : top + step + thickness], thickness)[: len(mixed)]
-            mixed[line] = _mixed(mixed[line], np.uint8(255), LINE)
+            mixed[line] = _mixed(mixed[line], WHITE, LINE)
         canvas[rows] = mixed
     picture = Image.fromarray(canvas)
     return with_legend(picture, entries) if legend else picture

@@ -24,6 +24,7 @@ from ovsdino.models.adapted import AdaptedWords
 from ovsdino.models.folded import computes_bfloat16
 from ovsdino.models.novelty import novelty
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
+from ovsdino.models.survivors import Survivors, map_bytes, surviving
 from ovsdino.models.text_rows import TextRows
 from ovsdino.models.zoo import create_model
 from ovsdino.ops import preprocess
@@ -45,6 +46,7 @@ __all__ = ["DEFAULT_BACKGROUND", "Segmenter", "check_device", "load", "segment"]
 log = logging.getLogger("ovsdino")
 
 NOVEL = 1.0  # novelty above which an image is said to be unlike the known ones
+MOST_BYTES = 64 << 20  # of maps at once: 1 589 classes of a 352x480 image; of more, those that win nowhere are dropped
 LONGEST_SIDE = 2048 / 448  # of the short side: the protocol's keep-ratio resize into (2048, 448)
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
@@ -314,16 +316,16 @@ class Segmenter:
         with torch.inference_mode(), self._autocast(torch.float32), _said_when_memory_is_out():
             for part in self._batched(pixels):
                 shared = self.clock()
-                logits, strange = self._logits([pixels[index] for index in part], wish, shared)
+                maps, strange = self._maps([pixels[index] for index in part], wish, shared)
                 for row, index in enumerate(part):
                     clock = clocks[index]
                     clock.add_share(shared, 1 / len(part))
                     with clock("postprocess"):
-                        found, means = label_logits(logits[row : row + 1], pixels[index].shape[:2], wish)
+                        found, means = label_logits(maps[row], pixels[index].shape[:2], wish)
                     certainty = None
                     if wish.confidence:
                         with clock("confidence"):
-                            certainty = confidence_of(logits[row : row + 1], pixels[index].shape[:2])
+                            certainty = confidence_of(maps[row], pixels[index].shape[:2])
                     results[index] = Segmentation(
                         labels=found,
                         names=wish.vocabulary.names,
@@ -368,11 +370,14 @@ class Segmenter:
             )
         return [float(value) for value in found]
 
-    def _logits(self, pixels: Sequence[np.ndarray], wish: Request, clock: Clock) -> tuple[Tensor, list[float] | None]:
-        """Return the logits of images of one inference size, and the images' novelty where the model can tell.
+    def _maps(
+        self, pixels: Sequence[np.ndarray], wish: Request, clock: Clock
+    ) -> tuple[list[Tensor] | list[Survivors], list[float] | None]:
+        """Return the logits of each image of one inference size, and their novelty where the model can tell.
 
         Returns:
-            (n, K, h, w) float32, K + 1 maps with a contrast; and n numbers or None.
+            n of (1, K, h, w) float32, K + 1 maps with a contrast, or of many classes the maps that win somewhere; and n
+            numbers or None.
         """
         with clock("preprocess"):
             batch = torch.cat([self.prepare(image) for image in pixels])
@@ -382,6 +387,19 @@ class Segmenter:
 
         known = bool(getattr(self.model, "known", None))
         pooled: list[np.ndarray] = []  # of each part of the batch
+        count = text.maps if isinstance(text, TextRows) else len(text)
+        large = map_bytes(self.model.config, count, *batch.shape[2:]) > MOST_BYTES
+        if large and wish.only_labels:
+            found: list[Survivors] = []
+            for image in batch.split(1):
+                with self._autocast():
+                    with clock("encode"):
+                        features = self.model.encode_image(image)
+                    with clock("decode"):
+                        found.append(surviving(self.model, features, text, **offset))
+                if known:
+                    pooled.append(self.pooled(features))
+            return found, self._novelty(np.concatenate(pooled)) if known else None
 
         def network(images: Tensor) -> Tensor:
             with self._autocast():
@@ -396,15 +414,15 @@ class Segmenter:
 
         if wish.window is None:
             logits = self.batches.run(network, batch)
-            return logits, self._novelty(np.concatenate(pooled)) if known else None
+            return list(logits.split(1)), self._novelty(np.concatenate(pooled)) if known else None
         merged: list[Tensor] = []
         means: list[np.ndarray] = []
         for image in batch:
             pooled.clear()
-            merged.append(merge_windows(network, image, wish.window, wish.stride, self.batches, clock))
+            merged.append(merge_windows(network, image, wish.window, wish.stride, self.batches, clock)[None])
             if known:
                 means.append(np.concatenate(pooled).mean(0))
-        return torch.stack(merged), self._novelty(np.stack(means)) if known else None
+        return merged, self._novelty(np.stack(means)) if known else None
 
     def _autocast(self, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.device, dtype or self.dtype)

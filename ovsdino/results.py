@@ -267,7 +267,7 @@ class Segmentation:
                 its own results; images of one stem in several folders want stems of their own. Pixels without a file
                 become image, image_2, image_3, ...: the first that is not there yet, so that nothing is replaced.
             alpha: See `overlay`.
-            format: Of the overlay; "jpg" (`<stem>_overlay.jpg`, quality 90) takes a twentieth of the time and space of a
+            format: Of the overlay; "jpg" (`<stem>_overlay.jpg`, quality 90) takes a twentieth of the time of a
                 photograph's "png". Labels are a PNG in either case.
 
         Returns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -103,9 +102,11 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # 60 ms, which every command would pay
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
 
 
@@ -146,11 +147,11 @@ def _devices() -> list[dict[str, str]]:
 def _weights() -> tuple[list[dict[str, Any]], list[str]]:
     """Return the shipped weight files, held against their manifest, and one line for each problem."""
     from ovsdino.io.files import sha256_of
-    from ovsdino.models import weights
+    from ovsdino.models import shipped
 
     rows, problems = [], []
-    for name, entry in weights.manifest().items():
-        path = weights.WEIGHTS / entry.file
+    for name, entry in shipped.manifest().items():
+        path = shipped.WEIGHTS / entry.file
         if not path.is_file():
             state = "missing"
         elif sha256_of(path) != entry.sha256:
@@ -161,15 +162,17 @@ def _weights() -> tuple[list[dict[str, Any]], list[str]]:
         if state != "ok":
             problems.append(f"{path}: {state}; reinstall ovsdino")
     if not rows:
-        problems.append(f"{weights.MANIFEST}: no shipped weights; reinstall ovsdino")
+        problems.append(f"{shipped.MANIFEST}: no shipped weights; reinstall ovsdino")
     return rows, problems
 
 
 def _extras() -> dict[str, dict[str, str | None]]:
     """Return the version of each extra's packages, None where one is missing; nothing if ovsdino is not installed."""
+    from importlib import metadata
+
     try:
-        requirements = importlib.metadata.requires("ovsdino") or []
-    except importlib.metadata.PackageNotFoundError:
+        requirements = metadata.requires("ovsdino") or []
+    except metadata.PackageNotFoundError:
         return {}
     extras: dict[str, dict[str, str | None]] = {}
     for requirement in requirements:

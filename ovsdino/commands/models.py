@@ -15,7 +15,7 @@ class Models:
     """Print one JSON object on stdout."""
 
     def run(self) -> int:
-        from ovsdino.models.zoo import list_models
+        from ovsdino.models.catalog import list_models
 
         rows = list_models()
         if self.json:

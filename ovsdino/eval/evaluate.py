@@ -17,7 +17,7 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.eval.confidence import CalibrationError
 from ovsdino.eval.metrics import SegmentationMetrics, Summary
 from ovsdino.eval.protocol import Protocol, label_image
-from ovsdino.io.ahead import read_ahead
+from ovsdino.io.ahead import behind, read_ahead
 from ovsdino.io.files import read_json
 from ovsdino.models.prior import estimate_prior
 from ovsdino.models.text import TEMPLATES
@@ -50,7 +50,8 @@ class Evaluation:
 
     Attributes:
         images: How many images were scored.
-        ms_per_image: Mean milliseconds from the decoded image to its labels, after one warm-up image.
+        ms_per_image: Mean milliseconds from the decoded image to its labels, after one warm-up image, while other
+            threads read the next images and score the last.
         ece: Expected calibration error of the pixels' confidences in 0..1, over 15 bins; None under a protocol, whose
             scores are not probabilities.
     """
@@ -128,17 +129,22 @@ def evaluate(
     calibration = CalibrationError()
     spent = np.zeros(1)
     indices = ranks.indices(total)
-    for done, sample in enumerate(read_ahead(dataset.__getitem__, indices)):
-        if done == 0:
-            run(sample.image)
-        labels, ms, confidence = run(sample.image)
-        spent += ms
-        metrics.update(labels, sample.label)
+
+    def score(labels: np.ndarray, truth: np.ndarray, confidence: np.ndarray | None) -> None:
+        metrics.update(labels, truth)
         if confidence is not None:
-            known = (sample.label != dataset.ignore_index) & (sample.label < len(dataset.names))
-            calibration.update(confidence[known], (labels == sample.label)[known])
-        if progress is not None:
-            progress(done + 1, len(indices))
+            known = (truth != dataset.ignore_index) & (truth < len(dataset.names))
+            calibration.update(confidence[known], (labels == truth)[known])
+
+    with behind(score) as score_behind:
+        for done, sample in enumerate(read_ahead(dataset.__getitem__, indices)):
+            if done == 0:
+                run(sample.image)
+            labels, ms, confidence = run(sample.image)
+            spent += ms
+            score_behind(labels, sample.label, confidence)
+            if progress is not None:
+                progress(done + 1, len(indices))
     add_up([*metrics.sums(), spent, calibration.table])
     ms = float(spent[0]) / total
     return Evaluation(images=total, scores=metrics.summary(), ms_per_image=ms, ece=calibration.value())

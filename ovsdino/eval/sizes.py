@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt, label
+from scipy.ndimage import distance_transform_edt, find_objects, label
 
 from ovsdino.eval.boundary import contour
 
@@ -29,6 +29,7 @@ __all__ = ["GROUPS", "SizeGroup", "SizeRecall", "regions"]
 
 GROUPS = ("small", "thin", "large")
 UNIT_SHARE = 300  # u^2 is this part of the image: 32x32 of 640x480
+Box = tuple[slice, slice]
 EIGHT = np.ones((3, 3), bool)
 
 
@@ -67,9 +68,9 @@ class SizeRecall:
     def update(self, predicted: np.ndarray, target: np.ndarray, ignore: np.ndarray) -> None:
         """Add an image: labels (H, W) integers, ignored pixels (H, W) bool."""
         right = predicted == target
-        for index, numbers, group in regions(target, ignore, self.pixels.shape[1], self.skip):
+        for index, (box, numbers), group in regions(target, ignore, self.pixels.shape[1], self.skip):
             area = np.bincount(numbers.ravel(), minlength=len(group) + 1)[1:]
-            hits = np.bincount(numbers[right], minlength=len(group) + 1)[1:]
+            hits = np.bincount(numbers[right[box]], minlength=len(group) + 1)[1:]
             for position in range(len(GROUPS)):
                 chosen = group == position
                 self.pixels[position, index] += area[chosen].sum()
@@ -94,12 +95,12 @@ class SizeRecall:
 
 def regions(
     target: np.ndarray, ignore: np.ndarray, classes: int, skip: tuple[int, ...] = ()
-) -> list[tuple[int, np.ndarray, np.ndarray]]:
+) -> list[tuple[int, tuple[Box, np.ndarray], np.ndarray]]:
     """Return the regions of each class of a label map.
 
     Returns:
-        For each class present: its index; the (H, W) numbers of its regions, 1.. and 0 elsewhere; and the group of each
-        region, an index into `GROUPS`.
+        For each class present: its index; its box, rows and columns, and the numbers of its regions in that, 1.. and 0
+        elsewhere; and the group of each region, an index into `GROUPS`.
     """
     limit = target.size / UNIT_SHARE
     edge = contour(target, ignore)
@@ -110,15 +111,16 @@ def regions(
     edge[:-1] |= ignore[1:]
     distance = distance_transform_edt(~edge) if edge.any() else np.full(target.shape, np.inf)
     out = []
-    for index in np.unique(target[~ignore]).tolist():
-        if not 0 <= index < classes or index in skip:
+    known = np.where(ignore | (target < 0) | (target >= classes), 0, target + 1)
+    for index, box in enumerate(find_objects(known, classes)):
+        if box is None or index in skip:
             continue
-        numbers, count = label((target == index) & ~ignore, EIGHT)
+        numbers, count = label(known[box] == index + 1, EIGHT)
         flat = numbers.ravel()
         area = np.bincount(flat, minlength=count + 1)[1:]
         inside = flat > 0
-        total = np.bincount(flat[inside], distance.ravel()[inside], minlength=count + 1)[1:]
+        total = np.bincount(flat[inside], distance[box].ravel()[inside], minlength=count + 1)[1:]
         thin = 4 * total / area + 2 < math.sqrt(limit) / 2
         group = np.where(area < limit, 0, np.where(thin, 1, 2))
-        out.append((index, numbers, group))
+        out.append((index, (box, numbers), group))
     return out

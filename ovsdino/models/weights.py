@@ -2,67 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load as load_bytes
 from torch import Tensor, nn
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.io.files import read_bytes, read_json, reading
+from ovsdino.io.files import read_bytes, reading
 from ovsdino.io.sealed import check_safetensors
+from ovsdino.models import shipped
 
-WEIGHTS = Path(__file__).parent.parent / "weights"
-MANIFEST = WEIGHTS / "manifest.json"
 # Commits to take published weights at, by hub repository; one that is not named is taken at its main branch. Empty, for
 # no hub could be asked for its commits where this was written. `REVISIONS["timm/NAME"] = "COMMIT"` pins one.
 REVISIONS: dict[str, str] = {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packaged:
-    """An entry of the manifest of packaged weights."""
-
-    file: str
-    sha256: str
-    bytes: int
-    parameters: int
-
-
-@functools.lru_cache(maxsize=1)
-def manifest() -> dict[str, Packaged]:
-    """Return the packaged weights by model name.
-
-    Raises:
-        OVSDinoError: The manifest is damaged.
-    """
-    if not MANIFEST.is_file():
-        return {}
-    kind, remedy = "manifest of weights", "reinstall ovsdino"
-    with reading(MANIFEST, kind, remedy):
-        return {name: _entry(name, entry) for name, entry in read_json(MANIFEST, kind, remedy).items()}
-
-
-def _entry(name: str, entry: dict[str, Any]) -> Packaged:
-    known = Packaged(**entry)
-    if not (isinstance(known.file, str) and known.file == Path(known.file).name and known.file):
-        raise ValueError(f"{name}: file is {known.file!r}, expected a name without a folder")
-    if not isinstance(known.sha256, str):
-        raise ValueError(f"{name}: sha256 is {known.sha256!r}, expected text")
-    if not (isinstance(known.bytes, int) and isinstance(known.parameters, int)):
-        raise ValueError(f"{name}: bytes and parameters are {known.bytes!r}, {known.parameters!r}, expected numbers")
-    return known
-
-
-def packaged(name: str) -> Packaged | None:
-    """Return the manifest's entry of a model, or None when no weights are shipped for it."""
-    return manifest().get(name)
 
 
 def read_packaged(name: str) -> dict[str, Tensor]:
@@ -73,8 +29,8 @@ def read_packaged(name: str) -> dict[str, Tensor]:
     Raises:
         OVSDinoError: The file is missing or damaged.
     """
-    entry = manifest()[name]
-    path = WEIGHTS / entry.file
+    entry = shipped.manifest()[name]
+    path = shipped.WEIGHTS / entry.file
     data = read_bytes(path, "weight file")
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise OVSDinoError(f"{path}: damaged (its SHA-256 is not the manifest's); reinstall ovsdino")

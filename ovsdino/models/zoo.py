@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,105 +13,24 @@ import torch
 
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import read_json, reading, sha256_of
+from ovsdino.models import shipped
 from ovsdino.models.backbone import freeze
 from ovsdino.models.calibration import Measured, read_measured
-from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, ScoreAttentionConfig, SMDConfig, TextConfig
+from ovsdino.models.catalog import CONFIGS, PROJECTIONS, get_config
+from ovsdino.models.config import TextConfig
 from ovsdino.models.grounding import grounded_phrases
 from ovsdino.models.lexicon import LexiconTextTower
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.sentence import SentenceTextTower
 from ovsdino.models.text import ClipTextTower, HashedTextTower, TextTower, read_projection
-from ovsdino.models.weights import WEIGHTS, fetch, load_state, packaged, read_foreign, read_packaged, read_safetensors
+from ovsdino.models.weights import fetch, load_state, read_foreign, read_packaged, read_safetensors
 from ovsdino.settings import merged
 
 log = logging.getLogger("ovsdino")
 
-NANO = ModelConfig(
-    name="nano",
-    backbone=BackboneConfig(
-        timm_name="tf_efficientnet_lite0.in1k",
-        patch_size=16,
-        embed_dim=256,
-        depth=5,
-        taps=(1, 2, 3),
-        stage_dims=(16, 24, 40, 112, 320),
-        stage_strides=(2, 4, 8, 16, 32),
-    ),
-    sae=SAEConfig(guide_dim=48, mid_dim=96, structure_dim=192, blocks=(1, 1, 1)),
-    smd=SMDConfig(width=128, blocks=1),
-    text=TextConfig(kind="lexicon", width=192, buckets=4096, entries=38577, common=12000, kept=2577),
-    score_attention=ScoreAttentionConfig(mix=0.5),
-    short_side=352,
-    contrast=True,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-)
-
-# A ViT small enough to train on a CPU, for studies: no weights are shipped for it.
-VIT6 = ModelConfig(
-    name="vit6",
-    backbone=BackboneConfig(
-        timm_name="small_vit", patch_size=16, embed_dim=256, width=192, depth=6, num_heads=3, taps=(0, 2, 4, 5)
-    ),
-    sae=SAEConfig(guide_dim=48, mid_dim=96, structure_dim=192, blocks=(1, 2, 2), depthwise=False),
-    smd=SMDConfig(width=192),
-    text=NANO.text,
-    short_side=352,
-)
-
-# Frozen, in front of a linear head into the sentence encoder's own space: the test bed of weak supervision.
-LITE2 = ModelConfig(
-    name="lite2",
-    backbone=BackboneConfig(
-        timm_name="tf_efficientnet_lite2.in1k",
-        patch_size=16,
-        embed_dim=384,
-        depth=5,
-        taps=(1, 2, 3, 4),
-        stage_dims=(16, 24, 48, 120, 352),
-        stage_strides=(2, 4, 8, 16, 16),
-    ),
-    sae=SAEConfig(guide_dim=32, mid_dim=64, structure_dim=128),
-    smd=SMDConfig(width=128, blocks=1),
-    detail=False,
-    text=TextConfig(kind="sentence"),
-    short_side=352,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-)
-
-
-def _vit(name: str, timm_name: str, patch: int, dim: int, heads: int, *, depth: int = 12) -> ModelConfig:
-    taps = tuple(depth * (i + 1) // 4 - 1 for i in range(4))  # 12 blocks: 2, 5, 8, 11
-    backbone = BackboneConfig(
-        timm_name=timm_name, patch_size=patch, embed_dim=dim, num_heads=heads, depth=depth, taps=taps
-    )
-    # At every second pixel: 150 classes at 448 x 448 are then within the budget, 4.6 % of b14's FLOPs and not 5.7.
-    return ModelConfig(name=name, backbone=backbone, score_attention=ScoreAttentionConfig(query_stride=2))
-
-
-CONFIGS: dict[str, ModelConfig] = {
-    config.name: config
-    for config in (
-        NANO,
-        _vit("s14", "vit_small_patch14_reg4_dinov2.lvd142m", 14, 384, 6),
-        _vit("b14", "vit_base_patch14_reg4_dinov2.lvd142m", 14, 768, 12),
-        _vit("l14", "vit_large_patch14_reg4_dinov2.lvd142m", 14, 1024, 16, depth=24),
-        _vit("s16v3", "vit_small_patch16_dinov3.lvd1689m", 16, 384, 6),
-        _vit("b16v3", "vit_base_patch16_dinov3.lvd1689m", 16, 768, 12),
-        LITE2,
-        VIT6,
-    )
-}
 TOWER = "nano"  # whose shipped text tower serves every model with a tower of its form
 
 
-# Talk2DINO's models on the hub; their files hold DINO and CLIP too, of which only `proj.*` is read.
-PROJECTIONS = {
-    "b14": "lorebianchi98/Talk2DINO-ViTB",
-    "l14": "lorebianchi98/Talk2DINO-ViTL",
-    "b16v3": "lorebianchi98/Talk2DINOv3-ViTB",
-}
 PROJECTION = "projection (--projection FILE; weights/vitb_mlp_infonce.pth of Talk2DINO's repository serves b14 as well)"
 # What training writes of a model whose backbone is someone else's: all that is not published with the backbone.
 REST = ("decoder.", "backbone.cnn.", "log_", "text_tower.")  # of the model but for its head
@@ -121,63 +40,6 @@ OWN_KEYS = ("decoder.", "backbone.head.", "text_tower.", "log_")
 SHARED_WEIGHTS = "model.safetensors"
 SHARED = f"a folder that holds config.json and {SHARED_WEIGHTS} (--model FOLDER)"
 REPOSITORY = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """A line of `ovsdino models`."""
-
-    name: str
-    backbone: str
-    patch_size: int
-    embed_dim: int
-    params_million: float | None
-    weights: str
-    note: str
-
-
-def list_models() -> list[ModelInfo]:
-    """Return the models of the zoo, the shipped one first."""
-    rows = []
-    for name, config in CONFIGS.items():
-        shipped = packaged(name)
-        rows.append(
-            ModelInfo(
-                name=name,
-                backbone=config.backbone.timm_name,
-                patch_size=config.patch_size,
-                embed_dim=config.embed_dim,
-                params_million=shipped.parameters / 1e6 if shipped else None,
-                weights="shipped" if shipped else "own" if config.text.stored else "hub",
-                note=_note(name),
-            )
-        )
-    return rows
-
-
-def _note(name: str) -> str:
-    """Return the remark of `ovsdino models` on a model."""
-    if name == "nano":
-        return "streets and common objects, works offline"
-    if name == "vit6":
-        return "a ViT of 2.9 M parameters, for studies: needs a checkpoint of your own (--checkpoint FILE)"
-    if get_config(name).text.kind == "sentence":
-        return "frozen ImageNet CNN and MiniLM, for studies: needs a trained head (--projection) and ovsdino[sentence]"
-    if name in PROJECTIONS:
-        return "the Talk2DINO baseline until a decoder is trained; needs ovsdino[clip]"
-    return "needs your own projection (--projection FILE): none is published for this backbone; needs ovsdino[clip]"
-
-
-def get_config(name: str) -> ModelConfig:
-    """Return the configuration of a zoo model.
-
-    Raises:
-        OVSDinoError: There is no such model.
-    """
-    try:
-        return CONFIGS[name]
-    except KeyError:
-        raise OVSDinoError(f"unknown model {name!r}; available: {', '.join(CONFIGS)}") from None
 
 
 def create_model(
@@ -234,8 +96,8 @@ def create_model(
         model = _on_official_weights(name, checkpoint, **files)
     freeze(model)
     if pretrained:
-        shipped = packaged(name) if config.text.stored else None
-        source = checkpoint or (shipped and WEIGHTS / shipped.file)
+        entry = shipped.packaged(name) if config.text.stored else None
+        source = checkpoint or (entry and shipped.WEIGHTS / entry.file)
         measured = read_measured(source) if source else Measured()
         model.backgrounds, model.known = dict(measured.backgrounds), dict(measured.known)
     return model.to(device)
@@ -327,12 +189,12 @@ def _whole(name: str, checkpoint: str | Path | None) -> OVSDINO:
     A file without a text tower, as self-distillation writes, takes the shipped one: words then mean nothing to it, but
     its features can be looked at.
     """
-    if checkpoint is None and packaged(name) is None:
+    if checkpoint is None and shipped.packaged(name) is None:
         if name == TOWER:
             raise OVSDinoError(f"{name}: the packaged weights are missing; reinstall ovsdino")
         raise OVSDinoError(f"{name}: no weights are shipped for it; give some that training wrote (--checkpoint FILE)")
     state = read_safetensors(checkpoint) if checkpoint else read_packaged(name)
-    if not any(key.startswith("text_tower.") for key in state) and packaged(TOWER) is not None:
+    if not any(key.startswith("text_tower.") for key in state) and shipped.packaged(TOWER) is not None:
         state |= {f"text_tower.{key}": value for key, value in read_tower().items()}
     model = _built_as(name, state)
     load_state(model, state, str(checkpoint or name))

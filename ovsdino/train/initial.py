@@ -5,7 +5,8 @@ from __future__ import annotations
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.models.backbone import CNNBackbone
 from ovsdino.models.ovsdino import OVSDINO
-from ovsdino.models.weights import load_state, packaged, read_packaged, read_safetensors
+from ovsdino.models.shipped import packaged
+from ovsdino.models.weights import load_state, read_packaged, read_safetensors
 from ovsdino.models.zoo import PROJECTIONS, TOWER, build_model, load_official, read_tower
 from ovsdino.train.config import SHIPPED, RunConfig
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ovsdino.io.files import atomic_write
-from ovsdino.models import weights
+from ovsdino.models import shipped, weights
 from ovsdino.models.backbone import num_parameters
 from ovsdino.models.zoo import build_model
 from ovsdino.options import data_root
@@ -46,12 +46,12 @@ class Package:
         weights.load_state(model, state, str(self.weights))
         data = self._calibrated() if self.calibrate else self.weights.read_bytes()
         file = f"{self.name}.safetensors"
-        entry = weights.Packaged(
+        entry = shipped.Packaged(
             file=file, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), parameters=num_parameters(model)
         )
-        entries = {**weights.manifest(), self.name: entry}
+        entries = {**shipped.manifest(), self.name: entry}
         text = json.dumps({name: vars(e) for name, e in sorted(entries.items())}, indent=2) + "\n"
-        for path, content in ((weights.WEIGHTS / file, data), (weights.MANIFEST, text.encode())):
+        for path, content in ((shipped.WEIGHTS / file, data), (shipped.MANIFEST, text.encode())):
             with atomic_write(path) as target:
                 target.write(content)
         print(f"{file}: {len(data) / 1e6:.2f} MB, {entry.parameters / 1e6:.2f} M parameters")

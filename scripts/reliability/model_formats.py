@@ -78,18 +78,18 @@ def trained_weights(folder: Path) -> tuple[Path, Reader]:
 
 
 def shipped_weights(folder: Path) -> tuple[Path, Reader]:
-    from ovsdino.models import weights
+    from ovsdino.models import shipped, weights
 
-    path = folder / weights.manifest()["nano"].file
-    path.write_bytes((weights.WEIGHTS / path.name).read_bytes())
+    path = folder / shipped.manifest()["nano"].file
+    path.write_bytes((shipped.WEIGHTS / path.name).read_bytes())
 
     def read() -> None:
-        there = weights.WEIGHTS
+        there = shipped.WEIGHTS
         try:
-            weights.WEIGHTS = folder
+            shipped.WEIGHTS = folder
             weights.read_packaged("nano")
         finally:
-            weights.WEIGHTS = there
+            shipped.WEIGHTS = there
 
     return path, read
 

@@ -428,12 +428,12 @@ def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str], monkeypat
 def test_doctor_finds_damaged_weights_and_bad_settings(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from ovsdino.models import weights
+    from ovsdino.models import shipped
 
-    data = bytearray((weights.WEIGHTS / weights.manifest()["nano"].file).read_bytes())
+    data = bytearray((shipped.WEIGHTS / shipped.manifest()["nano"].file).read_bytes())
     data[len(data) // 2] ^= 1
-    (tmp_path / weights.manifest()["nano"].file).write_bytes(data)
-    monkeypatch.setattr(weights, "WEIGHTS", tmp_path)
+    (tmp_path / shipped.manifest()["nano"].file).write_bytes(data)
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
     monkeypatch.setenv("OVSDINO_CUDA", "maybe")
     code, report, _ = run_json(capsys, "doctor", "--json")
     assert code == 2 and len(report["problems"]) == 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.models import weights
+from ovsdino.models import shipped, weights
 
 
 def test_pickled_code_in_a_foreign_file_does_not_run(tmp_path: Path) -> None:
@@ -32,8 +32,8 @@ def test_wrong_shape_and_wrong_keys_are_named(tmp_path: Path) -> None:
 
 
 def test_manifest_is_what_lies_in_the_folder() -> None:
-    entries = json.loads(weights.MANIFEST.read_text())
-    assert sorted(e["file"] for e in entries.values()) == sorted(p.name for p in weights.WEIGHTS.glob("*.safetensors"))
+    entries = json.loads(shipped.MANIFEST.read_text())
+    assert sorted(e["file"] for e in entries.values()) == sorted(p.name for p in shipped.WEIGHTS.glob("*.safetensors"))
 
 
 def test_a_number_too_large_for_the_model_is_infinite(tmp_path: Path) -> None:
@@ -48,11 +48,11 @@ def test_a_number_too_large_for_the_model_is_infinite(tmp_path: Path) -> None:
 )
 def test_a_damaged_manifest_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    monkeypatch.setattr(weights, "MANIFEST", tmp_path / "manifest.json")
-    weights.manifest.cache_clear()
+    monkeypatch.setattr(shipped, "MANIFEST", tmp_path / "manifest.json")
+    shipped.manifest.cache_clear()
     try:
         with pytest.raises(OVSDinoError, match=r"manifest\.json: not a readable manifest.*reinstall") as caught:
-            weights.packaged("nano")
+            shipped.packaged("nano")
     finally:
-        weights.manifest.cache_clear()
+        shipped.manifest.cache_clear()
     assert "\n" not in str(caught.value)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ovsdino import hub
 from ovsdino.errors import OVSDinoError
-from ovsdino.models import weights, zoo
+from ovsdino.models import shipped, zoo
 from ovsdino.models.backbone import read_efficientnet
 from ovsdino.pipeline import Segmenter
 
@@ -27,7 +27,7 @@ def test_the_zoo_names_the_contracts_models():
 
 
 def test_shipped_nano_is_small_whole_and_segments():
-    entry = weights.packaged("nano")
+    entry = shipped.packaged("nano")
     assert entry is not None and entry.bytes <= 13_000_000 and entry.parameters <= 6_500_000
     model = zoo.create_model("nano")
     assert model.decoder_trained and not model.training
@@ -44,10 +44,10 @@ def test_unseen_words_lie_nearest_their_class():
 
 
 def test_flipped_bit_in_the_shipped_file_is_refused(tmp_path, monkeypatch):
-    data = bytearray((weights.WEIGHTS / "nano.safetensors").read_bytes())
+    data = bytearray((shipped.WEIGHTS / "nano.safetensors").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "nano.safetensors").write_bytes(data)
-    monkeypatch.setattr(weights, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
     with pytest.raises(OVSDinoError, match="damaged"):
         zoo.create_model("nano")
 

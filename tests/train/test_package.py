@@ -7,24 +7,24 @@ import re
 import pytest
 from safetensors.torch import save_file
 
-from ovsdino.models import weights
+from ovsdino.models import shipped, weights
 from ovsdino.models.calibration import read_measured
 from ovsdino.models.zoo import build_model
 from ovsdino.train.package import main
 
 
 @pytest.fixture
-def shipped():
+def nano_bytes():
     """The bytes of nano's weights."""
-    return (weights.WEIGHTS / "nano.safetensors").read_bytes()
+    return (shipped.WEIGHTS / "nano.safetensors").read_bytes()
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A copy of the package's manifest, in a folder of its own."""
-    (tmp_path / "manifest.json").write_bytes(weights.MANIFEST.read_bytes())
-    monkeypatch.setattr(weights, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(weights, "MANIFEST", tmp_path / "manifest.json")
+    (tmp_path / "manifest.json").write_bytes(shipped.MANIFEST.read_bytes())
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(shipped, "MANIFEST", tmp_path / "manifest.json")
     return tmp_path
 
 
@@ -39,9 +39,9 @@ def test_the_file_is_copied_and_its_entry_replaced(package, capsys):
     assert capsys.readouterr().out == f"nano.safetensors: {size:.2f} MB, {parameters:.2f} M parameters\n"
 
 
-def test_a_copy_is_calibrated_on_training_images(shipped, package, capsys, data_root):
+def test_a_copy_is_calibrated_on_training_images(nano_bytes, package, capsys, data_root):
     run = package / "last.safetensors"
-    run.write_bytes(shipped)
+    run.write_bytes(nano_bytes)
     before = run.read_bytes()
     assert main([str(run), "--calibrate", "camvid", "voc21", "--root", str(data_root), "--limit", "4"]) == 0
     assert run.read_bytes() == before
