@@ -39,7 +39,7 @@ from ovsdino.vocabulary import (
     Vocabulary,
     background_threshold,
 )
-from ovsdino.windows import Batches, autocast, check_window, merge_windows
+from ovsdino.windows import Batches, autocast, check_window, large_input, merge_windows
 
 __all__ = ["DEFAULT_BACKGROUND", "Segmenter", "check_device", "load", "segment"]
 
@@ -92,7 +92,7 @@ class Segmenter:
         if not model.stride_multiple <= self.short_side <= 8192:
             raise OVSDinoError(f"short_side is {self.short_side}: expected {model.stride_multiple}..8192 pixels")
         self.batches = Batches(batch_size)
-        self._said_novel = False
+        self._said_novel = self._said_large = False
         self._text = TextBanks(self.model, self.device, adapted=adapted)
 
     def adapted_to(self, words: AdaptedWords) -> Segmenter:
@@ -381,6 +381,9 @@ class Segmenter:
         """
         with clock("preprocess"):
             batch = torch.cat([self.prepare(image) for image in pixels])
+        if wish.window is None and not self._said_large and (hint := large_input(self.model.config, *batch.shape[2:])):
+            self._said_large = True
+            log.warning("%s", hint)
         with clock("text"):
             text = self.text_rows(wish.vocabulary, wish.partition)
         offset: dict[str, Any] = {} if wish.prior is None else {"prior": wish.prior, "tau": 1.0}

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
+from ovsdino.models.catalog import get_config
 from ovsdino.timing import Clock
-from ovsdino.windows import Batches, autocast, check_window, merge_windows, window_offsets
+from ovsdino.windows import Batches, autocast, check_window, large_input, merge_windows, window_offsets
 
 
 @pytest.mark.parametrize(
@@ -107,3 +108,11 @@ def test_float32_shuts_out_the_callers_autocast() -> None:
             assert (x @ x).dtype == torch.float32
     with autocast(place, torch.bfloat16):
         assert (x @ x).dtype == torch.bfloat16
+
+
+def test_an_input_of_many_tokens_is_hinted_at() -> None:
+    config = get_config("nano")
+    assert large_input(config, 1024, 1024) is None
+    assert "10560 tokens" in (large_input(config, 1408, 1920) or "") and "window=704" in str(
+        large_input(config, 1040, 1024)
+    )

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ovsdino import hub
 from ovsdino.errors import OVSDinoError
-from ovsdino.models import shipped, zoo
+from ovsdino.models import catalog, shipped, zoo
 from ovsdino.models.backbone import read_efficientnet
 from ovsdino.pipeline import Segmenter
 
@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_the_zoo_names_the_contracts_models():
-    assert [m.name for m in zoo.list_models()] == ["nano", "s14", "b14", "l14", "s16v3", "b16v3", "lite2", "vit6"]
+    assert [m.name for m in catalog.list_models()] == ["nano", "s14", "b14", "l14", "s16v3", "b16v3", "lite2", "vit6"]
     assert zoo.get_config("b14").backbone.taps == (2, 5, 8, 11)
     assert zoo.get_config("l14").backbone.taps == (5, 11, 17, 23)
 
