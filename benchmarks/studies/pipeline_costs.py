@@ -3,7 +3,7 @@
     python benchmarks/studies/pipeline_costs.py --image street.jpg --before CHECKOUT --json
 
 Each figure is of a process of its own, those of the two checkouts in turn; every time is the least and the median of
-its runs, and the load average of the machine stands beside them. `--before` is another checkout of this repository with
+its runs, and the machine's load average is in the report. `--before` is another checkout of this repository with
 its native module built; without it only this one is measured.
 
 - help: `ovsdino segment --help`; models: `ovsdino models`; cold: `ovsdino segment` of the photograph by five words.
