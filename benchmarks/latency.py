@@ -49,7 +49,7 @@ class Latency(ReportOptions):
     model: tuple[str, ...] = ()
     """Names of zoo models. Default: nano, or none with --engine."""
     backends: str = "torch,onnxruntime"
-    """Any of torch, torch.compile, onnxruntime, tensorrt and tensorrt_rtx, separated by commas."""
+    """Any of torch, torch.compile, onnxruntime, openvino, tensorrt and tensorrt_rtx, separated by commas."""
     precisions: str = "float32"
     """Any of float32, bfloat16, float16 and int8; a backend takes those that it has."""
     size: tuple[str, ...] = ()

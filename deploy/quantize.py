@@ -2,11 +2,13 @@
 
     python deploy/quantize.py --input nano_fp32.onnx --calibration FOLDER
     python deploy/quantize.py --input nano_fp32.onnx --calibration FOLDER --sensitivity --keep 3
+    python deploy/quantize.py --input nano_fp32.onnx --calibration FOLDER --convolutions
     python deploy/quantize.py ... --evaluate DATA --also nano_fp16.onnx --json
 
-Linears only: attention products, residual adds, norms and convolutions keep the graph's precision, since quantizing
-them costs accuracy (residuals) or speed (attention is no longer fused). The result runs in ONNX Runtime and parses in
-TensorRT as a strongly typed network; from a float16 graph it is int8 with float16 around it.
+Linears, and for CPUs the convolutions on request: attention products, residual adds and norms keep the graph's
+precision, since quantizing them costs accuracy (residuals) or speed (attention is no longer fused). The result runs in
+ONNX Runtime and OpenVINO; without convolutions it also parses in TensorRT as a strongly typed network; from a float16
+graph it is int8 with float16 around it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
     python deploy/verify.py --model nano --file nano_fp16.onnx
     python deploy/verify.py --model nano --file nano_fp16.onnx --per-layer
+    python deploy/verify.py --model nano --file nano_fp32.onnx --runtime openvino_bfloat16
 
 The figures are the cosine of the logits, and how many pixels get the same label once the logits are brought to the
 image's size. ONNX Runtime computes float16 graphs on a CPU in float32 and drops the roundings between its ops, which
@@ -13,7 +14,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ovsdino.console import print_json, say
 from ovsdino.deploy.export.options import ModelSource, VerifyOptions
@@ -26,6 +27,8 @@ class Verify(ModelSource, VerifyOptions):
 
     file: Path
     """The .onnx file, or an engine on the device it was built for; its sidecar lies next to it."""
+    runtime: Literal["onnxruntime", "openvino", "openvino_bfloat16"] = "onnxruntime"
+    """Runtime of an .onnx file; see `ovsdino.edge.EdgeSegmenter`."""
     per_layer: bool = False
     """Also compare each module's output, and name the first that departs."""
     json: bool = False
@@ -34,10 +37,11 @@ class Verify(ModelSource, VerifyOptions):
     def run(self) -> int:
         from ovsdino.deploy.export.compare import verify
         from ovsdino.deploy.export.publish import Exported
+        from ovsdino.edge.segmenter import runtime_of
 
         model, exported = self.load(), Exported.read(self.file)
         images = self.find()
-        found = verify(model, exported, images)
+        found = verify(model, exported, images, runtime_of(exported.sidecar, self.runtime))
         data: dict[str, Any] = {"file": str(self.file), "verified": found.to_dict()}
         if self.per_layer:
             from ovsdino.deploy.export.layers import per_layer

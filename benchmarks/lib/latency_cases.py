@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from ovsdino.pipeline import Segmenter
 
 TORCH = ("torch", "torch.compile")
-EDGE = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+ONNX = ("onnxruntime", "openvino")  # which run an .onnx file on the CPU
+EDGE = (*ONNX, "tensorrt", "tensorrt_rtx")
 PRECISIONS = {
     "torch": ("float32", "bfloat16", "float16"),
     "torch.compile": ("float32", "bfloat16", "float16"),
     "onnxruntime": ("float32", "float16", "int8"),
+    "openvino": ("float32", "bfloat16", "int8"),
     "tensorrt": ("float32", "float16", "int8"),
     "tensorrt_rtx": ("float32", "float16", "int8"),
 }
@@ -177,7 +179,10 @@ def edge_calls(case: Case, image: np.ndarray) -> Calls:
     from ovsdino.edge.segmenter import EdgeSegmenter
 
     assert case.engine is not None and case.bank is not None
-    segmenter = EdgeSegmenter(case.engine, case.bank, threads=case.threads)
+    runtime: Any = case.backend if case.backend in ONNX else "auto"
+    if case.precision == "bfloat16":
+        runtime = f"{case.backend}_bfloat16"
+    segmenter = EdgeSegmenter(case.engine, case.bank, threads=case.threads, runtime=runtime)
     pixels, nv12 = (image, False) if case.frame is None else (nv12_of(image, *case.frame), True)
 
     def once() -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from ovsdino.benchmarks.lib.latency_cases import Case, random_bank, torch_model
+from ovsdino.benchmarks.lib.latency_cases import ONNX, Case, random_bank, torch_model
 from ovsdino.console import say
 from ovsdino.deploy.export.defaults import Backend, Precision
 from ovsdino.edge.bank import TextBank
@@ -28,7 +28,8 @@ def exported(case: Case, folder: Path, calibration: Path | None) -> Case:
     """
     if case.precision == "int8" and calibration is None:
         raise OVSDinoError("int8 is calibrated on real images: name a folder or zip of them with --calibration")
-    onnx = case.backend == "onnxruntime"
+    onnx = case.backend in ONNX
+    stored = "float32" if case.precision == "bfloat16" else case.precision  # OpenVINO rounds a float32 graph itself
     if not onnx:
         from ovsdino.deploy.export import tensorrt_api
         from ovsdino.deploy.export.engine import build_engine
@@ -37,7 +38,7 @@ def exported(case: Case, folder: Path, calibration: Path | None) -> Case:
 
         tensorrt_api.resolve_target(case.backend, "current")  # before minutes go into an export
     base = "float32" if onnx else "float16"  # around int8
-    path = graph(case.model, case.random_weights, case.size, case.precision, base, calibration, folder)
+    path = graph(case.model, case.random_weights, case.size, stored, base, calibration, folder)
     if not onnx:
         say(f"building {case}")
         source, path = path, path.with_suffix(f".{case.backend}.engine")
@@ -66,8 +67,14 @@ def graph(
 
         path = path.with_name(f"{path.stem}_{base}.onnx")
         source = graph(name, random_weights, size, base, base, None, folder)
-        images = CALIBRATION_IMAGES
-        quantize_file(QuantizeOptions(input=source, output=path, calibration=calibration, images=images))
+        options = QuantizeOptions(
+            input=source,
+            output=path,
+            calibration=calibration,
+            images=CALIBRATION_IMAGES,
+            convolutions=base == "float32",  # for a CPU
+        )
+        quantize_file(options)
         return path
     from ovsdino.deploy.export.publish import publish
     from ovsdino.deploy.export.trace import export_graph

@@ -12,6 +12,7 @@ from typing import Any
 
 from ovsdino.benchmarks.lib.latency_report import markdown
 from ovsdino.benchmarks.lib.report import RESULTS, ROOT, placed, save
+from ovsdino.benchmarks.studies import cpu_backends
 from ovsdino.deploy.quantization.report import score_table
 from ovsdino.parsing import run_script
 
@@ -25,8 +26,9 @@ def quantization(report: dict[str, Any]) -> str:
     method = f"percentile {facts['percentile']}" if facts["method"] == "percentile" else facts["method"]
     lines = [
         f"nano at {report['size']}, {rows[0]['images']} images; {facts['linears']} linears in int8, "
-        f"{len(facts['kept'])} in float; {facts['images']} calibration images, {method}, alpha {facts['alpha']}; load "
-        f"average of the machine afterwards {report['load_average']}.",
+        f"{len(facts['kept'])} in float, {facts.get('convolutions', 0)} convolutions in int8; {facts['images']} "
+        f"calibration images, {method}, alpha {facts['alpha']}; load average of the machine afterwards "
+        f"{report['load_average']}.",
         "",
         *score_table(rows),
     ]
@@ -35,7 +37,11 @@ def quantization(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"latency_cpu.json": markdown, "latency_b14_cpu.json": markdown, "quantize_nano.json": quantization}
+TABLES = {
+    "cpu_backends.json": cpu_backends.markdown,
+    "latency_b14_cpu.json": markdown,
+    "quantize_nano.json": quantization,
+}
 
 
 def filled(text: str, results: Path = RESULTS) -> str:

@@ -94,13 +94,14 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(x @ y) / norms if norms else float(np.array_equal(x, y))
 
 
-def verify(model: OVSDINO, exported: Exported, images: Images) -> Verification:
+def verify(model: OVSDINO, exported: Exported, images: Images, runtime: str = "onnxruntime") -> Verification:
     """Compare an exported file with its model in PyTorch in float32.
 
     Args:
         model: The model that was exported, on the CPU.
         exported: A graph, or an engine where its device is present.
         images: Images to run.
+        runtime: Of a graph, see `runner`.
 
     Raises:
         OVSDinoError: The file is of other weights, or cannot be run here.
@@ -115,7 +116,7 @@ def verify(model: OVSDINO, exported: Exported, images: Images) -> Verification:
         with torch.inference_mode():
             return model(torch.from_numpy(image), *map(torch.from_numpy, rows)).numpy()
 
-    return compare(runner(exported, text), expected, exported.sidecar, images, reference="PyTorch")
+    return compare(runner(exported, text, runtime), expected, exported.sidecar, images, reference="PyTorch")
 
 
 def check_weights(model: OVSDINO, sidecar: Sidecar) -> None:
@@ -148,23 +149,24 @@ def compare_engine(engine: Exported, graph: Exported, images: Images, text: np.n
     return compare(found, expected, engine.sidecar, images, reference="ONNX Runtime")
 
 
-def runner(exported: Exported, text: np.ndarray) -> Run:
+def runner(exported: Exported, text: np.ndarray, runtime: str = "onnxruntime") -> Run:
     """Return the function from images (B, 3, H, W) to logits by the file's own runtime, random contrast rows with them.
 
     Args:
-        exported: The file; a float16 graph is run with its roundings.
+        exported: The file; a float16 graph is run with its roundings, by ONNX Runtime.
         text: (K, D) or (K, W, D) float32, rows of length one.
+        runtime: Of a graph: one of `ovsdino.edge.segmenter.Runtime`, not "auto".
 
     Raises:
         OVSDinoError: The runtime refuses the file.
     """
     contrast = contrast_rows(exported.sidecar)
-    if exported.sidecar.kind == "onnx":
+    if exported.sidecar.kind == "onnx" and runtime == "onnxruntime":
         from ovsdino.deploy.export.rounded import Rounded
 
         graph = Rounded(*exported)
         return lambda image: graph.run(image, text, contrast)["logits"]
-    engine = open_graph(*exported, threads=1, device=0)
+    engine = open_graph(*exported, threads=1, device=0, runtime=runtime)
     engine.set_text(text, contrast)
     return engine.infer
 

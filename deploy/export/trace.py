@@ -21,10 +21,12 @@ from onnxscript import optimizer
 from torch import nn
 
 from ovsdino.deploy.export import graph
+from ovsdino.deploy.export.attention import split_attention
 from ovsdino.deploy.export.defaults import CLASSES, CONTRAST, WORDS, Precision
 from ovsdino.deploy.export.publish import Exported
 from ovsdino.edge.sidecar import GRAPH_KEY, Sidecar
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.models.backbone import ViTBackbone
 from ovsdino.models.config import ModelConfig
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.weights import weights_digest
@@ -76,7 +78,9 @@ def export_graph(
     if precision not in ("float32", "float16"):
         raise OVSDinoError(f"precision is {precision!r}: expected float32 or float16")
     grouped = config.contrast if contrast is None else contrast
-    traced = _traced(model, height, width, batches, (least, most), grouped)
+    traced = _traced(
+        _for_export(model, height, width, precision), model, height, width, batches, (least, most), grouped
+    )
     if precision == "float16":
         graph.to_float16(traced)
     sidecar = Sidecar(
@@ -141,10 +145,16 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _for_export(model: OVSDINO, height: int, width: int) -> nn.Module:
-    """Return a copy with positions of one size and timm's attention in its explicit form, without the text tower."""
+def _for_export(model: OVSDINO, height: int, width: int, precision: Precision) -> nn.Module:
+    """Return a copy with positions of one size and timm's attention in its explicit form, without the text tower.
+
+    In float16, which is for TensorRT, q, k and v are three products: see `split_attention`. ONNX Runtime leaves linears
+    that share an input in float, so graphs in float32 keep the one.
+    """
     prepared = copy.deepcopy(model, {id(model.text_tower): nn.Module()}).cpu().float().eval()
     prepared.backbone.fix_size(height, width)
+    if precision == "float16" and isinstance(prepared.backbone, ViTBackbone):
+        split_attention(prepared)
     for module in prepared.modules():
         if hasattr(module, "fused_attn"):
             setattr(module, "fused_attn", False)  # noqa: B010  (nn.Module types its attributes as tensors)
@@ -152,7 +162,13 @@ def _for_export(model: OVSDINO, height: int, width: int) -> nn.Module:
 
 
 def _traced(
-    model: OVSDINO, height: int, width: int, batch: tuple[int, int], classes: tuple[int, int], grouped: bool
+    prepared: nn.Module,
+    model: OVSDINO,
+    height: int,
+    width: int,
+    batch: tuple[int, int],
+    classes: tuple[int, int],
+    grouped: bool,
 ) -> ModelProto:
     """Return the float32 graph, constants folded and nodes named after their modules."""
     sizes = [most if least == most else min(most, least + 2) for least, most in (batch, classes)]
@@ -169,7 +185,7 @@ def _traced(
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                _for_export(model, height, width),
+                prepared,
                 tuple(inputs.values()),
                 input_names=list(inputs),
                 output_names=["logits"],

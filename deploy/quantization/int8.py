@@ -15,6 +15,7 @@ from onnx import ModelProto
 from ovsdino.deploy.export.compare import cosine
 from ovsdino.deploy.export.publish import Exported
 from ovsdino.deploy.quantization.calibrate import channel_ranges, run, tensor_ranges
+from ovsdino.deploy.quantization.convolutions import quantize_convolutions
 from ovsdino.deploy.quantization.options import Recipe
 from ovsdino.deploy.quantization.qdq import insert_qdq
 from ovsdino.deploy.quantization.smoothquant import Linear, find_linears, smooth
@@ -36,12 +37,14 @@ class Quantized:
         model: The graph.
         linears: Names of the linears in int8.
         kept: Names of those in float.
+        convolutions: Names of the convolutions in int8.
         sensitivity: See `sensitivity`; None unless it was asked for.
     """
 
     model: ModelProto
     linears: tuple[str, ...]
     kept: tuple[str, ...]
+    convolutions: tuple[str, ...]
     sensitivity: list[dict[str, Any]] | None
 
 
@@ -107,10 +110,21 @@ def quantize(
         worst = {row["linear"] for row in rows[: recipe.keep]}
         chosen = [linear for linear in chosen if linear.name not in worst]
     insert_qdq(graph, chosen, ranges)
+    convolutions: tuple[str, ...] = ()
+    if recipe.convolutions:
+        progress("convolutions")
+        graph, convolutions = quantize_convolutions(
+            graph,
+            model,
+            feeds,
+            first=recipe.first_convolutions,
+            skip=recipe.skip_convolutions,
+            threads=recipe.threads,
+        )
     onnx.checker.check_model(graph)
     done = {linear.node for linear in chosen}
     kept = tuple(linear.name for linear in linears if linear.node not in done)
-    return Quantized(graph, tuple(linear.name for linear in chosen), kept, rows)
+    return Quantized(graph, tuple(linear.name for linear in chosen), kept, convolutions, rows)
 
 
 def sensitivity(

@@ -52,12 +52,20 @@ def _report(options: QuantizeOptions, output: Path, calibration: Path) -> dict[s
     model, source = read_graph(options.input)
     sidecar = source.sidecar
     data = open_dataset(options.dataset, options.evaluate, "val") if options.evaluate else None
-    text = random_rows(sidecar.embed_dim, sidecar.classes) if data is None else _words(options, sidecar, data.names)
+    if options.convolutions and sidecar.precision != "float32":
+        raise OVSDinoError(f"{options.input}: {sidecar.precision}; int8 convolutions are made of a float32 graph")
+    if data is not None:
+        text = _words(options, sidecar, data.names)
+    elif options.bank is not None:
+        text = bank_rows(sidecar, options.bank)
+    else:
+        text = random_rows(sidecar.embed_dim, sidecar.classes)
     feeds = [feed(image, text, sidecar) for image in calibration_images(calibration, options.images)]
     found = quantize(model, feeds, options, measure_sensitivity=options.sensitivity, progress=say)
     facts = {
         "linears": len(found.linears),
         "kept": list(found.kept),
+        "convolutions": len(found.convolutions),
         "alpha": options.alpha,
         "method": options.method,
         "percentile": options.percentile if options.method == "percentile" else None,

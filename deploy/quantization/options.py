@@ -24,6 +24,7 @@ LIMITS = {
     "keep_first": (0, 100_000),
     "keep_last": (0, 100_000),
     "least_features": (1, 100_000),
+    "first_convolutions": (0, 100_000),
     "threads": (0, 1024),
 }
 
@@ -50,6 +51,12 @@ class Recipe:
     """Leave linears of these names in float; * and ? match."""
     least_features: int = 16
     """Leave linears with fewer inputs or outputs in float: there is nothing to gain."""
+    convolutions: bool = False
+    """Quantize the convolutions too, for CPUs: TensorRT does not take the result. Needs a float32 graph."""
+    first_convolutions: int = 3
+    """With --convolutions: leave the first N in float, nearest to the image."""
+    skip_convolutions: tuple[str, ...] = ()
+    """With --convolutions: leave those of these names in float, such as "decoder.*"; * and ? match."""
     threads: int = 0
     """Threads of ONNX Runtime; 0: all cores."""
 
@@ -96,7 +103,8 @@ class QuantizeOptions(Recipe):
     output: Path | None = None
     """Default: NAME_int8.onnx next to the input."""
     bank: Path | None = None
-    """Text bank for --evaluate. Default: the classes' names through the model that was exported."""
+    """Text bank for --evaluate and for the comparison of labels. Default: the classes' names through the model that was
+    exported; without --evaluate random rows, whose labels change more than those of words."""
     sensitivity: bool = False
     """List how much each linear alone in int8 changes the logits."""
     evaluate: Path | None = None

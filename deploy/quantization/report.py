@@ -13,8 +13,8 @@ def markdown(report: dict[str, Any]) -> str:
     facts, verified = report["quantised"], report["verified"]
     lines = [
         f"{report['output']}: {report['bytes'] / 1e6:.2f} MB, {facts['linears']} linears in int8, "
-        f"{len(facts['kept'])} in float; on {verified['images']} calibration images cosine {verified['cosine']:.5f}, "
-        f"label agreement {verified['label_agreement']:.4f}."
+        f"{len(facts['kept'])} in float, {facts['convolutions']} convolutions in int8; on {verified['images']} "
+        f"calibration images cosine {verified['cosine']:.5f}, label agreement {verified['label_agreement']:.4f}."
     ]
     if report["sensitivity"]:
         lines += ["", "| linear, alone in int8 | change of the logits | label agreement |", "|---|---|---|"]

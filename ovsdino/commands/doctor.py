@@ -131,9 +131,11 @@ def _ops() -> dict[str, dict[str, list[str]]]:
 def _devices() -> list[dict[str, str]]:
     import torch
 
-    found = [
-        {"name": "cpu", "description": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"}
-    ]
+    from ovsdino.edge.segmenter import fastest_runtime
+
+    what = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    runtimes = ", ".join(f"{precision} by {fastest_runtime('nano', precision)}" for precision in ("float32", "int8"))
+    found = [{"name": "cpu", "description": f"{what}; exported graphs of nano: {runtimes}"}]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         size = properties.total_memory / 2**30

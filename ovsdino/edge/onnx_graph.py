@@ -6,22 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from ovsdino.edge.labels import Wish, sure_shares, upsample_argmax
-from ovsdino.edge.pixels import preprocess
+from ovsdino.edge.cpu_graph import CpuGraph
 from ovsdino.edge.sidecar import Sidecar
-from ovsdino.edge.tensors import check_tensors, logits_shape, text_inputs
+from ovsdino.edge.tensors import check_tensors
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.io.files import reading
-from ovsdino.timing import Clock
 
 __all__ = ["OnnxGraph", "open_session"]
 
 
-class OnnxGraph:
-    """A graph, its input buffer and its text bank.
-
-    Attributes:
-        least_batch: The smallest B that the graph takes; the largest is the sidecar's.
+class OnnxGraph(CpuGraph):
+    """A graph in ONNX Runtime.
 
     Args:
         data: Content of the .onnx file, already checked.
@@ -39,47 +33,11 @@ class OnnxGraph:
         outputs = {one.name: (list(one.shape), one.type) for one in self._session.get_outputs()}
         check_tensors(sidecar, inputs, outputs, "tensor(float)")
         fixed = isinstance(inputs["image"][0][0], int)
-        self.least_batch = sidecar.input[0] if fixed else 1
-        self._sidecar = sidecar
-        self._threads = threads
-        self._image = np.empty((1, *sidecar.input[1:]), np.float32)
-        self._text: dict[str, np.ndarray] = {}
-        self._classes = self._maps = 0
+        super().__init__(sidecar, threads, sidecar.input[0] if fixed else 1)
 
-    def set_text(self, text: np.ndarray, contrast: np.ndarray | None = None) -> None:
-        """Take another text bank, see `Graph.set_text`."""
-        self._text = text_inputs(self._sidecar, text, contrast)
-        self._classes, self._maps = len(text), len(text) + (contrast is not None)
-
-    def infer(self, image: np.ndarray) -> np.ndarray:
-        """Compute logits of normalized images, see `Graph.infer`."""
-        with reading(self._sidecar.file, "graph", self._sidecar.rebuild()):  # it loads, and fails while it runs
-            logits: np.ndarray = self._session.run(["logits"], {"image": image, **self._text})[0]
-        expected = logits_shape(self._sidecar, len(image), self._classes)
-        if logits.shape != expected:
-            raise OVSDinoError(
-                f"{self._sidecar.file}: its logits are {logits.shape}, its sidecar says {expected}; "
-                f"{self._sidecar.rebuild()}"
-            )
-        return logits[:, : self._maps]
-
-    def run(
-        self, pixels: np.ndarray, size: tuple[int, int], wish: Wish, clock: Clock
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Turn camera pixels (RGB or NV12) into labels and confidence of `size`, see `Graph.run`."""
-        with clock("preprocess"):
-            shape = (self._sidecar.input[2], self._sidecar.input[3])
-            preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=self._image[0])
-        with clock("encode"):
-            logits = self.infer(self._image)
-        if not np.isfinite(logits).all():
-            raise OVSDinoError(f"{self._sidecar.file}: gives NaN or infinite logits; {self._sidecar.rebuild()}")
-        with clock("postprocess"):
-            labels, certainty = upsample_argmax(
-                logits[0], size, wish.threshold, confidence=wish.confidence, threads=self._threads
-            )
-            sure = None if wish.certainty is None else sure_shares(logits[0], wish.certainty)
-        return labels, certainty, sure
+    def _logits(self, image: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self._session.run(["logits"], {"image": image, **self._text})[0]
+        return found
 
     def close(self) -> None:
         """Free the session."""

@@ -1,20 +1,22 @@
 """Run an exported model: an image in, a label for each pixel out.
 
-The same class runs `.onnx` files with ONNX Runtime on the CPU and engines with TensorRT or TensorRT-RTX on a GPU. An
-engine is code. So everything that can be checked is checked before it is deserialized: the text bank, the version of
-TensorRT, the device, and the file's SHA-256 (`ovsdino.edge.sidecar`).
+The same class runs `.onnx` files with ONNX Runtime or OpenVINO on the CPU, and engines with TensorRT or TensorRT-RTX on
+a GPU. An engine is code. So everything that can be checked is checked before it is deserialized: the text bank, the
+version of TensorRT, the device, and the file's SHA-256 (`ovsdino.edge.sidecar`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import threading
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
 from ovsdino.edge.bank import TextBank
+from ovsdino.edge.cpu_graph import multiplies_bfloat16
 from ovsdino.edge.labels import Wish, class_scores, leave_out_unfound
 from ovsdino.edge.pixels import check_image
 from ovsdino.edge.sidecar import Sidecar
@@ -24,11 +26,22 @@ from ovsdino.results import Segmentation
 from ovsdino.timing import Clock
 from ovsdino.vocabulary import LEAST_CERTAINTY, LEAST_SHARE, background_threshold, label_dtype
 
-__all__ = ["EdgeSegmenter", "Graph", "available_threads", "check_machine", "open_graph"]
+__all__ = [
+    "EdgeSegmenter",
+    "Graph",
+    "Runtime",
+    "available_threads",
+    "check_machine",
+    "fastest_runtime",
+    "open_graph",
+    "runtime_of",
+]
+
+Runtime = Literal["auto", "onnxruntime", "openvino", "openvino_bfloat16"]
 
 
 class Graph(Protocol):
-    """A graph on its device: `OnnxGraph` or `TensorRTGraph`."""
+    """A graph on its device: `OnnxGraph`, `OpenVinoGraph` or `TensorRTGraph`."""
 
     least_batch: int
 
@@ -70,6 +83,8 @@ class EdgeSegmenter:
         least_certainty: Nor is a word found that nowhere is this certain against none of the words, see
             `ovsdino.Segmenter.segment`.
         device: Index of the CUDA device; not read for an .onnx file.
+        runtime: Of an .onnx file: "onnxruntime"; "openvino", in the file's own precision; "openvino_bfloat16", for a
+            float32 file (see `OpenVinoGraph`); or "auto", what was measured to be fastest, see `runtime_of`.
 
     Raises:
         OVSDinoError: A file is missing, changed or damaged; it was made for another TensorRT, device or model; the
@@ -87,8 +102,11 @@ class EdgeSegmenter:
         least_share: float = LEAST_SHARE,
         least_certainty: float = LEAST_CERTAINTY,
         device: int = 0,
+        runtime: Runtime = "auto",
     ) -> None:
         path = Path(engine_or_onnx)
+        if runtime not in get_args(Runtime):
+            raise OVSDinoError(f"runtime is {runtime!r}: expected one of {', '.join(get_args(Runtime))}")
         if threads is None:
             threads = available_threads()
         if threads < 1:
@@ -105,7 +123,8 @@ class EdgeSegmenter:
         bank, self._partition, self._threshold = self._checked(text_bank)
         self._lock = threading.Lock()  # the graph has one input buffer and one stream
         check_machine(self.sidecar, device)
-        graph = open_graph(self.sidecar.read(path), self.sidecar, threads, device)
+        self._runtime = runtime_of(self.sidecar, runtime)
+        graph = open_graph(self.sidecar.read(path), self.sidecar, threads, device, self._runtime)
         _take(graph, bank, self._partition)
         self._graph: Graph | None = graph
         self.bank = bank
@@ -117,8 +136,8 @@ class EdgeSegmenter:
 
     @property
     def backend(self) -> str:
-        """The runtime of the graph: "onnxruntime", "tensorrt" or "tensorrt_rtx"."""
-        return "onnxruntime" if self.sidecar.backend == "onnx" else self.sidecar.backend
+        """The runtime of the graph: of `Runtime` the one in use, "tensorrt" or "tensorrt_rtx"."""
+        return self._runtime if self.sidecar.backend == "onnx" else self.sidecar.backend
 
     def set_bank(self, text_bank: str | os.PathLike[str] | TextBank) -> None:
         """Swap the vocabulary; nothing is exported or built again. A refused bank leaves the old one in use.
@@ -166,8 +185,8 @@ class EdgeSegmenter:
             height, width = (pixels.shape[0] * 2 // 3 if nv12 else pixels.shape[0]), pixels.shape[1]
         with self._lock:
             names, partition, threshold = self.names, self._partition, self._threshold
-            least = None if partition or not self._least_certainty else self._least_certainty
-            wish = Wish(threshold=threshold, confidence=scores or confidence, certainty=least)
+            asked = None if partition or not self._least_certainty else self._least_certainty
+            wish = Wish(threshold=threshold, confidence=scores or confidence, certainty=asked)
             labels, certainty, sure = self._open().run(pixels, (height, width), wish, clock)
         with clock("postprocess"):
             if not partition:  # below the threshold is the label after the contrast's
@@ -268,7 +287,7 @@ def check_machine(sidecar: Sidecar, device: int) -> None:
     sidecar.check_runtime(sidecar.backend, version, device_sm(device))
 
 
-def open_graph(data: bytes, sidecar: Sidecar, threads: int, device: int) -> Graph:
+def open_graph(data: bytes, sidecar: Sidecar, threads: int, device: int, runtime: str = "onnxruntime") -> Graph:
     """Deserialize an exported file.
 
     Args:
@@ -276,10 +295,15 @@ def open_graph(data: bytes, sidecar: Sidecar, threads: int, device: int) -> Grap
         sidecar: The file's sidecar.
         threads: Threads on the CPU.
         device: Index of the CUDA device.
+        runtime: Of an .onnx file, as `runtime_of` gives it.
 
     Raises:
         OVSDinoError: The runtime is missing or refuses the file.
     """
+    if sidecar.backend == "onnx" and runtime != "onnxruntime":
+        from ovsdino.edge.openvino_graph import OpenVinoGraph
+
+        return OpenVinoGraph(data, sidecar, threads, "bfloat16" if runtime == "openvino_bfloat16" else "float32")
     if sidecar.backend == "onnx":
         from ovsdino.edge.onnx_graph import OnnxGraph
 
@@ -287,6 +311,37 @@ def open_graph(data: bytes, sidecar: Sidecar, threads: int, device: int) -> Grap
     from ovsdino.edge.tensorrt_graph import TensorRTGraph, tensorrt_module
 
     return TensorRTGraph(tensorrt_module(sidecar.backend), data, sidecar, device)
+
+
+def runtime_of(sidecar: Sidecar, asked: Runtime = "auto") -> Runtime:
+    """Return the CPU runtime of a file: the one asked for, or `fastest_runtime`.
+
+    Args:
+        sidecar: The file's sidecar.
+        asked: What the caller wants.
+
+    Raises:
+        OVSDinoError: bfloat16 is asked of a file that is not float32.
+    """
+    if asked == "openvino_bfloat16" and sidecar.precision != "float32":
+        raise OVSDinoError(f"{sidecar.file}: {sidecar.precision}; bfloat16 arithmetic takes a float32 graph")
+    return fastest_runtime(sidecar.model, sidecar.precision) if asked == "auto" else asked
+
+
+def fastest_runtime(model: str, precision: str) -> Runtime:
+    """Return the CPU runtime that was measured to be fastest for a graph on this kind of CPU.
+
+    nano on two cores with AVX512_BF16 (`benchmarks/results/cpu_backends.json`): OpenVINO is ahead of ONNX Runtime in
+    float32 and int8, and further ahead in bfloat16. Nothing else was measured; it is ONNX Runtime then, and without
+    OpenVINO.
+
+    Args:
+        model: Name of the model.
+        precision: Of the file.
+    """
+    if model != "nano" or importlib.util.find_spec("openvino") is None or not multiplies_bfloat16():
+        return "onnxruntime"
+    return "openvino_bfloat16" if precision == "float32" else "openvino" if precision == "int8" else "onnxruntime"
 
 
 def available_threads() -> int:

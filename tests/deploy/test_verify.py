@@ -41,3 +41,17 @@ def test_figures_and_layers_are_one_object(tmp_path: Path, capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert json.loads(out)["first_departure"] == report["layers"][0]["module"]
     assert err.splitlines()[-1].startswith("error: the graph departs from PyTorch")
+
+
+def test_a_graph_is_compared_by_the_runtime_that_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino", reason="needs the openvino extra")
+    path = tmp_path / "small.onnx"
+    publish(path, export_graph(small_model(decoder=False), **SIZE))
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(synthetic(1).pixels[0]).save(images / "a.png")
+    arguments = ["--file", str(path), "--images", str(images), "--json", "--runtime", "openvino"]
+    assert run_script(VerifySmall, "verify.py", arguments) == 0
+    assert json.loads(capsys.readouterr().out)["verified"]["cosine"] > 0.9999

@@ -26,6 +26,7 @@ OPTIONS = {  # the dataclass of a script's options
     "deploy/verify.py": "Verify",
     "benchmarks/latency.py": "Latency",
     "benchmarks/roofline.py": "Roofline",
+    "benchmarks/studies/cpu_backends.py": "CpuBackends",
     "benchmarks/studies/stream_soak.py": "StreamSoak",
     "benchmarks/studies/words.py": "Words",
     "ovsdino.train.pretrain.align": "Align",

@@ -42,7 +42,7 @@ def bank(torch_side: pipeline.Segmenter, classes: str) -> TextBank:
 
 
 def test_labels_are_those_of_the_torch_pipeline(model: Path, torch_side: pipeline.Segmenter, data_root: Path) -> None:
-    segmenter = EdgeSegmenter(model, bank(torch_side, STREET), threads=1)
+    segmenter = EdgeSegmenter(model, bank(torch_side, STREET), threads=1, runtime="onnxruntime")
     with zipfile.ZipFile(data_root / "camvid_val.zip") as archive:
         names = sorted(name for name in archive.namelist() if name.startswith("images/"))[::25]
         images = [np.array(Image.open(io.BytesIO(archive.read(name)))) for name in names]
@@ -56,7 +56,7 @@ def test_photograph_and_another_vocabulary(model: Path, torch_side: pipeline.Seg
     datasets = pytest.importorskip("sklearn.datasets")
     image = datasets.load_sample_image("china.jpg")[:, :569]  # 4:3, for which the graph was exported
     assert torch_side.inference_size(*image.shape[:2]) == torch_side.inference_size(360, 480)
-    segmenter = EdgeSegmenter(model, bank(torch_side, STREET), threads=1, background=0.4)
+    segmenter = EdgeSegmenter(model, bank(torch_side, STREET), threads=1, background=0.4, runtime="onnxruntime")
     for classes in (STREET, "sky, building, tree, water"):
         segmenter.set_bank(bank(torch_side, classes))
         result, expected = segmenter.segment(image), torch_side.segment(image, classes, background=0.4, partition=True)
@@ -72,7 +72,7 @@ def test_a_photograph_of_another_ratio_is_resized_to_the_graph(model: Path, torc
     image = datasets.load_sample_image("china.jpg")
     assert torch_side.inference_size(*image.shape[:2]) != torch_side.inference_size(360, 480)
     classes = "sky, building, tree, water"
-    result = EdgeSegmenter(model, bank(torch_side, classes), threads=1).segment(image)
+    result = EdgeSegmenter(model, bank(torch_side, classes), threads=1, runtime="onnxruntime").segment(image)
     assert result.labels.shape == image.shape[:2]
     squeezed = np.array(Image.fromarray(image).resize((569, 427), Image.Resampling.BILINEAR))
     expected = torch_side.segment(squeezed, classes, partition=True).labels

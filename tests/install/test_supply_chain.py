@@ -25,6 +25,7 @@ USED = (
     "probe",
     "train",
     "edge",
+    "openvino",
     "sentence",
 )  # the extras that running ovsdino needs; supervision and dev are not among them
 ALLOWED = frozenset(

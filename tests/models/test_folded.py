@@ -95,7 +95,7 @@ def test_under_autocast_the_network_runs_in_bfloat16() -> None:
         form = backbone._forms.of(backbone.cnn, image)[0]
     with torch.inference_mode():
         expected = backbone(image)[0]
-    assert taps[0].dtype == torch.bfloat16
+    assert taps[-1].dtype == torch.bfloat16
     kinds = [module.weight.dtype for module in form.modules() if isinstance(module, _Convolution)]
     assert kinds[:EXACT] == [torch.float32] * EXACT and set(kinds[EXACT:]) == {torch.bfloat16}
     assert torch.nn.functional.cosine_similarity(found.float().flatten(), expected.flatten(), dim=0) > 0.98

@@ -1,0 +1,90 @@
+"""The part that the CPU's runtimes share: an image in, logits of the graph, labels out."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from ovsdino.edge.labels import Wish, sure_shares, upsample_argmax
+from ovsdino.edge.pixels import preprocess
+from ovsdino.edge.sidecar import Sidecar
+from ovsdino.edge.tensors import logits_shape, text_inputs
+from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import reading
+from ovsdino.timing import Clock
+
+__all__ = ["CpuGraph", "multiplies_bfloat16"]
+
+
+class CpuGraph:
+    """A graph on the CPU: its input buffer and its text bank. A subclass is one runtime.
+
+    Attributes:
+        least_batch: The smallest B that the graph takes; the largest is the sidecar's.
+
+    Args:
+        sidecar: The file's sidecar.
+        threads: Threads of the label kernel.
+        least_batch: See above.
+    """
+
+    def __init__(self, sidecar: Sidecar, threads: int, least_batch: int) -> None:
+        self.least_batch = least_batch
+        self._sidecar = sidecar
+        self._threads = threads
+        self._image = np.empty((1, *sidecar.input[1:]), np.float32)
+        self._text: dict[str, np.ndarray] = {}
+        self._classes = self._maps = 0
+
+    def set_text(self, text: np.ndarray, contrast: np.ndarray | None = None) -> None:
+        """Take another text bank, see `Graph.set_text`."""
+        self._text = text_inputs(self._sidecar, text, contrast)
+        self._classes, self._maps = len(text), len(text) + (contrast is not None)
+
+    def _logits(self, image: np.ndarray) -> np.ndarray:
+        """Compute all logits that the graph gives."""
+        raise NotImplementedError
+
+    def infer(self, image: np.ndarray) -> np.ndarray:
+        """Compute logits of normalized images, see `Graph.infer`."""
+        with reading(self._sidecar.file, "graph", self._sidecar.rebuild()):  # it loads, and fails while it runs
+            logits = self._logits(image)
+        expected = logits_shape(self._sidecar, len(image), self._classes)
+        if logits.shape != expected:
+            raise OVSDinoError(
+                f"{self._sidecar.file}: its logits are {logits.shape}, its sidecar says {expected}; "
+                f"{self._sidecar.rebuild()}"
+            )
+        return logits[:, : self._maps]
+
+    def run(
+        self, pixels: np.ndarray, size: tuple[int, int], wish: Wish, clock: Clock
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Turn camera pixels (RGB or NV12) into labels and confidence of `size`, see `Graph.run`."""
+        with clock("preprocess"):
+            shape = (self._sidecar.input[2], self._sidecar.input[3])
+            preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=self._image[0])
+        with clock("encode"):
+            logits = self.infer(self._image)
+        if not np.isfinite(logits).all():
+            raise OVSDinoError(f"{self._sidecar.file}: gives NaN or infinite logits; {self._sidecar.rebuild()}")
+        with clock("postprocess"):
+            labels, certainty = upsample_argmax(
+                logits[0], size, wish.threshold, confidence=wish.confidence, threads=self._threads
+            )
+            sure = None if wish.certainty is None else sure_shares(logits[0], wish.certainty)
+        return labels, certainty, sure
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether this CPU multiplies in bfloat16: AVX512_BF16 or AMX on x86, by what Linux tells of it."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    words = set(flags.split())
+    return bool(words & {"avx512_bf16", "amx_bf16"})
