@@ -86,7 +86,7 @@ def _x_ray(random: np.random.Generator) -> np.ndarray:
     for _ in range(12):
         cx, cy, a, b = random.uniform((60, 60, 10, 10), (420, 300, 90, 120))
         gray += random.uniform(20, 90) * np.exp(-(((x - cx) / a) ** 2) - ((y - cy) / b) ** 2)
-    return np.repeat(np.uint8(gray.clip(0, 255))[..., None], 3, 2)
+    return np.repeat(gray.clip(0, 255).astype(np.uint8)[..., None], 3, 2)
 
 
 def _one_color(random: np.random.Generator) -> np.ndarray:

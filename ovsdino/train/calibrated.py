@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ovsdino.data.datasets import open_dataset
 from ovsdino.eval.confidence import fit_temperature, sampled_error, sampled_logits
@@ -49,13 +50,16 @@ def calibrate_file(
         ValueError: There are fewer than four images, or no labels.
     """
     segmenter = Segmenter(create_model(model, checkpoint=path))
-    logits, labels, pooled = [], [], []
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    pooled: list[np.ndarray] = []
     for name in datasets:
         data = open_dataset(name, root, "train")
         vocabulary = dataset_vocabulary(data.names, {}, has_background=data.has_background)
         found = sampled_logits(segmenter, data, vocabulary, limit=limit)
-        for kept, one in zip((logits, labels, pooled), found, strict=True):
-            kept.append(one)  # type: ignore[attr-defined]
+        logits.append(found[0])
+        labels.append(found[1])
+        pooled.append(found[2])
         print(f"{name}: {len(pooled[-1])} images, {len(labels[-1])} pixels", file=sys.stderr, flush=True)
     most = max(one.shape[1] for one in logits)
     temperature = fit_temperature(
