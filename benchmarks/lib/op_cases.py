@@ -7,13 +7,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ovsdino.benchmarks.lib.inputs import blobs, image_logits, resized
+from ovsdino.benchmarks.lib.rivals import (
+    attention_by_blocks,
+    bag_of_tokens,
+    compiled,
+    interpolated_argmax,
+    library_resizes,
+    numba_labels,
+    opencv_confidence,
+    opencv_labels,
+)
 from ovsdino.models.backbone import freeze
 from ovsdino.models.zoo import build_model
 from ovsdino.ops import (
@@ -31,6 +40,8 @@ from ovsdino.ops.preprocess import preprocess_reference
 from ovsdino.ops.structure_attention import structure_attention_folded, structure_attention_reference
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+Rival = tuple[str, Callable[..., object], float | None]  # name, function, floor
+LATE = ("numba", "torch.compile")  # rivals that are compiled first, which takes too long for --quick
 GPU_SHARE = 0.8  # of the bound: the floor of the memory-bound ops on a GPU
 
 
@@ -96,35 +107,45 @@ def upsample_cases(s: Setting) -> Iterator[Case]:
     size = (s.size(1024, 40), s.size(2048, 80))
     image, source = image_logits(s.device)
     h, w = s.size(73, 5), s.size(146, 7)
+    # The floors: against torch's interpolate + argmax, and against OpenCV.
     grids = [
-        (f"150x({h}x{w})", "random", s.randn(1, 150, h, w, dtype=torch.float32), 50.0),
-        (f"150x({h}x{w})", source, resized(image, h, w), 100.0),
-        (f"19x({4 * h}x{4 * w})", "random", s.randn(1, 19, 4 * h, 4 * w, dtype=torch.float32), 25.0),
-        (f"19x({4 * h}x{4 * w})", source, resized(image[:, :19], 4 * h, 4 * w), 25.0),
+        (f"150x({h}x{w})", "random", s.randn(1, 150, h, w, dtype=torch.float32), 50.0, 8.0),
+        (f"150x({h}x{w})", source, resized(image, h, w), 100.0, 20.0),
+        (f"19x({4 * h}x{4 * w})", "random", s.randn(1, 19, 4 * h, 4 * w, dtype=torch.float32), 25.0, 2.5),
+        (f"19x({4 * h}x{4 * w})", source, resized(image[:, :19], 4 * h, 4 * w), 25.0, 5.0),
     ]
-
-    def plain(x: Tensor) -> Tensor:
-        return F.interpolate(x, size, mode="bilinear", align_corners=False).argmax(1)
 
     def full_softmax(x: Tensor) -> Tensor:
         return F.interpolate(x, size, mode="bilinear", align_corners=False).softmax(1).max(1).values
 
-    for shape, kind, logits, floor in grids:
+    for shape, kind, logits, floor, floor_opencv in grids:
         case = f"{shape}->{size[0]}x{size[1]}, {kind}"
         operations = work_of_labels(logits, size) if s.gpu else 0.0
+        rivals: list[Rival] = [("interpolate + argmax", sized(interpolated_argmax, size), None if s.gpu else floor)]
+        confidences: list[Rival] = [("interpolate + softmax + max", full_softmax, None)]
+        if not s.gpu:
+            rivals += [("OpenCV resize by class, running maximum", sized(opencv_labels, size), floor_opencv)]
+            rivals += [("numba, one loop", sized(numba_labels, size), None)]
+            rivals += [("torch.compile of interpolate + argmax", sized(compiled(interpolated_argmax), size), None)]
+            confidences += [("OpenCV resize by class, twice", sized(opencv_confidence, size), None)]
         for backend in s.backends("upsample_argmax"):
-            yield Case(
-                op="upsample_argmax", case=case, baseline_name="interpolate + argmax", inputs=(logits,),
-                ours=lambda x: upsample_argmax(x, size), baseline=plain, floor=None if s.gpu else floor,
-                bytes=logits.numel() * 4 + size[0] * size[1], operations=operations, backend=backend,
-                memory=True, share=True,
-            )  # fmt: skip
-            if kind != "random":
+            for name, rival, least in rivals:
                 yield Case(
-                    op="upsample_argmax", case=f"{case}, confidence", baseline_name="interpolate + softmax + max",
-                    inputs=(logits,), ours=lambda x: upsample_argmax(x, size, confidence=True), baseline=full_softmax,
+                    op="upsample_argmax", case=case, baseline_name=name, inputs=(logits,),
+                    ours=lambda x: upsample_argmax(x, size), baseline=rival, floor=least,
+                    bytes=logits.numel() * 4 + size[0] * size[1], operations=operations, backend=backend,
+                    memory=True, share=True, slow=name.startswith(LATE),
+                )  # fmt: skip
+            for name, rival, _ in confidences if kind != "random" else ():
+                yield Case(
+                    op="upsample_argmax", case=f"{case}, confidence", baseline_name=name,
+                    inputs=(logits,), ours=lambda x: upsample_argmax(x, size, confidence=True), baseline=rival,
                     bytes=logits.numel() * 4 + size[0] * size[1] * 5, backend=backend, slow=True,
                 )  # fmt: skip
+
+
+def sized(function: Callable[..., Tensor], size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    return lambda logits: function(logits, size)
 
 
 def work_of_labels(logits: Tensor, size: tuple[int, int]) -> float:
@@ -155,28 +176,41 @@ def pool_cases(s: Setting) -> Iterator[Case]:
         return (sums / masks[0].sum(-1, keepdim=True))[None]
 
     title = f"{count} bool masks of 3 %, {side}x{side} tokens, C={channels}"
-    for backend in s.backends("mask_pool"):
+
+    def by_product(features: Tensor, given: Tensor) -> object:
+        with use_backend("dense"):
+            return mask_pool(features, given)
+
+    for backend in s.backends("mask_pool", without=("reference",) if s.gpu else ("reference", "dense")):
         for dtype in (torch.float16, torch.bfloat16) if s.gpu else (torch.float32, torch.bfloat16):
             features = s.randn(1, tokens, channels, dtype=dtype)
             moved = (tokens + count) * channels * features.element_size()
             main = dtype in (torch.float32, torch.float16)
-            others = [("einsum on converted masks", dense, 4.0 if main and not s.gpu else None)]
+            others: list[Rival] = [("einsum on converted masks", dense, 4.0 if main and not s.gpu else None)]
+            others += [("embedding_bag of the set tokens", bag_of_tokens, None if s.gpu else 2.0)] if main else []
             others += [("index_add of the set tokens", index_add, None)] if main else []
+            if s.gpu and backend != "dense":
+                yield Case(
+                    op="mask_pool", case=title, baseline_name="its dense backend", inputs=(features, masks),
+                    ours=mask_pool, baseline=by_product, dtype=name_of(dtype), bytes=moved + masks.numel(),
+                    backend=backend, rival="dense", size=tokens,
+                )  # fmt: skip
             for name, baseline, floor in others:
                 yield Case(
                     op="mask_pool", case=title, baseline_name=name, inputs=(features, masks), ours=mask_pool,
                     baseline=baseline, dtype=name_of(dtype), floor=floor, bytes=moved + masks.numel(),
-                    backend=backend, slow=not main or baseline != dense, share=baseline == dense,
+                    backend=backend, slow=not main or baseline == index_add, share=baseline == dense,
                 )  # fmt: skip
 
         features, grad = s.randn(1, tokens, channels).requires_grad_(), s.randn(1, count, channels)
 
-        yield Case(
-            op="mask_pool", case=title + ", forward and backward", baseline_name="einsum on converted masks",
-            inputs=(features, masks, grad), ours=step(lambda x, m: mask_pool(x, m)[0], 1), baseline=step(dense, 1),
-            dtype=name_of(s.dtype), bytes=2 * (tokens + count) * channels * features.element_size() + masks.numel(),
-            backend=backend,
-        )  # fmt: skip
+        for name, rival in (("einsum on converted masks", dense), ("embedding_bag of the set tokens", bag_of_tokens)):
+            yield Case(
+                op="mask_pool", case=title + ", forward and backward", baseline_name=name,
+                inputs=(features, masks, grad), ours=step(lambda x, m: mask_pool(x, m)[0], 1), baseline=step(rival, 1),
+                dtype=name_of(s.dtype), bytes=2 * (tokens + count) * channels * features.element_size() + masks.numel(),
+                backend=backend,
+            )  # fmt: skip
 
 
 def attention_inputs(s: Setting, tokens: int, heads: int = 4, dtype: torch.dtype | None = None) -> tuple:
@@ -238,7 +272,7 @@ def attention_cases(s: Setting) -> Iterator[Case]:
         tokens = inputs[0].shape[2]
         defaults: dict[str, Any] = {
             "op": "structure_attention",
-            "case": f"N={tokens}, {heads} heads, {backend} vs {name}",
+            "case": f"N={tokens}, {heads} heads{', forward and backward' if more.get('gradient') else ''}",
             "baseline_name": name,
             "inputs": inputs,
             "ours": structure_attention,
@@ -255,12 +289,14 @@ def attention_cases(s: Setting) -> Iterator[Case]:
     if not s.gpu:
         inputs = attention_inputs(s, s.size(4096, 33))
         yield case(inputs, "sdpa", "N x N bias by matrix product", materialised, floor=3.0)
+        yield case(inputs, "sdpa", "blocks of queries, folded by hand", attention_by_blocks)
         yield case(inputs, "sdpa", "SDPA with that bias", biased_sdpa, slow=True)
 
         reference = functools.partial(structure_attention_reference, scale=48**-0.5)
         yield case(inputs, "sdpa", "the float64-safe reference", reference, slow=True)
         return
 
+    by_cudnn = folded_by(SDPBackend.CUDNN_ATTENTION)  # what torch takes on Hopper: the rival to name there
     own = s.backends("structure_attention", without=("reference", "sdpa"))
     # 1369 = 37 x 37 tokens: 518 pixels by a patch of 14. The other dtypes are for the table of measured choices.
     floors = {256: None, 1024: 1.3, 1369: None, 2048: 1.2, 4096: 1.0, 16384: 0.9}
@@ -272,10 +308,11 @@ def attention_cases(s: Setting) -> Iterator[Case]:
             shared = {"dtype": name_of(dtype), "rival": "sdpa", "slow": not main or floor is None}
             for backend in backends:
                 yield case(inputs, backend, "folded SDPA", folded, floor=floor if main else None, **shared)
+                if main:
+                    yield case(inputs, backend, "folded SDPA, cuDNN", by_cudnn, slow=floor is None)
             if tokens == 4096 and main:
                 best = own[0] if own else "sdpa"
                 rivals = [("folded SDPA, flash", folded_by(SDPBackend.FLASH_ATTENTION))]
-                rivals += [("folded SDPA, cuDNN", folded_by(SDPBackend.CUDNN_ATTENTION))]
                 rivals += [("folded SDPA, mem-efficient", folded_by(SDPBackend.EFFICIENT_ATTENTION))]
                 rivals += [("N x N bias by matrix product", materialised), ("SDPA with that bias", biased_sdpa)]
                 for name, baseline in rivals:
@@ -287,7 +324,7 @@ def attention_cases(s: Setting) -> Iterator[Case]:
             leaves = (*(x.requires_grad_() for x in drawn), s.randn(*drawn[2].shape, dtype=dtype))
             for backend in backends:
                 yield case(
-                    leaves, backend, "folded SDPA, forward and backward", step(folded, 6),
+                    leaves, backend, "folded SDPA", step(folded, 6),
                     ours=step(structure_attention, 6),
                     operations=2.0 * heads * leaves[0].shape[2] ** 2 * (4 * depth + 3 * width),
                     floor=0.9 if main else None,
@@ -307,23 +344,28 @@ def guided_cases(s: Setting) -> Iterator[Case]:
         moved = element * (logits.numel() + low.numel() + high.numel() + classes * scale**2 * h * w)
         operations = 2.0 * 25 * scale**2 * h * w * (channels + classes)
         shape = f"{classes}x({h}x{w}), C={channels}, by {scale}"
+        plain = guided_upsample_reference
+        rivals: list[Rival] = [("unfold + bmm", plain, None)]
+        rivals += [("torch.compile of unfold + bmm", compiled(plain), None if s.gpu else 4.0)]
         for backend in s.backends("guided_upsample"):
-            yield Case(
-                op="guided_upsample", case=shape, baseline_name="unfold + bmm", inputs=(logits, low, high, beta),
-                ours=guided_upsample, baseline=guided_upsample_reference, dtype=name_of(s.dtype), bytes=moved,
-                operations=operations, backend=backend, slow=classes == 150,
-            )  # fmt: skip
+            for name, rival, floor in rivals:
+                yield Case(
+                    op="guided_upsample", case=shape, baseline_name=name, inputs=(logits, low, high, beta),
+                    ours=guided_upsample, baseline=rival, dtype=name_of(s.dtype), bytes=moved, operations=operations,
+                    floor=floor, backend=backend, slow=classes == 150 or name.startswith(LATE),
+                )  # fmt: skip
         if classes == 150:
             continue
 
         clones = (given.clone().requires_grad_() for given in (logits, low, high, beta))
         leaves = (*clones, s.randn(1, classes, scale * h, scale * w))
         for backend in s.backends("guided_upsample"):
-            yield Case(
-                op="guided_upsample", case=f"{shape}, forward and backward", baseline_name="unfold + bmm",
-                inputs=leaves, ours=step(guided_upsample, 4), baseline=step(guided_upsample_reference, 4),
-                dtype=name_of(s.dtype), bytes=3 * moved, operations=3 * operations, backend=backend,
-            )  # fmt: skip
+            for name, rival, _ in rivals:
+                yield Case(
+                    op="guided_upsample", case=f"{shape}, forward and backward", baseline_name=name,
+                    inputs=leaves, ours=step(guided_upsample, 4), baseline=step(rival, 4), dtype=name_of(s.dtype),
+                    bytes=3 * moved, operations=3 * operations, backend=backend, slow=name.startswith(LATE),
+                )  # fmt: skip
 
 
 def preprocess_cases(s: Setting) -> Iterator[Case]:
@@ -341,7 +383,7 @@ def preprocess_cases(s: Setting) -> Iterator[Case]:
         rows = height if antialias else min(height, 2 * side)
         rivals = [("torch in float32", by(preprocess_reference, antialias))]
         if not s.gpu:
-            rivals += library_resizes(side, antialias)
+            rivals += library_resizes(side, antialias, MEAN, STD)
         for form, image, bytes_a_pixel in (("HWC", frame, 3.0), ("NV12", nv12, 1.5)):
             for backend in s.backends("preprocess"):
                 for name, baseline in rivals if form == "HWC" else rivals[:1]:
@@ -373,47 +415,26 @@ def pipeline_cases(s: Setting) -> Iterator[Case]:
         with torch.inference_mode():
             return upsample_argmax(model.decode(encoded(dtype), text), size)
 
-    def plain(dtype: torch.dtype) -> Tensor:
-        with torch.inference_mode():
-            features = encoded(dtype)
-            with use_backend("reference"):
-                logits = model.decode(features, text)
-            return F.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)
+    def plain(labels: Callable[..., Tensor]) -> Callable[[torch.dtype], Tensor]:
+        def run(dtype: torch.dtype) -> Tensor:
+            with torch.inference_mode():
+                features = encoded(dtype)
+                with use_backend("reference"):
+                    logits = model.decode(features, text)
+                return labels(logits, size)
+
+        return run
 
     # Operations: 182e9 by torch's counter, and the backbone's attention, which it does not see. Bytes: the weights.
+    rivals: list[Rival] = [("the same in plain PyTorch", plain(interpolated_argmax), None if s.gpu else 2.0)]
+    rivals += [] if s.gpu else [("that, labels by OpenCV", plain(opencv_labels), None)]
     for dtype in (*([torch.float16] if s.gpu else []), torch.bfloat16, torch.float32):
-        yield Case(
-            op="pipeline", case="b14 448x448, 150 classes -> 1024x2048", baseline_name="the same in plain PyTorch",
-            inputs=(dtype,), ours=ours, baseline=plain, dtype=name_of(dtype), floor=None if s.gpu else 2.0,
-            bytes=4 * 9.3e7, operations=2.2e11, slow=dtype == torch.float32,
-        )  # fmt: skip
-
-
-def library_resizes(side: int, antialias: bool) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
-    """Return the same by PIL and, where it is installed, OpenCV, with torch's normalization behind them."""
-    from PIL import Image
-
-    gain = torch.tensor([1 / (255 * x) for x in STD]).view(3, 1, 1)
-    shift = torch.tensor([-m / x for m, x in zip(MEAN, STD, strict=True)]).view(3, 1, 1)
-
-    def normalized(pixels: np.ndarray) -> Tensor:
-        planar = torch.from_numpy(pixels).permute(2, 0, 1).float().contiguous()
-        return torch.addcmul(shift, planar, gain)[None]
-
-    def by_pil(image: Tensor) -> Tensor:  # always antialiased
-        return normalized(np.array(Image.fromarray(image.numpy()).resize((side, side), Image.Resampling.BILINEAR)))
-
-    found: list[tuple[str, Callable[[Tensor], Tensor]]] = [("PIL", by_pil)] if antialias else []
-    try:
-        import cv2
-    except ImportError:
-        return found
-
-    def by_opencv(image: Tensor) -> Tensor:
-        way = cv2.INTER_AREA if antialias else cv2.INTER_LINEAR
-        return normalized(cv2.resize(image.numpy(), (side, side), interpolation=way))
-
-    return [*found, ("OpenCV INTER_AREA" if antialias else "OpenCV INTER_LINEAR", by_opencv)]
+        for name, rival, floor in rivals:
+            yield Case(
+                op="pipeline", case="b14 448x448, 150 classes -> 1024x2048", baseline_name=name, inputs=(dtype,),
+                ours=ours, baseline=rival, dtype=name_of(dtype), floor=floor, bytes=4 * 9.3e7, operations=2.2e11,
+                slow=dtype == torch.float32,
+            )  # fmt: skip
 
 
 CASES: tuple[Callable[[Setting], Iterator[Case]], ...] = (

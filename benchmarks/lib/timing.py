@@ -23,7 +23,21 @@ def interleaved(
     least: int = 3,
     budget_s: float = 2.0,
 ) -> list[float]:
-    """Return the median milliseconds of each function, called in turn so that a drift of the machine meets all alike.
+    """Return the median milliseconds of each function: the medians of `interleaved_samples`, with its arguments."""
+    samples = interleaved_samples(functions, device, inputs=inputs, rounds=rounds, least=least, budget_s=budget_s)
+    return [statistics.median(taken) for taken in samples]
+
+
+def interleaved_samples(
+    functions: Sequence[Function],
+    device: str,
+    *,
+    inputs: tuple = (),
+    rounds: int = 0,
+    least: int = 3,
+    budget_s: float = 2.0,
+) -> list[list[float]]:
+    """Return the milliseconds of each call of each function, in turn so that a drift of the machine meets all alike.
 
     Args:
         functions: Functions to time. Each is called once first to warm up; a first call of more than a quarter of the
@@ -39,18 +53,19 @@ def interleaved(
     if device == "cuda":
         copies = rotation(inputs, torch.cuda.get_device_properties(0).L2_cache_size)
         calls = [captured(function, copies) for function in functions]
-        return [ms / len(copies) for ms in medians(calls, event_time, rounds, least, budget_s)]
-    return medians([partial(function, *inputs) for function in functions], clock_time, rounds, least, budget_s)
+        taken = call_times(calls, event_time, rounds, least, budget_s)
+        return [[ms / len(copies) for ms in times] for times in taken]
+    return call_times([partial(function, *inputs) for function in functions], clock_time, rounds, least, budget_s)
 
 
-def medians(
+def call_times(
     calls: Sequence[Callable[[], object]],
     once: Callable[[Callable[[], object]], float],
     rounds: int,
     least: int,
     budget_s: float,
-) -> list[float]:
-    """Return the median milliseconds of each call; `once` gives the seconds of one."""
+) -> list[list[float]]:
+    """Return the milliseconds of each call of `calls`; `once` gives the seconds of one."""
     first = [once(call) for call in calls]
     slow = max(first) > budget_s / 4
     samples = [[taken] if slow else [] for taken in first]
@@ -60,7 +75,7 @@ def medians(
     while len(samples[0]) < rounds:
         for call, taken in zip(calls, samples, strict=True):
             taken.append(once(call))
-    return [statistics.median(taken) * 1e3 for taken in samples]
+    return [[seconds * 1e3 for seconds in taken] for taken in samples]
 
 
 def clock_time(call: Callable[[], object]) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import torch
 from ovsdino.benchmarks.lib.machine import machine_facts
 from ovsdino.benchmarks.lib.memory import peak_mb, resident_mb
 from ovsdino.benchmarks.lib.report import ReportOptions
-from ovsdino.benchmarks.lib.timing import clock_time, medians
+from ovsdino.benchmarks.lib.timing import call_times, clock_time
 from ovsdino.console import print_json
 from ovsdino.models.backbone import freeze
 from ovsdino.models.zoo import build_model
@@ -62,7 +63,8 @@ class Training(ReportOptions):
         memory = {side: self._memory_of(side) for side in BACKENDS}
         step = Step(self)
         calls = [functools.partial(step.on, backend) for backend in BACKENDS.values()]
-        times = dict(zip(BACKENDS, medians(calls, clock_time, self.rounds, 3, 60.0), strict=True))
+        samples = call_times(calls, clock_time, self.rounds, 3, 60.0)
+        times = dict(zip(BACKENDS, map(statistics.median, samples), strict=True))
         case = {name: getattr(self, name) for name in ("model", "batch", "size", "masks", "device")}
         case["precision"] = "float32" if self.float32 else "bf16"
         results = [

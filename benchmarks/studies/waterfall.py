@@ -140,7 +140,7 @@ def groups() -> Iterator[tuple[str, list[Step]]]:
         ],
     )
 
-    guided = [case for case in guided_cases(s) if case.case.startswith("19x")]
+    guided = [c for c in guided_cases(s) if c.case.startswith("19x") and c.baseline_name == "unfold + bmm"]
     for case, title in zip(guided, ("forward", "forward and backward"), strict=True):
         yield (
             f"`guided_upsample`, 19×(32×64) by 4, 64 channels, {title}, float32",

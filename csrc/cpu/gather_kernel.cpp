@@ -1,8 +1,8 @@
 // The gather kernel of mask_pool; compiled once per instruction set (see simd.h).
 //
-// For each block of rows that fits the level 2 cache, each list adds its rows of the block, kSpan vectors of channels
-// at a time in registers. A sum is thus made of short partial sums, which also keeps its rounding error below a plain
-// loop's.
+// Of each block of rows, a span of kSpan vectors of channels is read into the level 1 cache; each list adds its rows of
+// the block in registers, then comes the next span. A sum is thus made of short partial sums, which also keeps its
+// rounding error below a plain loop's.
 #include "gather_kernel.h"
 
 #include "ovsdino/detail/number.h"
@@ -46,12 +46,33 @@ OVSDINO_INLINE void add_rows_scalar(const Entries& entries, const float* in, int
   *out += sum;
 }
 
-// in: row 0 of all rows (it may lie before the block held), out: the list's sums.
-OVSDINO_INLINE void add_list(const Entries& entries, const float* in, int64_t stride, int64_t channels, float* out) {
+struct Pieces {
+  const Piece* piece;
+  int64_t count;
+};
+
+// in: row 0 of all rows (it may lie before the block held), at the first of the channels; out: the lists' sums.
+template <int kVectors>
+OVSDINO_INLINE void add_pieces(const Pieces& pieces, const RowLists& lists, const float* in, int64_t stride, float* out,
+                               int64_t out_stride) {
+  for (int64_t p = 0; p < pieces.count; ++p) {
+    const Piece& piece = pieces.piece[p];
+    const Entries entries = {lists.row + piece.first, lists.weight ? lists.weight + piece.first : nullptr, piece.count};
+    if (kVectors > 0) {
+      add_rows<kVectors>(entries, in, stride, out + piece.list * out_stride);
+    } else {
+      add_rows_scalar(entries, in, stride, out + piece.list * out_stride);
+    }
+  }
+}
+
+OVSDINO_INLINE void add_block(const Pieces& pieces, const RowLists& lists, const float* in, int64_t stride,
+                              int64_t channels, float* out, int64_t out_stride) {
   int64_t c = 0;
-  for (; c + kSpan * kLanes <= channels; c += kSpan * kLanes) add_rows<kSpan>(entries, in + c, stride, out + c);
-  for (; c + kLanes <= channels; c += kLanes) add_rows<1>(entries, in + c, stride, out + c);
-  for (; c < channels; ++c) add_rows_scalar(entries, in + c, stride, out + c);
+  for (; c + kSpan * kLanes <= channels; c += kSpan * kLanes)
+    add_pieces<kSpan>(pieces, lists, in + c, stride, out + c, out_stride);
+  for (; c + kLanes <= channels; c += kLanes) add_pieces<1>(pieces, lists, in + c, stride, out + c, out_stride);
+  for (; c < channels; ++c) add_pieces<0>(pieces, lists, in + c, stride, out + c, out_stride);
 }
 
 template <typename T>
@@ -78,8 +99,18 @@ OVSDINO_INLINE void gather(const Gather& g) {
     for (int64_t c = 0; c < g.channels; ++c) sums[i * sums_stride + c] = 0.0f;
     g.cursor[i] = lists.begin[i];
   }
-  for (int64_t first = 0; first < g.rows; first += g.block_rows) {
-    const int64_t end = first + g.block_rows < g.rows ? first + g.block_rows : g.rows;
+  for (int64_t first = 0; first < g.rows; first += kBlockRows) {
+    const int64_t end = first + kBlockRows < g.rows ? first + kBlockRows : g.rows;
+    int64_t count = 0;
+    for (int64_t i = 0; i < lists.count; ++i) {
+      const int64_t begin = g.cursor[i], stop = lists.begin[i + 1];
+      int64_t next = begin;
+      while (next < stop && lists.row[next] < end) ++next;
+      if (next == begin) continue;
+      g.cursor[i] = next;
+      g.pieces[count++] = {i, begin, next - begin};
+    }
+    if (count == 0) continue;
     const T* from = static_cast<const T*>(g.in) + first * g.in_stride;
     const float* held = reinterpret_cast<const float*>(from);
     if (!kIsFloat) {
@@ -88,15 +119,7 @@ OVSDINO_INLINE void gather(const Gather& g) {
       held = g.block;
     }
     const int64_t stride = kIsFloat ? g.in_stride : g.channels;
-    for (int64_t i = 0; i < lists.count; ++i) {
-      const int64_t begin = g.cursor[i], stop = lists.begin[i + 1];
-      int64_t next = begin;
-      while (next < stop && lists.row[next] < end) ++next;
-      if (next == begin) continue;
-      g.cursor[i] = next;
-      const Entries entries = {lists.row + begin, lists.weight ? lists.weight + begin : nullptr, next - begin};
-      add_list(entries, held - first * stride, stride, g.channels, sums + i * sums_stride);
-    }
+    add_block({g.pieces, count}, lists, held - first * stride, stride, g.channels, sums, sums_stride);
   }
   if (g.divisor || !kIsFloat) divide_and_store<T>(g, sums, sums_stride);
 }
@@ -107,9 +130,80 @@ void run(const Gather& g) {
   if (g.dtype == DType::kBFloat16) gather<BFloat16>(g);
 }
 
+constexpr int64_t kBytes = 64;  // looked at together
+
+// Bit i is set where from[i] is not 0, of kBytes.
+OVSDINO_INLINE uint64_t set_bits(const uint8_t* from) {
+#if defined(__AVX512BW__)
+  const __m512i bytes = _mm512_loadu_si512(from);
+  return _mm512_test_epi8_mask(bytes, bytes);
+#elif defined(__AVX2__)
+  uint64_t clear = 0;
+  for (int i = 0; i < 2; ++i) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32 * i));
+    const int equal = _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256()));
+    clear |= static_cast<uint64_t>(static_cast<uint32_t>(equal)) << 32 * i;
+  }
+  return ~clear;
+#elif defined(__SSE2__)
+  uint64_t clear = 0;
+  for (int i = 0; i < 4; ++i) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * i));
+    const int equal = _mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_setzero_si128()));
+    clear |= static_cast<uint64_t>(equal) << 16 * i;
+  }
+  return ~clear;
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < 8; ++i) {
+    uint64_t word;
+    memcpy(&word, from + 8 * i, sizeof(word));
+    if (word == 0) continue;
+    for (int j = 8 * i; j < 8 * i + 8; ++j) bits |= static_cast<uint64_t>(from[j] != 0) << j;
+  }
+  return bits;
+#endif
+}
+
+OVSDINO_INLINE uint64_t last_bits(const uint8_t* from, int64_t count) {
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < count; ++i) bits |= static_cast<uint64_t>(from[i] != 0) << i;
+  return bits;
+}
+
+int64_t count_set(const uint8_t* bytes, int64_t count) {
+  int64_t found = 0, i = 0;
+  for (; i + kBytes <= count; i += kBytes) found += __builtin_popcountll(set_bits(bytes + i));
+  return found + __builtin_popcountll(last_bits(bytes + i, count - i));
+}
+
+OVSDINO_INLINE int32_t* list_bits(uint64_t bits, int32_t first, int32_t* to) {
+#if defined(__AVX512F__)
+  const __m512i steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (; bits; bits >>= 16, first += 16) {
+    const auto mask = static_cast<__mmask16>(bits);
+    const int found = __builtin_popcount(mask);
+    // Not the compressing store, which is microcoded on Zen 4, and not a whole one: the next list is another thread's.
+    const __m512i packed = _mm512_maskz_compress_epi32(mask, _mm512_add_epi32(_mm512_set1_epi32(first), steps));
+    _mm512_mask_storeu_epi32(to, static_cast<__mmask16>((1u << found) - 1u), packed);
+    to += found;
+  }
+#else
+  for (; bits; bits &= bits - 1) *to++ = first + __builtin_ctzll(bits);
+#endif
+  return to;
+}
+
+void list_set(const uint8_t* bytes, int64_t count, int32_t first, int32_t* places) {
+  int64_t i = 0;
+  for (; i + kBytes <= count; i += kBytes)
+    places = list_bits(set_bits(bytes + i), first + static_cast<int32_t>(i), places);
+  list_bits(last_bits(bytes + i, count - i), first + static_cast<int32_t>(i), places);
+}
+
 }  // namespace
 
-const GatherKernel kGather = {run};
+const GatherKernel kGather = {run, count_set, list_set};
 
 }  // namespace OVSDINO_ISA
 }  // namespace ovsdino

@@ -15,6 +15,14 @@ struct RowLists {
   const float* weight;  // null: all 1
 };
 
+// Rows that are added together. Their span of channels (512 bytes a row at most) fits the level 1 cache.
+constexpr int64_t kBlockRows = 48;
+
+// What a list holds of one block of rows.
+struct Piece {
+  int64_t list, first, count;
+};
+
 // out(i, c) = (sum over list i of weight * in(row, c)) / divisor[i], for `channels` channels.
 struct Gather {
   RowLists lists;
@@ -25,13 +33,16 @@ struct Gather {
   int64_t out_stride;
   const float* divisor;  // null: all 1
   float* sums;           // scratch, count * channels; null for float32, whose sums are made in `out`
-  float* block;          // scratch, block_rows * channels; null for float32
-  int64_t block_rows;    // rows done together, so that they stay in the level 2 cache
+  float* block;          // scratch, kBlockRows * channels; null for float32
   int64_t* cursor;       // scratch, count
+  Piece* pieces;         // scratch, count
 };
 
 struct GatherKernel {
   void (*run)(const Gather& gather);
+  // How many of `count` bytes are not 0, and their places: from `first` on, in order.
+  int64_t (*count_set)(const uint8_t* bytes, int64_t count);
+  void (*list_set)(const uint8_t* bytes, int64_t count, int32_t first, int32_t* places);
 };
 
 namespace baseline {

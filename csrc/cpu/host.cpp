@@ -9,17 +9,14 @@ namespace {
 
 template <typename T, typename Label>
 void all_cells(const UpsampleArgmax& op) {
+  const int64_t lines = op.batch * op.in_h;
+  unsigned char shared[TileLayout<OneThread>::kBytes];
+  const OneThread block(shared);
   if (few_pixels(op)) {
-    for (int64_t i = 0; i < op.batch * op.out_h * op.out_w; ++i) {
-      const int64_t line = i / op.out_w;
-      upsample_pixel<T, Label>(op, line / op.out_h, static_cast<int32_t>(line % op.out_h),
-                               static_cast<int32_t>(i % op.out_w));
-    }
-    return;
+    for (int64_t i = 0; i < lines * strips_of_row(op, 1); ++i) upsample_strip<T, Label>(op, i, block);
+  } else {
+    for (int64_t i = 0; i < lines * tiles_of_row(op, 1); ++i) upsample_tile<T, Label>(op, i, block);
   }
-  Survivor list[kMaxSurvivors];
-  for (int64_t cell = 0; cell < op.batch * op.in_h * op.in_w; ++cell)
-    upsample_cell<T, Label>(op, cell, OneLane(), list);
 }
 
 template <typename T>
@@ -29,15 +26,16 @@ void all_cells(const UpsampleArgmax& op) {
   if (op.labels_dtype == DType::kInt32) all_cells<T, int32_t>(op);
 }
 
+template <typename T, bool kSoft>
+void all_masks(const MaskPool& op) {
+  unsigned char shared[PoolLayout<OneThread, kSoft>::kBytes];
+  const int64_t jobs = op.batch * op.mask_count * pool_jobs(op, OneThread::kLanes, OneThread::kWarps);
+  for (int64_t job = 0; job < jobs; ++job) mask_pool_block<T, kSoft>(op, job, OneThread(shared));
+}
+
 template <typename T>
-void all_slices(const MaskPool& op) {
-  for (int64_t b = 0; b < op.batch; ++b) {
-    for (int64_t m = 0; m < op.mask_count; ++m) {
-      for (int64_t slice = 0; slice * kChannelsPerLane < op.channels; ++slice) {
-        mask_pool_slice<T>(op, b, m, slice, OneLane());
-      }
-    }
-  }
+void all_masks(const MaskPool& op) {
+  op.masks_dtype == DType::kFloat32 ? all_masks<T, true>(op) : all_masks<T, false>(op);
 }
 
 }  // namespace
@@ -51,9 +49,9 @@ void upsample_argmax_host(const UpsampleArgmax& op) {
 
 void mask_pool_host(const MaskPool& op) {
   check_mask_pool(op, false);
-  if (op.features_dtype == DType::kFloat32) all_slices<float>(op);
-  if (op.features_dtype == DType::kFloat16) all_slices<Half>(op);
-  if (op.features_dtype == DType::kBFloat16) all_slices<BFloat16>(op);
+  if (op.features_dtype == DType::kFloat32) all_masks<float>(op);
+  if (op.features_dtype == DType::kFloat16) all_masks<Half>(op);
+  if (op.features_dtype == DType::kBFloat16) all_masks<BFloat16>(op);
 }
 
 void mask_pool_backward_host(const MaskPool& op) {

@@ -2,7 +2,6 @@
 // those tokens' features are read; a dense product reads them all. The inner sums are in gather_kernel.cpp.
 #include "ovsdino/mask_pool.h"
 
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -19,9 +18,6 @@ namespace {
 // Channels are split over threads in multiples of this (whole spans of the widest vectors).
 constexpr int64_t kChannelGrain = 128;
 
-// Bytes of features a thread keeps in the level 2 cache (a Cortex-A78AE has 256 KB, most x86 cores 1 MB or more).
-constexpr int64_t kBlockBytes = 192 << 10;
-
 // Below this many additions a thread costs more than it brings.
 constexpr int64_t kWorkPerThread = int64_t{1} << 19;
 
@@ -37,19 +33,9 @@ int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 // Calls visit(token, weight) for the tokens of non-zero weight, in order.
 template <typename Visit>
-void for_each_token(const void* row, DType dtype, int64_t stride, int64_t tokens, const Visit& visit) {
-  const bool words = dtype == DType::kUint8 && stride == 1;
-  int64_t n = 0;
-  for (; words && n + 8 <= tokens; n += 8) {
-    uint64_t word;
-    std::memcpy(&word, static_cast<const uint8_t*>(row) + n, sizeof(word));
-    if (word == 0) continue;
-    for (int64_t i = n; i < n + 8; ++i) {
-      if (static_cast<const uint8_t*>(row)[i]) visit(i, 1.0f);
-    }
-  }
-  for (; n < tokens; ++n) {
-    const float weight = mask_weight(row, dtype, stride, n);
+void for_each_token(const MaskPool& op, const void* row, const Visit& visit) {
+  for (int64_t n = 0; n < op.tokens; ++n) {
+    const float weight = mask_weight(row, op.masks_dtype, op.masks_stride_n, n);
     if (weight != 0.0f) visit(n, weight);
   }
 }
@@ -73,16 +59,22 @@ TokenLists read_masks(const MaskPool& op, double max_density, int threads) {
   constexpr int64_t kGrain = 16;
   const int64_t count = op.batch * op.mask_count;
   if (threads > count * op.tokens / kWorkPerThread) threads = static_cast<int>(count * op.tokens / kWorkPerThread);
+  const bool bytes = op.masks_dtype == DType::kUint8 && op.masks_stride_n == 1;
   TokenLists lists;
   std::vector<int64_t> begin(static_cast<size_t>(count) + 1, 0);
   parallel_for(count, kGrain, threads, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       int64_t tokens = 0;
       double area = 0.0;
-      for_each_token(row_of(op, i), op.masks_dtype, op.masks_stride_n, op.tokens, [&](int64_t, float weight) {
-        ++tokens;
-        area += weight;
-      });
+      if (bytes) {
+        tokens = kernel().count_set(static_cast<const uint8_t*>(row_of(op, i)), op.tokens);
+        area = static_cast<double>(tokens);
+      } else {
+        for_each_token(op, row_of(op, i), [&](int64_t, float weight) {
+          ++tokens;
+          area += weight;
+        });
+      }
       begin[i + 1] = tokens;
       op.areas[i] = static_cast<float>(area);
     }
@@ -96,7 +88,11 @@ TokenLists read_masks(const MaskPool& op, double max_density, int threads) {
   parallel_for(count, kGrain, threads, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       int64_t at = begin[i];
-      for_each_token(row_of(op, i), op.masks_dtype, op.masks_stride_n, op.tokens, [&](int64_t n, float weight) {
+      if (bytes) {
+        kernel().list_set(static_cast<const uint8_t*>(row_of(op, i)), op.tokens, 0, lists.token.get() + at);
+        continue;
+      }
+      for_each_token(op, row_of(op, i), [&](int64_t n, float weight) {
         lists.token[at] = static_cast<int32_t>(n);
         if (soft) lists.weight[at] = weight;
         ++at;
@@ -132,9 +128,6 @@ void gather_channels(const Gather& all, int threads) {
   const int64_t work = (all.lists.begin[all.lists.count] - all.lists.begin[0]) * all.channels;
   if (threads > work / kWorkPerThread) threads = static_cast<int>(work / kWorkPerThread);
   threads = threads < 1 ? 1 : threads;
-  // By all channels, not by a thread's: the partial sums, and so the rounding, are the same for any number of threads.
-  const int64_t fitting = all.channels > 0 ? kBlockBytes / static_cast<int64_t>(sizeof(float)) / all.channels : 1;
-  const int64_t block_rows = fitting < 16 ? 16 : fitting;
   const int64_t spans = (all.channels + kChannelGrain - 1) / kChannelGrain;
   const int64_t grain = (spans + threads - 1) / threads;
   parallel_for(spans, grain, threads, [&](int64_t begin, int64_t end) {
@@ -143,14 +136,15 @@ void gather_channels(const Gather& all, int threads) {
     part.channels = (end * kChannelGrain < all.channels ? end * kChannelGrain : all.channels) - first;
     part.in = static_cast<const char*>(all.in) + first * element_size(all.dtype);
     part.out = static_cast<char*>(all.out) + first * element_size(all.dtype);
-    part.block_rows = block_rows;
     const std::unique_ptr<int64_t[]> cursor(new int64_t[static_cast<size_t>(all.lists.count)]);
+    const std::unique_ptr<Piece[]> pieces(new Piece[static_cast<size_t>(all.lists.count)]);
     std::unique_ptr<float[]> sums, block;
     if (all.dtype != DType::kFloat32) {
       sums.reset(new float[static_cast<size_t>(all.lists.count * part.channels)]);
-      block.reset(new float[static_cast<size_t>(part.block_rows * part.channels)]);
+      block.reset(new float[static_cast<size_t>(kBlockRows * part.channels)]);
     }
     part.cursor = cursor.get();
+    part.pieces = pieces.get();
     part.sums = sums.get();
     part.block = block.get();
     kernel().run(part);

@@ -1,6 +1,6 @@
-// mask_pool on CUDA: a warp for each mask and 128 channels, backward for each 8 tokens and 128 channels; the bodies are
-// in detail/mask_pool_block.h. Each sum is made by one warp in the order of tokens or masks: no atomics, the same bits
-// every time.
+// mask_pool on CUDA: a block for each mask and up to 1024 channels, backward a warp for each 8 tokens and 128 channels;
+// the bodies are in detail/mask_pool_block.h. Each sum is made in the order of tokens or masks: no atomics, the same
+// bits every time.
 #include "launch.h"
 #include "ovsdino/detail/mask_pool_block.h"
 #include "ovsdino/mask_pool.h"
@@ -8,13 +8,13 @@
 namespace ovsdino {
 namespace {
 
-template <typename T>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock, 4) mask_pool_kernel(MaskPool op, int64_t slices) {
-  const int64_t jobs = op.batch * op.mask_count * slices;
-  const int64_t step = int64_t{gridDim.x} * kWarpsPerBlock;
-  for (int64_t job = int64_t{blockIdx.x} * kWarpsPerBlock + (threadIdx.x >> 5); job < jobs; job += step) {
-    const int64_t mask = job / slices;
-    mask_pool_slice<T>(op, mask / op.mask_count, mask % op.mask_count, job % slices, Warp());
+template <typename T, bool kSoft>
+__global__ void __launch_bounds__(kPoolThreads, 4) mask_pool_kernel(MaskPool op, int64_t jobs) {
+  using Block = CudaBlock<kPoolThreads>;
+  __shared__ alignas(16) unsigned char shared[PoolLayout<Block, kSoft>::kBytes];
+  for (int64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
+    mask_pool_block<T, kSoft>(op, job, Block(shared));
+    __syncthreads();  // the next job's list overwrites this one's sums
   }
 }
 
@@ -30,11 +30,16 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, 3)
 
 template <typename T>
 void launch(const MaskPool& op, cudaStream_t stream) {
-  constexpr int64_t kSlice = Warp::kSize * kChannelsPerLane;
-  const int64_t slices = op.channels > 0 ? (op.channels + kSlice - 1) / kSlice : 1;  // slice 0 writes the areas
-  const int64_t jobs = op.batch * op.mask_count * slices;
+  constexpr int64_t kMost = 1 << 20;
+  using Block = CudaBlock<kPoolThreads>;
+  const int64_t jobs = op.batch * op.mask_count * pool_jobs(op, Block::kLanes, Block::kWarps);
   if (jobs == 0) return;
-  mask_pool_kernel<T><<<blocks_for(jobs), 32 * kWarpsPerBlock, 0, stream>>>(op, slices);
+  const auto blocks = static_cast<unsigned>(jobs < kMost ? jobs : kMost);
+  if (op.masks_dtype == DType::kFloat32) {
+    mask_pool_kernel<T, true><<<blocks, kPoolThreads, 0, stream>>>(op, jobs);
+  } else {
+    mask_pool_kernel<T, false><<<blocks, kPoolThreads, 0, stream>>>(op, jobs);
+  }
   check_launch("mask_pool");
 }
 

@@ -1,5 +1,5 @@
-// upsample_argmax on CUDA: a warp for each cell, or a thread for each pixel where cells are small; the bodies are in
-// detail/upsample_block.h.
+// upsample_argmax on CUDA: a block for each tile of 32 cells, or a warp for each strip of pixels where cells are small; the
+// bodies are in detail/upsample_block.h.
 #include "launch.h"
 #include "ovsdino/detail/upsample_block.h"
 #include "ovsdino/upsample_argmax.h"
@@ -7,32 +7,38 @@
 namespace ovsdino {
 namespace {
 
+using UpsampleBlock = CudaBlock<kUpsampleThreads>;
+
 template <typename T, typename Label>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock, 3) upsample_argmax_kernel(UpsampleArgmax op, int64_t cells) {
-  __shared__ Survivor lists[kWarpsPerBlock][kMaxSurvivors];
-  const int32_t warp = static_cast<int32_t>(threadIdx.x >> 5);
-  const int64_t step = int64_t{gridDim.x} * kWarpsPerBlock;
-  for (int64_t cell = int64_t{blockIdx.x} * kWarpsPerBlock + warp; cell < cells; cell += step) {
-    upsample_cell<T, Label>(op, cell, Warp(), lists[warp]);
-    __syncwarp();  // the next cell's list overwrites this one's
+__global__ void __launch_bounds__(kUpsampleThreads, 2) upsample_argmax_kernel(UpsampleArgmax op, int64_t tiles) {
+  __shared__ alignas(16) unsigned char shared[TileLayout<UpsampleBlock>::kBytes];
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    upsample_tile<T, Label>(op, tile, UpsampleBlock(shared));
+    __syncthreads();  // the next tile's survivors overwrite this one's
   }
 }
 
 template <typename T, typename Label>
-__global__ void __launch_bounds__(kPixelsX* kPixelsY, 4) upsample_argmax_pixel_kernel(UpsampleArgmax op) {
-  const PixelGrid grid(op.batch, op.out_h, op.out_w);
-  grid.for_each([&](int64_t batch, int32_t y, int32_t x) { upsample_pixel<T, Label>(op, batch, y, x); });
+__global__ void __launch_bounds__(kUpsampleThreads, 2) upsample_argmax_strip_kernel(UpsampleArgmax op, int64_t strips) {
+  const int64_t step = int64_t{gridDim.x} * UpsampleBlock::kWarps;
+  const UpsampleBlock block(nullptr);
+  for (int64_t strip = int64_t{blockIdx.x} * UpsampleBlock::kWarps + block.warp(); strip < strips; strip += step) {
+    upsample_strip<T, Label>(op, strip, block);
+  }
 }
 
 template <typename T, typename Label>
 void launch(const UpsampleArgmax& op, cudaStream_t stream) {
-  const int64_t cells = op.batch * op.in_h * op.in_w;
-  if (cells == 0) return;
+  constexpr int64_t kMost = 1 << 20;
+  const int64_t lines = op.batch * op.in_h;
+  if (lines == 0 || op.in_w == 0) return;
   if (few_pixels(op)) {
-    const PixelGrid grid(op.batch, op.out_h, op.out_w);
-    upsample_argmax_pixel_kernel<T, Label><<<grid.blocks(), dim3(kPixelsX, kPixelsY), 0, stream>>>(op);
+    const int64_t strips = lines * strips_of_row(op, UpsampleBlock::kLanes);
+    upsample_argmax_strip_kernel<T, Label><<<blocks_for(strips), kUpsampleThreads, 0, stream>>>(op, strips);
   } else {
-    upsample_argmax_kernel<T, Label><<<blocks_for(cells), 32 * kWarpsPerBlock, 0, stream>>>(op, cells);
+    const int64_t tiles = lines * tiles_of_row(op, UpsampleBlock::kLanes);
+    const auto blocks = static_cast<unsigned>(tiles < kMost ? tiles : kMost);
+    upsample_argmax_kernel<T, Label><<<blocks, kUpsampleThreads, 0, stream>>>(op, tiles);
   }
   check_launch("upsample_argmax");
 }

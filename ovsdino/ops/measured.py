@@ -1,7 +1,8 @@
 """The table of measured choices: the fastest backend of an op on a card, by dtype, direction and size.
 
 ``make gpu-check`` writes `FILE` from its benchmarks, and "auto" (`ovsdino.ops.dispatch`) reads it. The size of a
-structure_attention is its number of tokens. A card without rows gets each op's first backend that can run.
+structure_attention or a mask_pool is its number of tokens. A card without rows gets each op's first backend that can
+run.
 """
 
 from __future__ import annotations

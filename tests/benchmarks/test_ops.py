@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -18,7 +20,13 @@ FACTS = {
     "gemm_gflops": 100.0,
     "rates_gflops": {"float32": 100.0, "float16": 200.0},
 }
-KEYS = {"op", "case", "device", "dtype", "ours_ms", "baseline_ms", "ratio", "floor", "bound_ms"}
+KEYS = {"op", "case", "device", "dtype", "ours_ms", "baseline_ms", "ratio", "floor", "bound_ms"} | {
+    "strongest",
+    "ratio_strongest",
+    "ours_least_ms",
+    "baseline_least_ms",
+    "load_average",
+}
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -27,8 +35,10 @@ def test_both_sides_of_every_row_do_the_same(cases, gpu: bool) -> None:
     seen = 0
     for case in cases(op_cases.Setting(device="cpu", gpu=gpu, tiny=True)):
         seen += 1
-        if "FlexAttention" in case.baseline_name:
-            continue  # compiled; tried out below
+        if "FlexAttention" in case.baseline_name or "torch.compile" in case.baseline_name:
+            continue  # compiled; tried out below and in test_rivals.py
+        if "numba" in case.baseline_name and not importlib.util.find_spec("numba"):
+            continue
         with use_backend(case.backend):
             ours = outputs(case.ours(*case.inputs))
         try:
@@ -78,5 +88,19 @@ def test_a_row_that_cannot_run_is_left_out_with_its_reason(monkeypatch: pytest.M
     monkeypatch.setattr(benchmark, "CASES", (*op_cases.CASES[:4], broken, *op_cases.CASES[5:]))
     setting = op_cases.Setting(device="cpu", gpu=False, tiny=True)
     report = benchmark.measured(setting, FACTS, 0.01, True, ["preprocess"])
-    assert report["left_out"] == [{"op": "preprocess", "case": "c", "reason": "RuntimeError: no such kernel"}]
+    left_out = {"op": "preprocess", "case": "c", "baseline": "b", "reason": "RuntimeError: no such kernel"}
+    assert report["left_out"] == [left_out]
     assert "no such kernel" in benchmark.table(report)
+
+
+def test_strongest_rival_is_the_least_ratio_of_a_case_and_never_the_bound() -> None:
+    case = {"op": "o", "case": "c", "dtype": "float32", "device": "cpu", "backend": "cpu"}
+    rows = [
+        {**case, "baseline": "slow", "ratio": 9.0},
+        {**case, "baseline": "fast", "ratio": 1.5},
+        {**case, "baseline": benchmark.BOUND, "ratio": 0.5},
+        {**case, "backend": "sdpa", "baseline": "slow", "ratio": 7.0},
+    ]
+    benchmark.name_strongest(rows)
+    found = [(row["strongest"], row["ratio_strongest"]) for row in rows]
+    assert found == [("fast", 1.5)] * 3 + [("slow", 7.0)]

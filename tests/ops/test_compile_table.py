@@ -23,8 +23,8 @@ BOUNDS = {
     "mask_pool_backward": (256, 3),
     "prepare_structure": (256, 2),
     "preprocess_pixel": (256, 4),
-    "upsample_argmax": (256, 3),
-    "upsample_argmax_pixel": (256, 4),
+    "upsample_argmax": (256, 2),
+    "upsample_argmax_strip": (256, 2),
 }
 MOST_SHARED = 48 * 1024  # what a launch gets without asking
 

@@ -272,3 +272,14 @@ def test_any_shape_and_density(batch, count, tokens, channels, density, form, se
 def test_wrong_input_is_named(features: Tensor, masks: Tensor, shown: str) -> None:
     with pytest.raises(ValueError, match=shown):
         mask_pool(features, masks)
+
+
+def test_dense_product_of_many_large_features_does_not_overflow_float16() -> None:
+    """4096 features of 60 add up to 245 760, beyond float16's 65 504; their mean is 60."""
+    features = torch.full((1, 4096, 8), 60.0, dtype=torch.float16)
+    masks = torch.zeros(1, 3, 4096, dtype=torch.bool)
+    masks[0, 0], masks[0, 1, :3001] = True, True
+    with use_backend("dense"):
+        means, areas = mask_pool(features, masks)
+    assert areas.tolist() == [[4096.0, 3001.0, 0.0]]
+    torch.testing.assert_close(means[0, :, 0], torch.tensor([60.0, 60.0, 0.0]).half(), atol=0.06, rtol=0)

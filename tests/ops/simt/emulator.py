@@ -67,7 +67,7 @@ class Options(ctypes.Structure):
 
 
 class Report(ctypes.Structure):
-    """simt::Report: faults, and how many passes over the banks of shared memory the accesses took."""
+    """simt::Report: faults, passes over the banks of shared memory, loads from global memory and their sectors."""
 
     _fields_ = (
         ("faults", ctypes.c_int64),
@@ -77,6 +77,8 @@ class Report(ctypes.Structure):
             for what in ("phases", "wavefronts")
         ),
         ("products", ctypes.c_int64),
+        ("global_loads", ctypes.c_int64 * 5),
+        ("global_sectors", ctypes.c_int64 * 5),
         ("first_fault", ctypes.c_char * 256),
     )
 

@@ -125,6 +125,8 @@ void Block::advance() {
       do_product(warp);
     } else if (kind == Kind::kShuffle) {
       do_shuffle(warp);
+    } else if (kind == Kind::kBallot) {
+      do_ballot(warp);
     } else {
       do_matrices(warp, kind == Kind::kTransposed);
     }
@@ -248,6 +250,21 @@ void Block::do_shuffle(int32_t warp) {
   }
 }
 
+void Block::do_ballot(int32_t warp) {
+  Fiber* lanes = &fibers_[static_cast<size_t>(32 * warp)];
+  uint32_t bits = 0;
+  for (int32_t lane = 0; lane < 32; ++lane) bits |= static_cast<uint32_t>(lanes[lane].request.mask) << lane;
+  for (int32_t lane = 0; lane < 32; ++lane) lanes[lane].request.offset = bits;
+}
+
+void Block::note_load(int32_t lane, const void* from, size_t bytes) {
+  const int32_t size = __builtin_ctz(static_cast<uint32_t>(bytes));
+  int64_t& number = fibers_[static_cast<size_t>(lane)].global_loads[size];
+  const uintptr_t first = reinterpret_cast<uintptr_t>(from), last = first + bytes - 1;
+  std::set<uintptr_t>& sectors = sectors_[{lane / 32, size, number++}];
+  for (uintptr_t sector = first / 32; sector <= last / 32; ++sector) sectors.insert(sector);
+}
+
 // Lanes are served 128 bytes at a time; words of one bank take one wavefront each, unless they are the same word.
 void Block::count(const std::vector<int64_t>& offsets, int32_t bytes, int64_t* phases, int64_t* wavefronts) const {
   const size_t together = static_cast<size_t>(128 / bytes);
@@ -270,6 +287,11 @@ void Block::count_all() {
   }
   for (const auto& [instruction, offsets] : loads_) {
     count(offsets, 8, &report_->load_phases, &report_->load_wavefronts);
+  }
+  for (const auto& [instruction, sectors] : sectors_) {
+    const int32_t size = std::get<1>(instruction);
+    ++report_->global_loads[size];
+    report_->global_sectors[size] += static_cast<int64_t>(sectors.size());
   }
 }
 
@@ -351,6 +373,14 @@ float Lanes::shuffle_xor(float x, int32_t mask) {
   request.mask = mask;
   block_->pause(Block::State::kAtWarp);
   return request.x;
+}
+
+uint32_t Lanes::ballot(bool x) {
+  Block::Request& request = block_->fibers_[static_cast<size_t>(index_)].request;
+  request.kind = Block::Kind::kBallot;
+  request.mask = x ? 1 : 0;
+  block_->pause(Block::State::kAtWarp);
+  return request.offset;
 }
 
 }  // namespace simt

@@ -15,7 +15,9 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -54,6 +56,8 @@ struct Report {
   int64_t copy_phases, copy_wavefronts;
   int64_t load_phases, load_wavefronts;
   int64_t products;
+  // Loads from global memory, one for a warp, and the sectors of 32 bytes they touch; by the logarithm of a lane's bytes.
+  int64_t global_loads[5], global_sectors[5];
   char first_fault[256];
 };
 
@@ -108,6 +112,7 @@ class Lanes {
     product(c, a, b0, b1, std::is_same_v<T, ovsdino::BFloat16>);
   }
   float shuffle_xor(float x, int32_t mask);
+  uint32_t ballot(bool x);
   float exp2(float x) const { return std::exp2(x); }
   template <typename T>
   uint32_t pack(float low, float high) const {
@@ -136,7 +141,7 @@ class Block {
  private:
   friend class Lanes;
   enum class State { kReady, kAtWarp, kAtBarrier, kDone };
-  enum class Kind { kMatrices, kTransposed, kProduct, kShuffle };
+  enum class Kind { kMatrices, kTransposed, kProduct, kShuffle, kBallot };
 
   // What a lane has posted for its warp's next operation.
   struct Request {
@@ -164,7 +169,8 @@ class Block {
     std::vector<Copy> open;                 // not committed
     std::vector<std::vector<Copy>> groups;  // committed
     std::vector<Copy> landed;               // waited for
-    int64_t copies = 0, loads = 0;          // how many so far: the same number in a warp is one instruction
+    // How many so far, from global memory by the bytes' logarithm: the same number in a warp is one instruction.
+    int64_t copies = 0, loads = 0, global_loads[5] = {};
   };
 
   // Who touched a byte of shared memory since the last barrier: -1 for nobody, -2 for several lanes.
@@ -187,6 +193,8 @@ class Block {
   void do_matrices(int32_t warp, bool transposed);
   void do_product(int32_t warp);
   void do_shuffle(int32_t warp);
+  void do_ballot(int32_t warp);
+  void note_load(int32_t lane, const void* from, size_t bytes);
   void read(uint32_t offset, void* to, uint32_t bytes, int32_t lane);
   void write(uint32_t offset, const void* from, uint32_t bytes, int32_t lane);
   bool claim(uint32_t offset, uint32_t bytes, int32_t lane);
@@ -203,6 +211,7 @@ class Block {
   std::vector<Shadow> shadow_;
   std::vector<int32_t> warp_order_;
   Offsets copies_, loads_;
+  std::map<std::tuple<int32_t, int32_t, int64_t>, std::set<uintptr_t>> sectors_;  // by warp, logarithm, number
   const std::function<void(Lanes&)>* body_ = nullptr;
   ucontext_t scheduler_{};
   int32_t running_ = -1;
@@ -219,6 +228,7 @@ V Lanes::load_global(const V* from) {
   const bool aligned = reinterpret_cast<uintptr_t>(from) % alignof(V) == 0;
   if (aligned && block_->global_.allows(from, sizeof(V), false)) {
     std::memcpy(&value, from, sizeof(V));
+    block_->note_load(index_, from, sizeof(V));
   } else {
     block_->fault(aligned ? "global read out of bounds" : "global read not aligned");
   }
