@@ -1,8 +1,9 @@
 // The gather kernel of mask_pool; compiled once per instruction set (see simd.h).
 //
-// Of each block of rows, a span of kSpan vectors of channels is read into the level 1 cache; each list adds its rows of
-// the block in registers, then comes the next span. A sum is thus made of short partial sums, which also keeps its
-// rounding error below a plain loop's.
+// Each block of rows is copied, or widened to float32, span of kSpan vectors of channels by span; then each list adds its
+// rows of the block in registers, one span after the other, which fits the level 1 cache. Where they lie, rows of 768
+// channels would share half of that cache's sets and push each other out: 3 cycles a vector and not 1. A sum is thus made
+// of short partial sums, which also keeps its rounding error below a plain loop's.
 #include "gather_kernel.h"
 
 #include "ovsdino/detail/number.h"
@@ -13,6 +14,8 @@ namespace OVSDINO_ISA {
 namespace {
 
 constexpr int kSpan = 8;
+constexpr int64_t kSpanChannels = kSpan * kLanes;
+static_assert(kSpanChannels <= kMostSpanChannels, "the block is too small");
 
 struct Entries {
   const int32_t* row;
@@ -51,7 +54,7 @@ struct Pieces {
   int64_t count;
 };
 
-// in: row 0 of all rows (it may lie before the block held), at the first of the channels; out: the lists' sums.
+// in: row 0 of all rows, at the first of the channels; out: the lists' sums there.
 template <int kVectors>
 OVSDINO_INLINE void add_pieces(const Pieces& pieces, const RowLists& lists, const float* in, int64_t stride, float* out,
                                int64_t out_stride) {
@@ -66,18 +69,25 @@ OVSDINO_INLINE void add_pieces(const Pieces& pieces, const RowLists& lists, cons
   }
 }
 
-OVSDINO_INLINE void add_block(const Pieces& pieces, const RowLists& lists, const float* in, int64_t stride,
-                              int64_t channels, float* out, int64_t out_stride) {
+// The same of `channels`, kSpanChannels at most.
+OVSDINO_INLINE void add_span(const Pieces& pieces, const RowLists& lists, const float* in, int64_t stride,
+                             int64_t channels, float* out, int64_t out_stride) {
+  if (channels == kSpanChannels) return add_pieces<kSpan>(pieces, lists, in, stride, out, out_stride);
   int64_t c = 0;
-  for (; c + kSpan * kLanes <= channels; c += kSpan * kLanes)
-    add_pieces<kSpan>(pieces, lists, in + c, stride, out + c, out_stride);
   for (; c + kLanes <= channels; c += kLanes) add_pieces<1>(pieces, lists, in + c, stride, out + c, out_stride);
   for (; c < channels; ++c) add_pieces<0>(pieces, lists, in + c, stride, out + c, out_stride);
 }
 
+// Rows in order, as they lie in memory; each span of channels goes to a place of its own.
 template <typename T>
-OVSDINO_INLINE void widen(const T* from, float* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i]);
+OVSDINO_INLINE void copy_rows(const T* from, int64_t stride, int64_t rows, int64_t channels, float* block) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < channels; c += kSpanChannels) {
+      const int64_t count = c + kSpanChannels < channels ? kSpanChannels : channels - c;
+      float* to = block + c * kBlockRows + r * kSpanChannels;
+      for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[r * stride + c + i]);
+    }
+  }
 }
 
 template <typename T>
@@ -101,7 +111,7 @@ OVSDINO_INLINE void gather(const Gather& g) {
   }
   for (int64_t first = 0; first < g.rows; first += kBlockRows) {
     const int64_t end = first + kBlockRows < g.rows ? first + kBlockRows : g.rows;
-    int64_t count = 0;
+    int64_t count = 0, entries = 0;
     for (int64_t i = 0; i < lists.count; ++i) {
       const int64_t begin = g.cursor[i], stop = lists.begin[i + 1];
       int64_t next = begin;
@@ -109,17 +119,21 @@ OVSDINO_INLINE void gather(const Gather& g) {
       if (next == begin) continue;
       g.cursor[i] = next;
       g.pieces[count++] = {i, begin, next - begin};
+      entries += next - begin;
     }
     if (count == 0) continue;
+    const Pieces pieces = {g.pieces, count};
     const T* from = static_cast<const T*>(g.in) + first * g.in_stride;
-    const float* held = reinterpret_cast<const float*>(from);
-    if (!kIsFloat) {
-      for (int64_t r = first; r < end; ++r)
-        widen(from + (r - first) * g.in_stride, g.block + (r - first) * g.channels, g.channels);
-      held = g.block;
+    const bool copied = !kIsFloat || entries > end - first;  // a row that is added once is not worth a copy
+    if (copied) copy_rows(from, g.in_stride, end - first, g.channels, g.block);
+    for (int64_t c = 0; c < g.channels; c += kSpanChannels) {
+      const int64_t channels = c + kSpanChannels < g.channels ? kSpanChannels : g.channels - c;
+      // Row 0 of all rows, which may lie before those held.
+      const float* in = copied ? g.block + c * kBlockRows - first * kSpanChannels
+                               : reinterpret_cast<const float*>(from) - first * g.in_stride + c;
+      const int64_t stride = copied ? kSpanChannels : g.in_stride;
+      add_span(pieces, lists, in, stride, channels, sums + c, sums_stride);
     }
-    const int64_t stride = kIsFloat ? g.in_stride : g.channels;
-    add_block({g.pieces, count}, lists, held - first * stride, stride, g.channels, sums, sums_stride);
   }
   if (g.divisor || !kIsFloat) divide_and_store<T>(g, sums, sums_stride);
 }

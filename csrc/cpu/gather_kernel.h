@@ -15,8 +15,8 @@ struct RowLists {
   const float* weight;  // null: all 1
 };
 
-// Rows that are added together. Their span of channels (512 bytes a row at most) fits the level 1 cache.
-constexpr int64_t kBlockRows = 48;
+// Rows that are added together, and how many of their channels at most: 24 KB fit the level 1 cache.
+constexpr int64_t kBlockRows = 48, kMostSpanChannels = 128;
 
 // What a list holds of one block of rows.
 struct Piece {
@@ -33,7 +33,7 @@ struct Gather {
   int64_t out_stride;
   const float* divisor;  // null: all 1
   float* sums;           // scratch, count * channels; null for float32, whose sums are made in `out`
-  float* block;          // scratch, kBlockRows * channels; null for float32
+  float* block;          // scratch, kBlockRows * (channels, rounded up to kMostSpanChannels), 64-byte aligned
   int64_t* cursor;       // scratch, count
   Piece* pieces;         // scratch, count
 };
