@@ -107,7 +107,7 @@ def upsample_cases(s: Setting) -> Iterator[Case]:
     size = (s.size(1024, 40), s.size(2048, 80))
     image, source = image_logits(s.device)
     h, w = s.size(73, 5), s.size(146, 7)
-    # The floors: against torch's interpolate + argmax, and against OpenCV.
+    # The floors: against torch's interpolate + argmax, and against the strongest rivals.
     grids = [
         (f"150x({h}x{w})", "random", s.randn(1, 150, h, w, dtype=torch.float32), 50.0, 8.0),
         (f"150x({h}x{w})", source, resized(image, h, w), 100.0, 20.0),
@@ -118,14 +118,14 @@ def upsample_cases(s: Setting) -> Iterator[Case]:
     def full_softmax(x: Tensor) -> Tensor:
         return F.interpolate(x, size, mode="bilinear", align_corners=False).softmax(1).max(1).values
 
-    for shape, kind, logits, floor, floor_opencv in grids:
+    for shape, kind, logits, floor, floor_strongest in grids:
         case = f"{shape}->{size[0]}x{size[1]}, {kind}"
         operations = work_of_labels(logits, size) if s.gpu else 0.0
         rivals: list[Rival] = [("interpolate + argmax", sized(interpolated_argmax, size), None if s.gpu else floor)]
         confidences: list[Rival] = [("interpolate + softmax + max", full_softmax, None)]
         if not s.gpu:
-            rivals += [("OpenCV resize by class, running maximum", sized(opencv_labels, size), floor_opencv)]
-            rivals += [("numba, one loop", sized(numba_labels, size), None)]
+            rivals += [("OpenCV resize by class, running maximum", sized(opencv_labels, size), floor_strongest)]
+            rivals += [("numba, one loop", sized(numba_labels, size), floor_strongest)]
             rivals += [("torch.compile of interpolate + argmax", sized(compiled(interpolated_argmax), size), None)]
             confidences += [("OpenCV resize by class, twice", sized(opencv_confidence, size), None)]
         for backend in s.backends("upsample_argmax"):
@@ -187,7 +187,7 @@ def pool_cases(s: Setting) -> Iterator[Case]:
             moved = (tokens + count) * channels * features.element_size()
             main = dtype in (torch.float32, torch.float16)
             others: list[Rival] = [("einsum on converted masks", dense, 4.0 if main and not s.gpu else None)]
-            others += [("embedding_bag of the set tokens", bag_of_tokens, None if s.gpu else 2.0)] if main else []
+            others += [("embedding_bag of the set tokens", bag_of_tokens, 2.0 if main and not s.gpu else None)]
             others += [("index_add of the set tokens", index_add, None)] if main else []
             if s.gpu and backend != "dense":
                 yield Case(
@@ -345,7 +345,7 @@ def guided_cases(s: Setting) -> Iterator[Case]:
         operations = 2.0 * 25 * scale**2 * h * w * (channels + classes)
         shape = f"{classes}x({h}x{w}), C={channels}, by {scale}"
         plain = guided_upsample_reference
-        rivals: list[Rival] = [("unfold + bmm", plain, None)]
+        rivals: list[tuple[str, Callable[..., Tensor], float | None]] = [("unfold + bmm", plain, None)]
         rivals += [("torch.compile of unfold + bmm", compiled(plain), None if s.gpu else 4.0)]
         for backend in s.backends("guided_upsample"):
             for name, rival, floor in rivals:

@@ -92,7 +92,7 @@ def _numba_bands() -> Callable[..., None]:
     import numba
 
     @numba.njit(parallel=True, fastmath=True)
-    def bands_of_labels(planes, bands, rows, row_weights, columns, column_weights, labels):  # type: ignore[no-untyped-def]
+    def bands_of_labels(planes, bands, rows, row_weights, columns, column_weights, labels):
         classes, h, w = planes.shape
         width = labels.shape[1]
         for band in numba.prange(len(bands) - 1):

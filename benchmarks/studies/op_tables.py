@@ -1,0 +1,97 @@
+"""Put the tables of the ops on a CPU between their markers in README.md and docs/kernels.md, from `ops_cpu.json`.
+
+python benchmarks/studies/op_tables.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ovsdino.benchmarks.lib.report import RESULTS, ROOT, placed, save
+from ovsdino.parsing import run_script
+
+RESULT = RESULTS / "ops_cpu.json"
+README, KERNELS = ROOT / "README.md", ROOT / "docs" / "kernels.md"
+STRONGEST, ALL = "the ops against their strongest rivals", "the ops against all rivals"
+HEADERS = ("op", "against", "ours, ms", "theirs, ms", "ratio", "floor")
+
+
+def case_of(row: dict[str, Any]) -> str:
+    return f"`{row['op']}` {row['case']}, {row['dtype']}"
+
+
+def figure(ms: float) -> str:
+    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
+
+
+def least(ms: float | None) -> str:
+    return "" if ms is None else f" ({figure(ms)})"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Return a row's cells under `HEADERS`: each time is the median, with the least in brackets where it is known."""
+    times = [f"{figure(row[f'{side}_ms'])}{least(row[f'{side}_least_ms'])}" for side in ("ours", "baseline")]
+    floor = "–" if row["floor"] is None else f"{row['floor']:g}×"
+    return [case_of(row), row["baseline"], *times, f"{row['ratio']:.2f}×", floor]
+
+
+def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(headers) + " |", "|---" * len(headers) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def machine(report: dict[str, Any]) -> str:
+    """Return the line above a table: where and beside what the rows were measured."""
+    facts, loads = report["machine"], [x for row in report["results"] if (x := row["load_average"]) is not None]
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in facts["rates_gflops"].items())
+    return (
+        f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}, {facts['bandwidth_gbs']} GB/s copied, "
+        f"GFLOP/s {rates}; load average {min(loads):.1f} to {max(loads):.1f}, this benchmark's own threads in it. "
+        "Medians, the least in brackets; rows without are from an earlier, busier run."
+    )
+
+
+def strongest(report: dict[str, Any]) -> str:
+    """Return README's table: of each case the row against the strongest rival."""
+    rows = [row for row in report["results"] if row["baseline"] == row["strongest"]]
+    return f"{machine(report)}\n\n{markdown(HEADERS, [cells(row) for row in rows])}"
+
+
+def everything(report: dict[str, Any]) -> str:
+    """Return the table of docs/kernels.md: all rows, the strongest rival of a case in bold, with the peak memory."""
+    rows = []
+    for row in report["results"]:
+        memory = [row.get("extra_mb"), row.get("baseline_extra_mb")]
+        shown = " / ".join("–" if value is None else f"{value:.4g}" for value in memory) if any(memory) else ""
+        one = cells(row)
+        one[1] = f"**{one[1]}**" if row["baseline"] == row["strongest"] else one[1]
+        rows.append([*one, shown])
+    table = markdown((*HEADERS, "extra memory, MB, ours / theirs"), rows)
+    left_out = [f"{row['op']}, {row['case']}, {row['baseline']}: {row['reason']}" for row in report["left_out"]]
+    return "\n".join(
+        [machine(report), "", table, *(["", "Left out: " + "; ".join(left_out) + "."] if left_out else [])]
+    )
+
+
+def filled(readme: str, kernels: str, report: dict[str, Any]) -> tuple[str, str]:
+    """Return both pages with their tables made anew."""
+    return placed(readme, STRONGEST, strongest(report)), placed(kernels, ALL, everything(report))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpTables:
+    """Write the tables of the ops from benchmarks/results/ops_cpu.json."""
+
+    def run(self) -> int:
+        pages = (README, KERNELS)
+        texts = (path.read_text(encoding="utf-8") for path in pages)
+        for path, text in zip(pages, filled(*texts, json.loads(RESULT.read_text())), strict=True):
+            save(path, text)
+        return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(OpTables, "op_tables.py"))
