@@ -44,7 +44,7 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine(report: dict[str, Any]) -> str:
-    """Return the line above a table: where and beside what the rows were measured."""
+    """Return the line above a table: where the rows were measured, and at what load."""
     facts, loads = report["machine"], [x for row in report["results"] if (x := row["load_average"]) is not None]
     rates = ", ".join(f"{name} {rate:g}" for name, rate in facts["rates_gflops"].items())
     return (
