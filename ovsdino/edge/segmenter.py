@@ -332,8 +332,8 @@ def fastest_runtime(model: str, precision: str) -> Runtime:
     """Return the CPU runtime that was measured to be fastest for a graph on this kind of CPU.
 
     nano on two cores with AVX512_BF16 (`benchmarks/results/cpu_backends.json`): OpenVINO is ahead of ONNX Runtime in
-    float32 and int8, and further ahead in bfloat16. Nothing else was measured; it is ONNX Runtime then, and without
-    OpenVINO.
+    float32 and int8, and further ahead partly in bfloat16 (docs/edge.md). Nothing else was measured; it is ONNX Runtime
+    then, and without OpenVINO.
 
     Args:
         model: Name of the model.
