@@ -87,8 +87,8 @@ class OpTables:
 
     def run(self) -> int:
         pages = (README, KERNELS)
-        texts = (path.read_text(encoding="utf-8") for path in pages)
-        for path, text in zip(pages, filled(*texts, json.loads(RESULT.read_text())), strict=True):
+        readme, kernels = (path.read_text(encoding="utf-8") for path in pages)
+        for path, text in zip(pages, filled(readme, kernels, json.loads(RESULT.read_text())), strict=True):
             save(path, text)
         return 0
 
