@@ -1,9 +1,9 @@
 // The gather kernel of mask_pool; compiled once per instruction set (see simd.h).
 //
-// Each block of rows is copied, or widened to float32, span of kSpan vectors of channels by span; then each list adds its
-// rows of the block in registers, one span after the other, which fits the level 1 cache. Where they lie, rows of 768
-// channels would share half of that cache's sets and push each other out: 3 cycles a vector and not 1. A sum is thus made
-// of short partial sums, which also keeps its rounding error below a plain loop's.
+// Each block of rows is copied, or widened to float32, span of kSpan vectors of channels by span; then each list adds
+// its rows of the block in registers, one span after the other, which fits the level 1 cache. Where they lie, rows of
+// 768 channels would share half of that cache's sets and push each other out: 3 cycles a vector and not 1. A sum is
+// thus made of short partial sums, which also keeps its rounding error below a plain loop's.
 #include "gather_kernel.h"
 
 #include "ovsdino/detail/number.h"

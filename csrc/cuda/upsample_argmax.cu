@@ -1,5 +1,5 @@
-// upsample_argmax on CUDA: a block for each tile of 32 cells, or a warp for each strip of pixels where cells are small; the
-// bodies are in detail/upsample_block.h.
+// upsample_argmax on CUDA: a block for each tile of 32 cells, or a warp for each strip of pixels where cells are small;
+// the bodies are in detail/upsample_block.h.
 #include "launch.h"
 #include "ovsdino/detail/upsample_block.h"
 #include "ovsdino/upsample_argmax.h"

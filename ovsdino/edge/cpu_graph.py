@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
-
 import numpy as np
 
 from ovsdino.edge.labels import Wish, sure_shares, upsample_argmax
@@ -15,7 +12,7 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import reading
 from ovsdino.timing import Clock
 
-__all__ = ["CpuGraph", "multiplies_bfloat16"]
+__all__ = ["CpuGraph"]
 
 
 class CpuGraph:
@@ -76,15 +73,3 @@ class CpuGraph:
             )
             sure = None if wish.certainty is None else sure_shares(logits[0], wish.certainty)
         return labels, certainty, sure
-
-
-def multiplies_bfloat16() -> bool:
-    """Return whether this CPU multiplies in bfloat16: AVX512_BF16 or AMX on x86, by what Linux tells of it."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    words = set(flags.split())
-    return bool(words & {"avx512_bf16", "amx_bf16"})

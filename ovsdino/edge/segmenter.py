@@ -16,7 +16,6 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from ovsdino.edge.bank import TextBank
-from ovsdino.edge.cpu_graph import multiplies_bfloat16
 from ovsdino.edge.labels import Wish, class_scores, leave_out_unfound
 from ovsdino.edge.pixels import check_image
 from ovsdino.edge.sidecar import Sidecar
@@ -329,19 +328,17 @@ def runtime_of(sidecar: Sidecar, asked: Runtime = "auto") -> Runtime:
 
 
 def fastest_runtime(model: str, precision: str) -> Runtime:
-    """Return the CPU runtime that was measured to be fastest for a graph on this kind of CPU.
+    """Return the CPU runtime that was measured to be fastest for a graph, its labels being those of its precision.
 
-    nano on two cores with AVX512_BF16 (`benchmarks/results/cpu_backends.json`): OpenVINO is ahead of ONNX Runtime in
-    float32 and int8, and further ahead partly in bfloat16 (docs/edge.md). Nothing else was measured; it is ONNX Runtime
-    then, and without OpenVINO.
+    For nano in float32 and int8 that is OpenVINO (`benchmarks/results/cpu_backends.json`). Nothing else was measured;
+    it is ONNX Runtime then, and without OpenVINO. Arithmetic in bfloat16 changes labels, so it is there on request alone.
 
     Args:
         model: Name of the model.
         precision: Of the file.
     """
-    if model != "nano" or importlib.util.find_spec("openvino") is None or not multiplies_bfloat16():
-        return "onnxruntime"
-    return "openvino_bfloat16" if precision == "float32" else "openvino" if precision == "int8" else "onnxruntime"
+    measured = model == "nano" and precision in ("float32", "int8")
+    return "openvino" if measured and importlib.util.find_spec("openvino") is not None else "onnxruntime"
 
 
 def available_threads() -> int:

@@ -96,16 +96,13 @@ def test_in_bfloat16_the_first_convolutions_and_the_scores_stay_in_float32(cnn: 
 def test_auto_takes_what_was_measured_and_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sidecar = Exported.read(str(tiny.graph(tmp_path / "tiny.onnx"))).sidecar
     monkeypatch.setattr(edge.importlib.util, "find_spec", lambda name: object())
-    for capable in (True, False):
-        monkeypatch.setattr(edge, "multiplies_bfloat16", lambda capable=capable: capable)
-        fast, whole = ("openvino_bfloat16", "openvino") if capable else ("onnxruntime", "onnxruntime")
-        for model, precision, expected in (
-            ("nano", "float32", fast),
-            ("nano", "int8", whole),
-            ("nano", "float16", "onnxruntime"),
-            ("b14", "float32", "onnxruntime"),
-        ):
-            assert runtime_of(_with(sidecar, model=model, precision=precision)) == expected
+    for model, precision, expected in (
+        ("nano", "float32", "openvino"),
+        ("nano", "int8", "openvino"),
+        ("nano", "float16", "onnxruntime"),
+        ("b14", "float32", "onnxruntime"),
+    ):
+        assert runtime_of(_with(sidecar, model=model, precision=precision)) == expected
     assert runtime_of(sidecar, "openvino") == "openvino"
     with pytest.raises(OVSDinoError, match="float32 graph"):
         runtime_of(_with(sidecar, model="nano", precision="int8"), "openvino_bfloat16")

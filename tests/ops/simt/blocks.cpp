@@ -1,8 +1,7 @@
 // mask_pool and upsample_argmax as CUDA would run them, block by block, on emulated threads. Called through ctypes.
-#include "ovsdino/detail/block.h"
-
 #include <exception>
 
+#include "ovsdino/detail/block.h"
 #include "ovsdino/detail/mask_pool_block.h"
 #include "ovsdino/detail/upsample_block.h"
 #include "simt.h"

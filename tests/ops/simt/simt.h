@@ -56,7 +56,8 @@ struct Report {
   int64_t copy_phases, copy_wavefronts;
   int64_t load_phases, load_wavefronts;
   int64_t products;
-  // Loads from global memory, one for a warp, and the sectors of 32 bytes they touch; by the logarithm of a lane's bytes.
+  // Loads from global memory, one for a warp, and the sectors of 32 bytes they touch; by the logarithm of a lane's
+  // bytes.
   int64_t global_loads[5], global_sectors[5];
   char first_fault[256];
 };

@@ -16,8 +16,8 @@
 namespace ovsdino {
 
 constexpr int32_t kChannelsPerLane = 4;
-constexpr int32_t kTokensPerLane = 8;      // backward
-constexpr int32_t kTokensPerThread = 16;   // forward, of a chunk
+constexpr int32_t kTokensPerLane = 8;     // backward
+constexpr int32_t kTokensPerThread = 16;  // forward, of a chunk
 constexpr int32_t kPoolThreads = 256;
 
 OVSDINO_HD int64_t pool_slices(const MaskPool& op, int32_t lanes) {
@@ -150,8 +150,8 @@ OVSDINO_HD void add_tokens(const MaskPool& op, const T* features, int64_t left, 
     }
     OVSDINO_UNROLL
     for (int32_t c = 0; c < kChannelsPerLane; ++c) {
-      sum->value[c] += (weight[0] * value[0][c] + weight[1] * value[1][c]) +
-                       (weight[2] * value[2][c] + weight[3] * value[3][c]);
+      sum->value[c] +=
+          (weight[0] * value[0][c] + weight[1] * value[1][c]) + (weight[2] * value[2][c] + weight[3] * value[3][c]);
     }
     sum->area += (weight[0] + weight[1]) + (weight[2] + weight[3]);
   }
@@ -164,7 +164,8 @@ OVSDINO_HD void mask_pool_block(const MaskPool& op, int64_t job, const Block& bl
   const int64_t jobs = pool_jobs(op, Block::kLanes, Block::kWarps), slices = pool_slices(op, Block::kLanes);
   const int64_t to = job / jobs, batch = to / op.mask_count, mask = to % op.mask_count;
   const int64_t first_slice = job % jobs * Block::kWarps;
-  const int32_t here = static_cast<int32_t>(slices - first_slice < Block::kWarps ? slices - first_slice : Block::kWarps);
+  const int32_t here =
+      static_cast<int32_t>(slices - first_slice < Block::kWarps ? slices - first_slice : Block::kWarps);
   // Warps beyond the slices take parts of the list: of 384 channels two warps add each slice.
   const int32_t parts = Block::kWarps / here, part = block.warp() / here, slice = block.warp() % here;
   const int64_t channel = ((first_slice + slice) * Block::kLanes + block.lane()) * kChannelsPerLane;

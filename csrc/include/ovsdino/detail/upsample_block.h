@@ -1,5 +1,5 @@
-// The two bodies of upsample_argmax. A tile: neighbouring cells of one coarse row, lanes over cells to find the bars and
-// the survivors of each, then over neighbouring pixels. Rows: pixels by all classes, for cells of few pixels.
+// The two bodies of upsample_argmax. A tile: neighbouring cells of one coarse row, lanes over cells to find the bars
+// and the survivors of each, then over neighbouring pixels. Rows: pixels by all classes, for cells of few pixels.
 //
 // Both blend one class after the other into a column of 8 or 4 pixels a lane: the corners are loaded and blended
 // along x once a column, by neighbouring lanes from neighbouring places.
@@ -39,9 +39,8 @@ OVSDINO_HD int64_t divided(int64_t a, int32_t b) {
 OVSDINO_HD bool few_pixels(const UpsampleArgmax& op) {
   constexpr double kWork = 2048;  // classes times pixels of a cell
   const double pixels = static_cast<double>(op.out_h) * static_cast<double>(op.out_w);
-  return op.classes > kMostTileClasses ||
-         pixels * static_cast<double>(op.classes) <=
-             kWork * static_cast<double>(op.in_h) * static_cast<double>(op.in_w);
+  return op.classes > kMostTileClasses || pixels * static_cast<double>(op.classes) <=
+                                              kWork * static_cast<double>(op.in_h) * static_cast<double>(op.in_w);
 }
 
 // What the pixels of a coarse row share.
@@ -60,8 +59,8 @@ OVSDINO_HD RowOfCells row_of_cells(const UpsampleArgmax& op, int64_t line) {
 template <typename T>
 OVSDINO_HD AllClasses<T> classes_of_cell(const UpsampleArgmax& op, int64_t batch, int32_t cell_y, int32_t cell_x) {
   const auto in_h = static_cast<int32_t>(op.in_h), in_w = static_cast<int32_t>(op.in_w);
-  const CellOffsets at = cell_offsets(cell_y, cell_x, in_h, in_w, in_h == op.out_h, in_w == op.out_w, op.stride_y,
-                                      op.stride_x);
+  const CellOffsets at =
+      cell_offsets(cell_y, cell_x, in_h, in_w, in_h == op.out_h, in_w == op.out_w, op.stride_y, op.stride_x);
   return {static_cast<const T*>(op.logits) + batch * op.stride_b, op.stride_k, at};
 }
 
@@ -138,7 +137,8 @@ OVSDINO_HD void write_column(const UpsampleArgmax& op, const AllClasses<T>& cell
   int32_t label[kRows];
   OVSDINO_UNROLL
   for (int32_t r = 0; r < kRows; ++r) {
-    taps[r] = bilinear_tap(y + r < row.y_end ? y + r : y, static_cast<int32_t>(op.in_h), static_cast<int32_t>(op.out_h));
+    taps[r] =
+        bilinear_tap(y + r < row.y_end ? y + r : y, static_cast<int32_t>(op.in_h), static_cast<int32_t>(op.out_h));
     best[r] = -INFINITY;
     label[r] = 0;
     total[r] = 0.0f;
