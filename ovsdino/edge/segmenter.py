@@ -331,7 +331,7 @@ def fastest_runtime(model: str, precision: str) -> Runtime:
     """Return the CPU runtime that was measured to be fastest for a graph, its labels being those of its precision.
 
     For nano in float32 and int8 that is OpenVINO (`benchmarks/results/cpu_backends.json`). Nothing else was measured;
-    it is ONNX Runtime then, and without OpenVINO. Arithmetic in bfloat16 changes labels, so it is there on request alone.
+    it is ONNX Runtime then, and without OpenVINO. bfloat16 changes labels: on request alone.
 
     Args:
         model: Name of the model.
