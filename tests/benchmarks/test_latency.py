@@ -196,7 +196,7 @@ def test_the_network_sees_what_the_pipeline_would_give_it() -> None:
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--backends", "openvino"], "unknown backend 'openvino'"),
+        (["--backends", "tflite"], "unknown backend 'tflite'"),
         (["--precisions", "int4"], "unknown precision 'int4'"),
         (["--size", "448"], "HEIGHTxWIDTH"),
         (["--size", "70x80", "--backends", "torch"], "multiples of 16"),
