@@ -20,7 +20,7 @@ IMAGES = 4
 
 # What is only parsed, so that its options are right, and why it is not run.
 PARSED = [
-    (r"cpu_backends\.py|onnxruntime,openvino|--convolutions", "takes minutes of quiet cores: tests/benchmarks, tests/deploy"),
+    (r"cpu_backends\.py|onnxruntime,openvino|--convolutions", "minutes of quiet cores: tests/deploy"),
     (r"--dataset cityscapes", "needs Cityscapes and the hub's weights"),
     (r"ovsdino ablate", "hours"),
     (r"ovsdino train configs/nano\.yaml", "needs ImageNet's networks and the text tower: tests/train/mixed"),
