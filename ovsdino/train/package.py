@@ -62,7 +62,8 @@ class Package:
         root = data_root(self.root)
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / self.weights.name
-            copy.write_bytes(self.weights.read_bytes())
+            with atomic_write(copy) as target:
+                target.write(self.weights.read_bytes())
             figures = calibrate_file(copy, self.name, self.calibrate, root, self.limit)
             data = copy.read_bytes()
         errors = ", ".join(f"{name} {before:.3f} -> {after:.3f}" for name, (before, after) in figures["ece"].items())

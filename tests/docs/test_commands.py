@@ -20,7 +20,7 @@ IMAGES = 4
 
 # What is only parsed, so that its options are right, and why it is not run.
 PARSED = [
-    (r"cpu_backends\.py|onnxruntime,openvino|--convolutions", "minutes of quiet cores: tests/deploy"),
+    (r"cpu_backends\.py|onnxruntime,openvino", "minutes of quiet cores: tests/deploy"),
     (r"--dataset cityscapes", "needs Cityscapes and the hub's weights"),
     (r"ovsdino ablate", "hours"),
     (r"ovsdino train configs/nano\.yaml", "needs ImageNet's networks and the text tower: tests/train/mixed"),
@@ -66,7 +66,7 @@ QUICK = [
     (r"export_onnx", "--height 64 --width 64 --limit 1"),
     (r"ovsdino stream", "--frames 1"),
     (r"ovsdino train", "optim.steps=1 eval_every=0 checkpoint_every=1 stages=[{height:\t64,width:\t64,batch:\t1}]"),
-    (r"quantize", "--images 2"),
+    (r"quantize\.py(?![\s\S]*--images)", "--images 2"),
 ]
 # Paths that a reader has and a test has not.
 PLACES = [("/dev/video0", "frames"), ("FOLDER", "frames")]

@@ -71,7 +71,7 @@ def test_temperatures_are_clamped_to_a_hundred(folder, tmp_path):
 def test_what_was_loaded_trained_is_trained_at_a_tenth_of_the_rate(folder, tmp_path, monkeypatch):
     path = write_config(folder, tmp_path / "run", optim={"lr": 0.002, "warmup": 0, "decay": 0.0})
     assert [len(group["params"]) > 0 for group in trainer(path).optimizer.param_groups] == [True, True, True]
-    monkeypatch.setattr(WeakTrainer, "slow", lambda it: list(it.model.backbone.head.parameters()))
+    monkeypatch.setattr(WeakTrainer, "own_rates", lambda it: dict.fromkeys(it.model.backbone.head.parameters(), 0.1))
     it = trainer(path)
     head = it.model.backbone.head
     it.train_step(next(iter(it.batches(0, 1))))
