@@ -165,9 +165,9 @@ def power_block(case: Case, call: Calls, watch: Watch, seconds: float, idle: flo
         **identity(case),
         **drawn,
         "images_per_s": round(rate, 2),
-        "joules_per_image": round(drawn["mean"] / rate, 4),
+        "joules_per_image": round(drawn["mean"] / rate, 6),
     }
-    above = None if idle is None else round((drawn["mean"] - idle) / rate, 4)
+    above = None if idle is None else round((drawn["mean"] - idle) / rate, 6)
     return [{**found, "idle_w": idle, "joules_per_image_above_idle": above}]
 
 

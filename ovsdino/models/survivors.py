@@ -3,7 +3,7 @@
 Between four neighboring cells of the logits' grid a bilinear map stays within the values at its four corners. So a
 class whose largest corner is below some other class's smallest has no pixel there, at any size of the image. Classes
 that win between no four cells are dropped as soon as they are decoded: the labels are those of all maps, and memory
-holds the survivors (of 10 000 words on a photograph some hundreds) and one chunk.
+holds the survivors (of 10 000 words on a photograph some thousands) and one chunk.
 """
 
 from __future__ import annotations

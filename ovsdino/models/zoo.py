@@ -123,9 +123,7 @@ def build_text_tower(embed_dim: int, config: TextConfig) -> TextTower:
         return HashedTextTower(embed_dim, config.width, config.buckets)
     if config.kind == "lexicon":
         sizes = {"entries": config.entries, "common": config.common, "kept": config.kept}
-        tower = LexiconTextTower(embed_dim, config.width, config.buckets, **sizes)
-        tower.ground(grounded_phrases())
-        return tower
+        return LexiconTextTower(embed_dim, config.width, config.buckets, **sizes)
     return (ClipTextTower if config.kind == "clip" else SentenceTextTower)(embed_dim)
 
 
@@ -198,6 +196,8 @@ def _whole(name: str, checkpoint: str | Path | None) -> OVSDINO:
         state |= {f"text_tower.{key}": value for key, value in read_tower().items()}
     model = _built_as(name, state)
     load_state(model, state, str(checkpoint or name))
+    if isinstance(model.text_tower, LexiconTextTower):
+        model.text_tower.ground(grounded_phrases())
     model.decoder_trained = model.has_decoder
     return model
 

@@ -129,9 +129,7 @@ def test_eval_reads_what_calibrate_wrote(voc: Path, capsys: pytest.CaptureFixtur
 
 def test_confidences_are_calibrated_and_labels_stay(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A data set without a background class: the temperature found once is 1 when it is looked for again."""
-    torch.manual_seed(
-        2
-    )  # weights that are right by chance at some pixels: the best temperature is 4.8, not the largest
+    torch.manual_seed(6)  # weights that are right by chance at some pixels: the best temperature is not the largest
     file = voc / "run.safetensors"
     save_file(build_model("nano").state_dict(), file)
     (voc / "voc21_train.zip").rename(voc / "voc20_train.zip")

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from ovsdino.models.backbone import build_backbone, freeze
+from ovsdino.models.catalog import NANO
 from ovsdino.models.config import BackboneConfig
 from ovsdino.models.efficientnet import EfficientNetLite
 from ovsdino.models.folded import EXACT, FoldedForms, _Convolution, folded
-from ovsdino.models.zoo import NANO
 from tests.support.cnn import CNN, JOINED
 
 NETWORKS = {"lite": NANO.backbone, "swish": CNN, "joined": JOINED}

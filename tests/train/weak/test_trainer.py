@@ -225,7 +225,7 @@ def test_a_dino_backbone_is_pooled_by_its_class_token(folder, tmp_path):
     overrides = ["model=s14", f"backbone_weights={tmp_path}/model.safetensors", "text_weights=", "optim.steps=2"]
     it = trainer(path, *overrides, "data.caption=whole")
     it.model.text_tower.weights = None  # CLIP at random: its file is in no folder of the tests
-    assert it.slow() == [] and len(it.optimizer.param_groups) == 3  # nobody has trained this projection yet
+    assert not it.own_rates() and len(it.optimizer.param_groups) == 3  # nobody has trained this projection yet
     before = {k: p.detach().clone() for k, p in it.module.named_parameters()}
     it.run()
     moved = {k for k, p in it.module.named_parameters() if not torch.equal(p, before[k])}
@@ -237,4 +237,4 @@ def test_a_dino_backbone_is_pooled_by_its_class_token(folder, tmp_path):
     model = create_model("s14", **files)
     assert model.decoder_trained
     it.config = dataclasses.replace(it.config, projection="published.pth")
-    assert it.slow() == list(it.model.text_tower.parameters())
+    assert list(it.own_rates()) == list(it.model.text_tower.parameters())
