@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovsdino.edge.labels import lead_of, leave_out_unfound
+from ovsdino.edge.labels import count_labels, lead_of, leave_out_unfound
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.survivors import Survivors
 from ovsdino.ops import upsample_argmax
@@ -72,19 +72,19 @@ def label_logits(
         labels = numbers[labels.int()]
     if not wish.partition:  # below the threshold is the label after the contrast's
         labels = labels.clamp(max=classes).to(getattr(torch, label_dtype(classes)))
-    means = None
-    if wish.scores:
-        if survivors is not None:
-            certainty = (maps.amax(1) - survivors.total).exp()
-        elif certainty is None:
-            certainty = upsample_argmax(maps, tuple(-(-side // step) for side in size), confidence=True)[1]
-        means = _means(labels[0], certainty[0], classes)
     found = labels[0].cpu().numpy()
     if wish.partition:
-        return found, means
-    sure = sure_shares(logits, wish.least_certainty) if wish.least_certainty > 0 else None
-    kept = leave_out_unfound(found, classes, wish.least_share, sure)
-    return found, means and tuple(mean if there else 0.0 for mean, there in zip(means, kept, strict=True))
+        kept = count_labels(found, classes) > 0
+    else:
+        sure = sure_shares(logits, wish.least_certainty) if wish.least_certainty > 0 else None
+        kept = leave_out_unfound(found, classes, wish.least_share, sure)
+    if not wish.scores:
+        return found, None
+    if survivors is not None:
+        certainty = (maps.amax(1) - survivors.total).exp()
+    elif certainty is None:
+        certainty = upsample_argmax(maps, tuple(-(-side // step) for side in size), confidence=True)[1]
+    return found, _means(labels[0], certainty[0], torch.from_numpy(kept).to(labels.device))
 
 
 def _step(size: tuple[int, int]) -> int:
@@ -97,25 +97,31 @@ def _step(size: tuple[int, int]) -> int:
     return step
 
 
-def _means(labels: Tensor, certainty: Tensor, classes: int) -> tuple[float, ...]:
+def _means(labels: Tensor, certainty: Tensor, kept: Tensor) -> tuple[float, ...]:
     """Return the mean confidence of each class over the pixels of labels (H, W) that a grid (h, w) has confidences of.
 
-    A class that has pixels and none on the grid takes those that are nearest to its own.
+    A class that has pixels and none on the grid takes those that are nearest to its own. One that is not kept has 0.
+
+    Args:
+        labels: (H, W) integers 0..K.
+        certainty: (h, w) float32.
+        kept: (K,) bool, of the classes that have pixels.
     """
+    classes = len(kept)
     places = [
         ((torch.arange(few, device=labels.device) + 0.5) * (many / few)).long()
         for few, many in zip(certainty.shape, labels.shape, strict=True)
     ]
     seen = labels if certainty.shape == labels.shape else labels[places[0]][:, places[1]]
     counts, sums = _added(seen, certainty, classes)
-    missing = (counts == 0) & (torch.bincount(labels.flatten(), minlength=classes)[:classes] > 0)
+    missing = (counts == 0) & kept
     if missing.any():
         table = torch.cat([missing, missing.new_zeros(int(labels.max()) + 1)])
         rows, columns = torch.nonzero(table[labels.int()], as_tuple=True)
         near = certainty[rows * certainty.shape[0] // len(labels), columns * certainty.shape[1] // labels.shape[1]]
         more, further = _added(labels[rows, columns], near, classes)
         counts, sums = torch.where(missing, more, counts), torch.where(missing, further, sums)
-    return tuple((sums / counts.clamp(min=1)).tolist())
+    return tuple((sums / counts.clamp(min=1)).where(kept, sums.new_zeros(())).tolist())
 
 
 def _added(labels: Tensor, certainty: Tensor, classes: int) -> tuple[Tensor, Tensor]:

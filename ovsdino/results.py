@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ovsdino.data.rle import encode_mask
+from ovsdino.edge.labels import count_labels
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, refuse_inputs
 from ovsdino.io.images import ImageLike, load_image
@@ -91,7 +92,7 @@ class Segmentation:
     @cached_property
     def fractions(self) -> tuple[float, ...]:
         """Share of the image's pixels for every entry of `all_names`; they sum to 1."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.all_names))
+        counts = count_labels(self.labels, len(self.all_names))
         return tuple((counts / max(1, self.labels.size)).tolist())
 
     @property

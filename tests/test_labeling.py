@@ -49,9 +49,9 @@ def test_a_class_between_the_pixels_of_the_grid_takes_the_nearest() -> None:
     labels[0, 0], labels[29, 49] = 2, 3
     certainty = torch.full((6, 10), 0.5)
     certainty[0, 0], certainty[5, 9] = 0.25, 0.75
-    assert _means(labels, certainty, 5) == pytest.approx((0.5, 0.0, 0.25, 0.75, 0.0))
+    assert _means(labels, certainty, torch.tensor([1, 0, 1, 1, 0]) > 0) == pytest.approx((0.5, 0.0, 0.25, 0.75, 0.0))
     labels[...] = 4  # the label of the background is none of the classes
-    assert _means(labels, certainty, 4) == (0.0, 0.0, 0.0, 0.0)
+    assert _means(labels, certainty, torch.zeros(4, dtype=torch.bool)) == (0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("partition", [True, False])

@@ -8,7 +8,7 @@ import torch
 
 from ovsdino import labeling
 from ovsdino.edge import labels as postprocess
-from ovsdino.edge.labels import lead_of, leave_out_unfound, sure_shares
+from ovsdino.edge.labels import count_labels, lead_of, leave_out_unfound, sure_shares
 from ovsdino.ops.upsample_argmax import upsample_argmax_confidence_reference
 from ovsdino.vocabulary import SURE_SHARE
 
@@ -106,3 +106,18 @@ def test_without_a_least_share_every_pixel_counts() -> None:
     labels[0, 0] = 1
     assert leave_out_unfound(labels, 3, 0.0).tolist() == [True, True, False]
     assert labels[0, 0] == 1
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [(np.uint8, 3), (np.uint8, 255), (np.uint8, 300), (np.int16, 300)])
+def test_labels_are_counted_and_left_out_by_parts(dtype: type, classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postprocess, "BLOCK", 7)
+    labels = np.random.default_rng(0).integers(0, min(classes, np.iinfo(dtype).max) + 1, (9, 13)).astype(dtype)
+    counts = np.bincount(labels.ravel(), minlength=classes + 1)[:classes]
+    assert count_labels(labels, classes).tolist() == counts.tolist()
+    assert count_labels(labels[::2, ::3], classes).sum() == (labels[::2, ::3] < classes).sum()
+    assert count_labels(labels[:0], classes).tolist() == [0] * classes
+    if classes <= np.iinfo(dtype).max:
+        few = np.flatnonzero((counts > 0) & (counts < 2))
+        expected = np.where(np.isin(labels, few), classes, labels)
+        leave_out_unfound(labels, classes, 2 / labels.size)
+        assert labels.tolist() == expected.tolist()
