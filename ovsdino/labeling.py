@@ -36,11 +36,6 @@ class Request:
     confidence: bool = False
     prior: Tensor | None = None
 
-    @property
-    def only_labels(self) -> bool:
-        """Whether the classes that win somewhere are all that is needed, and one forward has them."""
-        return self.window is None and self.threshold is None and not self.confidence
-
 
 def label_logits(
     logits: Tensor | Survivors, size: tuple[int, int], wish: Request
@@ -65,11 +60,14 @@ def label_logits(
     certainty = None
     if wish.scores and step == 1 and survivors is None:
         labels, certainty = upsample_argmax(maps, size, wish.threshold, confidence=True)
-    else:
+    elif survivors is None:
         labels = upsample_argmax(maps, size, wish.threshold)
-    if survivors is not None:
+    else:
         numbers = survivors.classes.to(getattr(torch, label_dtype(survivors.maps)))
-        labels = numbers[labels.int()]
+        labels = numbers[upsample_argmax(maps, size).int()]
+        if wish.threshold is not None:
+            assert survivors.confidence is not None
+            labels.masked_fill_(survivors.confidence < wish.threshold, survivors.maps)
     if not wish.partition:  # below the threshold is the label after the contrast's
         labels = labels.clamp(max=classes).to(getattr(torch, label_dtype(classes)))
     found = labels[0].cpu().numpy()
@@ -81,7 +79,9 @@ def label_logits(
     if not wish.scores:
         return found, None
     if survivors is not None:
-        certainty = (maps.amax(1) - survivors.total).exp()
+        certainty = survivors.confidence
+        if certainty is None:
+            certainty = (maps.amax(1) - survivors.total).exp()
     elif certainty is None:
         certainty = upsample_argmax(maps, tuple(-(-side // step) for side in size), confidence=True)[1]
     return found, _means(labels[0], certainty[0], torch.from_numpy(kept).to(labels.device))
@@ -144,7 +144,10 @@ def sure_shares(logits: Tensor | Survivors, certainty: float) -> np.ndarray:
 
 
 def confidence_of(logits: Tensor | Survivors, size: tuple[int, int]) -> np.ndarray:
-    """Return the largest softmax probability of each pixel, (H, W) float16; all maps are needed."""
-    assert isinstance(logits, Tensor)
-    found: np.ndarray = upsample_argmax(logits, size, confidence=True)[1][0].half().cpu().numpy()
+    """Return the largest softmax probability of each pixel, (H, W) float16."""
+    certainty = (
+        logits.confidence if isinstance(logits, Survivors) else upsample_argmax(logits, size, confidence=True)[1]
+    )
+    assert certainty is not None
+    found: np.ndarray = certainty[0].half().cpu().numpy()
     return found

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ovsdino.errors import OVSDinoError, one_line, out_of_memory
+from ovsdino.devices import autocast_dtype, check_device, said_when_memory_is_out
+from ovsdino.errors import OVSDinoError
 from ovsdino.io.images import ImageLike, load_image, source_name
 from ovsdino.labeling import Request, confidence_of, label_logits
 from ovsdino.models.adapted import AdaptedWords
-from ovsdino.models.folded import computes_bfloat16
 from ovsdino.models.novelty import novelty
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.survivors import Survivors, map_bytes, surviving
@@ -39,14 +39,22 @@ from ovsdino.vocabulary import (
     Vocabulary,
     background_threshold,
 )
-from ovsdino.windows import Batches, autocast, check_window, large_input, merge_windows
+from ovsdino.windows import (
+    Batches,
+    autocast,
+    check_window,
+    large_input,
+    mean_of_windows,
+    merge_windows,
+    window_places,
+)
 
 __all__ = ["DEFAULT_BACKGROUND", "Segmenter", "check_device", "load", "segment"]
 
 log = logging.getLogger("ovsdino")
 
 NOVEL = 1.0  # novelty above which an image is said to be unlike the known ones
-MOST_BYTES = 64 << 20  # of maps at once: 1 589 classes of a 352x480 image; of more, those that win nowhere are dropped
+MOST_BYTES = 64 << 20  # of maps at once: 1 589 classes of a 352x480 image; of more only those that win are kept
 LONGEST_SIDE = 2048 / 448  # of the short side: the protocol's keep-ratio resize into (2048, 448)
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
@@ -87,7 +95,7 @@ class Segmenter:
             adapted = adapted if isinstance(adapted, AdaptedWords) else AdaptedWords.load(adapted)
             adapted.check(self.model, self.name)
         self.adapted = adapted
-        self.dtype = _autocast_dtype(dtype, self.device)
+        self.dtype = autocast_dtype(dtype, self.device)
         self.short_side = model.config.short_side if short_side is None else short_side
         if not model.stride_multiple <= self.short_side <= 8192:
             raise OVSDinoError(f"short_side is {self.short_side}: expected {model.stride_multiple}..8192 pixels")
@@ -146,7 +154,7 @@ class Segmenter:
             OVSDinoError: The image cannot be read.
         """
         pixels = load_image(image)
-        with torch.inference_mode(), self._autocast(), _said_when_memory_is_out():
+        with torch.inference_mode(), self._autocast(), said_when_memory_is_out():
             return self.model.encode_image(self.prepare(pixels))
 
     def decode(
@@ -167,7 +175,7 @@ class Segmenter:
             partition: Of words, see `text_rows`; with a contrast its channel is the last of K + 1.
         """
         text = classes if isinstance(classes, (Tensor, TextRows)) else self.text_rows(classes, partition)
-        with torch.inference_mode(), self._autocast(), _said_when_memory_is_out():
+        with torch.inference_mode(), self._autocast(), said_when_memory_is_out():
             offset: dict[str, Any] = {} if prior is None else {"prior": prior.to(self.device), "tau": tau}
             return self.model.decode(features, text.to(self.device), **offset).float()
 
@@ -313,7 +321,7 @@ class Segmenter:
                 pixels.append(load_image(image, copy=True))  # a camera's buffer will hold the next frame
         results: dict[int, Segmentation] = {}
         familiarity = self._text.familiarity(wish.vocabulary)
-        with torch.inference_mode(), self._autocast(torch.float32), _said_when_memory_is_out():
+        with torch.inference_mode(), self._autocast(torch.float32), said_when_memory_is_out():
             for part in self._batched(pixels):
                 shared = self.clock()
                 maps, strange = self._maps([pixels[index] for index in part], wish, shared)
@@ -392,16 +400,13 @@ class Segmenter:
         pooled: list[np.ndarray] = []  # of each part of the batch
         count = text.maps if isinstance(text, TextRows) else len(text)
         large = map_bytes(self.model.config, count, *batch.shape[2:]) > MOST_BYTES
-        if large and wish.only_labels:
+        if large:
             found: list[Survivors] = []
-            for image in batch.split(1):
-                with self._autocast():
-                    with clock("encode"):
-                        features = self.model.encode_image(image)
-                    with clock("decode"):
-                        found.append(surviving(self.model, features, text, **offset))
+            for image, picture in zip(batch, pixels, strict=True):
+                survivors, seen = self._survivors(image, picture.shape[:2], text, wish, offset, clock)
+                found.append(survivors)
                 if known:
-                    pooled.append(self.pooled(features))
+                    pooled.append(seen)
             return found, self._novelty(np.concatenate(pooled)) if known else None
 
         def network(images: Tensor) -> Tensor:
@@ -426,6 +431,35 @@ class Segmenter:
             if known:
                 means.append(np.concatenate(pooled).mean(0))
         return merged, self._novelty(np.stack(means)) if known else None
+
+    def _survivors(
+        self,
+        image: Tensor,
+        size: tuple[int, int],
+        text: Tensor | TextRows,
+        wish: Request,
+        offset: dict[str, Any],
+        clock: Clock,
+    ) -> tuple[Survivors, np.ndarray]:
+        """Return the maps of an image (3, h, w) that win somewhere, and its mean-pooled features (1, D)."""
+        height, width = image.shape[-2:]
+        window, stride = wish.window or max(height, width), wish.stride or 1
+        (rows, columns), corners = window_places(height, width, window, stride)
+        with self._autocast(), clock("encode"):
+            windows = [self.model.encode_image(image[None, :, y : y + rows, x : x + columns]) for y, x in corners]
+
+        def decode(part: TextRows, first: int) -> Tensor:
+            with self._autocast():
+                weighed = {**offset, "prior": offset["prior"][first : first + len(part)]} if offset else {}
+                maps = (self.model.decode(features, part, **weighed).float()[0] for features in windows)
+                return mean_of_windows(maps, height, width, window, stride)[None]
+
+        with clock("decode"):
+            one = map_bytes(self.model.config, 1, height, width)
+            sure = wish.threshold is not None or wish.confidence
+            survivors = surviving(decode, text, one, size, confidence=sure)
+            seen = self.pooled(windows[0]) if len(windows) == 1 else np.mean([*map(self.pooled, windows)], 0)
+        return survivors, seen
 
     def _autocast(self, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.device, dtype or self.dtype)
@@ -486,41 +520,6 @@ def _kept(name: str) -> Segmenter:
     return load(name)
 
 
-def check_device(device: str | torch.device | None) -> torch.device:
-    """Return the device of a name; for None CUDA if there is one, else the CPU.
-
-    Raises:
-        OVSDinoError: There is no such device here.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise OVSDinoError(f"unknown device {str(device)!r}: expected cpu, cuda or cuda:N") from error
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise OVSDinoError(
-            f"device {str(device)!r}: this machine shows {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
-    if place.type not in ("cpu", "cuda", "mps") or (place.type == "mps" and not torch.backends.mps.is_available()):
-        raise OVSDinoError(f"device {str(device)!r} is not available here: expected cpu, cuda or cuda:N")
-    return place
-
-
-@contextlib.contextmanager
-def _said_when_memory_is_out() -> Iterator[None]:
-    """Give memory that ran out on the CPU one line; CUDA's error has its own type, which passes."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or not out_of_memory(error):
-            raise
-        raise OVSDinoError(
-            f"out of memory ({one_line(error, 100) or type(error).__name__}): take a smaller short_side, fewer "
-            "classes, or a smaller image"
-        ) from error
-
-
 def _several(images: Iterable[ImageLike]) -> list[ImageLike]:
     """Return the images of a batch as a list; generators are read to their end.
 
@@ -534,13 +533,3 @@ def _several(images: Iterable[ImageLike]) -> list[ImageLike]:
         what = f"{type(images).__name__}{f' of shape {tuple(images.shape)}' if hasattr(images, 'shape') else ''}"
         raise OVSDinoError(f"segment_batch takes a list of images, not {what}; for one image use segment")
     return list(images)
-
-
-def _autocast_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if capable or (device.type == "cpu" and computes_bfloat16()) else torch.float32
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise OVSDinoError(f"dtype is {name!r}: expected one of {', '.join(known)}, auto")
-    return known[name]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,17 @@ from ovsdino.errors import OVSDinoError, out_of_memory
 from ovsdino.models.config import ModelConfig
 from ovsdino.timing import Clock
 
-__all__ = ["Batches", "autocast", "bilinear", "check_window", "large_input", "merge_windows", "window_offsets"]
+__all__ = [
+    "Batches",
+    "autocast",
+    "bilinear",
+    "check_window",
+    "large_input",
+    "mean_of_windows",
+    "merge_windows",
+    "window_offsets",
+    "window_places",
+]
 
 log = logging.getLogger("ovsdino")
 
@@ -96,6 +106,42 @@ def window_offsets(length: int, window: int, stride: int) -> list[int]:
     return [max(min(step * stride + window, length) - window, 0) for step in range(steps)]
 
 
+def window_places(height: int, width: int, window: int, stride: int) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """Return the height and width of each window of an image, and their upper left corners (y, x), row by row."""
+    crop = min(window, height), min(window, width)
+    return crop, [
+        (y, x) for y in window_offsets(height, crop[0], stride) for x in window_offsets(width, crop[1], stride)
+    ]
+
+
+def mean_of_windows(scores: Iterable[Tensor], height: int, width: int, window: int, stride: int) -> Tensor:
+    """Return the mean of windows' scores on the network's own grid; see `merge_windows`, which runs the network.
+
+    Args:
+        scores: Of each window of `window_places`, (K, h', w').
+        height: Of the image in pixels.
+        width: Of the image in pixels.
+        window: Side of a window in pixels.
+        stride: Step of the windows in pixels.
+
+    Returns:
+        (K, H h' / wh, W w' / ww).
+    """
+    (crop_h, crop_w), corners = window_places(height, width, window, stride)
+    total = count = None
+    for one, (y, x) in zip(scores, corners, strict=True):
+        rows, columns = one.shape[-2:]
+        if total is None or count is None:
+            total = one.new_zeros(len(one), height * rows // crop_h, width * columns // crop_w)
+            count = one.new_zeros(total.shape[1:])
+        top, left = y * rows // crop_h, x * columns // crop_w
+        area = (..., slice(top, top + rows), slice(left, left + columns))
+        total[area] += one
+        count[area] += 1
+    assert total is not None and count is not None
+    return total.div_(count)
+
+
 def check_window(window: int, multiple: int, model: str) -> None:
     """Refuse a window that is not a multiple of the model's patch.
 
@@ -159,8 +205,7 @@ def merge_windows(
         (K, H, W) with `to_pixels`, else (K, H h' / wh, W w' / ww); K + 1 channels with a background. float32.
     """
     height, width = image.shape[-2:]
-    crop_h, crop_w = min(window, height), min(window, width)
-    corners = [(y, x) for y in window_offsets(height, crop_h, stride) for x in window_offsets(width, crop_w, stride)]
+    (crop_h, crop_w), corners = window_places(height, width, window, stride)
     first = 0 if background is None else 1
     total: Tensor | None = None
     count: Tensor | None = None

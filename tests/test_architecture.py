@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("data", "kernels", "ops"),
     ("models",),
-    ("distributed", "edge", "labeling", "options", "pipeline", "results", "text_banks", "windows"),
+    ("devices", "distributed", "edge", "labeling", "options", "pipeline", "results", "text_banks", "windows"),
     ("", "eval", "hub", "stream"),  # "" is the package itself: load, segment, Segmentation, by name only
     ("deploy", "train"),
     ("benchmarks", "commands"),

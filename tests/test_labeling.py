@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 import ovsdino
 from ovsdino import labeling, pipeline
 from ovsdino.labeling import _means, _step
+from ovsdino.models import survivors
 from ovsdino.pipeline import Segmenter
 
 WORDS = ["road", "car", "sky", "tree", "building", "person", "water", "dog", "cat|kitten", "table"]
@@ -54,15 +57,36 @@ def test_a_class_between_the_pixels_of_the_grid_takes_the_nearest() -> None:
     assert _means(labels, certainty, torch.zeros(4, dtype=torch.bool)) == (0.0, 0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("partition", [True, False])
-def test_many_classes_have_the_labels_of_few(nano: Segmenter, partition: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("partition", "options"),
+    [
+        (True, {}),
+        (False, {}),
+        (False, {"confidence": True}),
+        (True, {"background": 0.35, "confidence": True}),
+        (False, {"window": 64, "stride": 32, "confidence": True}),
+        (True, {"prior": True, "confidence": True}),
+    ],
+)
+def test_many_classes_have_the_result_of_few(
+    nano: Segmenter, partition: bool, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = picture(120, 160)
-    before = nano.segment(image, WORDS, partition=partition)
+    if "prior" in options:
+        options = {**options, "prior": torch.linspace(0.05, 0.3, len(WORDS)), "tau": 1.0}
+    before = nano.segment(image, WORDS, partition=partition, **options)
     monkeypatch.setattr(pipeline, "MOST_BYTES", 0)
-    after = nano.segment(image, WORDS, partition=partition)
+    monkeypatch.setattr(survivors, "CHUNK_CLASSES", 4)
+    monkeypatch.setattr(survivors, "KEPT_BYTES", 0)
+    after = nano.segment(image, WORDS, partition=partition, **options)
     assert (after.labels == before.labels).mean() > 0.999 and after.labels.dtype == before.labels.dtype
     assert after.found == before.found and after.background == before.background
-    assert after.scores == pytest.approx(before.scores, abs=0.1)  # over the cells of the logits' grid
-    bare = nano.segment(image, WORDS, partition=partition, scores=False)
+    assert after.novelty == pytest.approx(before.novelty)
+    exact = "confidence" in options
+    assert after.scores == pytest.approx(before.scores, abs=1e-3 if exact else 0.1)  # else those of the grid's cells
+    if exact:
+        assert before.confidence is not None and after.confidence is not None
+        np.testing.assert_allclose(after.confidence, before.confidence, atol=2e-3)
+    bare = nano.segment(image, WORDS, partition=partition, scores=False, **options)
     np.testing.assert_array_equal(bare.labels, after.labels)
     assert bare.scores is None

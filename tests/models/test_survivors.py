@@ -1,4 +1,4 @@
-"""Classes decoded by chunks: the maps that can win, against all maps at once."""
+"""Classes decoded by chunks: the maps that win, against all maps at once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ovsdino.models import survivors
-from ovsdino.models.ovsdino import OVSDINO
-from ovsdino.models.survivors import map_bytes, surviving
+from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
+from ovsdino.models.survivors import Decode, map_bytes, surviving
 from ovsdino.models.text_rows import TextRows
 from ovsdino.ops import upsample_argmax
 from tests.support.cnn import JOINED, small_model_on
@@ -31,36 +31,51 @@ def rows(classes: int, contrast: int, seed: int = 0) -> TextRows:
     return TextRows(words, bank[2 * classes :] if contrast else None)
 
 
+def decoder(model: OVSDINO, features: ImageFeatures) -> Decode:
+    return lambda part, first: model.decode(features, part)
+
+
 @pytest.mark.parametrize("contrast", [0, 7])
-@pytest.mark.parametrize("prior", [False, True])
 @pytest.mark.parametrize("size", [(48, 80), (16, 16)])
-def test_labels_are_those_of_all_maps(
-    model: OVSDINO, contrast: int, prior: bool, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("target", [(97, 161), (12, 20), (4, 4)])
+def test_labels_and_confidences_are_those_of_all_maps(
+    model: OVSDINO, contrast: int, size: tuple[int, int], target: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = rows(200, contrast)
-    weighed = {"prior": torch.rand(200) + 0.1, "tau": 0.7} if prior else {}
-    monkeypatch.setattr(survivors, "CHUNK_BYTES", 23 * map_bytes(model.config, 1, *size))
+    text, one = rows(200, contrast), map_bytes(model.config, 1, *size)
+    monkeypatch.setattr(survivors, "CHUNK_BYTES", 23 * one)
+    monkeypatch.setattr(survivors, "KEPT_BYTES", 2 * 23 * one)  # several prunings
+    monkeypatch.setattr(survivors, "COUNTED", 1000)
     with torch.inference_mode():
         features = model.encode_image(torch.randn(1, 3, *size))
-        whole = model.decode(features, text, **weighed)
-        found = surviving(model, features, text, **weighed)
+        whole = model.decode(features, text)
+        found = surviving(decoder(model, features), text, one, target, confidence=True)
     assert found.maps == whole.shape[1] == 200 + (contrast > 0)
-    assert found.classes.tolist() == sorted(set(found.classes.tolist())) and len(found.classes) < 190
+    assert found.classes.tolist() == sorted(set(found.classes.tolist())) and len(found.classes) < 150
     torch.testing.assert_close(found.logits, whole[:, found.classes], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(found.total, whole.logsumexp(1), atol=2e-5, rtol=1e-5)
     if contrast:
         assert found.classes[-1] == 200
-    for target in ((97, 161), (12, 20), (4, 4)):
-        expected = upsample_argmax(whole, target).int()
-        labels = found.classes.int()[upsample_argmax(found.logits, target).int()]
-        assert (labels == expected).float().mean() > 0.999  # a matrix product of fewer columns rounds otherwise
+    expected, certainty = upsample_argmax(whole, target, confidence=True)
+    labels = found.classes.int()[upsample_argmax(found.logits, target).int()]
+    assert (labels == expected.int()).float().mean() > 0.999  # a matrix product of fewer columns rounds otherwise
+    assert found.confidence is not None
+    torch.testing.assert_close(found.confidence, certainty, atol=1e-4, rtol=1e-4)
+
+
+def test_every_cell_has_its_largest_class_where_the_labels_are_few(model: OVSDINO) -> None:
+    text = rows(150, 0)
+    with torch.inference_mode():
+        features = model.encode_image(torch.randn(1, 3, 48, 80))
+        found, whole = surviving(decoder(model, features), text, 960, (1, 1)), model.decode(features, text)
+    assert set(whole.argmax(1).unique().tolist()) <= set(found.classes.tolist())
+    assert found.confidence is None
 
 
 def test_a_plain_bank_of_rows_is_taken_too(model: OVSDINO) -> None:
     bank: Tensor = rows(50, 0).words[:, 0]
     with torch.inference_mode():
         features = model.encode_image(torch.randn(1, 3, 32, 48))
-        found, whole = surviving(model, features, bank), model.decode(features, bank)
+        found, whole = surviving(decoder(model, features), bank, 400, (30, 40)), model.decode(features, bank)
     torch.testing.assert_close(found.logits, whole[:, found.classes], atol=2e-5, rtol=1e-5)
 
 
@@ -68,5 +83,5 @@ def test_a_map_that_is_not_a_number_shows_in_the_sum(model: OVSDINO) -> None:
     text = rows(20, 3)
     text.words[4] = float("nan")
     with torch.inference_mode():
-        found = surviving(model, model.encode_image(torch.randn(1, 3, 32, 48)), text)
+        found = surviving(decoder(model, model.encode_image(torch.randn(1, 3, 32, 48))), text, 400, (20, 20))
     assert not torch.isfinite(found.total).any()
