@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["note_escapes", "print_json", "progress_bar", "run_command", "say"]
 
-LEFT_OUT = ("rich", "timm", "torch", "torchvision")  # of a robot's install, by `pip install --no-deps` (docs/jetson.md)
+# Modules of the extra torch, which a robot's install leaves out.
+TORCH = ("huggingface_hub", "scipy", "timm", "torch", "torchmetrics", "torchvision", "yaml")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -108,9 +109,9 @@ def _outside_cause(error: Exception) -> str | None:
         return one_line(error)
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         package = error.name.split(".")[0]
-        if package in LEFT_OUT:
-            remedy = "install ovsdino with all it depends on; without torch only `ovsdino stream --engine` runs"
-            return f"this command needs {package}, which is not installed: {remedy}"
+        if package in TORCH:
+            remedy = "pip install 'ovsdino[torch]' (on a Jetson NVIDIA's own torch comes first: docs/jetson.md)"
+            return f"this needs {package}, which is not installed: {remedy}"
         if package != "ovsdino":
             return (
                 f"this command needs {package}, which is not installed: `ovsdino doctor` lists what each extra brings"

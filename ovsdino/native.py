@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
-__all__ = ["NATIVE_VERSION", "native", "native_error"]
+__all__ = ["BACKENDS", "NATIVE_VERSION", "native", "native_error"]
 
+# Implementations of the ops, as OVSDINO_BACKEND names them.
+BACKENDS = ("auto", "reference", "sdpa", "dense", "cpu", "triton", "cuda")
 # Version of the functions in csrc/bindings.cpp; a module of another version is a stale build.
 NATIVE_VERSION = 7
 

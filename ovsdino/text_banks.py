@@ -15,6 +15,7 @@ from ovsdino.contrast import NEAR, contrast_phrases, rivals
 from ovsdino.models.adapted import AdaptedWords
 from ovsdino.models.backbone import normalize
 from ovsdino.models.ovsdino import OVSDINO
+from ovsdino.models.spelling import READ_AS_BELOW, UNKNOWN_BELOW
 from ovsdino.models.text_rows import TextRows
 from ovsdino.vocabulary import Vocabulary, has_background
 from ovsdino.windows import autocast
@@ -24,8 +25,6 @@ __all__ = ["TextBanks"]
 log = logging.getLogger("ovsdino")
 
 BANKS = 64  # kept, least recently used dropped first
-UNKNOWN = 0.5  # familiarity below which a word is like none that the model knows
-CORRECTED = 0.8  # below which it is read as another word
 
 Texts = tuple[tuple[str, ...], ...]
 
@@ -87,9 +86,9 @@ class TextBanks:
         new = [word for word in new if word not in adapted]
         for word, known in zip(new, tower.familiarity(new).tolist() if new else (), strict=True):
             self._known[word] = known
-            if known < UNKNOWN:
+            if known < UNKNOWN_BELOW:
                 log.warning("%r is not a word that this model knows; its mask means little", word)
-            elif known < CORRECTED:
+            elif known < READ_AS_BELOW:
                 log.warning("%r is not a word that this model knows; it is read as %r", word, tower.read_as(word))
 
     def averaged(self, texts: Texts, plain: bool = False) -> Tensor:

@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from triton.runtime.errors import OutOfResources, PTXASError
+from triton.runtime import errors
+from triton.runtime.errors import OutOfResources
 
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write
 from ovsdino.kernels.interpreter import interpreting
 
 log = logging.getLogger("ovsdino.kernels")
+
+PTXASError = getattr(errors, "PTXASError", OutOfResources)  # Triton 3.1, that of torch 2.5, has none
 
 
 class Config(NamedTuple):

@@ -6,9 +6,12 @@ import os
 import platform
 import re
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from ovsdino.console import print_json
+from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.native import BACKENDS
 
 __all__ = ["ENVIRONMENT", "Doctor"]
 
@@ -111,17 +114,27 @@ def _version(package: str) -> str | None:
 
 
 def _native() -> tuple[dict[str, Any], list[str]]:
-    from ovsdino.ops import dispatch
+    from ovsdino.native import native, native_error
 
-    if dispatch.native is None:
-        return {"found": False, "error": dispatch.native_error, "build": {}}, []
-    return {"found": True, "error": "", "build": dict(dispatch.native.build_info())}, []
+    if native is None:
+        return {"found": False, "error": native_error, "build": {}}, []
+    return {"found": True, "error": "", "build": dict(native.build_info())}, []
+
+
+def _torch() -> ModuleType | None:
+    """Return torch, None where it is not installed."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return None
+    return torch
 
 
 def _ops() -> dict[str, dict[str, list[str]]]:
-    """Return for each op the backends that can run, by device type, the preferred one first."""
-    import torch
-
+    """Return for each op the backends that can run, by device type, the preferred one first; none without torch."""
+    torch = _torch()
+    if torch is None:
+        return {}
     from ovsdino.ops import dispatch
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -129,13 +142,16 @@ def _ops() -> dict[str, dict[str, list[str]]]:
 
 
 def _devices() -> list[dict[str, str]]:
-    import torch
+    from ovsdino.edge.segmenter import available_threads, fastest_runtime
 
-    from ovsdino.edge.segmenter import fastest_runtime
-
-    what = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    torch = _torch()
+    what = f"{available_threads()} threads"
+    if torch is not None:
+        what = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     runtimes = ", ".join(f"{precision} by {fastest_runtime('nano', precision)}" for precision in ("float32", "int8"))
     found = [{"name": "cpu", "description": f"{what}; exported graphs of nano: {runtimes}"}]
+    if torch is None:
+        return [*found, _edge_device()]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         size = properties.total_memory / 2**30
@@ -144,6 +160,16 @@ def _devices() -> list[dict[str, str]]:
     if len(found) == 1:
         found.append({"name": "cuda", "description": "none (torch sees no CUDA device)"})
     return found
+
+
+def _edge_device() -> dict[str, str]:
+    """Return the GPU that engines would run on, which needs no torch."""
+    from ovsdino.edge.tensorrt_graph import device_sm
+
+    try:
+        return {"name": "cuda:0", "description": f"{device_sm(0)}, for engines"}
+    except OVSDinoError as error:
+        return {"name": "cuda", "description": f"none ({one_line(error, 120)})"}
 
 
 def _weights() -> tuple[list[dict[str, Any]], list[str]]:
@@ -179,7 +205,7 @@ def _extras() -> dict[str, dict[str, str | None]]:
     extras: dict[str, dict[str, str | None]] = {}
     for requirement in requirements:
         match = re.match(r"\s*([A-Za-z0-9._-]+).*;.*\bextra\s*==\s*['\"]([^'\"]+)['\"]", requirement)
-        if match:
+        if match and match[1] != "ovsdino":  # an extra that takes another one in
             extras.setdefault(match[2], {})[match[1]] = _version(match[1])
     return extras
 
@@ -189,8 +215,6 @@ def _environment() -> tuple[dict[str, dict[str, str | None]], list[str]]:
         name: {"value": os.environ.get(name), "meaning": meaning} for name, meaning in ENVIRONMENT.items()
     }
     problems = []
-    from ovsdino.ops.dispatch import BACKENDS
-
     backend = os.environ.get("OVSDINO_BACKEND")
     if backend and backend not in BACKENDS:
         problems.append(f"OVSDINO_BACKEND={backend}: expected one of {', '.join(BACKENDS)}")

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ovsdino.console import print_json
 from ovsdino.options import SegmenterOptions
 
+if TYPE_CHECKING:
+    from ovsdino.edge.bank import TextBank
+    from ovsdino.vocabulary import Vocabulary
+
 
 @dataclass(frozen=True, kw_only=True)
 class Text(SegmenterOptions):
-    """Write the text bank of a class list, which an exported model takes with the image."""
+    """Write the text bank of a class list, which an exported model takes with the image.
+
+    The shipped model's needs no torch.
+    """
 
     classes: str
     """Words, separated by commas; "car|automobile" is one class of two words, "static=building|tree" names it."""
@@ -27,25 +34,12 @@ class Text(SegmenterOptions):
     """Print one JSON object on stdout."""
 
     def run(self) -> int:
-        from ovsdino.edge.bank import TextBank
         from ovsdino.io.files import refuse_inputs
-        from ovsdino.models.text_rows import TextRows
-        from ovsdino.models.weights import weights_digest
         from ovsdino.vocabulary import Vocabulary
 
         vocabulary = Vocabulary.of(self.classes, self.average_words)
         refuse_inputs([self.output], self.input_files)
-        segmenter = self.load()
-        rows = segmenter.text_rows(vocabulary, self.partition)
-        facts: dict[str, Any] = {"model": segmenter.name, "weights": weights_digest(segmenter.model)}
-        if isinstance(rows, TextRows):
-            present = rows.words.any(-1)  # rows of zeros fill up
-            if rows.contrast is not None and rows.contrast.any():
-                facts["contrast"] = rows.contrast.cpu().numpy()
-            words = rows.words[present].cpu().numpy()
-            bank = TextBank(names=vocabulary.names, text=words, words=tuple(present.sum(1).tolist()), **facts)
-        else:
-            bank = TextBank(names=vocabulary.names, text=rows.cpu().numpy(), **facts)
+        bank = self._bank(vocabulary)
         path = bank.save(self.output)
         if self.json:
             print_json(
@@ -63,3 +57,29 @@ class Text(SegmenterOptions):
             rival = "" if bank.contrast is None else f", among {len(bank.contrast)} contrast rows"
             print(f"{path}: {len(bank)} classes of {bank.model}{rival}: {', '.join(bank.names)}")
         return 0
+
+    def _bank(self, vocabulary: Vocabulary) -> TextBank:
+        """Return the bank, by the model in torch; the shipped model's in NumPy where torch is not installed."""
+        from ovsdino.edge.bank import TextBank
+
+        try:
+            import torch  # noqa: F401
+        except ModuleNotFoundError:
+            if self.input_files or self.model != "nano":
+                raise
+            from ovsdino.edge.words import make_bank
+
+            return make_bank(vocabulary, self.partition)
+        from ovsdino.models.text_rows import TextRows
+        from ovsdino.models.weights import weights_digest
+
+        segmenter = self.load()
+        rows = segmenter.text_rows(vocabulary, self.partition)
+        facts: dict[str, Any] = {"model": segmenter.name, "weights": weights_digest(segmenter.model)}
+        if not isinstance(rows, TextRows):
+            return TextBank(names=vocabulary.names, text=rows.cpu().numpy(), **facts)
+        present = rows.words.any(-1)  # rows of zeros fill up
+        if rows.contrast is not None and rows.contrast.any():
+            facts["contrast"] = rows.contrast.cpu().numpy()
+        words = rows.words[present].cpu().numpy()
+        return TextBank(names=vocabulary.names, text=words, words=tuple(present.sum(1).tolist()), **facts)

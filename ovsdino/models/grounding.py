@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import functools
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["LENDS", "borrowed", "grounded_phrases"]
 
@@ -36,6 +37,8 @@ def grounded_phrases() -> dict[str, bool]:
 
 def borrowed(rows: Tensor, lenders: Tensor) -> Tensor:
     """Return r' of rows r (n, D) and lenders t (m, D), m >= 1, all of length one."""
+    import torch.nn.functional as F  # here, for `grounded_phrases` serves the runtime without torch too
+
     cosines = rows @ lenders.T
     near = F.normalize((cosines * SHARPNESS).softmax(1) @ lenders, dim=-1)
     gate = cosines.amax(1, keepdim=True).clamp_min(0).square()

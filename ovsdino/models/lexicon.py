@@ -12,48 +12,23 @@ no training showed borrows from those that one did (`ovsdino.models.grounding`).
 
 from __future__ import annotations
 
-import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovsdino.models.grounding import borrowed
-from ovsdino.models.text import PIECES_MAX, WORDS_MAX, TextTower, fnv1a, word_pieces, words_of
+from ovsdino.models.spelling import PIECES_MAX, WORDS_MAX, Speller, text_key, word_pieces
+from ovsdino.models.text import TextTower
 
-__all__ = ["GRAMS", "LEVELS", "LexiconTextTower", "Reading", "key_bytes", "pack", "text_key", "unpack"]
+__all__ = ["GRAMS", "LEVELS", "LexiconTextTower", "key_bytes", "pack", "unpack"]
 
 LEVELS = (-1.51, -0.4528, 0.4528, 1.51)  # of a 2-bit value, in standard deviations (Lloyd 1957, Max 1960: normal)
 GRAMS = 64  # width of the table of character n-grams
-PARTS_MAX = 4  # words of an entry of the lexicon
 PHRASES_AT_ONCE = 1024  # 10 000 at once took 700 MB
-COMPOUND_MIN = 4  # letters of either part of a compound, "trafficlight"; three where both are kept, "busstop"
-STEM_MIN = 4  # letters of a stem that -ing or -ed may be taken off
-SLIP_MIN = 5  # letters of a word that may be misspelt in any way; with four, two letters may have changed places
-LONGEST = 30  # letters of a word that is looked into
-
-# How well a word is known by how it was read; a phrase is known as well as its least known word.
-KNOWN, FORM, COMPOUND, SLIP, UNKNOWN = 1.0, 0.95, 0.9, 0.75, 0.0
-
-
-class Reading(NamedTuple):
-    """The words that a tower reads for a name.
-
-    Attributes:
-        words: The words it reads, after correction.
-        familiarity: 0..1, see `TextTower.familiarity`.
-    """
-
-    words: tuple[str, ...]
-    familiarity: float
-
-
-def text_key(text: str) -> int:
-    """Return the 32 bits by which a text is found."""
-    return fnv1a(text) >> 32
 
 
 def pack(rows: Tensor, scale: Tensor) -> Tensor:
@@ -76,7 +51,7 @@ def unpack(codes: Tensor, scale: Tensor) -> Tensor:
     return F.normalize(rows, dim=-1)
 
 
-class LexiconTextTower(TextTower):
+class LexiconTextTower(Speller, TextTower):
     """Stored rows for words and phrases that were learnt, a network over them for the rest.
 
     Args:
@@ -169,34 +144,6 @@ class LexiconTextTower(TextTower):
         """Return how well the names are known, (n,); see `TextTower.familiarity`."""
         return torch.tensor([self.reading(name).familiarity for name in names])
 
-    def read_as(self, name: str) -> str:
-        """Return the known words that a name is read as; see `TextTower.read_as`."""
-        return " ".join(self.reading(name).words)
-
-    def reading(self, name: str) -> Reading:
-        """Return the words that are read for a name: forms, compounds and misspellings of known words are resolved."""
-        words = words_of(name)[:WORDS_MAX]
-        if not words:
-            return Reading(("",), UNKNOWN)
-        if self.knows(" ".join(words)):
-            return Reading(tuple(words), KNOWN)
-        if len(words) > 1:  # "traffic lights", "street lamp"
-            forms = [" ".join([*words[:-1], stem]) for stem in stems(words[-1])]
-            form = next((form for form in (*forms, "".join(words)) if self.knows(form)), None)
-            if form is not None:
-                return Reading(tuple(form.split()), FORM)
-        found = [self._word(word) for word in words]
-        read = tuple(word for one in found for word in one.words)[:WORDS_MAX]
-        return Reading(read, min(one.familiarity for one in found))
-
-    def stored_whole(self, text: str) -> bool:
-        """Return whether a phrase is one of the `kept`."""
-        return self._kept(text) is not None
-
-    def knows(self, text: str) -> bool:
-        """Return whether a word or phrase is stored as it is."""
-        return self._find(text) is not None
-
     def pieces(self, words: Sequence[str]) -> Tensor:
         """Return the buckets of words' character n-grams, (n, pieces), -1 where there is none."""
         ids = torch.full((len(words), PIECES_MAX), -1)
@@ -210,46 +157,6 @@ class LexiconTextTower(TextTower):
         present = (pieces >= 0).unsqueeze(-1)
         grams = (self.table(pieces.clamp_min(0)) * present).sum(1) / present.sum(1).clamp_min(1)
         return F.normalize(self.lift(grams), dim=-1)
-
-    def _word(self, word: str) -> Reading:
-        """Return how one word is read."""
-        if self.knows(word) or word.isdigit() or (len(word) == 1 and word.isascii()):
-            return Reading((word,), KNOWN)
-        if len(word) > LONGEST:
-            return Reading((word,), UNKNOWN)
-        for stem in stems(word):
-            if self.knows(stem):
-                return Reading((stem,), FORM)
-        if (halves := self._halves(word)) is not None:
-            return Reading(halves, COMPOUND)
-        places = {one: place for one in slips(word) if (place := self._find(one)) is not None}
-        meant = [one for one, place in places.items() if place < len(self.kept_keys) + self.common]
-        kept = [one for one in meant if places[one] < len(self.kept_keys)] or meant
-        if not kept:
-            return Reading((word,), UNKNOWN)
-        own = self.row(word)
-        return Reading((max(kept, key=lambda one: float(own @ self.row(one))),), SLIP)
-
-    def _halves(self, word: str) -> tuple[str, str] | None:
-        """Return the two words that a compound is made of, those of the most equal length first."""
-        for cut in sorted(range(COMPOUND_MIN - 1, len(word) - COMPOUND_MIN + 2), key=lambda i: abs(2 * i - len(word))):
-            start, long = word[:cut], min(cut, len(word) - cut) >= COMPOUND_MIN
-            for end in (word[cut:], *stems(word[cut:])):
-                if all(self.knows(one) if long else self._kept(one) is not None for one in (start, end)):
-                    return start, end
-        return None
-
-    def parts(self, words: Sequence[str]) -> list[str]:
-        """Return the longest parts of a phrase that are stored, and the words between them."""
-        parts, start = [], 0
-        while start < len(words):
-            for end in range(min(len(words), start + PARTS_MAX), start, -1):
-                part = " ".join(words[start:end])
-                if end == start + 1 or self.knows(part):
-                    parts.append(part)
-                    start = end
-                    break
-        return parts
 
     @torch.no_grad()
     def row(self, part: str) -> Tensor:
@@ -272,25 +179,6 @@ class LexiconTextTower(TextTower):
         taught, rows = self._lent
         return taught, rows.to(self.scale.device)
 
-    def _kept(self, text: str) -> int | None:
-        """Return the place of a text among the kept phrases."""
-        place = self._find(text)
-        return place if place is not None and place < len(self.kept_keys) else None
-
-    def _entry(self, text: str) -> int | None:
-        """Return the place of a text among the entries of the lexicon."""
-        place = self._find(text)
-        return place - len(self.kept_keys) if place is not None and place >= len(self.kept_keys) else None
-
-    def _find(self, text: str) -> int | None:
-        """Return the place of a text among the kept phrases and, behind them, the entries of the lexicon."""
-        if self._places is None:
-            keys = torch.cat([self.kept_keys, self.keys]).cpu().long()
-            numbers = (keys << torch.tensor([0, 8, 16, 24])).sum(-1).tolist()
-            # Zero is an empty place; of two equal keys the first counts.
-            self._places = {number: place for place, number in reversed([*enumerate(numbers)]) if number}
-        return self._places.get(text_key(text))
-
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._places = self._lent = None
@@ -300,33 +188,3 @@ def key_bytes(texts: Sequence[str]) -> Tensor:
     """Return the keys of texts as bytes, (n, 4) uint8, the lowest first."""
     numbers = torch.tensor([text_key(text) for text in texts], dtype=torch.long).view(-1, 1)
     return ((numbers >> torch.tensor([0, 8, 16, 24])) & 255).to(torch.uint8)
-
-
-def stems(word: str) -> Iterator[str]:
-    """Yield what a word may be a form of: the singular of a plural, the verb of -ing and -ed."""
-    for ending, other, least in (
-        *(("ies", "y", 3), ("es", "", 3), ("s", "", 3), ("men", "man", 2)),
-        *(("ing", "", STEM_MIN), ("ing", "e", STEM_MIN), ("ed", "", STEM_MIN), ("ed", "e", STEM_MIN)),
-    ):
-        if word.endswith(ending) and not word.endswith("ss") and len(word) - len(ending) >= least:
-            yield word.removesuffix(ending) + other
-
-
-def slips(word: str) -> Iterator[str]:
-    """Yield what a slip of the pen may have made a word of.
-
-    Letters swapped, doubled or not, one too many, missing or wrong; f for ph and k for c.
-    """
-    pairs = [(word[:i], word[i:]) for i in range(len(word) + 1)]
-    single = [a + b[1:] for a, b in pairs if len(b) > 1 and b[0] == b[1]]
-    if len(word) >= SLIP_MIN - 1:
-        yield from (a + b[1] + b[0] + b[2:] for a, b in pairs if len(b) > 1)
-        yield from single
-    if len(word) >= SLIP_MIN:
-        yield from (one[:i] + one[i] + one[i:] for one in single for i in range(len(one)))
-        yield from (a + b[2] + b[1] + b[0] + b[3:] for a, b in pairs if len(b) > 2)
-        for old, new in (("f", "ph"), ("ph", "f"), ("k", "c"), ("c", "k")):
-            yield from (a + new + b.removeprefix(old) for a, b in pairs if b.startswith(old))
-        yield from (a + b[1:] for a, b in pairs if b)
-        yield from (a + c + b for a, b in pairs for c in string.ascii_lowercase)
-        yield from (a + c + b[1:] for a, b in pairs if b for c in string.ascii_lowercase)

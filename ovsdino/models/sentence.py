@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.models.text import TextTower, check_templates, fnv1a
+from ovsdino.models.spelling import fnv1a
+from ovsdino.models.text import TextTower, check_templates
 
 __all__ = ["SentenceEncoder", "SentenceTextTower", "installed_encoder"]
 

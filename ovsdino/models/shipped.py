@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovsdino.io.files import read_json, reading
+from ovsdino.errors import OVSDinoError
+from ovsdino.io.files import read_bytes, read_json, reading
 
-__all__ = ["MANIFEST", "WEIGHTS", "Packaged", "manifest", "packaged"]
+__all__ = ["MANIFEST", "WEIGHTS", "Packaged", "manifest", "packaged", "read_bytes_of"]
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 MANIFEST = WEIGHTS / "manifest.json"
@@ -53,3 +55,19 @@ def _entry(name: str, entry: dict[str, Any]) -> Packaged:
 def packaged(name: str) -> Packaged | None:
     """Return the manifest's entry of a model, or None when no weights are shipped for it."""
     return manifest().get(name)
+
+
+def read_bytes_of(name: str) -> tuple[Path, bytes]:
+    """Return the path and the content of a model's shipped weights, refused unless their hash is the manifest's.
+
+    safetensors does not notice flipped payload bits; the hash does.
+
+    Raises:
+        OVSDinoError: The file is missing or damaged.
+    """
+    entry = manifest()[name]
+    path = WEIGHTS / entry.file
+    data = read_bytes(path, "weight file")
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise OVSDinoError(f"{path}: damaged (its SHA-256 is not the manifest's); reinstall ovsdino")
+    return path, data

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
-import unicodedata
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import sha256_of
+from ovsdino.models.spelling import PIECES_MAX, WORDS_MAX, word_pieces, words_of
 from ovsdino.models.weights import below, fetch, load_state, read_foreign
 
 log = logging.getLogger("ovsdino")
@@ -90,38 +89,6 @@ def check_templates(templates: Sequence[str]) -> None:
     for template in templates:
         if "{}" not in template:
             raise OVSDinoError(f"template {template!r} has no {{}} for the class name")
-
-
-def fnv1a(text: str) -> int:
-    """Return the 64-bit FNV-1a hash of the UTF-8 bytes: the same on every machine and in every process."""
-    value = 0xCBF29CE484222325
-    for byte in text.encode():
-        value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
-    return value
-
-
-WORDS_MAX = 8
-PIECES_MAX = 32
-
-
-@functools.lru_cache(maxsize=65536)
-def word_pieces(word: str) -> tuple[int, ...]:
-    """Return hashes of a word: twice as a whole (two independent buckets), then its character 3- to 5-grams."""
-    marked = f"<{word}>"
-    grams = [marked[i : i + n] for n in (3, 4, 5) for i in range(len(marked) - n + 1)]
-    return tuple(fnv1a(piece) for piece in (f"0{marked}", f"1{marked}", *grams))[:PIECES_MAX]
-
-
-def words_of(name: str) -> list[str]:
-    """Return the words of a name in lower case; signs and emoji alone are read by their Unicode names.
-
-    Without the latter all emoji had one and the same embedding.
-    """
-    words = re.findall(r"\w+", unicodedata.normalize("NFC", name).lower().replace("_", " "))
-    if words:
-        return words
-    signs = (unicodedata.name(c, "") for c in name if unicodedata.category(c) not in ("Cf", "Mn"))
-    return [word for sign in signs for word in re.findall(r"\w+", sign.lower())]
 
 
 class HashedTextTower(TextTower):

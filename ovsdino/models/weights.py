@@ -15,6 +15,7 @@ from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import read_bytes, reading
 from ovsdino.io.sealed import check_safetensors
 from ovsdino.models import shipped
+from ovsdino.ops.compat import unpickles_safely
 
 # Commits to take published weights at, by hub repository; one that is not named is taken at its main branch. Empty, for
 # no hub could be asked for its commits where this was written. `REVISIONS["timm/NAME"] = "COMMIT"` pins one.
@@ -24,16 +25,10 @@ REVISIONS: dict[str, str] = {}
 def read_packaged(name: str) -> dict[str, Tensor]:
     """Return shipped weights, refused unless their hash is the manifest's.
 
-    safetensors does not notice flipped payload bits; the hash does.
-
     Raises:
         OVSDinoError: The file is missing or damaged.
     """
-    entry = shipped.manifest()[name]
-    path = shipped.WEIGHTS / entry.file
-    data = read_bytes(path, "weight file")
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise OVSDinoError(f"{path}: damaged (its SHA-256 is not the manifest's); reinstall ovsdino")
+    path, data = shipped.read_bytes_of(name)
     return _parse(data, path)
 
 
@@ -65,6 +60,11 @@ def read_foreign(path: str | Path) -> dict[str, Tensor]:
         return read_safetensors(path)
     if not path.is_file():
         raise OVSDinoError(f"{one_line(path)}: no such file")
+    if not unpickles_safely():
+        raise OVSDinoError(
+            f"{path}: torch {torch.__version__} reads pickled files unsafely (2.10 and later do not); convert it to "
+            ".safetensors on a machine with a newer torch"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's messages are pages on how to switch the safety off

@@ -1,4 +1,4 @@
-"""Ways around faults of torch 2.x, each in one place."""
+"""Ways around faults and gaps of torch 2.5 and later, each in one place."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ def exporting() -> bool:
     flag that this function returns elsewhere is True for an export only.
     """
     return bool(getattr(torch.compiler, "_is_exporting_flag", False)) or torch.jit.is_tracing()
+
+
+def unpickles_safely(version: str = torch.__version__) -> bool:
+    """Return whether `torch.load(weights_only=True)` of a torch release runs no code of the file.
+
+    2.6 closed CVE-2025-32434, 2.10 CVE-2026-24747. Boards have older releases, for which no newer one may exist.
+    """
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return (major, minor) >= (2, 10)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -21,13 +21,11 @@ from typing import ClassVar
 import torch
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.native import native, native_error
+from ovsdino.native import BACKENDS, native, native_error
 from ovsdino.ops import measured
 from ovsdino.ops.compat import constant
 
 log = logging.getLogger("ovsdino.ops")
-
-BACKENDS = ("auto", "reference", "sdpa", "dense", "cpu", "triton", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -255,7 +255,12 @@ def test_an_exported_model_and_its_stand_in_run_without_torch_or_opencv(folder, 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["segment", "a.png", "--classes", "a"], ["stream", ".", "--classes", "a"], ["doctor"]]
+    "arguments",
+    [
+        ["segment", "a.png", "--classes", "a"],
+        ["stream", ".", "--classes", "a"],
+        ["eval", "--dataset", "camvid", "--root", "."],
+    ],
 )
 def test_a_command_that_needs_torch_says_so_where_there_is_none(folder, arguments):
     code = f"{BLOCK}import ovsdino.cli\nsys.exit(ovsdino.cli.main({arguments!r}))"
@@ -264,7 +269,7 @@ def test_a_command_that_needs_torch_says_so_where_there_is_none(folder, argument
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=folder
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: this command needs torch, which is not installed")
+    assert done.stderr.startswith("error: this needs torch, which is not installed: pip install")
 
 
 def test_the_labels_of_the_loop_are_those_of_the_segmenter(folder, exported):

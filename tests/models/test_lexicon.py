@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ovsdino.models.lexicon import LEVELS, LexiconTextTower, key_bytes, pack, slips, stems, text_key, unpack
-from ovsdino.models.text import HashedTextTower, fnv1a
+from ovsdino.models.lexicon import LEVELS, LexiconTextTower, key_bytes, pack, unpack
+from ovsdino.models.spelling import fnv1a, slips, stems, text_key
+from ovsdino.models.text import HashedTextTower
 
 KEPT = ("car", "traffic light", "road", "person", "air", "pod", "street light")
 COMMON = ("traffic", "light", "building", "blue", "pedestrian", "giraffe", "elephant", "bicycle", "streetlight")

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.models.text import ClipTextTower, HashedTextTower, fnv1a, words_of
+from ovsdino.models.spelling import fnv1a, words_of
+from ovsdino.models.text import ClipTextTower, HashedTextTower
 
 
 def test_fnv1a_matches_the_published_vectors():

@@ -21,7 +21,7 @@ from ovsdino.io.files import atomic_write
 from ovsdino.models.grounding import LENDS
 from ovsdino.models.lexicon import LexiconTextTower
 from ovsdino.models.ovsdino import OVSDINO
-from ovsdino.models.text import words_of
+from ovsdino.models.spelling import words_of
 from ovsdino.models.zoo import create_model
 from ovsdino.parsing import Argument, run_script
 from ovsdino.settings import build_config, read_yaml

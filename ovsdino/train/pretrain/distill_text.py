@@ -24,9 +24,9 @@ from torch import Tensor
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, read_json, reading, refuse_inputs
 from ovsdino.io.sealed import seal_safetensors
-from ovsdino.models.lexicon import LexiconTextTower, key_bytes, pack, stems, text_key
+from ovsdino.models.lexicon import LexiconTextTower, key_bytes, pack
 from ovsdino.models.sentence import SentenceEncoder
-from ovsdino.models.text import words_of
+from ovsdino.models.spelling import stems, text_key, words_of
 from ovsdino.models.weights import read_safetensors
 from ovsdino.parsing import run_script
 from ovsdino.train.config import CommonConfig

@@ -27,7 +27,7 @@ from pathlib import Path
 from ovsdino.data import names
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import read_text, reading
-from ovsdino.models.text import WORDS_MAX, words_of
+from ovsdino.models.spelling import WORDS_MAX, words_of
 from ovsdino.train.pretrain.hypernyms import Hypernyms, nouns, singular
 
 __all__ = ["GROUPS", "Phrase", "phrase_list", "read_extra"]

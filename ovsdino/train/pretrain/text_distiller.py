@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovsdino.models.lexicon import LexiconTextTower
-from ovsdino.models.text import WORDS_MAX
+from ovsdino.models.spelling import WORDS_MAX
 from ovsdino.train.config import CommonConfig, OptimConfig
 from ovsdino.train.pretrain.phrases import GROUPS, Phrase
 from ovsdino.train.trainer import Trainer
