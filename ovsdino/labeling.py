@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovsdino.edge.labels import count_labels, lead_of, leave_out_unfound
+from ovsdino.edge.labels import lead_of, leave_out_unfound
 from ovsdino.errors import OVSDinoError
+from ovsdino.label_maps import count_labels
 from ovsdino.models.survivors import Survivors
 from ovsdino.ops import upsample_argmax
 from ovsdino.vocabulary import Vocabulary, label_dtype

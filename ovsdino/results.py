@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +13,14 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from ovsdino import formats
 from ovsdino.data.rle import encode_mask
-from ovsdino.edge.labels import count_labels
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, refuse_inputs
 from ovsdino.io.images import ImageLike, load_image
+from ovsdino.label_maps import count_labels
 from ovsdino.overlay import BACKGROUND_COLOR, class_colors, draw_overlay
+from ovsdino.regions import Region, connected_parts
 from ovsdino.vocabulary import BACKGROUND
 
 __all__ = ["Segmentation"]
@@ -128,6 +132,65 @@ class Segmentation:
             np.equal(self.labels, index, out=mask)
         return masks
 
+    def __iter__(self) -> Iterator[Region]:
+        """Yield a region for each class that has pixels, in the order of `names`."""
+        for index in self._present():
+            yield self.region(index)
+
+    def region(self, name: str | int) -> Region:
+        """Return all pixels of one class, by name or index, as a region; its box is empty where there are none.
+
+        Raises:
+            OVSDinoError: There is no such class.
+        """
+        mask = self.mask(name)
+        index = self.all_names.index(name) if isinstance(name, str) else name
+        left, top, right, bottom = box = _box(mask) if mask.any() else (0, 0, 0, 0)
+        return Region(
+            index=index,
+            name=self.all_names[index],
+            score=self.scores[index] if self.scores and index < len(self.scores) else None,
+            box=box,
+            inside=mask[top:bottom, left:right],
+            size=(self.height, self.width),
+        )
+
+    def instances(self, least_pixels: int = 1) -> list[Region]:
+        """Return the connected parts of each class, in the order of `names`, the largest of a class first.
+
+        They are not objects that were told apart: two cars that touch in the picture are one part.
+
+        Args:
+            least_pixels: Smaller parts are left out.
+
+        Returns:
+            Regions; with the map of confidences (`confidence=True`) each has a score of its own, else that of its
+            class.
+        """
+        found = []
+        for whole in self:
+            for (left, top, right, bottom), inside in connected_parts(whole.inside, least_pixels):
+                x, y = whole.box[:2]
+                box = (left + x, top + y, right + x, bottom + y)
+                score = whole.score
+                if self.confidence is not None:
+                    score = float(self.confidence[box[1] : box[3], box[0] : box[2]][inside].mean(dtype=np.float64))
+                found.append(replace(whole, box=box, inside=inside, score=score))
+        return found
+
+    def crop(self, name: str | int | Region) -> Image.Image:
+        """Return the image cut to the box of a class or region, transparent where it is not, RGBA.
+
+        Raises:
+            OVSDinoError: There is no such class, it has no pixels, or this result does not hold its image.
+        """
+        region = name if isinstance(name, Region) else self.region(name)
+        if not region.area:
+            raise OVSDinoError(f"{region.name!r} was not found in this image: there is nothing to cut out")
+        left, top, right, bottom = region.box
+        pixels = self._picture(None)[top:bottom, left:right]
+        return Image.fromarray(np.dstack([pixels, region.inside.astype(np.uint8) * 255]))
+
     def overlay(
         self,
         image: ImageLike | None = None,
@@ -149,15 +212,23 @@ class Segmentation:
         """
         if not 0.0 <= alpha <= 1.0:
             raise OVSDinoError(f"alpha is {alpha}: expected 0..1")
-        picture = self.image if image is None else load_image(image)
-        if picture is None:
-            raise OVSDinoError("this result does not hold its image: give one, as in result.overlay(image)")
-        if picture.shape[:2] != self.labels.shape:
-            raise OVSDinoError(
-                f"the image is {picture.shape[1]}x{picture.shape[0]}, the labels are {self.width}x{self.height}"
-            )
+        picture = self._picture(image)
         entries = list(zip(self.all_names, map(tuple, self.colors.tolist()), self.fractions, strict=True))
         return draw_overlay(picture, self.labels, entries, alpha=alpha, boundaries=boundaries, legend=legend)
+
+    def plot(self, **options: Any) -> np.ndarray:
+        """Return `overlay` as an array, (H, W, 3) uint8 RGB, higher by its legend; for OpenCV: `[..., ::-1]`."""
+        return np.asarray(self.overlay(**options))
+
+    def show(self, **options: Any) -> None:
+        """Open `overlay` in the picture viewer of the system."""
+        self.overlay(**options).show()
+
+    def _repr_png_(self) -> bytes:
+        """Return the picture that a notebook shows: the overlay, or the labels where the image is not held."""
+        file = io.BytesIO()
+        (self.to_image() if self.image is None else self.overlay()).save(file, "PNG", compress_level=1)
+        return file.getvalue()
 
     def to_image(self) -> Image.Image:
         """Return the labels as an indexed image with the class colors as palette; 16-bit gray beyond 256 values."""
@@ -225,6 +296,48 @@ class Segmentation:
             data={"class_name": np.array([self.names[index] for index in present])},
         )
 
+    def to_coco(self, image_id: int = 1, *, instances: bool = True) -> dict[str, Any]:
+        """Return a COCO data set of this image: "images", "categories" (ids from 1) and "annotations" as run lengths.
+
+        Args:
+            image_id: Of this image.
+            instances: An annotation for each connected part; False writes one per class.
+
+        Raises:
+            OVSDinoError: pycocotools is not installed.
+        """
+        return formats.coco(self._regions(instances), self.names, self.labels.shape, self._file_name(), image_id)
+
+    def to_yolo(self) -> str:
+        """Return YOLO's segmentation labels, a line "class x y x y ..." for each connected part, 0..1 of the sides.
+
+        Raises:
+            OVSDinoError: OpenCV is not installed.
+        """
+        return formats.yolo(list(self), self.labels.shape)
+
+    def to_labelme(self) -> dict[str, Any]:
+        """Return LabelMe's file, ready for `json.dump`: a polygon for each connected part, grouped.
+
+        Raises:
+            OVSDinoError: OpenCV is not installed.
+        """
+        return formats.labelme(self.instances(), self.labels.shape, self._file_name())
+
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame` with a row for each entry of `all_names`: the "classes" of `to_dict`, and pixels.
+
+        Raises:
+            OVSDinoError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise OVSDinoError("to_pandas needs pandas: pip install pandas") from error
+        table = pandas.DataFrame(self.to_dict()["classes"])
+        table.insert(1, "pixels", count_labels(self.labels, len(self.all_names)))
+        return table
+
     def to_dict(self) -> dict[str, Any]:
         """Return size, classes and times, ready for JSON.
 
@@ -288,6 +401,27 @@ class Segmentation:
         if self.image is not None:
             written["overlay"] = _write(self.overlay(alpha=alpha), paths["overlay"])
         return written
+
+    def _picture(self, image: ImageLike | None) -> np.ndarray:
+        """Return the pixels to draw on, the segmented image's by default.
+
+        Raises:
+            OVSDinoError: There is no image, or it has another size.
+        """
+        picture = self.image if image is None else load_image(image)
+        if picture is None:
+            raise OVSDinoError("this result does not hold its image: give one, as in result.overlay(image)")
+        if picture.shape[:2] != self.labels.shape:
+            raise OVSDinoError(
+                f"the image is {picture.shape[1]}x{picture.shape[0]}, the labels are {self.width}x{self.height}"
+            )
+        return picture
+
+    def _regions(self, instances: bool) -> list[Region]:
+        return self.instances() if instances else list(self)
+
+    def _file_name(self) -> str | None:
+        return Path(self.source).name if self.source else None
 
     def _present(self) -> list[int]:
         return [index for index, fraction in enumerate(self.fractions[: len(self.names)]) if fraction > 0]

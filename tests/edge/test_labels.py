@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ovsdino import labeling
+from ovsdino import label_maps, labeling
 from ovsdino.edge import labels as postprocess
-from ovsdino.edge.labels import count_labels, lead_of, leave_out_unfound, sure_shares
+from ovsdino.edge.labels import lead_of, leave_out_unfound, sure_shares
+from ovsdino.label_maps import count_labels
 from ovsdino.ops.upsample_argmax import upsample_argmax_confidence_reference
 from ovsdino.vocabulary import SURE_SHARE
 
@@ -110,7 +111,7 @@ def test_without_a_least_share_every_pixel_counts() -> None:
 
 @pytest.mark.parametrize(("dtype", "classes"), [(np.uint8, 3), (np.uint8, 255), (np.uint8, 300), (np.int16, 300)])
 def test_labels_are_counted_and_left_out_by_parts(dtype: type, classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postprocess, "BLOCK", 7)
+    monkeypatch.setattr(label_maps, "BLOCK", 7)
     labels = np.random.default_rng(0).integers(0, min(classes, np.iinfo(dtype).max) + 1, (9, 13)).astype(dtype)
     counts = np.bincount(labels.ravel(), minlength=classes + 1)[:classes]
     assert count_labels(labels, classes).tolist() == counts.tolist()
