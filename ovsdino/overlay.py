@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from ovsdino.captions import draw_names
 from ovsdino.legend import Entry, with_legend
 
 __all__ = ["BACKGROUND_COLOR", "PALETTE", "class_colors", "draw_overlay"]
@@ -16,6 +17,8 @@ BACKGROUND_COLOR = (0, 0, 0)
 SCALE = 256  # of the weights; 255 x 256 fits uint16
 WHITE = np.full(3, 255, np.uint8)
 LINE = 218  # weight of white in a border, 0.85
+SPECK = 2e-4  # of the image, below which a connected part gets no border: 35 pixels of 480 x 360
+SPECK_GRID = 1024  # cells of the long side on which parts are told
 BLOCK = 1 << 18  # pixels painted at once, whose 1.5 MB as uint16 stay in the cache
 
 # Twenty-four colors of which any two are at least 21 apart in CIEDE2000 and 37 in CIELAB, and each 21 from black (the
@@ -108,16 +111,18 @@ def draw_overlay(
     *,
     alpha: float = 0.5,
     boundaries: bool = True,
+    names: bool = True,
     legend: bool = True,
 ) -> Image.Image:
-    """Lay class colors over an image, draw the borders between classes, and add a legend below.
+    """Lay class colors over an image, draw the borders between classes and their names, and add a legend below.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) integers, indices into `entries`.
         entries: Name, color and fraction (0..1) of each label value.
         alpha: Weight of the color, 0..1.
-        boundaries: Draw a light line where two classes meet.
+        boundaries: Draw a light line where two classes meet, but not around specks of less than `SPECK` of the image.
+        names: Write the name of each class on its region, where there is room.
         legend: Add a strip below the image with the classes, those with pixels first, the largest before the others.
 
     Returns:
@@ -125,6 +130,7 @@ def draw_overlay(
     """
     colors = np.array([color for _, color, _ in entries], dtype=np.uint8).reshape(-1, 3)
     thickness = max(1, round(min(labels.shape) / 360)) if boundaries else 0
+    lined = _without_specks(labels) if thickness else labels
     canvas = np.empty_like(image)
     step = max(1, BLOCK // labels.shape[1])
     for top in range(0, len(labels), step):
@@ -132,11 +138,38 @@ def draw_overlay(
         paint = _painted(labels[rows], colors)
         mixed = _mixed(image[rows], paint, round(SCALE * alpha))
         if thickness:
-            line = _borders(labels[top : top + step + thickness], thickness)[: len(mixed)]
+            line = _borders(lined[top : top + step + thickness], thickness)[: len(mixed)]
             mixed[line] = _mixed(mixed[line], WHITE, LINE)
         canvas[rows] = mixed
     picture = Image.fromarray(canvas)
+    if names:
+        picture = draw_names(picture, labels, entries)
     return with_legend(picture, entries) if legend else picture
+
+
+def _without_specks(labels: np.ndarray) -> np.ndarray:
+    """Return labels whose specks have the label to their left; the labels themselves where SciPy is not installed."""
+    try:
+        from scipy import ndimage
+    except ImportError:
+        return labels
+    step = -(-max(labels.shape) // SPECK_GRID)
+    grid = labels[step // 2 :: step, step // 2 :: step]
+    specks = np.zeros(grid.shape, dtype=bool)
+    for label in np.flatnonzero(np.bincount(grid.ravel())):
+        parts, _ = ndimage.label(grid == label)
+        specks |= (np.bincount(parts.ravel()) < SPECK * grid.size)[parts] & (parts > 0)
+    if not specks.any():
+        return labels
+    specks = specks.repeat(step, 0).repeat(step, 1)
+    specks = np.pad(specks, [(0, max(0, a - b)) for a, b in zip(labels.shape, specks.shape, strict=True)])
+    specks = specks[: labels.shape[0], : labels.shape[1]]
+    found = labels.copy()
+    rows = np.flatnonzero(specks.any(1))
+    source = np.where(specks[rows], 0, np.arange(labels.shape[1]))
+    np.maximum.accumulate(source, axis=1, out=source)
+    found[rows] = np.take_along_axis(labels[rows], source, axis=1)
+    return found
 
 
 def _painted(labels: np.ndarray, colors: np.ndarray) -> np.ndarray:

@@ -197,14 +197,16 @@ class Segmentation:
         alpha: float = 0.5,
         *,
         boundaries: bool = True,
+        names: bool = True,
         legend: bool = True,
     ) -> Image.Image:
-        """Return the image with the class colors laid over it, borders and a legend.
+        """Return the image with the class colors laid over it, borders, names and a legend.
 
         Args:
             image: Picture to draw on; the segmented image by default.
             alpha: Weight of the colors, 0..1.
             boundaries: Draw a light line where two classes meet.
+            names: Write the name of each class on its region, where there is room.
             legend: Add a strip below with the names and shares; without it the picture has the image's size.
 
         Raises:
@@ -214,7 +216,9 @@ class Segmentation:
             raise OVSDinoError(f"alpha is {alpha}: expected 0..1")
         picture = self._picture(image)
         entries = list(zip(self.all_names, map(tuple, self.colors.tolist()), self.fractions, strict=True))
-        return draw_overlay(picture, self.labels, entries, alpha=alpha, boundaries=boundaries, legend=legend)
+        return draw_overlay(
+            picture, self.labels, entries, alpha=alpha, boundaries=boundaries, names=names, legend=legend
+        )
 
     def plot(self, **options: Any) -> np.ndarray:
         """Return `overlay` as an array, (H, W, 3) uint8 RGB, higher by its legend; for OpenCV: `[..., ::-1]`."""

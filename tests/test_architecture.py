@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "native",
         "timing",
         "vocabulary",
+        "captions",
         "contrast",
         "fonts",
         "label_maps",

@@ -143,7 +143,7 @@ def test_a_long_list_ends_in_how_many_are_left_out() -> None:
 def test_the_legend_is_below_the_picture_and_any_name_is_drawn() -> None:
     image = np.zeros((30, 200, 3), np.uint8)
     entries = [("\n\t\x00", (255, 0, 0), 1.0), ("😀🇩🇪👩\u200d🚒", (0, 255, 0), 0.0), ("", (0, 0, 255), 0.0)]
-    picture = draw_overlay(image, np.zeros((30, 200), np.uint8), entries, alpha=1.0, boundaries=False)
+    picture = draw_overlay(image, np.zeros((30, 200), np.uint8), entries, alpha=1.0, boundaries=False, names=False)
     assert picture.width == 200 and picture.height > 30
     assert (np.asarray(picture)[:30] == (255, 0, 0)).all()
     assert (np.asarray(picture)[30:] == (0, 0, 255)).all(-1).any()  # a class without a pixel has its swatch
@@ -164,10 +164,10 @@ def test_overlay_in_blocks_of_rows_is_the_formula_of_the_whole(classes: int, alp
         line[:-shift] |= labels[:-shift] != labels[shift:]
     expected = image * (1 - alpha) + colors[labels] * alpha
     expected[line] = expected[line] * 0.15 + 255 * 0.85
-    found = np.asarray(draw_overlay(image, labels, entries, alpha=alpha, legend=False))
+    found = np.asarray(draw_overlay(image, labels, entries, alpha=alpha, names=False, legend=False))
     off = np.abs(found - expected)
     assert found.shape == expected.shape and off[~line].max() <= (0.5 if alpha != 0.3 else 1.0) and off.max() < 1.5
-    plain = np.asarray(draw_overlay(image, labels, entries, alpha=alpha, boundaries=False, legend=False))
+    plain = np.asarray(draw_overlay(image, labels, entries, alpha=alpha, boundaries=False, names=False, legend=False))
     np.testing.assert_array_equal((plain != found).any(-1) | ~line, True)
 
 
@@ -177,3 +177,50 @@ def test_overlay_of_a_few_pixels(size: tuple[int, int]) -> None:
     entries = [(str(index), (255, 0, 0), 0.1) for index in range(9)]
     picture = draw_overlay(np.zeros((*size, 3), np.uint8), labels, entries, alpha=1.0, legend=False)
     assert picture.size == size[::-1] and np.asarray(picture)[-1, -1].tolist() == [255, 0, 0]
+
+
+def entries(*shares: float) -> list[legend.Entry]:
+    colors = class_colors(["road", "sky", "car"])
+    return [
+        (name, tuple(color), share)
+        for name, color, share in zip(("road", "sky", "car"), colors.tolist(), shares, strict=True)
+    ]
+
+
+def test_names_are_written_on_thick_regions_of_large_classes() -> None:
+    labels = np.zeros((240, 320), np.uint8)
+    labels[:120] = 1
+    labels[118:122] = 2  # a line: thinner than its name
+    image = np.full((240, 320, 3), 90, np.uint8)
+    parts = entries(0.5, 0.48, 0.02)
+    plain = np.asarray(draw_overlay(image, labels, parts, legend=False, names=False)).astype(int)
+    named = np.asarray(draw_overlay(image, labels, parts, legend=False)).astype(int)
+    changed = (plain != named).any(2)
+    columns = np.nonzero(changed)[1]
+    assert changed[:110].any() and changed[130:].any() and not changed[115:125].any()
+    assert abs(columns.mean() - 160) < 12  # in the middle of regions that are as wide as the image
+    nothing = draw_overlay(image, labels, entries(0.005, 0.005, 0.0), legend=False)
+    np.testing.assert_array_equal(np.asarray(nothing), plain)
+
+
+def test_names_stay_inside_and_do_not_cover_each_other() -> None:
+    labels = np.zeros((90, 90), np.uint8)
+    labels[:, :30], labels[:, 60:] = 1, 2
+    image = np.zeros((90, 90, 3), np.uint8)
+    picture = draw_overlay(image, labels, entries(0.34, 0.33, 0.33), legend=False)
+    assert picture.size == (90, 90)
+
+
+def test_specks_have_no_border() -> None:
+    labels = np.zeros((200, 300), np.uint8)
+    labels[50:53, 60:63] = 1  # 9 of 60 000 pixels
+    labels[50:53, 0:2] = 2  # at the edge, with nothing to its left
+    labels[100:150, 100:200] = 1
+    image = np.full((200, 300, 3), 90, np.uint8)
+    lined = np.asarray(draw_overlay(image, labels, entries(0.9, 0.08, 0.02), legend=False, names=False))
+    plain = np.asarray(
+        draw_overlay(image, labels, entries(0.9, 0.08, 0.02), legend=False, names=False, boundaries=False)
+    )
+    changed = (lined != plain).any(2)
+    assert not changed[45:60, 40:90].any() and changed[95:155].any()
+    np.testing.assert_array_equal(plain[51, 61], plain[120, 150])  # its color is there
