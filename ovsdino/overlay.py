@@ -161,9 +161,10 @@ def _without_specks(labels: np.ndarray) -> np.ndarray:
         specks |= (np.bincount(parts.ravel()) < SPECK * grid.size)[parts] & (parts > 0)
     if not specks.any():
         return labels
-    specks = specks.repeat(step, 0).repeat(step, 1)
-    specks = np.pad(specks, [(0, max(0, a - b)) for a, b in zip(labels.shape, specks.shape, strict=True)])
-    specks = specks[: labels.shape[0], : labels.shape[1]]
+    specks = np.asarray(specks.repeat(step, 0).repeat(step, 1))
+    height, width = labels.shape
+    missing = [(0, max(0, height - len(specks))), (0, max(0, width - len(specks[0])))]
+    specks = np.pad(specks, missing)[:height, :width]
     found = labels.copy()
     rows = np.flatnonzero(specks.any(1))
     source = np.where(specks[rows], 0, np.arange(labels.shape[1]))

@@ -344,6 +344,7 @@ class Segmenter:
                         background=wish.threshold is not None or not wish.partition,
                         image=pixels[index],
                         source=source_name(images[index]),
+                        palette=wish.vocabulary.colors,
                         stages_ms=clock.ms,
                     )
         return [results[index] for index in range(len(images))]

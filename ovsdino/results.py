@@ -48,6 +48,7 @@ class Segmentation:
         image: The (H, W, 3) uint8 image, kept for `overlay`; a result of `Segmenter.segment` holds a copy, so that the
             caller can use a frame's buffer again.
         source: Path of the image file, where there is one; `save` names its files after it.
+        palette: RGB (0..255) of each of `names` where it is not the usual one; None for none.
         stages_ms: Milliseconds of each stage of this image.
     """
 
@@ -60,6 +61,7 @@ class Segmentation:
     novelty: float | None = None
     image: np.ndarray | None = field(default=None, repr=False)
     source: str | None = None
+    palette: tuple[tuple[int, int, int] | None, ...] | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -108,6 +110,9 @@ class Segmentation:
     def colors(self) -> np.ndarray:
         """(len(all_names), 3) uint8 RGB; the same name has the same color in every image."""
         colors = class_colors(self.names)
+        for row, color in enumerate(self.palette or ()):
+            if color is not None:
+                colors[row] = color
         return np.vstack([colors, [BACKGROUND_COLOR]]).astype(np.uint8) if self.background else colors
 
     def mask(self, name: str | int) -> np.ndarray:

@@ -36,6 +36,7 @@ __all__ = [
     "build_config",
     "merged",
     "overridden",
+    "parse_yaml",
     "read_yaml",
 ]
 
@@ -208,7 +209,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise OVSDinoError(f"{one_line(path)}: {len(data)} bytes are more than a configuration has ({MAX_BYTES})")
     with reading(path, "YAML configuration"):
-        tree = _parsed(data.decode("utf-8-sig"))
+        tree = parse_yaml(data.decode("utf-8-sig"))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -216,7 +217,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def _parsed(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """Return the value of YAML text.
 
     Raises:
@@ -296,5 +297,5 @@ def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
             if not isinstance(node, dict):
                 raise OVSDinoError(f"override {override!r}: {part!r} is not a mapping")
         with reading(f"override {override!r}", "YAML value"):
-            node[leaf] = _parsed(text) if text else ""
+            node[leaf] = parse_yaml(text) if text else ""
     return tree

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ovsdino.classes_file import Color, is_classes_file, read_classes
 from ovsdino.errors import OVSDinoError
 
 __all__ = [
@@ -35,7 +37,9 @@ COMMAS = re.compile("[,，、､،]")  # also those of Chinese, Japanese and Ara
 BARS = re.compile("[|｜]")
 BACKGROUND = "background"  # the name of the label of pixels that belong to none of the words
 
-Classes: TypeAlias = "str | Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]] | Vocabulary"
+Classes: TypeAlias = (
+    "str | os.PathLike[str] | Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]] | Vocabulary"
+)
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,13 @@ class Vocabulary:
         names: One name per class, as shown and saved.
         texts: The words the model reads for each class. A class of several shows where any of them does.
         average: The embeddings of a class's words are averaged instead, to one in their middle.
+        colors: RGB of each class as its file gives it, None where it does not; None if no class has one.
     """
 
     names: tuple[str, ...]
     texts: tuple[tuple[str, ...], ...]
     average: bool = False
+    colors: tuple[Color | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,7 +69,8 @@ class Vocabulary:
             classes: "road, car|automobile, sky" (commas between classes, | between the words of one class; the
                 full-width and the ideographic comma serve as well), "static=building|tree|sky" (a name of its own in
                 front of the words); or a sequence with a word, or a sequence of words, for each class (the first is the
-                name); or a mapping from name to word or words. Letters with accents are composed (Unicode NFC): a
+                name); or a mapping from name to word or words; or the path of a file of classes (.txt, .yaml, .json;
+                `ovsdino.classes_file.read_classes`). Letters with accents are composed (Unicode NFC): a
                 keyboard's "é" and a file system's are one word. A vocabulary is returned as it is.
             average: See the class.
 
@@ -73,8 +80,13 @@ class Vocabulary:
         """
         if isinstance(classes, Vocabulary):
             return classes
-        if isinstance(classes, str):
-            entries: list[tuple[object, object]] = []
+        colors: tuple[Color | None, ...] = ()
+        entries: list[tuple[object, object]]
+        if isinstance(classes, (str, os.PathLike)) and is_classes_file(classes):
+            listed, colors = read_classes(classes.strip() if isinstance(classes, str) else classes)
+            entries = list(listed)
+        elif isinstance(classes, str):
+            entries = []
             for part in COMMAS.split(classes.removeprefix("\ufeff")):
                 name, named, rest = part.partition("=")
                 words = tuple(word.strip() for word in BARS.split(rest if named else part))
@@ -97,7 +109,7 @@ class Vocabulary:
                 raise OVSDinoError(f"class {name!r} is given twice; remove one (case and spaces do not count)")
             seen[key] = name
         texts = tuple(_texts(name, words) for name, (_, words) in zip(names, entries, strict=True))
-        return cls(names, texts, average)
+        return cls(names, texts, average, colors if any(colors) else None)
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "timing",
         "vocabulary",
         "captions",
+        "classes_file",
         "contrast",
         "fonts",
         "label_maps",

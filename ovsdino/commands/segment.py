@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from ovsdino.vocabulary import DEFAULT_BACKGROUND, LEAST_CERTAINTY, LEAST_SHARE
 
 if TYPE_CHECKING:
     from ovsdino.pipeline import Segmenter
+    from ovsdino.results import Segmentation
     from ovsdino.vocabulary import Vocabulary
 
 
@@ -27,18 +29,21 @@ class Segment(SegmenterOptions):
     images: Annotated[tuple[Path, ...], Argument("IMAGE...")]
     """Image files (JPEG, PNG, WebP, BMP, TIFF) or folders of them. A bad one does not stop the others."""
     classes: str
-    """Words, separated by commas; "car|automobile" is one class of two words, "static=building|tree" names it."""
+    """Words, separated by commas; "car|automobile" is one class of two words, "static=building|tree" names it. Or a
+    file of them (.txt: one on a line; .yaml or .json: names, words, colors)."""
     average_words: bool = False
     """Average the embeddings of a class's words. Default: a class is where any of its words is."""
     output: Path = Path("segmented")
     """Folder for NAME_overlay.png (colors, borders, legend) and NAME_labels.png (class indices, palette)."""
     format: Literal["png", "jpg"] = "png"
     """Format of the overlay: jpg takes a twentieth of the time and space of a large photograph's png."""
+    annotations: Literal["coco", "yolo", "labelme"] | None = None
+    """Also write a file that labeling tools read: yolo NAME.txt, labelme NAME.json, coco one annotations.json."""
     background: Annotated[float | None, OptionalValue("T", DEFAULT_BACKGROUND)] = None
     """Leave pixels less certain than T (0..1, 0.5 if no number follows) unlabeled."""
     partition: bool | None = None
-    """Give every pixel one of the words. Default: pixels of none of the words stay unlabeled, if the model was trained
-    for that (nano was not yet); --no-partition asks any model for it."""
+    """Give every pixel one of the words. Default: pixels of none of the words stay unlabeled, if the model was made
+    for that, as nano is; --no-partition asks any model for it."""
     least_share: float = LEAST_SHARE
     """Share of the image below which a word is not found, and not painted; of no effect in a partition."""
     least_certainty: float = LEAST_CERTAINTY
@@ -74,6 +79,7 @@ class Segment(SegmenterOptions):
             for path, stem in zip(paths, stems, strict=True):
                 entries.append(worker.one(path, stem))
                 progress.advance(task)
+        worker.finish()
         if self.json:
             device = str(worker.segmenter.device) if worker.segmenter else self.device
             print_json({"images": entries, "model": self.model, "device": device})
@@ -108,6 +114,7 @@ class _Worker:
         self.inputs = inputs
         self.segmenter: Segmenter | None = None
         self.warm: set[tuple[int, ...]] = set()
+        self.coco: dict[str, Any] = {"images": [], "annotations": []}
 
     def one(self, path: Path, stem: str) -> dict[str, Any]:
         """Read, segment and write one image, and return its JSON entry."""
@@ -119,8 +126,9 @@ class _Worker:
         try:
             with clock("load"):
                 pixels = load_image(path)
-            ends = (f"overlay.{self.options.format}", "labels.png")
-            refuse_inputs((self.options.output / f"{stem}_{end}" for end in ends), self.inputs)
+            ends = [f"_overlay.{self.options.format}", "_labels.png"]
+            ends += [{"yolo": ".txt", "labelme": ".json"}.get(self.options.annotations or "", "_labels.png")]
+            refuse_inputs((self.options.output / f"{stem}{end}" for end in ends), self.inputs)
         except OVSDinoError as error:
             return failed(path, error)
         if self.segmenter is None:
@@ -139,6 +147,7 @@ class _Worker:
         try:
             result = self.segmenter.segment(pixels, self.vocabulary, **options)
             written = result.save(self.options.output, stem, format=self.options.format)
+            self._annotate(replace(result, source=str(path)), stem)
         except OVSDinoError as error:
             return failed(path, error)
         result.stages_ms["load"] += clock.ms["load"]
@@ -150,6 +159,35 @@ class _Worker:
             listed += f"; not found: {missing}" if missing else ""
             print(f"{one_line(path)} -> {one_line(written['overlay'])}: {listed}", flush=True)
         return {"path": str(path), "output": str(written["overlay"]), "labels": str(written["labels"]), **found}
+
+    def _annotate(self, result: Segmentation, stem: str) -> None:
+        """Write the file of a labeling tool, or keep what goes into the one of all images."""
+        from ovsdino.io.files import atomic_write
+
+        kind, folder = self.options.annotations, self.options.output
+        if kind == "yolo":
+            with atomic_write(folder / f"{stem}.txt") as file:
+                file.write(result.to_yolo().encode())
+        elif kind == "labelme":
+            assert result.source is not None
+            found = {**result.to_labelme(), "imagePath": os.path.relpath(result.source, folder)}
+            with atomic_write(folder / f"{stem}.json") as file:
+                file.write(json.dumps(found).encode())
+        elif kind == "coco":
+            found = result.to_coco(image_id=len(self.coco["images"]) + 1)
+            self.coco["categories"] = found["categories"]
+            for key in ("images", "annotations"):
+                self.coco[key] += found[key]
+
+    def finish(self) -> None:
+        """Write the one file of all images."""
+        from ovsdino.io.files import atomic_write, refuse_inputs
+
+        if self.coco["images"]:
+            path = self.options.output / "annotations.json"
+            refuse_inputs([path], self.inputs)
+            with atomic_write(path) as file:
+                file.write(json.dumps(self.coco).encode())
 
 
 def failed(path: Path, error: OVSDinoError) -> dict[str, Any]:

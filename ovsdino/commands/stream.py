@@ -38,7 +38,8 @@ class StreamCommand:
     bank: tuple[Path, ...] = ()
     """Text bank made by `ovsdino text`: one for all engines, or one for each, with the same classes."""
     classes: str | None = None
-    """Without --engine: words, separated by commas, for --model; "car|automobile" is one class of two words."""
+    """Without --engine: words, separated by commas, for --model; "car|automobile" is one class of two words. Or a file
+    of them, see `ovsdino segment`."""
     average_words: bool = False
     """With --classes: average the embeddings of a class's words. Default: a class is where any of its words is."""
     model: str = "nano"

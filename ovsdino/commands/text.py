@@ -22,7 +22,8 @@ class Text(SegmenterOptions):
     """
 
     classes: str
-    """Words, separated by commas; "car|automobile" is one class of two words, "static=building|tree" names it."""
+    """Words, separated by commas; "car|automobile" is one class of two words, "static=building|tree" names it. Or a
+    file of them, see `ovsdino segment`."""
     average_words: bool = False
     """Average the embeddings of a class's words. Default: a class is where any of its words is."""
     partition: bool | None = None

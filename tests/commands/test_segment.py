@@ -161,3 +161,41 @@ def test_words_of_a_class_are_a_union_or_averaged_on_request(
     assert [one.average for one in seen] == [False, True]
     assert seen[0].names == ("static", "sky") and seen[0].texts == (("building", "tree"), ("sky",))
     capsys.readouterr()
+
+
+def test_files_of_labeling_tools_are_written_with_the_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [picture(tmp_path / "a.png"), picture(tmp_path / "b.png")]
+    (tmp_path / "words.txt").write_text("road\nsky\n")
+    args = ["--output", tmp_path / "out", "--partition", "--classes", tmp_path / "words.txt"]
+    for kind in ("coco", "yolo", "labelme"):
+        code = main(["segment", *map(str, images), *FAST[2:], *map(str, args), "--annotations", kind])
+        assert code == 0
+    capsys.readouterr()
+    written = sorted(os.listdir(tmp_path / "out"))
+    assert [name for name in written if not name.endswith("g")] == [
+        "a.json",
+        "a.txt",
+        "annotations.json",
+        "b.json",
+        "b.txt",
+    ]
+    coco = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == ["a.png", "b.png"]
+    for number in (1, 2):
+        areas = [one["area"] for one in coco["annotations"] if one["image_id"] == number]
+        assert sum(areas) == 64 * 80
+    ids = [one["id"] for one in coco["annotations"]]
+    assert len(set(ids)) == len(ids)
+    labelme = json.loads((tmp_path / "out" / "b.json").read_text())
+    assert (tmp_path / "out" / labelme["imagePath"]).resolve() == images[1]
+    assert {line.split()[0] for line in (tmp_path / "out" / "a.txt").read_text().splitlines()} <= {"0", "1"}
+
+
+def test_a_labeling_tools_file_does_not_replace_an_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = picture(tmp_path / "a.json")  # told by content, not by name
+    before = image.read_bytes()
+    code = main(["segment", str(image), *FAST, "--output", str(tmp_path), "--annotations", "labelme"])
+    assert code == 2 and "would replace an input" in capsys.readouterr().err
+    assert image.read_bytes() == before
