@@ -17,7 +17,7 @@ from typing import Any
 
 from ovsdino.benchmarks.lib.telemetry import read_number, read_text
 
-PACKAGES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_cu13", "tensorrt_cu13")
+PACKAGES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_cu13", "tensorrt_cu13")
 SMI_QUERY = ("clocks.sm", "clocks.mem", "power.limit", "driver_version")
 
 

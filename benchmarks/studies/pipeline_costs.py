@@ -63,10 +63,11 @@ class PipelineCosts(ReportOptions):
                     report[part] = self._commands(trees, lines[part])
                 else:
                     report[part] = {name: child(tree, part, image, folder) for name, tree in trees.items()}
-        if "many" in report and self.before is not None:
-            pairs = [report["many"][name].pop("labels") for name in trees]
-            equal = sum(a == b for a, b in zip(*pairs, strict=True)) / len(pairs[0])
-            report["many"]["equal_labels"] = round(equal, 5)
+        if "many" in report:
+            after, *before = [report["many"][name].pop("labels") for name in trees]
+            if before:
+                equal = sum(a == b for a, b in zip(after, before[0], strict=True)) / len(after)
+                report["many"]["equal_labels"] = round(equal, 5)
         return self.publish(report, lambda found: json.dumps(found, indent=1))
 
     def _commands(self, trees: dict[str, Path], line: list[str]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ __all__ = [
     "available_threads",
     "check_machine",
     "fastest_runtime",
+    "multiplies_bfloat16",
     "open_graph",
     "runtime_of",
 ]
@@ -328,17 +329,35 @@ def runtime_of(sidecar: Sidecar, asked: Runtime = "auto") -> Runtime:
 
 
 def fastest_runtime(model: str, precision: str) -> Runtime:
-    """Return the CPU runtime that was measured to be fastest for a graph, its labels being those of its precision.
+    """Return the CPU runtime that was measured to be fastest for a graph (`benchmarks/results/cpu_backends.json`).
 
-    For nano in float32 and int8 that is OpenVINO (`benchmarks/results/cpu_backends.json`). Nothing else was measured;
-    it is ONNX Runtime then, and without OpenVINO. bfloat16 changes labels: on request alone.
+    For nano in float32 that is OpenVINO partly in bfloat16 where the CPU multiplies in it, else OpenVINO; for nano in
+    int8 OpenVINO. Nothing else was measured; it is ONNX Runtime then, and without OpenVINO.
 
     Args:
         model: Name of the model.
         precision: Of the file.
     """
     measured = model == "nano" and precision in ("float32", "int8")
-    return "openvino" if measured and importlib.util.find_spec("openvino") is not None else "onnxruntime"
+    if not measured or importlib.util.find_spec("openvino") is None:
+        return "onnxruntime"
+    return "openvino_bfloat16" if precision == "float32" and multiplies_bfloat16() else "openvino"
+
+
+def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether the CPU has instructions for products in bfloat16 (AVX512_BF16 or AMX); False off Linux.
+
+    OpenVINO's own list of capabilities has bfloat16 on every CPU with AVX-512, emulated.
+
+    Args:
+        cpuinfo: The kernel's description of the CPU.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def available_threads() -> int:

@@ -96,6 +96,10 @@ def test_in_bfloat16_the_first_convolutions_and_the_scores_stay_in_float32(cnn: 
 def test_auto_takes_what_was_measured_and_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sidecar = Exported.read(str(tiny.graph(tmp_path / "tiny.onnx"))).sidecar
     monkeypatch.setattr(edge.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(edge, "multiplies_bfloat16", lambda: True)
+    assert runtime_of(_with(sidecar, model="nano", precision="float32")) == "openvino_bfloat16"
+    assert runtime_of(_with(sidecar, model="nano", precision="int8")) == "openvino"
+    monkeypatch.setattr(edge, "multiplies_bfloat16", lambda: False)
     for model, precision, expected in (
         ("nano", "float32", "openvino"),
         ("nano", "int8", "openvino"),
@@ -108,6 +112,15 @@ def test_auto_takes_what_was_measured_and_what_is_there(tmp_path: Path, monkeypa
         runtime_of(_with(sidecar, model="nano", precision="int8"), "openvino_bfloat16")
     monkeypatch.setattr(edge.importlib.util, "find_spec", lambda name: None)
     assert runtime_of(_with(sidecar, model="nano", precision="float32")) == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("fpu avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_bf16", True)]
+)
+def test_bfloat16_is_told_by_the_flags_of_the_cpu(tmp_path: Path, flags: str, expected: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nbugs\t\t: amx_bf16x\n")
+    assert edge.multiplies_bfloat16(tmp_path / "cpuinfo") == expected
+    assert not edge.multiplies_bfloat16(tmp_path / "missing")
 
 
 def _with(sidecar: Sidecar, **fields: str) -> Sidecar:
