@@ -115,7 +115,7 @@ class StreamCommand:
         return 2 if "error" in summary else 0
 
     def _stream(self) -> tuple[Stream, tuple[str, ...]]:
-        from ovsdino.stream.capture import Capture, CaptureLimits, LatestFrame
+        from ovsdino.stream.capture import Capture, CaptureLimits, Frame, LatestFrame
         from ovsdino.stream.loop import Stream
         from ovsdino.stream.sources import make_source
         from ovsdino.stream.watchdog import Watchdog
@@ -135,7 +135,7 @@ class StreamCommand:
         limits = CaptureLimits(stall_s=self.stall, give_up_s=self.give_up)
         factory = make_source(self.source, self._source_options())
         engines, names = self._engines()
-        slot = LatestFrame(keep_all=self.every_frame)
+        slot: LatestFrame[Frame] = LatestFrame(keep_all=self.every_frame)
         capture = Capture(factory, slot, limits=limits, say=say)
         stream = Stream(
             capture,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovsdino.console import print_json
 from ovsdino.options import SegmenterOptions
@@ -61,7 +61,7 @@ class Text(SegmenterOptions):
 
     def _bank(self, vocabulary: Vocabulary) -> TextBank:
         """Return the bank, by the model in torch; the shipped model's in NumPy where torch is not installed."""
-        from ovsdino.edge.bank import TextBank
+        from ovsdino.stream.words import bank_of
 
         try:
             import torch  # noqa: F401
@@ -71,16 +71,4 @@ class Text(SegmenterOptions):
             from ovsdino.edge.words import make_bank
 
             return make_bank(vocabulary, self.partition)
-        from ovsdino.models.text_rows import TextRows
-        from ovsdino.models.weights import weights_digest
-
-        segmenter = self.load()
-        rows = segmenter.text_rows(vocabulary, self.partition)
-        facts: dict[str, Any] = {"model": segmenter.name, "weights": weights_digest(segmenter.model)}
-        if not isinstance(rows, TextRows):
-            return TextBank(names=vocabulary.names, text=rows.cpu().numpy(), **facts)
-        present = rows.words.any(-1)  # rows of zeros fill up
-        if rows.contrast is not None and rows.contrast.any():
-            facts["contrast"] = rows.contrast.cpu().numpy()
-        words = rows.words[present].cpu().numpy()
-        return TextBank(names=vocabulary.names, text=words, words=tuple(present.sum(1).tolist()), **facts)
+        return bank_of(self.load(), vocabulary, self.partition)

@@ -16,7 +16,7 @@ from ovsdino.errors import OVSDinoError
 
 BLOCK = 1 << 16  # sums held at a time
 
-__all__ = ["check_image", "gain_and_shift", "nv12_to_rgb", "preprocess", "resize"]
+__all__ = ["check_image", "gain_and_shift", "nv12_to_rgb", "preprocess", "resize", "ycbcr_to_rgb"]
 
 
 def preprocess(
@@ -167,12 +167,25 @@ def nv12_to_rgb(image: np.ndarray) -> np.ndarray:
     """Turn NV12 (H * 3 // 2, W) uint8 into RGB (H, W, 3) uint8, in float32 as `ovsdino.ops.preprocess` does."""
     height, width = image.shape[0] * 2 // 3, image.shape[1]
     luma = image[:height].reshape(height // 2, 2, width // 2, 2)
-    chroma = image[height:].reshape(height // 2, 1, width // 2, 1, 2)
-    rgb = np.empty((height // 2, 2, width // 2, 2, 3), np.uint8)
-    for rows in _blocks((height // 2, 2 * width)):
+    return ycbcr_to_rgb(luma, image[height:].reshape(height // 2, 1, width // 2, 1, 2))
+
+
+def ycbcr_to_rgb(luma: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    """Turn YCbCr of ITU-R BT.601, limited range, into RGB; chroma is taken nearest.
+
+    Args:
+        luma: (n, a, m, b) uint8, blocks of a x b pixels.
+        chroma: (n, 1, m, 1, 2) uint8, Cb and Cr of each block.
+
+    Returns:
+        (n * a, m * b, 3) uint8.
+    """
+    down, high, across, wide = luma.shape
+    rgb = np.empty((*luma.shape, 3), np.uint8)
+    for rows in _blocks((down, high * across * wide)):
         gray = 1.164383 * (luma[rows].astype(np.float32) - 16.0)
         blue, red = np.moveaxis(chroma[rows].astype(np.float32) - 128.0, -1, 0)
         for channel, color in enumerate((1.596027 * red, -0.391762 * blue - 0.812968 * red, 2.017232 * blue)):
             level = gray + color
             rgb[rows, ..., channel] = np.clip(np.rint(level, out=level), 0, 255, out=level)
-    return rgb.reshape(height, width, 3)
+    return rgb.reshape(down * high, across * wide, 3)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -69,7 +69,18 @@ class Frame:
     pixels: np.ndarray = field(repr=False)
 
 
-class LatestFrame:
+class Numbered(Protocol):
+    """Anything with a sequence number, such as a `Frame`."""
+
+    @property
+    def sequence(self) -> int:
+        """1, 2, 3, ..., in the order in which they were captured."""
+
+
+N = TypeVar("N", bound=Numbered)
+
+
+class LatestFrame(Generic[N]):
     """Room for one frame between one writer and one reader.
 
     Args:
@@ -79,7 +90,7 @@ class LatestFrame:
     def __init__(self, keep_all: bool = False) -> None:
         self.keep_all = keep_all
         self._condition = threading.Condition()
-        self._frame: Frame | None = None
+        self._frame: N | None = None
         self._newest = 0
         self._closed = False
         self._dropped = 0
@@ -90,7 +101,7 @@ class LatestFrame:
         with self._condition:
             return self._dropped
 
-    def put(self, frame: Frame) -> bool:
+    def put(self, frame: N) -> bool:
         """Store a frame in place of the last; return False for one older than the newest, and after `close`."""
         with self._condition:
             while self.keep_all and self._frame is not None and not self._closed:
@@ -105,7 +116,7 @@ class LatestFrame:
             self._condition.notify_all()
             return True
 
-    def take(self, timeout: float) -> Frame | None:
+    def take(self, timeout: float) -> N | None:
         """Return the newest frame, each at most once, or None where none comes within `timeout` seconds."""
         with self._condition:
             self._condition.wait_for(lambda: self._frame is not None or self._closed, timeout)
@@ -179,7 +190,7 @@ class Capture:
     def __init__(
         self,
         factory: Callable[[], Source],
-        slot: LatestFrame,
+        slot: LatestFrame[Frame],
         *,
         limits: CaptureLimits | None = None,
         clock: Callable[[], float] = time.monotonic,

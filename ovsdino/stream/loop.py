@@ -127,7 +127,7 @@ class Stream:
     def __init__(
         self,
         capture: Capture,
-        slot: LatestFrame,
+        slot: LatestFrame[Frame],
         engines: Sequence[Engine],
         *,
         watchdog: Watchdog | None = None,
