@@ -30,7 +30,7 @@ from ovsdino.console import say
 from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.errors import OVSDinoError
 from ovsdino.parsing import run_script
-from ovsdino.stream.capture import Capture, CaptureLimits, LatestFrame
+from ovsdino.stream.capture import Capture, CaptureLimits, Frame, LatestFrame
 from ovsdino.stream.loop import Engine, Stream, StreamResult
 from ovsdino.stream.watchdog import Watchdog
 
@@ -179,7 +179,7 @@ def soak(large: Path, small: Path, bank: Path, *, seconds: float, cycles: int = 
     usual_ms = usual_time(engines[0])
     deadline_ms = max(60.0, 4 * usual_ms)
     timeline = Timeline(cycle_s)
-    slot = LatestFrame()
+    slot: LatestFrame[Frame] = LatestFrame()
     limits = CaptureLimits(stall_s=min(STALL_S, cycle_s / 40), backoff_s=(0.05, 0.5))
     capture = Capture(lambda: FaultyCamera(timeline), slot, limits=limits, say=say)
     watchdog = Watchdog(2, deadline_ms, window=10, misses=2, recover_s=cycle_s / 20)

@@ -39,7 +39,7 @@ class WordReader:
             words: See `Vocabulary.of`.
 
         Raises:
-            OVSDinoError: They are no class list, or the model's text side cannot be loaded here.
+            OVSDinoError: They are not a class list, or the model's text side cannot be loaded here.
         """
         vocabulary = Vocabulary.of(words, self._average)
         if self._model == "nano" and self._checkpoint is None:

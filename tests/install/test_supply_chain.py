@@ -28,12 +28,13 @@ USED = (
     "edge",
     "openvino",
     "sentence",
+    "ros",
 )  # the extras that running ovsdino needs; supervision and dev are not among them
 ALLOWED = frozenset(
     """MIT, MIT License, MIT-CMU, BSD, BSD License, BSD-2-Clause, BSD-3-Clause, BSD 3-Clause License,
     3-Clause BSD License,
     0BSD, FreeBSD, Apache-2.0, Apache 2.0, Apache 2.0 License, Apache Software License, PSF-2.0, PSFL,
-    Python Software Foundation License,
+    Python Software Foundation License, any-OSI,
     CNRI-Python, ISC, ISC License (ISCL), Zlib, CC0-1.0, MPL-2.0, Mozilla Public License 2.0 (MPL 2.0)""".replace(
         "\n   ", ""
     ).split(", ")

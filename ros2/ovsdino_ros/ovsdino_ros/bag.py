@@ -2,7 +2,6 @@
 
     pip install rosbags
     python -m ovsdino_ros.bag drive --engine nano.onnx --bank bank.safetensors --output masks
-    python -m ovsdino_ros.bag drive --engine nano.onnx --bank bank.safetensors --output masks --bank-at 5 other.safetensors
 
 Bags of ROS 2 in SQLite or MCAP are read and written. The clock of the ages is the stamps': an image is taken to arrive
 when it was taken, and its age is the time that its mask took.
@@ -29,9 +28,7 @@ IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 REPORT_S = 1.0  # of the bag's time, between two diagnostics
 VISION_MSGS = {
     "vision_msgs/msg/VisionClass": "uint16 class_id\nstring class_name\n",
-    "vision_msgs/msg/LabelInfo": (
-        "std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold\n"
-    ),
+    "vision_msgs/msg/LabelInfo": ("std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold\n"),
 }
 OUTPUTS = {
     "segmentation/label_info": "vision_msgs/msg/LabelInfo",
@@ -188,8 +185,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bank", required=True, help="text bank made by `ovsdino text`")
     parser.add_argument("--output", type=Path, required=True, help="folder of the new bag")
     parser.add_argument("--topic", help="topic of the images; default: the only one that has images")
-    parser.add_argument("--bank-at", nargs=2, action="append", default=[], metavar=("SECONDS", "BANK"),
-                        help="take another bank so many seconds after the first image")
+    parser.add_argument(
+        "--bank-at",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("SECONDS", "BANK"),
+        help="take another bank so many seconds after the first image",
+    )
     parser.add_argument("--background", type=float, help="leave pixels less certain than this (0..1) unlabeled")
     parser.add_argument("--unlabeled-id", type=int, default=-1, help="id of unlabeled pixels; default: number of words")
     parser.add_argument("--deadline-ms", type=float, default=0.0, help="age beyond which a mask is stale")

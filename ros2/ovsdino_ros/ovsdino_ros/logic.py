@@ -113,7 +113,7 @@ class SegmentationLogic:
             words: See `ovsdino.vocabulary.Vocabulary.of`.
 
         Raises:
-            OVSDinoError: They are no class list, too many, or the model cannot read words here.
+            OVSDinoError: They are not a class list, too many, or the model cannot read words here.
         """
         if self._encode is None:
             raise OVSDinoError("words cannot be read here: give a bank made by `ovsdino text`")
