@@ -11,6 +11,7 @@ from ovsdino.commands.calibrate import Calibrate
 from ovsdino.commands.data import Check, Convert
 from ovsdino.commands.doctor import Doctor
 from ovsdino.commands.eval import Eval
+from ovsdino.commands.eval_video import EvalVideo
 from ovsdino.commands.masks import Masks
 from ovsdino.commands.models import Models
 from ovsdino.commands.probe import ProbeLayers
@@ -25,6 +26,7 @@ from ovsdino.parsing import Commands, Group, overview, parse_command
 COMMANDS: Commands = {
     "segment": Segment,
     "eval": Eval,
+    "eval-video": EvalVideo,
     "calibrate": Calibrate,
     "stream": StreamCommand,
     "adapt": Adapt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from ovsdino.edge.labels import lead_of, leave_out_unfound
 from ovsdino.errors import OVSDinoError
 from ovsdino.label_maps import count_labels
+from ovsdino.models.ovsdino import ImageFeatures
 from ovsdino.models.survivors import Survivors
 from ovsdino.ops import upsample_argmax
 from ovsdino.vocabulary import Vocabulary, label_dtype
@@ -36,6 +38,7 @@ class Request:
     least_certainty: float
     confidence: bool = False
     prior: Tensor | None = None
+    recall: Callable[[ImageFeatures, Tensor], Tensor] | None = None  # see `ovsdino.tracking`
 
 
 def label_logits(

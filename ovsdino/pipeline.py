@@ -14,14 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ovsdino.devices import autocast_dtype, check_device, said_when_memory_is_out
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.images import ImageLike, load_image, source_name
+from ovsdino.io.images import ImageLike, load_image, several, source_name
+from ovsdino.io.video import Frames
 from ovsdino.labeling import Request, confidence_of, label_logits
 from ovsdino.models.adapted import AdaptedWords
+from ovsdino.models.memory import MemoryConfig
 from ovsdino.models.novelty import novelty
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.survivors import Survivors, map_bytes, surviving
@@ -31,6 +32,7 @@ from ovsdino.ops import preprocess
 from ovsdino.results import Segmentation
 from ovsdino.text_banks import TextBanks
 from ovsdino.timing import Clock
+from ovsdino.tracking import Recall, Tracker, video_settings
 from ovsdino.vocabulary import (
     DEFAULT_BACKGROUND,
     LEAST_CERTAINTY,
@@ -42,11 +44,11 @@ from ovsdino.vocabulary import (
 from ovsdino.windows import (
     Batches,
     autocast,
-    check_window,
     large_input,
     mean_of_windows,
     merge_windows,
     window_places,
+    window_stride,
 )
 
 __all__ = ["DEFAULT_BACKGROUND", "Segmenter", "check_device", "load", "segment"]
@@ -262,7 +264,41 @@ class Segmenter:
             OVSDinoError: One image is given in place of several, or see `segment`.
         """
         wish = self._wish(classes, background, window, stride, scores, partition, least_share, least_certainty)
-        return self._segment(_several(images), replace(wish, confidence=confidence))
+        return self._segment(several(images), replace(wish, confidence=confidence))
+
+    def tracker(self, classes: Classes, *, memory: MemoryConfig | bool = True, **options: Any) -> Tracker:
+        """Return what segments a video frame by frame, each with a memory of the last, so that labels do not flicker.
+
+        Args:
+            classes: See `segment`; `Tracker.set_classes` changes them.
+            memory: False remembers nothing: the labels are those of `segment`.
+            **options: `background`, `partition`, `scores`, `confidence`, `least_share` and `least_certainty` of
+                `segment`; the whole image is taken at once.
+
+        Raises:
+            OVSDinoError: The model has no trained decoder, or a value is not valid.
+        """
+        settings = video_settings(options)
+        confidence = settings.pop("confidence")
+
+        def one(image: ImageLike, words: Vocabulary, recall: Recall | None) -> Segmentation:
+            wish = self._wish(words, window=None, stride=None, **settings)
+            return self._segment([image], replace(wish, confidence=confidence, recall=recall))[0]
+
+        return Tracker(self.model, one, classes, memory)
+
+    def stream(self, frames: Frames, classes: Classes, **options: Any) -> Iterator[Segmentation]:
+        """Yield the result of each frame of a video, steady in time, as it comes.
+
+        Args:
+            frames: A video file, a folder, a camera's number, or a list or generator of images.
+            classes: See `segment`.
+            **options: See `tracker`.
+
+        Raises:
+            OVSDinoError: See `tracker`; or a frame cannot be read.
+        """
+        return self.tracker(classes, **options).stream(frames)
 
     def clock(self) -> Clock:
         """Return a clock that waits for the model's device at both ends of a stage."""
@@ -307,7 +343,7 @@ class Segmenter:
             partition=whole,
             threshold=background_threshold(background, vocabulary.names, whole),
             window=window,
-            stride=self._window_stride(window, stride),
+            stride=window_stride(window, stride, self.model.stride_multiple, self.name),
             scores=scores,
             least_share=least_share,
             least_certainty=least_certainty,
@@ -400,7 +436,7 @@ class Segmenter:
         known = bool(getattr(self.model, "known", None))
         pooled: list[np.ndarray] = []  # of each part of the batch
         count = text.maps if isinstance(text, TextRows) else len(text)
-        large = map_bytes(self.model.config, count, *batch.shape[2:]) > MOST_BYTES
+        large = map_bytes(self.model.config, count, *batch.shape[2:]) > MOST_BYTES and wish.recall is None
         if large:
             found: list[Survivors] = []
             for image, picture in zip(batch, pixels, strict=True):
@@ -416,6 +452,9 @@ class Segmenter:
                     features = self.model.encode_image(images)
                 with clock("decode"):
                     logits = self.model.decode(features, text, **offset).float()
+            if wish.recall is not None:
+                with clock("memory"):
+                    logits = wish.recall(features, logits)
             if known:
                 with clock("decode"):
                     pooled.append(self.pooled(features))
@@ -465,19 +504,6 @@ class Segmenter:
     def _autocast(self, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.device, dtype or self.dtype)
 
-    def _window_stride(self, window: int | None, stride: int | None) -> int:
-        if window is None:
-            if stride is not None:
-                raise OVSDinoError("stride is given without window: give both, or neither for the whole image at once")
-            return 0
-        multiple = self.model.stride_multiple
-        check_window(window, multiple, self.name)
-        if stride is None:
-            return max(1, window // 2 // multiple) * multiple
-        if not 0 < stride <= window or stride % multiple:
-            raise OVSDinoError(f"stride is {stride}: expected a multiple of {multiple} from {multiple} to {window}")
-        return stride
-
 
 def load(
     name: str | Path = "nano",
@@ -519,18 +545,3 @@ def segment(image: ImageLike, classes: Classes, model: str = "nano", **options: 
 @functools.lru_cache(maxsize=1)
 def _kept(name: str) -> Segmenter:
     return load(name)
-
-
-def _several(images: Iterable[ImageLike]) -> list[ImageLike]:
-    """Return the images of a batch as a list; generators are read to their end.
-
-    Raises:
-        OVSDinoError: It is one image (a path, a PIL image, an array of one), or nothing that can be gone through.
-    """
-    one = isinstance(images, (str, bytes, os.PathLike, Image.Image))
-    if isinstance(images, (np.ndarray, Tensor)):
-        one = images.ndim != 4
-    if one or not isinstance(images, Iterable):
-        what = f"{type(images).__name__}{f' of shape {tuple(images.shape)}' if hasattr(images, 'shape') else ''}"
-        raise OVSDinoError(f"segment_batch takes a list of images, not {what}; for one image use segment")
-    return list(images)

@@ -28,6 +28,7 @@ __all__ = [
     "merge_windows",
     "window_offsets",
     "window_places",
+    "window_stride",
 ]
 
 log = logging.getLogger("ovsdino")
@@ -104,6 +105,30 @@ def window_offsets(length: int, window: int, stride: int) -> list[int]:
     """
     steps = max(length - window + stride - 1, 0) // stride + 1
     return [max(min(step * stride + window, length) - window, 0) for step in range(steps)]
+
+
+def window_stride(window: int | None, stride: int | None, multiple: int, model: str) -> int:
+    """Return the step of a window: half of it by default, and 0 without a window.
+
+    Args:
+        window: Side of the window in pixels, or None.
+        stride: Its step, or None.
+        multiple: Both must be multiples of it.
+        model: Name of the model, for messages.
+
+    Raises:
+        OVSDinoError: A value is out of range, or a stride is given without a window.
+    """
+    if window is None:
+        if stride is not None:
+            raise OVSDinoError("stride is given without window: give both, or neither for the whole image at once")
+        return 0
+    check_window(window, multiple, model)
+    if stride is None:
+        return max(1, window // 2 // multiple) * multiple
+    if not 0 < stride <= window or stride % multiple:
+        raise OVSDinoError(f"stride is {stride}: expected a multiple of {multiple} from {multiple} to {window}")
+    return stride
 
 
 def window_places(height: int, width: int, window: int, stride: int) -> tuple[tuple[int, int], list[tuple[int, int]]]:

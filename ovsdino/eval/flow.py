@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ovsdino.stream.sources import import_cv2
+from ovsdino.io.video import import_cv2
 
 __all__ = ["Motion", "motion", "warped"]
 

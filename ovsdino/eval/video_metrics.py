@@ -129,8 +129,10 @@ class VideoMetrics:
         for one in self.consistency:
             one.start()
 
-    def update(self, image: np.ndarray, predicted: np.ndarray, target: np.ndarray, moved: Motion | None = None) -> None:
-        """Add the next frame of a clip.
+    def update(
+        self, image: np.ndarray, predicted: np.ndarray, target: np.ndarray, moved: Motion | None = None
+    ) -> Motion | None:
+        """Add the next frame of a clip, and return the motion since the frame before; None for a first one.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -145,21 +147,23 @@ class VideoMetrics:
         for one in self.consistency:
             one.update(predicted, target)
         self._frames += 1
-        if self._last is not None:
-            self._compare(*self._last, image, predicted, target, moved)
+        if self._last is None:
+            moved = None
+        else:
+            image_before, before, target_before = self._last
+            moved = moved or motion(image_before, image)
+            self._compare(before, target_before, predicted, target, moved)
         self._last = image, predicted.copy(), target
+        return moved
 
     def _compare(
         self,
-        image_before: np.ndarray,
         before: np.ndarray,
         target_before: np.ndarray,
-        image: np.ndarray,
         predicted: np.ndarray,
         target: np.ndarray,
-        moved: Motion | None,
+        moved: Motion,
     ) -> None:
-        moved = moved or motion(image_before, image)
         ignored = self.segmentation.confusion.ignore_index
         labeled = (target != ignored) & (target_before != ignored)
         stays = labeled & (target == target_before)

@@ -26,6 +26,7 @@ __all__ = [
     "ImageLike",
     "expand_paths",
     "load_image",
+    "several",
     "source_name",
 ]
 
@@ -103,6 +104,21 @@ def source_name(source: ImageLike) -> str | None:
         return os.fspath(source)
     name = getattr(source, "filename" if isinstance(source, Image.Image) else "name", None)
     return name if isinstance(name, str) and name else None
+
+
+def several(images: Iterable[ImageLike]) -> list[ImageLike]:
+    """Return the images of a batch as a list; generators are read to their end.
+
+    Raises:
+        OVSDinoError: It is one image (a path, a PIL image, an array of one), or nothing that can be gone through.
+    """
+    one = isinstance(images, (str, bytes, os.PathLike, Image.Image))
+    if isinstance(images, np.ndarray) or hasattr(images, "detach"):
+        one = getattr(images, "ndim", 0) != 4
+    if one or not isinstance(images, Iterable):
+        what = f"{type(images).__name__}{f' of shape {tuple(images.shape)}' if hasattr(images, 'shape') else ''}"
+        raise OVSDinoError(f"segment_batch takes a list of images, not {what}; for one image use segment")
+    return list(images)
 
 
 def expand_paths(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ovsdino.models.config import ScoreAttentionConfig
 from ovsdino.ops.compat import attention, exporting
 
-__all__ = ["ScoreAttention", "score_attention"]
+__all__ = ["ScoreAttention", "attended", "score_attention"]
 
 KEYS = 2  # keys along a token's side
 LARGEST_HEAD = 64  # of the flash kernel's values: with more classes the zeros that fill q and k cost more than it saves
@@ -60,7 +60,7 @@ def score_attention(
     values = F.interpolate(scores.float(), scale_factor=float(KEYS), mode="bilinear", align_corners=False)
     queries = F.avg_pool2d(fine, query_stride) if query_stride > 1 else fine
     for step in range(rounds):
-        values = _attended(queries if step == rounds - 1 else keys, keys, values, gamma, strength, reach)
+        values = attended(queries if step == rounds - 1 else keys, keys, values, gamma, strength, reach)
     if query_stride > 1:
         values = F.interpolate(values, scale_factor=float(query_stride), mode="bilinear", align_corners=False)
     return values
@@ -86,20 +86,39 @@ def _check(scores: Tensor, embedding: Tensor, reach: int, query_stride: int, rou
     return scale
 
 
-def _attended(
-    queries: Tensor, keys: Tensor, values: Tensor, gamma: Tensor | float, strength: Tensor | float, reach: int
+def attended(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    gamma: Tensor | float,
+    strength: Tensor | float,
+    reach: int,
+    per_token: int = KEYS,
 ) -> Tensor:
-    """Return the values (B, K, 2h, 2w) of the keys (B, C, 2h, 2w), seen from the queries (B, C, s*h, s*w)."""
-    h, w = keys.shape[2] // KEYS, keys.shape[3] // KEYS
+    """Return the keys' values, seen from the queries: the sum of `score_attention`. Both may be of two frames.
+
+    Args:
+        queries: (B, C, s*h, s*w), s along a token's side.
+        keys: (B, C, n*h, n*w).
+        values: (B, K, n*h, n*w).
+        gamma: See `score_attention`.
+        strength: See `score_attention`.
+        reach: See `score_attention`.
+        per_token: n.
+
+    Returns:
+        (B, K, s*h, s*w) in the dtype of the keys.
+    """
+    h, w = keys.shape[2] // per_token, keys.shape[3] // per_token
     density = queries.shape[2] // h
     tiles = (-(-h // reach), -(-w // reach))
     root = torch.as_tensor(strength, dtype=keys.dtype, device=keys.device).sqrt()
     q = _tiled(queries, density * reach, tiles) * root
-    k = _windows(keys, KEYS * reach, tiles) * root
-    v = _windows(values, KEYS * reach, tiles)
+    k = _windows(keys, per_token * reach, tiles) * root
+    v = _windows(values, per_token * reach, tiles)
     at_q = root * gamma * _positions(reach, density, reach, keys)
-    at_k = root * gamma * _positions(reach, KEYS, 3 * reach, keys)
-    outside = OUTSIDE * (1 - _windows(torch.ones_like(keys[:1, :1]), KEYS * reach, tiles))
+    at_k = root * gamma * _positions(reach, per_token, 3 * reach, keys)
+    outside = OUTSIDE * (1 - _windows(torch.ones_like(keys[:1, :1]), per_token * reach, tiles))
     column = outside - k.square().sum(-1, keepdim=True) - at_k.square().sum(-1, keepdim=True)
     batch, count = keys.shape[0], tiles[0] * tiles[1]
     one = torch.ones_like(q[..., :1])

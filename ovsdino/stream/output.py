@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from ovsdino.edge.pixels import nv12_to_rgb
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_path, atomic_write, file_identity, refuse_inputs
+from ovsdino.io.video import import_cv2, opencv_name
 from ovsdino.results import Segmentation
 from ovsdino.stream.loop import StreamResult
-from ovsdino.stream.sources import import_cv2, opencv_name
 from ovsdino.stream.video_file import check_video
 
 __all__ = ["OverlayWriter", "overlay", "VIDEO_CODECS"]

@@ -15,6 +15,7 @@ import numpy as np
 
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.images import SUFFIXES, expand_paths, load_image
+from ovsdino.io.video import import_cv2, opencv_name
 from ovsdino.stream.capture import Source, SourceError
 
 __all__ = [
@@ -22,9 +23,7 @@ __all__ = [
     "OpenCVSource",
     "SourceOptions",
     "files_of",
-    "import_cv2",
     "make_source",
-    "opencv_name",
     "playing_rate",
 ]
 
@@ -127,36 +126,6 @@ def files_of(name: str) -> list[Path]:
         return [Path(name), *expand_paths([name])]
     inside = re.findall(r"(?:location\s*=\s*|file://)(\"[^\"]+\"|[^\s!\"]+)", name)  # of a pipeline or an address
     return [Path(name), *(Path(part.strip('"')) for part in inside)]
-
-
-def opencv_name(name: str | os.PathLike[str]) -> str:
-    """Return a name that OpenCV can take: one with bytes that are not UTF-8 ends the process (SIGSEGV in 5.0).
-
-    Raises:
-        OVSDinoError: It is not UTF-8.
-    """
-    text = os.fspath(name)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise OVSDinoError(f"{one_line(text)}: OpenCV takes names in UTF-8 only: rename it, or its folder") from error
-    return text
-
-
-def import_cv2() -> Any:
-    """Import OpenCV.
-
-    Raises:
-        OVSDinoError: It is not installed.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise OVSDinoError(
-            "cameras and videos need OpenCV: pip install opencv-python-headless, or JetPack's own python3-opencv for "
-            "GStreamer; folders of images need nothing"
-        ) from error
-    return cv2
 
 
 class Pace:

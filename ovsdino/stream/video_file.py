@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.stream.sources import import_cv2
+from ovsdino.io.video import import_cv2
 
 __all__ = ["check_video"]
 
