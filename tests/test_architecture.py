@@ -49,6 +49,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "regions",
         "results",
         "text_banks",
+        "tracking",
         "windows",
     ),
     ("", "eval", "hub", "stream"),  # "" is the package itself: load, segment, Segmentation, by name only

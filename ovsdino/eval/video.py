@@ -92,7 +92,7 @@ def evaluate_video(
         progress: Called with (done, total) after each frame.
 
     Raises:
-        OVSDinoError: There is no clip, a number is out of range, a key is no class, or a frame cannot be segmented.
+        OVSDinoError: No clip is given, a number is out of range, a key is not a class, or a frame cannot be segmented.
     """
     if not clips:
         raise OVSDinoError("no clips: give at least one")
