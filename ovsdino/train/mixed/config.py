@@ -119,6 +119,7 @@ class MixedLoss:
     pictures: Weight = 0.5
     classes: Weight = 0.5
     words: Weight = 1.0
+    kept: Weight = 1.0
     class_power: Annotated[float, Within(0, 4)] = 0.4
     class_weight_max: Annotated[float, Within(0, 1e6, above=True)] = 5.0
 
@@ -132,6 +133,8 @@ class MixedConfig(RunConfig):
         labels: Data sets with pixel labels, by a name of your choice.
         workers: Processes that make batches; 0 makes them in the training process. The batches are the same.
         exclude: Words held out of all vocabularies, with all words that begin with them.
+        only_words: Train the head behind the backbone and the SMD alone, and keep what other words answer by the term
+            `kept`: a stage that teaches an earlier model (`initial`) more names. See `kept`.
         eval_every: Steps between validations on the val split of every label set.
     """
 
@@ -144,5 +147,6 @@ class MixedConfig(RunConfig):
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     exclude: tuple[str, ...] = ()
+    only_words: bool = False
     loss: MixedLoss = field(default_factory=MixedLoss)
     eval_every: Count = 0

@@ -70,7 +70,7 @@ class Grounded:
         for word in (*others, *contrast_phrases()):
             shown.setdefault(" ".join(words_of(word)), False)
         held = config.exclude
-        kept = sorted(word for word in shown if tower.stored_whole(word) and not (held and word.startswith(held)))
+        kept = sorted(word for word in shown if tower.stored_whole(word) and word not in held)
         lines = (f"{LENDS if shown[word] else ''}{word}\n" for word in kept)
         with atomic_write(self.output) as file:
             file.write((HEAD + "".join(lines)).encode())

@@ -15,6 +15,7 @@ and for the others
     classes        CE(softmax_n(s cos(F'_i, t_n)), the teacher's classifier), at positions where it is sure
     words          CE(softmax_v(s cos(F'_i, t_v)), the teacher's words), at positions of all images
     boundary, affinity of drawn regions
+    kept           other words' scores as they were (`kept.py`)
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.text_rows import TextRows
 from ovsdino.train.dense.losses import boundary_loss, coarse_labels, dice_loss, soft_cross_entropy
 from ovsdino.train.mixed.config import MixedConfig
+from ovsdino.train.mixed.kept import Kept
 from ovsdino.train.mixed.teacher import Teacher
 from ovsdino.train.segmentation import encode, normalized
 from ovsdino.train.weak.affinity import affinity_loss
@@ -89,6 +91,7 @@ class MixedObjective(nn.Module):
         teacher: None leaves `classes` and `words` out.
         names: Rows of the teacher's classes in the model's text space, (1000, D).
         vocabulary: Rows of the teacher's vocabulary, (V, D).
+        kept: What the model answered before; None leaves `kept` out.
     """
 
     words: Tensor
@@ -105,10 +108,11 @@ class MixedObjective(nn.Module):
         teacher: Teacher | None,
         names: Tensor,
         vocabulary: Tensor,
+        kept: Kept | None = None,
     ) -> None:
         super().__init__()
         self.model, self.config = model, config
-        self.teacher = teacher
+        self.teacher, self.kept = teacher, kept
         for name, rows in {"words": words, "same": same, "names": names, "vocabulary": vocabulary}.items():
             self.register_buffer(name, rows, persistent=False)
 
@@ -122,7 +126,7 @@ class MixedObjective(nn.Module):
 
         kinds = [part.images for part in batch.labeled]
         kinds += [pair[0] for pair in (batch.pictures, batch.regions) if pair is not None]
-        seen = self._encoded(kinds)
+        seen, before = self._encoded(kinds)
         rest = seen[len(batch.labeled) :]
         for part, (_, features) in zip(batch.labeled, seen, strict=False):
             for name, value in self._labeled(part, features).items():
@@ -135,17 +139,39 @@ class MixedObjective(nn.Module):
         if self.teacher is not None:
             for name, value in self._taught(seen).items():
                 add(name, getattr(loss, name), value)
+        if self.kept is not None:
+            add("kept", loss.kept, self.kept(before, [features.tokens for _, features in seen]))
         return {name: torch.stack(values).sum() for name, values in terms.items()}
 
-    def _encoded(self, kinds: list[Tensor]) -> list[tuple[Tensor, ImageFeatures]]:
-        """Return each kind's images with their features; kinds of one size are encoded together."""
+    def _encoded(self, kinds: list[Tensor]) -> tuple[list[tuple[Tensor, ImageFeatures]], list[Tensor]]:
+        """Return each kind's images with their features, and their tokens before the run if it keeps other words.
+
+        Kinds of one size are encoded together.
+        """
         found: dict[int, tuple[Tensor, ImageFeatures]] = {}
+        before: dict[int, Tensor] = {}
         for size in {images.shape[2:]: None for images in kinds}:
             same = [i for i, images in enumerate(kinds) if images.shape[2:] == size]
-            features = encode(self.model, torch.cat([kinds[i] for i in same]), self.config.optim.bf16)
-            parts = features.split([len(kinds[i]) for i in same])
+            images, sizes = torch.cat([kinds[i] for i in same]), [len(kinds[i]) for i in same]
+            if self.kept is None:
+                features = encode(self.model, images, self.config.optim.bf16)
+            else:
+                features, earlier = self._with_kept(images, self.kept)
+                before.update(zip(same, earlier.split(sizes), strict=True))
+            parts = features.split(sizes)
             found.update({i: (kinds[i], part) for i, part in zip(same, parts, strict=True)})
-        return [found[i] for i in range(len(kinds))]
+        return [found[i] for i in range(len(kinds))], [before[i] for i in sorted(before)]
+
+    def _with_kept(self, images: Tensor, kept: Kept) -> tuple[ImageFeatures, Tensor]:
+        """Return the features of images in [0, 1], and their tokens before the run; the frozen half runs once."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.optim.bf16):
+            prepared = normalized(self.model, images)
+            with torch.no_grad():
+                final, taps = self.model.backbone.frozen(prepared)
+            features = self.model.encode_features(final, taps, prepared)
+            assert features.structure is not None
+            earlier = kept.tokens(final, features.structure.tokens)
+        return features.float(), earlier.float()
 
     def _labeled(self, part: LabeledPart, features: ImageFeatures) -> dict[str, Tensor]:
         text = TextRows(part.rows[:, None], part.contrast)

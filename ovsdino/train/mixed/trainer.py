@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from ovsdino.data.datasets import open_dataset
 from ovsdino.data.segmentation import IGNORE_INDEX, SegmentationDataset
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import freeze
+from ovsdino.models.grounding import grounded_phrases
 from ovsdino.train.config import check_multiples
 from ovsdino.train.dense.batches import BatchSource, open_training
 from ovsdino.train.dense.config import StageConfig
 from ovsdino.train.dense.losses import class_weights
 from ovsdino.train.dense.text import TextBank
 from ovsdino.train.mixed.config import LabelSet, MixedConfig
+from ovsdino.train.mixed.kept import Kept, train_words_alone
 from ovsdino.train.mixed.objective import LabeledPart, MixedBatch, MixedObjective
 from ovsdino.train.mixed.sources import EdgeSource, Pair, PictureSource, Steps, batches
 from ovsdino.train.mixed.teacher import Teacher
@@ -48,7 +51,8 @@ class LabeledData:
         self.source = BatchSource(self.dataset, config, (stage,), seed, trainer.config.workers)
         self.background = int(self.dataset.has_background)
         self.names = self.dataset.names[self.background :]
-        self.text = TextBank(trainer.model, self.names, config.text, config.dataset)
+        held = (*config.text.exclude, *trainer.config.exclude)
+        self.text = TextBank(trainer.model, self.names, replace(config.text, exclude=held), config.dataset)
         counts = self.source.class_counts(len(self.dataset.names))
         loss = trainer.config.loss
         weights = class_weights(counts, loss.class_power, loss.class_weight_max)
@@ -104,6 +108,8 @@ class MixedTrainer(SegmentationTrainer):
             raise OVSDinoError("labels: name at least one data set with pixel labels")
         self.fused = self.device.type == "cuda"
         freeze(self.model.text_tower)
+        if config.only_words:
+            train_words_alone(self.model)
         self.sets = {name: LabeledData(self, name, own) for name, own in config.labels.items()}
         encode = self.model.encode_text
         self.contrast = encode(contrast_phrases())
@@ -117,13 +123,19 @@ class MixedTrainer(SegmentationTrainer):
             more += self.pictures.words if self.pictures else []
             teacher = Teacher(config.teacher, self._allowed(more), Path(config.output) / "teacher_rows.safetensors")
             names, vocabulary = encode(teacher.names), encode(teacher.vocabulary)
-        objective = MixedObjective(self.model, config, words, same, teacher, names, vocabulary)
+        kept = Kept(self.model, encode(self._untaught())) if config.only_words else None
+        objective = MixedObjective(self.model, config, words, same, teacher, names, vocabulary, kept)
         self.prepare(objective)
 
     def _allowed(self, words: list[str]) -> list[str]:
         """Return the words that are not held out, each once."""
         held = self.config.exclude
         return [word for word in dict.fromkeys(words) if not (held and word.startswith(held))]
+
+    def _untaught(self) -> list[str]:
+        """Return the phrases that earlier trainings showed, without the names of labels here."""
+        named = {phrase for own in self.config.labels.values() for group in own.text.names.values() for phrase in group}
+        return [phrase for phrase in grounded_phrases() if phrase not in named]
 
     def rivals(self, words: tuple[str, ...]) -> Tensor:
         """Return which contrast phrases compete with these words, (C,) bool."""
@@ -135,7 +147,7 @@ class MixedTrainer(SegmentationTrainer):
         """Return also the rate of the backbone, but for its head."""
         backbone = self.model.backbone.named_parameters()
         return super().own_rates() | {
-            p: self.config.backbone_rate for name, p in backbone if not name.startswith("head.")
+            p: self.config.backbone_rate for name, p in backbone if p.requires_grad and not name.startswith("head.")
         }
 
     def batches(self, start: int, steps: int) -> Iterator[dict[str, Pair]]:

@@ -174,13 +174,13 @@ def test_images_of_one_size_are_encoded_together_and_give_the_same() -> None:
     it = objective(model, config={"optim": SimpleNamespace(bf16=False)})
     kinds = [torch.rand(2, 3, 32, 48), torch.rand(1, 3, 48, 48), torch.rand(3, 3, 32, 48)]
     with torch.no_grad():
-        found = it._encoded(kinds)
+        found = it._encoded(kinds)[0]
         for images, (given, features) in zip(kinds, found, strict=True):
             assert given is images and len(features.tokens) == len(images)
             assert features.structure is not None and len(features.structure.guide) == len(images)
     first = found[0][1].tokens
     with torch.no_grad():
-        torch.testing.assert_close(it._encoded(kinds[:1])[0][1].tokens, first, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(it._encoded(kinds[:1])[0][0][1].tokens, first, rtol=1e-4, atol=1e-5)
 
 
 def test_the_largest_regions_are_masks_and_unknown_pixels_none() -> None:

@@ -65,6 +65,20 @@ def test_pixels_of_classes_that_are_dropped_are_none_of_these(folder: Path, tmp_
     assert len(seen) > 1
 
 
+def test_words_that_are_held_out_are_no_neighbors(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("ROAD\nroads\n")  # read as the name itself, as near as can be
+    text = "labels.streets.text."
+    overrides = [f"{text}vocabulary={tmp_path / 'words.txt'}", f"{text}neighbour_min_cosine=0.99"]
+
+    def near(held: str) -> int:
+        run = trainer(
+            write_config(folder, tmp_path / held), *overrides, f"{text}neighbour_margin=0", f"exclude=[{held}]"
+        )
+        return sum(len(rows) for rows in run.sets["streets"].text.neighbours)
+
+    assert near("street") >= 1 and near("ROAD") == near("street") - 1
+
+
 def test_every_term_is_there_and_teaches(folder: Path, tmp_path: Path) -> None:
     run = trainer(write_config(folder, tmp_path / "run", optim={"steps": 2, "warmup": 0}))
     batch = next(run.batches(0, 1))
