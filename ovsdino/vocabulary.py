@@ -29,7 +29,7 @@ __all__ = [
 
 DEFAULT_BACKGROUND = 0.5  # max-softmax below this is background when no threshold is given
 LEAST_SHARE = 1e-3  # of the image that a word must cover to be found; about one token of nano's (16 x 16 of 352 x 464)
-LEAST_CERTAINTY = 0.8  # probability of a word, against none of the words alone, that its surest pixels must reach
+LEAST_CERTAINTY = 0.9  # probability of a word, against none of the words alone, that its surest pixels must reach
 SURE_SHARE = 4e-4  # of the image that must be so sure: a quarter of a token
 MAX_CLASSES = 32_767  # labels are at most int16
 MAX_NAME_LENGTH = 300  # characters; CLIP reads 77 tokens, so a longer text would be cut without a word

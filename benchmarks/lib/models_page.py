@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["MARKER", "RUN", "lines", "table"]
+__all__ = ["MARKER", "RUN", "UNTAUGHT", "lines", "table"]
 
 MARKER = "words_nano.json"
+UNTAUGHT = "adapt_lite2.json"  # of a model that no pixel label taught
 RUN = "python benchmarks/studies/words.py --root data --sections"
 TITLES = {
     "camvid": "CamVid val, mIoU",

@@ -30,7 +30,7 @@ from ovsdino.benchmarks.lib.board import cpu_name
 from ovsdino.benchmarks.lib.contact_sheet import PARTS, contact_sheet
 from ovsdino.benchmarks.lib.data_scores import DATASETS, adapt_score, dataset_scores
 from ovsdino.benchmarks.lib.found_words import found_words
-from ovsdino.benchmarks.lib.models_page import MARKER, lines, table
+from ovsdino.benchmarks.lib.models_page import MARKER, UNTAUGHT, lines, table
 from ovsdino.benchmarks.lib.older import time_against
 from ovsdino.benchmarks.lib.report import RESULTS, ROOT, ReportOptions, json_text, placed, save
 from ovsdino.benchmarks.lib.street_words import few_words, nonsense_words, read_synonyms, synonym_words
@@ -68,7 +68,7 @@ class Words(ModelOptions, ReportOptions):
     """Checkout of an earlier version, built, whose nano time is measured against."""
 
     page: bool = False
-    """Measure nothing: write the table of docs/models.md from benchmarks/results/words_nano.json."""
+    """Measure nothing: write the tables of docs/models.md from benchmarks/results/words_nano.json and adapt_lite2.json."""
 
     def run(self) -> int:
         if self.page:
@@ -187,9 +187,11 @@ def text(report: dict[str, Any]) -> str:
 
 
 def filled(page: str, results: Path = RESULTS) -> str:
-    """Return docs/models.md with its table made anew; without the file it says so."""
-    path = results / MARKER
-    return placed(page, MARKER, table(json.loads(path.read_text())) if path.is_file() else "Not measured.")
+    """Return docs/models.md with its tables made anew; without a file it says so."""
+    for name in (MARKER, UNTAUGHT):
+        path = results / name
+        page = placed(page, name, table(json.loads(path.read_text())) if path.is_file() else "Not measured.")
+    return page
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ constexpr const char* kUsage =
     "  --background T     pixels less certain than T (0..1) become background\n"
     "  --partition on     every pixel gets a word, even where the bank has contrast rows; off by default\n"
     "  --least-share S    share of the image that a word must cover to be found; 0.001 by default\n"
-    "  --least-certainty P  probability against none of the words that it must reach; 0.8 by default\n"
+    "  --least-certainty P  probability against none of the words that it must reach; 0.9 by default\n"
     "  --threads N        of the CPU; by default all\n"
     "  --device N         CUDA device; 0 by default\n"
     "  --repeat N         segment N times, the times are those of the last; 1 by default\n";
@@ -93,7 +93,7 @@ int run(int count, char** values) {
   if (partition != "on" && partition != "off") fail("--partition is \"" + partition + "\": expected on or off");
   options.partition = partition == "on";
   options.least_share = number<double>(text("--least-share", "0.001"), "--least-share", 0.0, 1.0);
-  options.least_certainty = number<double>(text("--least-certainty", "0.8"), "--least-certainty", 0.0, 1.0);
+  options.least_certainty = number<double>(text("--least-certainty", "0.9"), "--least-certainty", 0.0, 1.0);
   const int repeat = number<int>(text("--repeat", "1"), "--repeat", 1, 1000000);
 
   ovsdino::edge::TextBank bank = ovsdino::edge::read_bank(given.at("--bank"));

@@ -42,7 +42,7 @@ struct Options {
   std::optional<float> background;  // pixels less certain than this get the label K
   bool partition = false;           // every pixel gets a word, even where the bank has contrast rows
   double least_share = 1e-3;        // of the image that a word must cover to be found
-  double least_certainty = 0.8;     // against none of the words, that its surest pixels must reach; 0 asks for nothing
+  double least_certainty = 0.9;     // against none of the words, that its surest pixels must reach; 0 asks for nothing
   int device = 0;                   // index of the CUDA device
 };
 
