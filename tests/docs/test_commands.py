@@ -27,7 +27,7 @@ PARSED = [
     ),
     (r"--dataset cityscapes", "needs Cityscapes and the hub's weights"),
     (r"ovsdino ablate", "hours"),
-    (r"ovsdino train configs/nano\.yaml", "needs ImageNet's networks and the text tower: tests/train/mixed"),
+    (r"ovsdino train configs/nano(_words)?\.yaml", "needs ImageNet's networks and the text tower: tests/train/mixed"),
     (r"runs/vit6/last\.safetensors", "needs the run of configs/vit6.yaml"),
     (r"ovsdino train configs/weak_vit6\.yaml", "needs the captions and masks that make weak-data writes"),
     (r"--generator sam", "needs SAM's weights and COCO"),

@@ -1,4 +1,4 @@
-"""What the model answered before a run that teaches it more names, so that its other words go on as before.
+"""The answers of a model before a run that teaches it more names, so that its other words go on as before.
 
 Where the head behind the backbone and the SMD alone are trained, all that they read stays as it was. So a copy of these
 two parts gives the earlier tokens F'_0 at little cost, and with T the rows of words that the run does not teach
