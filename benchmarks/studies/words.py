@@ -68,7 +68,7 @@ class Words(ModelOptions, ReportOptions):
     """Checkout of an earlier version, built, whose nano time is measured against."""
 
     page: bool = False
-    """Measure nothing: write the tables of docs/models.md from benchmarks/results/words_nano.json and adapt_lite2.json."""
+    """Measure nothing: write the tables of docs/models.md from the results words_nano.json and adapt_lite2.json."""
 
     def run(self) -> int:
         if self.page:
