@@ -1,6 +1,7 @@
 """Export a model as one ONNX file: image and text bank in, logits out, the vocabulary free.
 
     python deploy/export_onnx.py --model nano --output DIR
+    python deploy/export_onnx.py --model nano --bake bank.safetensors --labels --layout nhwc --output DIR
     python deploy/export_onnx.py --model b14 --random-weights 0 --precision float16 --output b14.onnx
 
 Every export is compared with PyTorch in float32 on real images before it gets its name, and refused below a threshold.
@@ -27,7 +28,7 @@ class ExportOnnx(ExportOptions):
         from ovsdino.deploy.export.publish import locked_output, publish
 
         model = self.load()
-        path = output_file(self.output, f"{model.config.name}_{SUFFIXES[self.precision]}", ".onnx")
+        path = output_file(self.output, f"{model.config.name}_{SUFFIXES[self.precision]}{self.suffix}", ".onnx")
         with locked_output(path):
             sidecar = publish(path, self.graph(model, self.precision))
         say(f"wrote {path} ({sidecar.bytes:,} bytes)")

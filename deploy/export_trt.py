@@ -51,7 +51,7 @@ class ExportTrt(BuildOptions, ExportOptions):
             stem = self.onnx.stem
         else:
             model = self.load()
-            stem = f"{model.config.name}_{SUFFIXES[self.precision]}"
+            stem = f"{model.config.name}_{SUFFIXES[self.precision]}{self.suffix}"
         path = output_file(self.output, f"{stem}_{target.replace(',', '-')}", ".engine")
         inputs = [one for one in (self.onnx, self.bank) if one is not None]
         refuse_inputs([one for one in (path, self.layers, self.timing_cache) if one is not None], inputs)
@@ -83,6 +83,9 @@ class ExportTrt(BuildOptions, ExportOptions):
             return None
         if not runs_here(sidecar):
             say(f"nobody ran this engine: there is no {sidecar.target} device here; verified is null")
+            return None
+        if sidecar.baked is not None:
+            say("an engine with the words inside is not run here, its graph was: verified is null")
             return None
         from ovsdino.deploy.export.compare import compare_engine
         from ovsdino.deploy.export.inputs import bank_rows, random_rows, text_rows

@@ -92,6 +92,8 @@ def run_script(command: type, prog: str, argv: Sequence[str] | None = None) -> i
         argv: Arguments after it; those of the process by default.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if sys.path and sys.path[0] == str(Path(sys.argv[0]).resolve().parent):
+        del sys.path[0]  # the script's own folder: deploy/triton is not the compiler
 
     def body() -> int:
         options = parse(command, prog, args)

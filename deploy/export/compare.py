@@ -160,6 +160,10 @@ def runner(exported: Exported, text: np.ndarray, runtime: str = "onnxruntime") -
     Raises:
         OVSDinoError: The runtime refuses the file.
     """
+    if exported.sidecar.baked is not None:
+        raise OVSDinoError(
+            f"{exported.sidecar.file}: its words are inside: it was compared when it was made (verified in its sidecar)"
+        )
     contrast = contrast_rows(exported.sidecar)
     if exported.sidecar.kind == "onnx" and runtime == "onnxruntime":
         from ovsdino.deploy.export.rounded import Rounded

@@ -105,6 +105,8 @@ def _shapes(graph: ModelProto, sidecar: Sidecar, least_batch: int) -> dict[str, 
     """Return the optimization profile: the ranges of K and of the batch, where the graph leaves them open."""
     shapes: dict[str, Shapes] = {}
     batch, *rest = sidecar.input
+    if sidecar.baked is not None and sidecar.baked["layout"] == "nhwc":
+        rest = [*rest[1:], rest[0]]
     least, most = sidecar.classes
     dim = (sidecar.embed_dim,) * 3
     sides: dict[str, tuple[tuple[int, int, int], ...]] = {  # of each side the least, the usual and the most

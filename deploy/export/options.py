@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ovsdino.console import say
 from ovsdino.deploy.export.defaults import AGREEMENT, CLASSES, COSINE, Backend, Precision
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ovsdino.deploy.export.compare import Verification
     from ovsdino.deploy.export.inputs import Images
     from ovsdino.deploy.export.publish import Exported
+    from ovsdino.edge.bank import TextBank
     from ovsdino.models.ovsdino import OVSDINO
 
 __all__ = [
@@ -115,6 +116,15 @@ class ExportOptions(ModelSource):
     contrast: bool | None = None
     """Take banks with several words a class and with contrast rows, which leave pixels of none of the words unlabeled.
     Default: as the model was trained."""
+    bake: Path | None = None
+    """Text bank to put inside: the graph then has one input, pixels of 0..255, and is for Triton, DeepStream and the
+    like. It is also compared with the graph that it was made from."""
+    labels: bool = False
+    """With --bake: give labels (B, H, W) uint8, the largest logit of each pixel, in place of logits."""
+    probabilities: bool = False
+    """With --bake: give the softmax of the logits, which DeepStream's nvinfer takes, in place of them."""
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    """With --bake: nchw takes (B, 3, H, W) float32, nhwc takes (B, H, W, 3) uint8."""
     verify: VerifyOptions = field(default_factory=VerifyOptions)
     json: bool = False
     """Print one JSON object on stdout."""
@@ -135,14 +145,54 @@ class ExportOptions(ModelSource):
         height = usual[0] if self.height is None else self.height
         width = usual[1] if self.width is None else self.width
         batch, classes = (self.batch[0], self.batch[-1]), (self.classes[0], self.classes[-1])
+        bank = self._bank()
         started = time.perf_counter()
         sizes: dict[str, Any] = {"height": height, "width": width, "batch": batch, "classes": classes}
         exported = export_graph(model, **sizes, precision=precision, contrast=self.contrast)
         say(f"exported {model.config.name} {precision} {height}x{width} in {time.perf_counter() - started:.1f} s")
         if self.verify.skip_verify:
-            return exported
-        found = verify(model, exported, self.verify.find())
-        return exported.proven(self.verify.check(found, labels_count=self.random_weights is None))
+            return exported if bank is None else self._baked(exported, bank, None)
+        images = self.verify.find()
+        found = verify(model, exported, images)
+        proven = exported.proven(self.verify.check(found, labels_count=self.random_weights is None))
+        return proven if bank is None else self._baked(proven, bank, images)
+
+    @property
+    def suffix(self) -> str:
+        """What a baked graph's name has behind the precision."""
+        return "" if self.bake is None else f"_{self._kind}_{self.layout}"
+
+    @property
+    def _kind(self) -> Literal["logits", "probabilities", "labels"]:
+        return "labels" if self.labels else "probabilities" if self.probabilities else "logits"
+
+    def _bank(self) -> TextBank | None:
+        from ovsdino.edge.bank import TextBank
+
+        if self.bake is None:
+            for name, given in (
+                ("labels", self.labels),
+                ("probabilities", self.probabilities),
+                ("layout", self.layout != "nchw"),
+            ):
+                if given:
+                    raise OVSDinoError(f"--{name} goes with --bake BANK: a graph with the words inside")
+            return None
+        if self.labels and self.probabilities:
+            raise OVSDinoError("--labels and --probabilities: expected one of them")
+        return TextBank.load(self.bake)
+
+    def _baked(self, exported: Exported, bank: TextBank, images: Images | None) -> Exported:
+        """Return the graph with the words inside, compared with the one before where there are images."""
+        from ovsdino.deploy.export.bake import bake, baked_agreement, check_baked
+
+        baked = bake(exported, bank, output=self._kind, layout=self.layout)
+        if images is None:
+            return baked
+        agreement = baked_agreement(baked, exported, bank, images)
+        say(f"words inside: label agreement {agreement:.6f} with the graph that takes them as an input")
+        check_baked(agreement, images)
+        return baked.proven({**(exported.sidecar.verified or {}), "baked_agreement": agreement})
 
 
 @dataclass(frozen=True, kw_only=True)

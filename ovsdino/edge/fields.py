@@ -43,6 +43,8 @@ def checked_fields(data: Mapping[str, Any], names: set[str], optional: Sequence[
     """
     data = {name: value for name, value in data.items() if value is not None or name not in optional}
     absent = set(optional) if not set(optional) & set(data) else set()
+    data = {name: value for name, value in data.items() if name != "baked" or value is not None}
+    names = names if "baked" in data else names - {"baked"}
     odd = sorted(set(data) ^ (names - absent))
     if odd:
         raise ValueError(f"field {odd[0]!r} is {'unknown' if odd[0] in data else 'missing'}")
@@ -72,6 +74,7 @@ def checked_fields(data: Mapping[str, Any], names: set[str], optional: Sequence[
     _runtime(data)
     _figures(data["verified"])
     _quantized(data["quantised"], data["precision"])
+    _baked(data.get("baked"))
     return values
 
 
@@ -150,6 +153,20 @@ def _quantized(facts: Any, precision: str) -> None:
         raise ValueError(f"quantised.kept is {_shown(kept)}, expected a list of names")
     if facts.get("base") not in PRECISIONS[:2]:
         raise ValueError(f"quantised.base is {_shown(facts.get('base'))}, expected float32 or float16")
+
+
+def _baked(facts: Any) -> None:
+    if facts is None:
+        return
+    if not isinstance(facts, dict) or set(facts) != {"names", "none", "layout", "output"}:
+        raise ValueError(f"baked is {_shown(facts)}, expected names, none, layout and output")
+    names = facts["names"]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"baked.names is {_shown(names)}, expected a list of words")
+    known = {"none": (True, False), "layout": ("nchw", "nhwc"), "output": ("logits", "probabilities", "labels")}
+    for name, values in known.items():
+        if facts[name] not in values:
+            raise ValueError(f"baked.{name} is {_shown(facts[name])}, expected one of {', '.join(map(str, values))}")
 
 
 def _shown(value: Any) -> str:

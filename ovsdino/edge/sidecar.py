@@ -43,6 +43,7 @@ GRAPH_FACTS = (
         "short_side",
         "patch_size",
         "weights",
+        "baked",
     ),
 )
 
@@ -100,6 +101,9 @@ class Sidecar:
         words: [least, most] words W of a class in the input `text`, (K, W, D); None for a graph that takes one row a
             class, (K, D), and no contrast. Rows of zeros are absent.
         contrast: [least, most] rows C of the input `contrast`, (C, D); the logits then have K + 1 maps, its own last.
+        baked: None, or of a graph with the words inside (`ovsdino.deploy.export.bake`): "names" of the words, "none"
+            (whether one more map or label is of none of them), "layout" of the pixels and kind of "output". It has no
+            fields `words` and `contrast`.
         verified: {"cosine", "label_agreement", "images"} of the export's own check, or None when it was not run.
         quantised: False or None, or the record of `quantize.py`; spelled as format 1 has it.
         format: Version of this file's layout.
@@ -125,6 +129,7 @@ class Sidecar:
     weights: str
     words: tuple[int, int] | None = None
     contrast: tuple[int, int] | None = None
+    baked: Mapping[str, Any] | None = None
     verified: Mapping[str, Any] | None = None
     quantised: Mapping[str, Any] | bool | None = None
     format: int = FORMAT
@@ -184,7 +189,7 @@ class Sidecar:
     def to_bytes(self) -> builtins.bytes:
         """Return the sidecar as JSON."""
         data = dataclasses.asdict(self)
-        for name in OPTIONAL:  # a graph of single rows is as earlier versions wrote it
+        for name in (*OPTIONAL, "baked"):  # a graph of single rows is as earlier versions wrote it
             if data[name] is None:
                 del data[name]
         return json.dumps(data, indent=2, allow_nan=False).encode() + b"\n"
@@ -200,7 +205,8 @@ class Sidecar:
 
     def facts(self) -> dict[str, Any]:
         """Return the fields that a graph carries in its own metadata, so that its hash covers them."""
-        return {name: getattr(self, name) for name in GRAPH_FACTS}
+        facts = {name: getattr(self, name) for name in GRAPH_FACTS}
+        return facts if self.baked is not None else {name: value for name, value in facts.items() if name != "baked"}
 
     def check_graph(self, metadata: Mapping[str, str]) -> None:
         """Refuse a sidecar that differs from the facts inside the graph itself.
@@ -310,6 +316,11 @@ class Sidecar:
         """
         if len(shape) != 2 or len(names) != shape[0]:
             raise OVSDinoError(f"text bank: {len(names)} names for an array of shape {tuple(shape)}: expected (K, D)")
+        if self.baked is not None:
+            raise OVSDinoError(
+                f"{self.file}: its words are inside (--bake), so it takes no text bank: run it with ONNX Runtime, "
+                "Triton or DeepStream, or export it without --bake"
+            )
         least, most = self.classes
         if shape[1] != self.embed_dim:
             raise OVSDinoError(
