@@ -159,7 +159,7 @@ class ExportOptions(ModelSource):
 
     @property
     def suffix(self) -> str:
-        """What a baked graph's name has behind the precision."""
+        """The end of a baked graph's name, behind the precision."""
         return "" if self.bake is None else f"_{self._kind}_{self.layout}"
 
     @property
