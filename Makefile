@@ -1,5 +1,5 @@
 # Every target but clean sets up .venv by itself when it is missing or when what it was made from has changed.
-#   make demo | test | test-install | lint | format | bench | weak-data | gpu-check OUT=dir | clean
+#   make demo | test | test-install | test-matrix | test-aarch64 | lint | format | bench | weak-data | gpu-check OUT=dir | clean
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NATIVE_SOURCES := CMakeLists.txt scripts/build_native.py $(shell find csrc -type f)
 CLANG_FORMAT_SOURCES := $(shell find csrc deploy/cpp -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: setup demo test test-install lint format bench weak-data gpu-check clean
+.PHONY: setup demo test test-install test-matrix test-aarch64 lint format bench weak-data gpu-check clean
 setup: $(VENV)/.native
 
 # The build tools come first, so that pip builds with them and ninja's second run finds nothing changed. constraints.txt
@@ -48,6 +48,14 @@ test: setup
 
 test-install: setup
 	$(PY) -m pytest -q -m slow tests/install $(PYTEST_ARGS)
+
+# Python 3.10, numpy 1.26 and torch 2.5 and 2.8, as JetPack 6 has them: 12 GB of downloads, removed afterwards.
+test-matrix:
+	$(PYTHON) scripts/test_matrix.py $(MATRIX_ARGS)
+
+# Needs Debian's g++-aarch64-linux-gnu and qemu-user.
+test-aarch64: setup
+	$(PY) -m pytest -q -s -m "slow or not slow" tests/ops/test_aarch64.py tests/ops/test_native.py -k aarch64 $(PYTEST_ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff format --check .

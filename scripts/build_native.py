@@ -131,6 +131,25 @@ def _pybind11_cmake_dir(build_dir: Path) -> str:
     return str(folder)
 
 
+GIB_A_JOB = 1.5  # nvcc on the largest source takes 1.2 GiB for one architecture
+
+
+def choose_jobs(memory: Path = Path("/proc/meminfo")) -> str:
+    """Compilers to run at once: ``CMAKE_BUILD_PARALLEL_LEVEL``, else as many as cores and free memory allow.
+
+    An Orin Nano has six cores and 8 GB for CPU and GPU together: ninja's own choice is killed there.
+    """
+    named = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "")
+    if named:
+        return named
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        free = re.search(r"^MemAvailable:\s*(\d+) kB", memory.read_text(), re.M)
+    except OSError:
+        free = None
+    return str(min(cores, max(1, int(int(free[1]) / 2**20 / GIB_A_JOB))) if free else cores)
+
+
 def _run(command: list[str], remedy: str) -> None:
     print("+", shlex.join(command), flush=True)
     try:
@@ -174,7 +193,7 @@ def build(output_dir: Path) -> Path:
         configure += [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DOVSDINO_CUDA_ARCHS={';'.join(choose_archs(nvcc))}"]
     remedy = "OVSDINO_CUDA=0 builds without CUDA" if nvcc else "repair the compiler or the source"
     _run(configure, remedy)
-    _run([cmake, "--build", str(build_dir), "--target", "_C"], remedy)
+    _run([cmake, "--build", str(build_dir), "--target", "_C", "--parallel", choose_jobs()], remedy)
     built = build_dir / "out" / f"_C{EXT_SUFFIX}"
     if not built.is_file():
         raise BuildError(f"the build ended without {built}: CMakeLists.txt must honour OVSDINO_OUTPUT_DIR")

@@ -6,10 +6,12 @@ import os
 import platform
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ovsdino.console import print_json
+from ovsdino.deploy.export.defaults import AGREEMENT
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.native import BACKENDS
 
@@ -28,18 +30,50 @@ _CORE = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "rich
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Tell what is built, found and missing; the exit code is 2 if something must be fixed."""
+    """Tell what is built, found and missing; the exit code is 2 if something must be fixed.
 
+    With --engine it also runs an engine on its device and compares it with its graph in ONNX Runtime.
+    """
+
+    engine: Path | None = None
+    """Engine to prove: made by deploy/export_trt.py for this device, or an int8 graph to hold against its float one."""
+    graph: Path | None = None
+    """With --engine: the .onnx file that it was built from. Default: the one next to it by name."""
+    images: Path | None = None
+    """With --engine: folder of images to compare on. Default: CamVid val where it is, else 4 synthetic ones."""
+    bank: Path | None = None
+    """With --engine: text bank to compare on. Default: seeded random rows, and no labels are asked for."""
     json: bool = False
     """Print one JSON object on stdout."""
 
     def run(self) -> int:
+        if self.engine is None and (self.graph or self.images or self.bank):
+            raise OVSDinoError("--graph, --images and --bank go with --engine FILE")
         report = examine()
+        if self.engine is not None:
+            report["engine"], problem = self._proven(self.engine)
+            report["problems"] += problem
         if self.json:
             print_json(report)
         else:
             print_report(report)
         return 2 if report["problems"] else 0
+
+    def _proven(self, engine: Path) -> tuple[dict[str, Any], list[str]]:
+        """Return the figures of an engine against its graph, and one line where they are too low or it cannot run."""
+        from ovsdino.deploy.export.inputs import find_images
+        from ovsdino.deploy.export.prove import graph_of, prove
+
+        report: dict[str, Any] = {"file": str(engine), "graph": None, "verified": None}
+        try:
+            graph = self.graph or graph_of(engine)
+            report["graph"] = str(graph)
+            found = prove(engine, graph, find_images(self.images, "camvid", None, "val", 20), self.bank)
+            report["verified"] = found.to_dict()
+            found.check(agreement=None if self.bank is None else AGREEMENT)
+        except OVSDinoError as error:
+            return report, [one_line(error)]
+        return report, []
 
 
 def examine() -> dict[str, Any]:
@@ -98,6 +132,10 @@ def print_report(report: dict[str, Any]) -> None:
             for name, entry in report["environment"].items()
         },
     )
+    if "engine" in report:
+        figures = report["engine"]["verified"] or {}
+        told = ", ".join(f"{name} {value}" for name, value in figures.items()) or "not run"
+        section("engine", {report["engine"]["file"]: told})
     for problem in report["problems"]:
         print(f"to fix: {problem}")
     if not report["problems"]:

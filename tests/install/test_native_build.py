@@ -106,3 +106,19 @@ def test_the_module_is_replaced_not_overwritten(build_native: ModuleType, tmp_pa
         assert mapped.read() == b"old"
         assert os.fstat(mapped.fileno()).st_ino != old.stat().st_ino
     assert old.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(("kib", "expected"), [(900_000, 1), (3_300_000, 2), (64_000_000, 4)])
+def test_as_many_compilers_run_as_fit_into_memory(
+    build_native: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kib: int, expected: int
+) -> None:
+    monkeypatch.delenv("CMAKE_BUILD_PARALLEL_LEVEL", raising=False)
+    monkeypatch.setattr(build_native.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    (tmp_path / "meminfo").write_text(f"MemTotal: 99000000 kB\nMemAvailable:   {kib} kB\n")
+    assert build_native.choose_jobs(tmp_path / "meminfo") == str(expected)
+    assert build_native.choose_jobs(tmp_path / "none") == "4"
+
+
+def test_a_named_number_of_compilers_is_kept(build_native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMAKE_BUILD_PARALLEL_LEVEL", "3")
+    assert build_native.choose_jobs() == "3"
