@@ -30,6 +30,7 @@ from ovsdino.models.backbone import ViTBackbone
 from ovsdino.models.config import ModelConfig
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.weights import weights_digest
+from ovsdino.ops.compat import recording
 
 __all__ = ["OPSET", "default_size", "export_graph", "write_facts"]
 
@@ -183,7 +184,7 @@ def _traced(
         dynamic[1][1] = torch.export.Dim("W", min=WORDS[0], max=WORDS[1])
         dynamic.append({0: torch.export.Dim("C", min=CONTRAST[0], max=CONTRAST[1])})
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), recording():
             program = torch.onnx.export(
                 prepared,
                 tuple(inputs.values()),

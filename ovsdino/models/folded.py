@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ovsdino.models.efficientnet import SameConv
+from ovsdino.ops.compat import inferring
 
 # First convolutions that stay in float32 under autocast. On four images of CamVid bfloat16 in nano's stem and first two
 # groups changes 0.28 % of the labels, in each later part of the network 0.03 to 0.07 %.
@@ -57,7 +58,7 @@ class FoldedForms:
         autocast would cast them at every call.
         """
         image = by_pixel(image)
-        if network.training or image.device.type != "cpu" or not torch.is_inference_mode_enabled():
+        if network.training or image.device.type != "cpu" or not inferring():
             return network, image
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else image.dtype
         if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.enabled:

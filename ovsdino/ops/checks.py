@@ -57,7 +57,7 @@ def check_memory(**tensors: Tensor | None) -> None:
 def check_size(size: Sequence[Any]) -> tuple[int, int]:
     """Return (rows, columns) of a result; raise ValueError unless they are whole numbers from 1 to 2^30."""
     try:
-        found: list[Any] = [x if isinstance(x, int | torch.SymInt) else index(x) for x in size]
+        found: list[Any] = [x if isinstance(x, (int, torch.SymInt)) else index(x) for x in size]
     except TypeError:
         raise ValueError(f"size must be two whole numbers (H, W), got {size!r}") from None
     if len(found) != 2 or found[0] < 1 or found[1] < 1:
@@ -69,7 +69,7 @@ def check_size(size: Sequence[Any]) -> tuple[int, int]:
 
 def check_number(name: str, x: Any, least: float = -math.inf) -> None:
     """Raise ValueError, with the name, unless x is a finite number of at least `least`."""
-    if not isinstance(x, int | float | torch.SymInt | torch.SymFloat) and not hasattr(x, "__float__"):
+    if not isinstance(x, (int, float, torch.SymInt, torch.SymFloat)) and not hasattr(x, "__float__"):
         raise ValueError(f"{name} must be a number, got {x!r}")
     if not (least <= x and -math.inf < x < math.inf):
         bound = "" if least == -math.inf else f" of at least {least:g}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -10,6 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., object])
+
+
+class _Exporter:
+    recording = False
 
 
 def constant(function: Function) -> Function:
@@ -26,9 +31,32 @@ def exporting() -> bool:
     """Return whether an exporter or tracer records the calls: `torch.export`, `torch.onnx` or `torch.jit.trace`.
 
     Inside `torch.compile`, torch 2.11 answers True to ``torch.compiler.is_exporting()`` whatever it compiles for; the
-    flag that this function returns elsewhere is True for an export only.
+    flag that this function returns elsewhere is True for an export only. torch 2.5 has no such flag: `recording` has.
     """
-    return bool(getattr(torch.compiler, "_is_exporting_flag", False)) or torch.jit.is_tracing()
+    return _Exporter.recording or bool(getattr(torch.compiler, "_is_exporting_flag", False)) or torch.jit.is_tracing()
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Tell `exporting` that an exporter records the calls meanwhile, for a torch that does not tell it."""
+    _Exporter.recording = True
+    try:
+        yield
+    finally:
+        _Exporter.recording = False
+
+
+def inferring() -> bool:
+    """Return whether inference mode is on. While torch before 2.8 compiles or exports it cannot be asked: False."""
+    if release() < (2, 8) and torch.compiler.is_compiling():
+        return False
+    return torch.is_inference_mode_enabled()
+
+
+def release(version: str = torch.__version__) -> tuple[int, int]:
+    """Return (major, minor) of a release of torch, this one by default."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def unpickles_safely(version: str = torch.__version__) -> bool:
@@ -36,8 +64,7 @@ def unpickles_safely(version: str = torch.__version__) -> bool:
 
     2.6 closed CVE-2025-32434, 2.10 CVE-2026-24747. Boards have older releases, for which no newer one may exist.
     """
-    major, minor = (int(part) for part in version.split(".")[:2])
-    return (major, minor) >= (2, 10)
+    return release(version) >= (2, 10)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

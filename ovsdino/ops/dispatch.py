@@ -121,8 +121,18 @@ def _without_triton(device: str) -> str:
         return "triton is not installed (pip install triton; Jetson and Windows have none)"
     interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
     if device == "cuda" or (device == "cpu" and interpreted):
-        return ""
+        return _too_old_triton()
     return f"it runs on cuda tensors (on cpu ones, slowly, with TRITON_INTERPRET=1 in the environment), got {device}"
+
+
+@cache
+def _too_old_triton() -> str:
+    """Return why the installed Triton is too old for the kernels; "" if it is not."""
+    try:
+        import triton
+    except ImportError as error:
+        return f"triton cannot be imported ({error})"
+    return "" if hasattr(triton, "knobs") else f"triton {triton.__version__} is too old: 3.4 or newer (torch 2.8)"
 
 
 def available(op: str, device: str) -> list[str]:

@@ -15,6 +15,7 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.models.backbone import build_backbone, freeze, read_efficientnet
 from ovsdino.models.config import BackboneConfig, SAEConfig
 from ovsdino.models.sae import StructureAwareEncoder
+from ovsdino.ops.compat import unpickles_safely
 from ovsdino.train.trainer import Trainer
 from tests.support.cnn import CNN, JOINED, NAME, small_model_on
 
@@ -149,6 +150,7 @@ def ported(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"_part{i}.{key.rpartition('.')[2]}": value for i, (key, value) in enumerate(state.items())}
 
 
+@pytest.mark.skipif(not unpickles_safely(), reason="this torch reads no pickled weights")
 @pytest.mark.parametrize(
     "form", ["timm", "timm inside", "timm without classifier", "ported", "ported without counters"]
 )
@@ -179,6 +181,7 @@ def reordered(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: state[key] for key in keys}
 
 
+@pytest.mark.skipif(not unpickles_safely(), reason="this torch reads no pickled weights")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
