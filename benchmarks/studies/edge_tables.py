@@ -12,7 +12,7 @@ from typing import Any
 
 from ovsdino.benchmarks.lib.latency_report import markdown
 from ovsdino.benchmarks.lib.report import RESULTS, ROOT, placed, save
-from ovsdino.benchmarks.studies import cpu_backends
+from ovsdino.benchmarks.studies import cpu_backends, neighbors
 from ovsdino.deploy.quantization.report import score_table
 from ovsdino.parsing import run_script
 
@@ -40,6 +40,7 @@ def quantization(report: dict[str, Any]) -> str:
 TABLES = {
     "cpu_backends.json": cpu_backends.markdown,
     "latency_b14_cpu.json": markdown,
+    "neighbors.json": neighbors.markdown,
     "quantize_nano.json": quantization,
 }
 

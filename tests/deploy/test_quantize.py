@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from ovsdino.data.names import CAMVID
 from ovsdino.deploy.export.engine import build_engine
 from ovsdino.deploy.export.options import BuildOptions
 from ovsdino.deploy.export.publish import Exported
 from ovsdino.deploy.quantization.job import quantize_file
 from ovsdino.deploy.quantization.options import QuantizeOptions
 from ovsdino.deploy.quantize import Quantize
+from ovsdino.edge.bank import TextBank
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.parsing import run_script
-from tests.support.block import LINEARS, NARROW, pictures, saved
+from tests.support.block import LINEARS, NARROW, TEXT, pictures, saved
 
 
 def test_the_script_writes_graph_and_sidecar(
@@ -88,6 +94,34 @@ def test_bad_input_is_refused_in_one_line(fault: str, tmp_path: Path, capsys: py
         "itself": "would replace an input",
     }
     assert said[fault] in line
+
+
+def test_both_graphs_are_scored_on_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, images, rng = saved(tmp_path), pictures(tmp_path / "images", 4), np.random.default_rng(0)
+    with zipfile.ZipFile(tmp_path / "camvid_val.zip", "w") as archive:
+        for index in range(3):
+            for folder, pixels in (
+                ("images", rng.integers(0, 256, (16, 24, 3), dtype=np.uint8)),
+                ("labels", rng.integers(0, len(CAMVID), (16, 24), dtype=np.uint8)),
+            ):
+                content = io.BytesIO()
+                Image.fromarray(pixels).save(content, "PNG")
+                archive.writestr(f"{folder}/{index}.png", content.getvalue())
+    rows = np.random.default_rng(1).normal(size=(len(CAMVID), TEXT)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    bank = TextBank(names=tuple(CAMVID), text=rows, model="nano", weights="0" * 64)
+    bank.save(tmp_path / "bank.safetensors")
+    arguments = ["--input", str(path), "--calibration", str(images), "--threads", "1", "--least-agreement", "0"]
+    arguments += ["--evaluate", str(tmp_path), "--bank", str(tmp_path / "bank.safetensors"), "--limit", "2"]
+    assert run_script(Quantize, "quantize.py", [*arguments, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [row["name"] for row in results] == ["float32", "int8 without SmoothQuant", "int8"]
+    assert all(row["images"] == 2 and 0 < row["miou"] < 0.5 and row["ms"] > 0 for row in results)
+    assert results[0]["label_agreement"] == 1 > results[2]["label_agreement"] > 0.5
+    assert results[2]["bytes"] == (tmp_path / "block_int8.onnx").stat().st_size
+    dataclasses.replace(bank, names=bank.names[:-1], text=rows[:-1]).save(tmp_path / "bank.safetensors")
+    assert run_script(Quantize, "quantize.py", [*arguments, "--output", str(tmp_path / "other.onnx")]) == 2
+    assert "10 classes, the data set has 11" in capsys.readouterr().err
 
 
 def test_tensorrt_rtx_builds_the_quantized_graph(tmp_path: Path) -> None:
