@@ -65,7 +65,11 @@ class StreamCommand:
     height: int | None = None
     """Frame height to ask a camera for."""
     nv12: bool = False
-    """The GStreamer pipeline gives NV12: frames go to the engine without a conversion on the CPU."""
+    """The GStreamer pipeline gives NV12: frames go to the engine without a conversion on the CPU. It is switched on by
+    itself where format=NV12 is the last format that the pipeline names."""
+    source_latency_ms: float = 0.0
+    """Age of a camera's frame when it arrives, where the camera does not tell when it was taken. V4L2 cameras tell it,
+    and GStreamer pipelines where GStreamer's own Python binding (python3-gi) is installed; RTSP addresses do not."""
     every_frame: bool = False
     """Segment every frame of a file or folder, however long it takes; frames then wait, and their age says little."""
     frames: int | None = None
@@ -86,6 +90,10 @@ class StreamCommand:
     """Seconds without a frame after which the source is opened again."""
     give_up: float | None = None
     """Seconds without a frame after which it ends with an error. Default: it tries forever."""
+    wait: bool = False
+    """Wait for a camera that is not there yet, as long as --give-up says. Default: that is an error."""
+    metrics: int | None = None
+    """Port at which to serve the figures for Prometheus, http://127.0.0.1:PORT/metrics, to this machine alone."""
     report: float = 5.0
     """Seconds between two lines of figures on stderr."""
     output: Path | None = None
@@ -101,7 +109,7 @@ class StreamCommand:
         if self.output is not None:
             refuse_inputs([self.output], inputs)  # before a model is loaded
         stream, names = self._stream()
-        with self._writer(names, inputs) as writer, stop_on_signals(stream.stop):
+        with self._writer(names, inputs) as writer, stop_on_signals(stream.stop), self._metrics(stream):
             summary = stream.run(writer) if writer is not None else stream.run()
         summary = {"source": redact(self.source), **summary}
         if writer is not None:
@@ -132,7 +140,7 @@ class StreamCommand:
             )
         elif self.fallback:
             raise OVSDinoError("--fallback without --deadline-ms: say what is too late, in milliseconds")
-        limits = CaptureLimits(stall_s=self.stall, give_up_s=self.give_up)
+        limits = CaptureLimits(stall_s=self.stall, give_up_s=self.give_up, wait=self.wait)
         factory = make_source(self.source, self._source_options())
         engines, names = self._engines()
         slot: LatestFrame[Frame] = LatestFrame(keep_all=self.every_frame)
@@ -153,8 +161,19 @@ class StreamCommand:
         from ovsdino.stream.sources import SourceOptions
 
         return SourceOptions(
-            fps=self.fps, width=self.width, height=self.height, keep_all=self.every_frame, nv12=self.nv12
+            fps=self.fps,
+            width=self.width,
+            height=self.height,
+            keep_all=self.every_frame,
+            nv12=self._gives_nv12,
+            latency_ms=self.source_latency_ms,
         )
+
+    @property
+    def _gives_nv12(self) -> bool:
+        from ovsdino.stream.sources import gives_nv12
+
+        return self.nv12 or gives_nv12(self.source)
 
     def _engines(self) -> tuple[list[Engine], tuple[str, ...]]:
         """Return the engines, the largest first, and the classes of all."""
@@ -191,7 +210,7 @@ class StreamCommand:
                 raise OVSDinoError(
                     f"{path}: other classes than {self.bank[0]}: all engines must name the same, in order"
                 )
-        settings = {"nv12": self.nv12, "scores": False}
+        settings = {"nv12": self._gives_nv12, "scores": False}
         engines: list[Engine] = []
         for path, bank in zip(files, banks, strict=True):
             name = str(path) if path.name in {engine.name for engine in engines} else path.name
@@ -213,6 +232,13 @@ class StreamCommand:
         engines = () if self.engine is None else (self.engine, *self.fallback)
         adapted = () if self.adapted is None else (self.adapted,)
         return [*files_of(self.source), *engines, *self.bank, *adapted]
+
+    def _metrics(self, stream: Stream) -> Any:
+        if self.metrics is None:
+            return nullcontext()
+        from ovsdino.stream.metrics import MetricsServer
+
+        return MetricsServer(self.metrics, lambda: stream.summary("running"))
 
     def _writer(self, names: tuple[str, ...], inputs: list[Path]) -> Any:
         if self.output is None:
@@ -239,4 +265,8 @@ class _ZooSegmenter:
         self.names = vocabulary.names
 
     def segment(self, image: np.ndarray) -> Any:
+        if image.ndim == 2:
+            from ovsdino.edge.pixels import nv12_to_rgb
+
+            image = nv12_to_rgb(image)
         return self._segmenter.segment(image, self._vocabulary, scores=False, **self._settings)

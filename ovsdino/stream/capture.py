@@ -140,12 +140,14 @@ class CaptureLimits:
         stall_s: Seconds without a frame after which it counts as stalled and is opened again.
         backoff_s: First and longest pause before it is opened again; the pause doubles from one to the other.
         give_up_s: Seconds without a frame after which reading ends with an error; None: never.
+        wait: Try to open a camera that is not there yet, too; otherwise the first failure is an error.
     """
 
     open_s: float = 15.0
     stall_s: float = 2.0
     backoff_s: tuple[float, float] = (0.2, 5.0)
     give_up_s: float | None = None
+    wait: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("open_s", self.open_s), ("stall_s", self.stall_s), ("give_up_s", self.give_up_s)):
@@ -217,6 +219,11 @@ class Capture:
         with self._lock:
             return self.ended or self.error is not None
 
+    @property
+    def _begun(self) -> bool:
+        """Whether a failure is one to wait for the end of: after the first frame, or from the start with `wait`."""
+        return self.limits.wait or bool(self.counts.captured)
+
     def start(self) -> None:
         """Start to read."""
         with self._lock:
@@ -240,7 +247,7 @@ class Capture:
             if self.ended or self.error is not None or self._stop.is_set():
                 return
             silent = now - self._progress
-            if self.limits.give_up_s is not None and silent > self.limits.give_up_s and self.counts.captured:
+            if self.limits.give_up_s is not None and silent > self.limits.give_up_s and self._begun:
                 self.error = SourceError(f"the source gave no frame for {silent:.1f} s and was given up")
                 return
             if self._due is not None and now > self._due:
@@ -256,7 +263,7 @@ class Capture:
         assert self._thread is not None
         self._generation += 1
         self._due = None
-        if not self.counts.captured:
+        if not self._begun:
             self.error = SourceError(f"the source gave no frame within {silent:.1f} s: check that it is connected")
             return ""
         self._hung = [thread for thread in (*self._hung, self._thread) if thread.is_alive()]
@@ -367,7 +374,7 @@ class Capture:
             if generation != self._generation or self._stop.is_set():
                 return False
             self._due = None
-            if not live or not self.counts.captured:
+            if not live or not self._begun:
                 kind = "" if isinstance(error, OVSDinoError) else f"{type(error).__name__}: "
                 self.error = SourceError(kind + (one_line(error) or "the source failed"))
                 return False

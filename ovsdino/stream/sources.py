@@ -17,6 +17,7 @@ from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.images import SUFFIXES, expand_paths, load_image
 from ovsdino.io.video import import_cv2, opencv_name
 from ovsdino.stream.capture import Source, SourceError
+from ovsdino.stream.gstreamer import GStreamerSource, has_gstreamer
 
 __all__ = [
     "FolderSource",
@@ -43,6 +44,7 @@ class SourceOptions:
         height: Frame height, likewise.
         keep_all: Files are read as fast as they are taken, and not at `fps`.
         nv12: The pipeline gives NV12, which goes to the network as it is.
+        latency_ms: Age of a camera's frame when it arrives, where the camera does not tell its time.
     """
 
     fps: float | None = None
@@ -50,8 +52,11 @@ class SourceOptions:
     height: int | None = None
     keep_all: bool = False
     nv12: bool = False
+    latency_ms: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.latency_ms <= 60_000:
+            raise OVSDinoError(f"latency_ms is {self.latency_ms}: expected 0..60000 milliseconds")
         for name, value in (("fps", self.fps), ("width", self.width), ("height", self.height)):
             if value is not None and not 0 < value <= 100_000:
                 raise OVSDinoError(f"{name} is {value}: expected more than 0")
@@ -97,8 +102,16 @@ def make_source(name: str, options: SourceOptions) -> Callable[[], Source]:
         raise OVSDinoError(f"{shown}: every frame can be kept of a file or a folder only, a camera does not wait")
     if options.nv12 and kind != "gstreamer":
         raise OVSDinoError(f"{shown}: NV12 comes from a GStreamer pipeline only; leave out --nv12")
+    if kind == "gstreamer" and has_gstreamer():
+        return lambda: GStreamerSource(target, options.latency_ms / 1e3)
     import_cv2()
     return lambda: OpenCVSource(kind, target, options)
+
+
+def gives_nv12(name: str) -> bool:
+    """Tell whether a source is a pipeline whose last named format is NV12."""
+    formats = re.findall(r"format\s*=\s*(?:\(string\)\s*)?\"?(\w+)", name) if "!" in name else []
+    return bool(formats) and formats[-1] == "NV12" and not os.path.exists(name)
 
 
 def playing_rate(name: str, options: SourceOptions) -> float:
@@ -241,7 +254,7 @@ class OpenCVSource:
             stamp = float(self._video.get(import_cv2().CAP_PROP_POS_MSEC)) / 1e3
             if 0 < stamp <= now < stamp + MAX_DRIVER_AGE_S:
                 return stamp
-        return now
+        return now - self._options.latency_ms / 1e3 if self.live else now
 
     def retrieve(self) -> np.ndarray:
         cv2 = import_cv2()

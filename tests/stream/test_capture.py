@@ -277,3 +277,15 @@ def test_a_source_silent_for_too_long_is_given_up():
 def test_limits_out_of_range_are_refused(bad):
     with pytest.raises(OVSDinoError, match="expected"):
         CaptureLimits(**bad)
+
+
+def test_a_camera_that_is_not_there_yet_is_waited_for_on_request():
+    source = Script(["refuse"], ["refuse"], [SMALL])
+    slot: LatestFrame[Frame] = LatestFrame()
+    capture = Capture(source, slot, limits=dataclasses.replace(QUICK, wait=True))
+    capture.start()
+    try:
+        frame = slot.take(20)
+    finally:
+        capture.stop()
+    assert frame is not None and frame.sequence == 1 and source.opened >= 3 and capture.error is None
