@@ -434,6 +434,7 @@ def test_confidences_are_kept_on_request(nano: Segmenter, picture: np.ndarray) -
 
 def test_an_image_unlike_the_known_ones_is_said_once(picture: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
     segmenter = Segmenter(load("nano", "cpu").model, short_side=64)
+    segmenter.model.known = {}
     assert segmenter.segment(picture, CLASSES).novelty is None
     random = np.random.default_rng(0)
     near = [np.clip(picture * light, 0, 255).astype(np.uint8) for light in random.uniform(0.8, 1.2, 24)]
