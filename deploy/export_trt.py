@@ -11,6 +11,7 @@ is there, the engine is run and compared with its graph in ONNX Runtime; elsewhe
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,7 @@ class ExportTrt(BuildOptions, ExportOptions):
         return self.verify.check(compare_engine(engine, graph, images, text), labels_count=labels_count)
 
     def _report(self, path: Path, sidecar: Sidecar, seconds: float) -> dict[str, Any]:
+        quantized = sidecar.quantised if isinstance(sidecar.quantised, Mapping) else {}
         return {
             "engine": str(path),
             "sidecar": f"{path}.json",
@@ -109,6 +111,8 @@ class ExportTrt(BuildOptions, ExportOptions):
             "version": sidecar.version,
             "target": sidecar.target,
             "precision": sidecar.precision,
+            "int8_linears": quantized.get("int8_in_engine"),
+            "float_linears": quantized.get("float_in_engine"),
             "verified": reported(sidecar.verified),
         }
 

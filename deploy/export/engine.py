@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import ModelProto
@@ -21,7 +22,7 @@ from ovsdino.edge.tensorrt_graph import device_sm
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, reading
 
-__all__ = ["Attention", "attention", "build_engine", "runs_here"]
+__all__ = ["Attention", "attention", "build_engine", "int8_linears", "runs_here"]
 
 log = logging.getLogger("ovsdino")
 
@@ -55,6 +56,23 @@ def attention(graph: ModelProto, layers: Sequence[Layer]) -> Attention:
     )
 
 
+def int8_linears(graph: ModelProto, layers: Sequence[Layer]) -> tuple[list[str], list[str]]:
+    """Return the linears of a quantized graph that the engine multiplies in int8, and the others, by node names.
+
+    A linear is in int8 where a product of the engine that holds its node reads int8. Where TensorRT dequantizes
+    before it, the product reads floats.
+
+    Args:
+        graph: The graph, with Q/DQ around its linears.
+        layers: Layers of the engine.
+    """
+    restored = {name for node in graph.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    products = {node for layer in layers if layer.kind != "kgen" and "Int8" in layer.reads for node in layer.nodes}
+    linears = [n for n in graph.graph.node if n.op_type in ("MatMul", "Gemm") and restored.issuperset(n.input[:2])]
+    inside = [node.name for node in linears if node.name in products]
+    return inside, [node.name for node in linears if node.name not in products]
+
+
 def build_engine(graph: Exported, settings: BuildOptions, *, least_batch: int = 1) -> tuple[Exported, float]:
     """Build an engine; its sidecar is the graph's, with what the engine adds.
 
@@ -83,11 +101,22 @@ def build_engine(graph: Exported, settings: BuildOptions, *, least_batch: int = 
         log.warning("%s", known)
     built = tensorrt_api.build(graph.data, settings, target, _shapes(model, sidecar, least_batch))
     file = Path(sidecar.file).with_suffix(".engine").name
-    facts = {"kind": "engine", "file": file, "backend": backend, "version": built.version, "target": target}
+    facts: dict[str, Any] = {
+        "kind": "engine",
+        "file": file,
+        "backend": backend,
+        "version": built.version,
+        "target": target,
+    }
     fused = attention(model, built.layers)
     if built.layers:
         total = len(fused.fused) + len(fused.apart)
         say(f"attention: {len(fused.fused)} of {total} fused, {len(built.layers)} layers ({built.source})")
+    inside, outside = int8_linears(model, built.layers)
+    if built.layers and (inside or outside):
+        record = sidecar.quantised if isinstance(sidecar.quantised, Mapping) else {}
+        say(f"int8: {len(inside)} of {len(inside) + len(outside)} linears")
+        facts["quantised"] = {**record, "int8_in_engine": len(inside), "float_in_engine": outside}
     if settings.layers is not None:
         _write_layers(settings.layers, built, fused)
     return Exported.of(built.data, sidecar, **facts, verified=None), built.seconds

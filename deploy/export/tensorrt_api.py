@@ -35,11 +35,19 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # least, usua
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer of an engine: its name, and the nodes of the ONNX graph that went into it."""
+    """A layer of an engine.
+
+    Attributes:
+        name: Its name.
+        kind: TensorRT's word for it: "gemm"; "kgen" for what is generated of small ops.
+        nodes: Names of the nodes of the ONNX graph that went into it.
+        reads: Types of the tensors that it reads, constants left out: "Int8", "Half".
+    """
 
     name: str
     kind: str
     nodes: tuple[str, ...]
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,16 +252,30 @@ def _inspected(trt: Any, logger: Any, data: bytes) -> tuple[Layer, ...]:
     for one in found.get("Layers", []):
         if isinstance(one, dict):
             name, kind = str(one.get("Name", "")), str(one.get("LayerType", ""))
-            layers.append(Layer(name=name, kind=kind, nodes=_nodes(str(one.get("Metadata", "")))))
+            inputs = [entry for entry in one.get("Inputs", []) if isinstance(entry, dict)]
+            reads = tuple(str(entry.get("Datatype", entry.get("Format/Datatype", ""))) for entry in inputs)
+            layers.append(Layer(name=name, kind=kind, nodes=_nodes(str(one.get("Metadata", ""))), reads=reads))
         else:  # a version that tells names only
             layers.append(Layer(name=str(one), kind="", nodes=()))
     return tuple(layers)
 
 
 def _logged(lines: list[str]) -> tuple[Layer, ...]:
-    pattern = re.compile(r"Name: (?P<name>[^,]*), LayerType: (?P<kind>[^,]*),.*Metadata: (?P<nodes>.*)")
+    pattern = re.compile(
+        r"Name: (?P<name>[^,]*), LayerType: (?P<kind>[^,]*), Inputs: (?P<inputs>\[.*?\]), (?:Constants: |Outputs: )"
+        r".*Metadata: (?P<nodes>.*)"
+    )
     found = (pattern.match(line) for line in lines)
-    return tuple(Layer(name=m["name"], kind=m["kind"], nodes=_nodes(m["nodes"])) for m in found if m is not None)
+    return tuple(
+        Layer(
+            name=m["name"],
+            kind=m["kind"],
+            nodes=_nodes(m["nodes"]),
+            reads=tuple(re.findall(r"Datatype: (\w+)", m["inputs"])),
+        )
+        for m in found
+        if m is not None
+    )
 
 
 def _nodes(metadata: str) -> tuple[str, ...]:

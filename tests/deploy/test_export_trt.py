@@ -49,7 +49,8 @@ def exported(rtx: ModuleType, output: Path, capsys: pytest.CaptureFixture[str], 
     assert run_script(ExportTrt, "export_trt.py", [*start, *arguments]) == 0
     report: dict[str, object] = json.loads(capsys.readouterr().out)
     assert set(report) == {
-        *("engine", "sidecar", "bytes", "build_s", "backend", "version", "target", "precision", "verified")
+        *("engine", "sidecar", "bytes", "build_s", "backend", "version", "target", "precision", "verified"),
+        *("int8_linears", "float_linears"),
     }
     sidecar = Sidecar.load(str(report["engine"]))
     sidecar.read(str(report["engine"]))

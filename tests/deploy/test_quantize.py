@@ -130,5 +130,6 @@ def test_tensorrt_rtx_builds_the_quantized_graph(tmp_path: Path) -> None:
     int8 = tmp_path / "int8.onnx"
     quantize_file(QuantizeOptions(input=path, output=int8, calibration=images, threads=1))
     data, sidecar = build_engine(Exported.read(int8), BuildOptions(backend="tensorrt_rtx", target="sm86"))[0]
-    assert sidecar.kind == "engine" and sidecar.precision == "int8" and sidecar.quantised
+    assert sidecar.kind == "engine" and sidecar.precision == "int8" and isinstance(sidecar.quantised, dict)
+    assert sidecar.quantised["int8_in_engine"] == len(LINEARS) and sidecar.quantised["float_in_engine"] == []
     assert sidecar.bytes == len(data) > 1000

@@ -10,12 +10,17 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+from onnx import helper
 
-from ovsdino.deploy.export.engine import build_engine
+from ovsdino.deploy.export.engine import build_engine, int8_linears
 from ovsdino.deploy.export.options import BuildOptions
 from ovsdino.deploy.export.publish import Exported, publish
+from ovsdino.deploy.export.tensorrt_api import Layer
+from ovsdino.deploy.quantization.job import quantize_file
+from ovsdino.deploy.quantization.options import QuantizeOptions
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
+from tests.support.block import pictures
 from tests.support.small import small_model
 
 
@@ -42,6 +47,31 @@ def test_an_engine_for_two_gpus_and_its_sidecar(rtx: ModuleType, small: Path, tm
         "decoder.score_attention/Softmax",
     }
     assert any("backbone.vit.blocks.0.mlp.fc1/MatMul" in layer["nodes"] for layer in told["layers"])
+
+
+def test_linears_count_as_int8_where_their_product_reads_int8() -> None:
+    nodes = [
+        *(helper.make_node("DequantizeLinear", [f"{name}_int8", "scale"], [name]) for name in ("x", "q", "k", "v")),
+        *(helper.make_node("MatMul", ["x", name], [f"x{name}"], name=f"{name}/MatMul") for name in ("q", "k", "v")),
+        helper.make_node("MatMul", ["xq", "xk"], ["scores"], name="attention/MatMul"),
+    ]
+    graph = helper.make_model(helper.make_graph(nodes, "linears", [], []))
+    layers = [
+        Layer(name="one", kind="gemm", nodes=("q/MatMul", "x_dq"), reads=("Int8",)),
+        Layer(name="two", kind="kgen", nodes=("q/MatMul", "k/MatMul"), reads=("Int8",)),  # makes its floats
+        Layer(name="three", kind="gemm", nodes=("k/MatMul", "attention/MatMul"), reads=("Half", "Half")),
+    ]
+    assert int8_linears(graph, layers) == (["q/MatMul"], ["k/MatMul", "v/MatMul"])
+
+
+def test_every_quantized_linear_of_a_vit_is_int8_in_the_engine(rtx: ModuleType, small: Path, tmp_path: Path) -> None:
+    int8 = tmp_path / "int8.onnx"
+    images = pictures(tmp_path / "images", 2)
+    quantize_file(QuantizeOptions(input=small, output=int8, calibration=images, threads=1, least_agreement=0.0))
+    built, _ = build_engine(Exported.read(int8), BuildOptions(backend="tensorrt_rtx", target="sm86", effort=1))
+    found = built.sidecar.quantised
+    assert isinstance(found, dict) and found["float_in_engine"] == []
+    assert found["int8_in_engine"] == found["linears"] > 2 * 6  # two blocks of q, k, v, proj, fc1, fc2, and more
 
 
 @pytest.mark.parametrize("batch", [1, 2])
