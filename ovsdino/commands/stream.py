@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from ovsdino.vocabulary import DEFAULT_BACKGROUND, LEAST_CERTAINTY, LEAST_SHARE,
 if TYPE_CHECKING:
     import numpy as np
 
-    from ovsdino.stream.loop import Engine, Stream
+    from ovsdino.stream.loop import Engine, Stream, StreamResult
     from ovsdino.stream.sources import SourceOptions
 
 
@@ -96,6 +97,11 @@ class StreamCommand:
     """Port at which to serve the figures for Prometheus, http://127.0.0.1:PORT/metrics, to this machine alone."""
     report: float = 5.0
     """Seconds between two lines of figures on stderr."""
+    words: str | None = None
+    """Take other words while it runs: from a file with one class list, read anew when it changes or at SIGHUP; or "-"
+    for lines on standard input."""
+    labels: str | None = None
+    """Write the labels: a folder for a PNG of each frame; or "-" for a JSON line of each on stdout."""
     output: Path | None = None
     """Write overlays: a folder, or a video file (.mp4, .mkv, .avi). Those that come too fast are left out."""
     json: bool = False
@@ -106,16 +112,20 @@ class StreamCommand:
         from ovsdino.stream.loop import describe, stop_on_signals
 
         inputs = self._inputs()
+        if self.json and self.labels == "-":
+            raise OVSDinoError("--labels - and --json both print on stdout: leave one out")
         if self.output is not None:
             refuse_inputs([self.output], inputs)  # before a model is loaded
         stream, names = self._stream()
         with self._writer(names, inputs) as writer, stop_on_signals(stream.stop), self._metrics(stream):
-            summary = stream.run(writer) if writer is not None else stream.run()
+            summary = stream.run(_each(*(one for one in (writer, self._label_writer()) if one is not None)))
         summary = {"source": redact(self.source), **summary}
         if writer is not None:
             summary["output"] = {"path": str(self.output), "written": writer.written, "left_out": writer.left_out}
         if self.json:
             print_json(summary)
+        elif self.labels == "-":
+            say(describe(summary))
         else:
             print(describe(summary), flush=True)
         if "error" in summary:
@@ -154,8 +164,21 @@ class StreamCommand:
             seconds=self.seconds,
             report_s=self.report,
             say=say,
+            between=self._feed(engines),
         )
         return stream, names
+
+    def _feed(self, engines: list[Engine]) -> Callable[[], None]:
+        if self.words is None:
+            return lambda: None
+        from ovsdino.stream.feed import WordFeed
+
+        return WordFeed(self.words, lambda text: _set_words(engines, text), say)
+
+    def _label_writer(self) -> Any:
+        from ovsdino.stream.labels import LabelWriter
+
+        return None if self.labels is None else LabelWriter(self.labels)
 
     def _source_options(self) -> SourceOptions:
         from ovsdino.stream.sources import SourceOptions
@@ -255,6 +278,31 @@ class StreamCommand:
         )
 
 
+def _each(*takers: Callable[[StreamResult], None]) -> Callable[[StreamResult], None]:
+    def take(result: StreamResult) -> None:
+        for taker in takers:
+            taker(result)
+
+    return take
+
+
+def _set_words(engines: list[Engine], text: str) -> None:
+    """Give all engines other words, or none of them.
+
+    Raises:
+        OVSDinoError: The words cannot be read.
+    """
+    from ovsdino.stream.words import WordReader
+
+    if isinstance(engines[0].segmenter, _ZooSegmenter):
+        engines[0].segmenter.set_words(text)
+        return
+    segmenters: list[Any] = [engine.segmenter for engine in engines]
+    banks = [WordReader(segmenter.sidecar)(text) for segmenter in segmenters]
+    for segmenter, bank in zip(segmenters, banks, strict=True):
+        segmenter.set_bank(bank)
+
+
 class _ZooSegmenter:
     """A torch model behind the same call as `EdgeSegmenter`."""
 
@@ -263,6 +311,9 @@ class _ZooSegmenter:
         self._settings = settings
         self._segmenter = options.load()
         self.names = vocabulary.names
+
+    def set_words(self, text: str) -> None:
+        self._vocabulary = Vocabulary.of(text, self._vocabulary.average)
 
     def segment(self, image: np.ndarray) -> Any:
         if image.ndim == 2:

@@ -68,6 +68,7 @@ class StreamResult:
         finished: Monotonic seconds when the labels were there.
         inference_ms: Milliseconds of the segmenter alone.
         stale: Whether the frame was older than the deadline when the labels were there.
+        names: The words of the labels.
     """
 
     frame: Frame
@@ -76,6 +77,7 @@ class StreamResult:
     finished: float
     inference_ms: float
     stale: bool
+    names: tuple[str, ...] = ()
 
     @property
     def camera_to_mask_ms(self) -> float:
@@ -119,6 +121,7 @@ class Stream:
         report_s: Seconds between two reports; None: no reports.
         say: Receives reports and faults, one line each.
         clock: Monotonic seconds, the capture's clock.
+        between: Called before each look for a frame, as to take other words.
 
     Raises:
         OVSDinoError: There is no engine, or a limit is out of range.
@@ -136,6 +139,7 @@ class Stream:
         report_s: float | None = 5.0,
         say: Callable[[str], None] = lambda message: None,
         clock: Callable[[], float] = time.monotonic,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         if not engines:
             raise OVSDinoError("no engine given: expected at least one")
@@ -145,7 +149,7 @@ class Stream:
         self.stop = threading.Event()
         self._capture, self._slot, self._engines, self._watchdog = capture, slot, engines, watchdog
         self._frames, self._seconds, self._report_s = frames, seconds, report_s
-        self._say, self._clock = say, clock
+        self._say, self._clock, self._between = say, clock, between
         self._deadline_ms = watchdog.deadline_ms if watchdog else None
         self._level = 0
         self._failures = 0
@@ -194,6 +198,7 @@ class Stream:
                 if self._frames is not None and self._total.frames >= self._frames:
                     return "frames"
             self._report_when_due(now)
+            self._between()
             self._capture.check(now)
             finished = self._capture.finished  # asked first: the last frame is in the slot by then
             frame = self._slot.take(POLL_S)
@@ -218,7 +223,7 @@ class Stream:
         engine = self._engines[self._level]
         begun = self._clock()
         try:
-            labels = engine.segment(frame.pixels).labels
+            found = engine.segment(frame.pixels)
         except Exception as error:
             self._failed(engine, error)
             return None
@@ -228,7 +233,8 @@ class Stream:
         stale = self._deadline_ms is not None and age_ms > self._deadline_ms
         result = StreamResult(
             frame=frame,
-            labels=labels,
+            labels=found.labels,
+            names=tuple(getattr(found, "names", ())),
             engine=engine.name,
             finished=finished,
             inference_ms=1e3 * (finished - begun),

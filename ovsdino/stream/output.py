@@ -37,6 +37,7 @@ def overlay(result: StreamResult, names: Sequence[str]) -> np.ndarray:
     """
     pixels = result.frame.pixels
     rgb = nv12_to_rgb(pixels) if pixels.ndim == 2 else pixels
+    names = result.names or names  # words may have changed since the start
     background = bool(result.labels.max() == len(names))
     picture = Segmentation(labels=result.labels, names=tuple(names), background=background).overlay(rgb, legend=False)
     if result.stale:

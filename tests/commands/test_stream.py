@@ -157,8 +157,8 @@ def test_an_overlay_has_a_color_for_each_class_and_a_red_frame_when_it_is_stale(
     pixels = np.full((60, 80, 3), 128, np.uint8)
     fresh, stale = overlay(result(pixels), ["road", "sky"]), overlay(result(pixels, stale=True), ["road", "sky"])
     assert fresh.shape == stale.shape == (60, 80, 3)
-    assert fresh[30, 10].tolist() == [129, 64, 115]  # half of gray and of road's (130, 0, 102)
-    assert fresh[30, 70].tolist() == [64, 118, 148]  # and of sky's (0, 107, 168)
+    assert fresh[57, 3].tolist() == [129, 64, 115]  # away from the name: half of gray and of road's (130, 0, 102)
+    assert fresh[57, 76].tolist() == [64, 118, 148]  # and of sky's (0, 107, 168)
     assert tuple(stale[0, 0]) == tuple(stale[-1, -1]) == STALE_COLOR != tuple(fresh[0, 0])
 
 
@@ -215,6 +215,16 @@ def test_the_command_segments_every_frame_of_a_folder_with_a_model_of_the_zoo(fo
     assert (summary["frames"], summary["dropped"], summary["stale"], summary["size_changes"]) == (4, 0, 0, 1)
     assert summary["engines"] == {"nano": 4} and summary["output"]["written"] == 4
     assert Image.open(out / "00000004.jpg").size == (64, 36)
+
+
+def test_words_of_a_file_and_labels_as_lines(folder, tmp_path, capsys):
+    (tmp_path / "words.txt").write_text("grass, wall")
+    words = ["--classes", "road, sky", "--words", str(tmp_path / "words.txt")]
+    assert cli.main(["stream", str(folder), *words, "--every-frame", "--labels", "-"]) == 0
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["frame"] for line in lines] == [1, 2, 3, 4] and "words: grass, wall" in err and "4 frames" in err
+    assert all(set(line["classes"]) <= {"grass", "wall", "background"} for line in lines)
 
 
 BLOCK = """
@@ -302,6 +312,8 @@ def test_banks_of_other_classes_or_another_model_are_refused(folder, exported, c
         (["--engine", "e.onnx", "--bank", "b.safetensors", "--fallback", "f.onnx"], "without --deadline-ms"),
         (["--classes", "a", "--deadline-ms", "-1"], "deadline is -1"),
         (["--classes", "a", "--stall", "0"], "stall_s is 0"),
+        (["--classes", "a", "--labels", "-"], "both print on stdout"),
+        (["--classes", "a", "--source-latency-ms", "-1"], "latency_ms is -1"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(folder, capsys, arguments, message):
