@@ -110,6 +110,7 @@ class StreamCommand:
     def run(self) -> int:
         from ovsdino.io.files import refuse_inputs
         from ovsdino.stream.loop import describe, stop_on_signals
+        from ovsdino.stream.service import Service
 
         inputs = self._inputs()
         if self.json and self.labels == "-":
@@ -118,7 +119,8 @@ class StreamCommand:
             refuse_inputs([self.output], inputs)  # before a model is loaded
         stream, names = self._stream()
         with self._writer(names, inputs) as writer, stop_on_signals(stream.stop), self._metrics(stream):
-            summary = stream.run(_each(*(one for one in (writer, self._label_writer()) if one is not None)))
+            takers = (writer, self._label_writer(), Service())
+            summary = stream.run(_each(*(one for one in takers if one is not None)))
         summary = {"source": redact(self.source), **summary}
         if writer is not None:
             summary["output"] = {"path": str(self.output), "written": writer.written, "left_out": writer.left_out}
