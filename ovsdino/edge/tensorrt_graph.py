@@ -117,10 +117,12 @@ class TensorRTGraph:
         if self._context is None:
             raise OVSDinoError(f"{sidecar.file}: {sidecar.backend} cannot run it; the log says why (often: memory)")
         self.least_batch = self._batch = self._find_least_batch()
-        self._image = _Buffer(cuda, 4 * int(np.prod(sidecar.input)))
-        self._text = {name: _Buffer(cuda) for name in (("text", "contrast") if sidecar.grouped else ("text",))}
-        self._logits = _Buffer(cuda)
-        self._frame, self._labels, self._confidence = _Buffer(cuda), _Buffer(cuda), _Buffer(cuda)
+        mapped = bool(_ok(cuda, cuda.cudaDeviceGetAttribute(cuda.cudaDeviceAttr.cudaDevAttrIntegrated, device)))
+        texts = ("text", "contrast") if sidecar.grouped else ("text",)
+        # Normalized images and logits stay on the device unless `infer` is called.
+        self._image, self._logits = _Buffer(cuda, 4 * int(np.prod(sidecar.input))), _Buffer(cuda)
+        self._text = {name: _Buffer(cuda, mapped=mapped) for name in texts}
+        self._frame, self._labels, self._confidence = (_Buffer(cuda, mapped=mapped) for _ in range(3))
 
     def set_text(self, text: np.ndarray, contrast: np.ndarray | None = None) -> None:
         """Take another text bank: set shapes and addresses and capture the graph again; see `Graph.set_text`."""
@@ -317,15 +319,33 @@ class TensorRTGraph:
 
 
 class _Buffer:
-    """Memory on the device and as much page-locked memory on the host; grows, never shrinks."""
+    """Memory on the device, and as much page-locked memory on the host once somebody asks for it.
 
-    def __init__(self, cuda: Any, size: int = 0) -> None:
-        self._cuda = cuda
+    It grows, and never shrinks. A mapped buffer is one piece of memory for both sides, and copies are left out: where
+    the GPU shares the CPU's memory, as on a Jetson, a copy is a second pass over the same chips.
+
+    Args:
+        cuda: The module of `cuda_runtime`.
+        size: Bytes.
+        mapped: One piece of memory for both sides; for integrated GPUs.
+    """
+
+    def __init__(self, cuda: Any, size: int = 0, *, mapped: bool = False) -> None:
+        self._cuda, self._mapped = cuda, mapped
         self._size = 0
         self._host_address = 0
+        self._host: np.ndarray | None = None
         self.device = 0
-        self.host = np.empty(0, np.uint8)
         self.fit(size)
+
+    @property
+    def host(self) -> np.ndarray:
+        """The host's side, (size,) uint8."""
+        if self._host is None:
+            if not self._host_address and self._size:
+                self._host_address = int(_ok(self._cuda, self._cuda.cudaMallocHost(self._size)))
+            self._host = _view(self._host_address, self._size)
+        return self._host
 
     def fit(self, size: int) -> None:
         """Make room for `size` bytes; the content is lost if the buffer has to grow."""
@@ -333,26 +353,40 @@ class _Buffer:
             return
         cuda = self._cuda
         self.free()
-        self.device = int(_ok(cuda, cuda.cudaMalloc(size)))
-        self._host_address = int(_ok(cuda, cuda.cudaMallocHost(size)))
-        self.host = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self._host_address))
+        if self._mapped:
+            self._host_address = int(_ok(cuda, cuda.cudaHostAlloc(size, cuda.cudaHostAllocMapped)))
+            self.device = int(_ok(cuda, cuda.cudaHostGetDevicePointer(self._host_address, 0)))
+        else:
+            self.device = int(_ok(cuda, cuda.cudaMalloc(size)))
         self._size = size
 
     def upload(self, size: int, stream: Any) -> None:
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        _ok(self._cuda, self._cuda.cudaMemcpyAsync(self.device, self._host_address, size, kind, stream))
+        """Bring the first bytes of the host's side to the device, where that is another memory."""
+        if not self._mapped:
+            kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+            _ok(self._cuda, self._cuda.cudaMemcpyAsync(self.device, self._host_address, size, kind, stream))
 
     def download(self, size: int, stream: Any) -> None:
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        _ok(self._cuda, self._cuda.cudaMemcpyAsync(self._host_address, self.device, size, kind, stream))
+        """Bring the first bytes of the device's side to the host, likewise; there once the stream was waited for."""
+        if not self._mapped and self.host.size:
+            kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+            _ok(self._cuda, self._cuda.cudaMemcpyAsync(self._host_address, self.device, size, kind, stream))
 
     def free(self) -> None:
-        if self.device:
+        """Give both sides back."""
+        if self.device and not self._mapped:
             _ok(self._cuda, self._cuda.cudaFree(self.device))
         if self._host_address:
             _ok(self._cuda, self._cuda.cudaFreeHost(self._host_address))
         self.device = self._host_address = self._size = 0
-        self.host = np.empty(0, np.uint8)
+        self._host = None
+
+
+def _view(address: int, size: int) -> np.ndarray:
+    """Return memory of the host as (size,) uint8."""
+    if not size:
+        return np.empty(0, np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
 
 def _context(trt: ModuleType, engine: Any) -> Any:

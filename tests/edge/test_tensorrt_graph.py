@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import importlib
 import logging
 import re
@@ -118,3 +119,82 @@ def test_the_kernels_of_the_device_take_what_the_runtime_gives() -> None:
     for name in ("preprocess", "upsample_argmax"):
         arguments = re.findall(r"arg\d+", getattr(native, f"{name}_host").__doc__)
         assert calls[f"{name}_cuda"] == len(arguments) + 1
+
+
+class Cuda:
+    """The calls of a buffer, on memory of this process: the device's side is host memory too. None ran on a board."""
+
+    cudaHostAllocMapped = 2
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down")
+    cudaError_t = SimpleNamespace(cudaSuccess=0)
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, tuple[str, Any]] = {}
+        self.copies: list[str] = []
+
+    def _take(self, kind: str, size: int) -> tuple[int, int]:
+        memory = ctypes.create_string_buffer(size)
+        self.blocks[ctypes.addressof(memory)] = (kind, memory)
+        return 0, ctypes.addressof(memory)
+
+    def cudaMalloc(self, size: int) -> tuple[int, int]:
+        return self._take("device", size)
+
+    def cudaMallocHost(self, size: int) -> tuple[int, int]:
+        return self._take("pinned", size)
+
+    def cudaHostAlloc(self, size: int, flags: int) -> tuple[int, int]:
+        return self._take({self.cudaHostAllocMapped: "mapped"}[flags], size)
+
+    def cudaHostGetDevicePointer(self, address: int, flags: int) -> tuple[int, int]:
+        assert self.blocks[address][0] == "mapped" and flags == 0
+        return 0, address
+
+    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: str, stream: Any) -> tuple[int]:
+        ctypes.memmove(to, source, size)
+        self.copies.append(kind)
+        return (0,)
+
+    def _drop(self, address: int, *kinds: str) -> tuple[int]:
+        assert self.blocks.pop(address)[0] in kinds
+        return (0,)
+
+    def cudaFree(self, address: int) -> tuple[int]:
+        return self._drop(address, "device")
+
+    def cudaFreeHost(self, address: int) -> tuple[int]:
+        return self._drop(address, "pinned", "mapped")
+
+    @property
+    def kinds(self) -> list[str]:
+        """What is allocated."""
+        return sorted(kind for kind, _ in self.blocks.values())
+
+
+def test_a_buffer_that_stays_on_the_device_has_no_pinned_twin() -> None:
+    cuda = Cuda()
+    buffer = runtime_tensorrt._Buffer(cuda, 16)
+    assert cuda.kinds == ["device"]
+    buffer.host[:4] = 7
+    assert cuda.kinds == ["device", "pinned"]
+    buffer.upload(4, None)
+    assert ctypes.string_at(buffer.device, 4) == b"\7" * 4 and cuda.copies == ["up"]
+    buffer.fit(32)
+    assert cuda.kinds == ["device"]  # the twin comes back when it is asked for
+    buffer.download(32, None)
+    assert cuda.copies == ["up", "down"] and len(buffer.host) == 32
+    buffer.free()
+    assert cuda.kinds == [] and buffer.host.size == 0
+
+
+def test_where_memory_is_shared_a_buffer_is_one_piece_and_nothing_is_copied() -> None:
+    cuda = Cuda()
+    buffer = runtime_tensorrt._Buffer(cuda, 16, mapped=True)
+    buffer.host[:3] = (1, 2, 3)
+    buffer.upload(3, None)
+    assert ctypes.string_at(buffer.device, 3) == b"\1\2\3"
+    buffer.download(3, None)
+    buffer.fit(64)
+    assert cuda.kinds == ["mapped"] and cuda.copies == []
+    buffer.free()
+    assert cuda.kinds == []
