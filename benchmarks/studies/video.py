@@ -1,0 +1,207 @@
+"""The memory of the frame before against what it must beat, its controls, cuts, and dropped frames.
+
+    python benchmarks/studies/video.py --root DATA --output benchmarks/results/video.json
+
+The memory's settings were chosen on the first half of CamVid's clip, so the table is of the second half. Nothing of
+the clip was used for training; 204 training frames are of the same drive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovsdino.benchmarks.lib.report import ReportOptions
+from ovsdino.benchmarks.lib.steady import EncodedClip, control, exponential, flow_mean, steady, without_structure
+from ovsdino.console import say
+from ovsdino.data.clips import clips_of
+from ovsdino.data.datasets import open_dataset
+from ovsdino.eval.flow import Motion, motion
+from ovsdino.eval.video_metrics import VideoMetrics
+from ovsdino.models.memory import Memory, MemoryConfig, remembered
+from ovsdino.ops import upsample_argmax
+from ovsdino.options import data_root
+from ovsdino.parsing import run_script
+from ovsdino.pipeline import Segmenter, load
+from ovsdino.vocabulary import Vocabulary
+
+CUTS = 20  # pictures of other places before and after frames of the clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoStudy(ReportOptions):
+    """Measure the memory on CamVid's labeled clip."""
+
+    root: Path | None = None
+    """Folder of the data sets. Default: $OVSDINO_DATA."""
+
+    def run(self) -> int:
+        torch.set_num_threads(1)
+        root = data_root(self.root)
+        clip = clips_of(open_dataset("camvid", root, "val"))[0]
+        segmenter = load("nano", "cpu")
+        samples = list(clip)
+        images, labels = [one.image for one in samples], [one.label for one in samples]
+        words = Vocabulary.of(clip.dataset.names)
+        motions = [motion(before, now) for before, now in pairwise(images)]
+        frames = encoded(segmenter, images, words, motions)
+        train = open_dataset("camvid", root, "train")
+        others = [train[index].image for index in np.linspace(0, len(train) - 1, CUTS).astype(int)]
+        elsewhere = encoded(segmenter, others, words, [])
+        board = Board(images, labels, motions, clip.dataset.names)
+        report = {
+            "model": "nano",
+            "settings": asdict(MemoryConfig()),
+            "frames": len(images),
+            "chosen_on": [0, len(images) // 2],
+            "second_half": board.rows(table(frames, elsewhere), len(images) // 2),
+            "whole": board.rows({"single frames": lambda: frames.logits, "memory": lambda: steady(frames)}, 0),
+            "cuts": cuts(frames, elsewhere, images[0].shape[:2]),
+            "harm": harm(frames, labels),
+        }
+        return self.publish(report, text)
+
+
+def encoded(
+    segmenter: Segmenter, images: Sequence[np.ndarray], words: Vocabulary, motions: Sequence[Motion]
+) -> EncodedClip:
+    """Return what the network gives of each image alone."""
+    rows = segmenter.text_rows(words, partition=True)
+    decoder = segmenter.model.decoder
+    assert decoder is not None
+    logits, affinities = [], []
+    with torch.inference_mode():
+        for image in images:
+            features = segmenter.encode_image(image)
+            assert features.structure is not None
+            logits.append(segmenter.decode(features, rows))
+            affinities.append(decoder.score_attention.embed(features.structure.guide))
+    return EncodedClip(torch.cat(logits), torch.cat(affinities), motions)
+
+
+def table(frames: EncodedClip, elsewhere: EncodedClip) -> dict[str, Callable[[], Tensor]]:
+    """Return the ways to make the clip steady, by their name."""
+    count = len(frames.logits)
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    foreign = torch.arange(count) % len(elsewhere.logits)
+    uncut = MemoryConfig(cut=0.0)
+    found: dict[str, Callable[[], Tensor]] = {"single frames": lambda: frames.logits}
+    for share in (0.3, 0.5, 0.6, 0.7, 0.8):
+        found[f"exponential mean {share}"] = lambda share=share: exponential(frames, share)
+    for share in (0.5, 0.7, 0.8, 0.9):
+        found[f"mean along the flow {share}"] = lambda share=share: flow_mean(frames, share)
+    for most in (0.5, 0.7, 0.9, MemoryConfig().most):
+        found[f"memory {most}"] = lambda most=most: steady(frames, MemoryConfig(most=most))
+    return found | {
+        "control: gate always open": lambda: steady(frames, MemoryConfig(tolerance=0.0)),
+        "control: no structure": lambda: without_structure(frames),
+        "control: memory of a random frame of the clip": lambda: control(frames, frames, shuffled),
+        "control: the same, no cut": lambda: control(frames, frames, shuffled, uncut),
+        "control: memory of other places": lambda: control(frames, elsewhere, foreign),
+        "control: the same, no cut ": lambda: control(frames, elsewhere, foreign, uncut),
+    }
+
+
+@dataclass(frozen=True)
+class Board:
+    """A labeled clip that logits are scored on."""
+
+    images: Sequence[np.ndarray]
+    labels: Sequence[np.ndarray]
+    motions: Sequence[Motion]
+    names: Sequence[str]
+
+    def rows(self, ways: dict[str, Callable[[], Tensor]], start: int) -> list[dict[str, Any]]:
+        """Return the scores of each way from a frame on; the way itself starts at the first frame."""
+        found = []
+        for name, way in ways.items():
+            metrics = VideoMetrics(self.names)
+            logits = way()
+            for index in range(start, len(self.images)):
+                labels = upsample_argmax(logits[index : index + 1], self.labels[index].shape)[0].numpy()
+                moved = self.motions[index - 1] if index > start else None
+                metrics.update(self.images[index], labels, self.labels[index], moved)
+            scores = asdict(metrics.scores())
+            kept = ("miou", "boundary_f1", "mvc8", "mvc16", "temporal_consistency")
+            row = {key: round(scores[key], 4) for key in kept}
+            row |= {key: round(value, 5) for key, value in scores["flicker"].items()}
+            say(f"{name}: {row}")
+            found.append({"name": name.strip(), **row})
+        return found
+
+
+def labels_of(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Return labels (H, W) of one frame's logits (1, K, h, w)."""
+    found: np.ndarray = upsample_argmax(logits, size)[0].numpy()
+    return found
+
+
+def cuts(frames: EncodedClip, elsewhere: EncodedClip, size: tuple[int, int]) -> dict[str, Any]:
+    """Return how the first frame after a cut compares with its labels alone, at `CUTS` cuts to and fro."""
+    config, agreement, levels = MemoryConfig(), [], []
+    places = np.linspace(0, len(frames.logits) - 1, len(elsewhere.logits)).astype(int).tolist()
+    for other, index in enumerate(places):
+        for (one, i), (two, j) in (
+            ((frames, index), (elsewhere, other)),
+            ((elsewhere, other), (frames, index)),
+        ):
+            before = Memory(one.logits[i : i + 1], one.affinity[i : i + 1])
+            alone = two.logits[j : j + 1]
+            after, level = remembered(alone, two.affinity[j : j + 1], before, config)
+            agreement.append(float((labels_of(after.logits, size) == labels_of(alone, size)).mean()))
+            levels.append(float(level))
+    neighbors = [
+        float(remembered(x, a, Memory(y, b), config)[1])
+        for x, a, y, b in zip(
+            *(frames.logits[1:].split(1), frames.affinity[1:].split(1)),
+            *(frames.logits[:-1].split(1), frames.affinity[:-1].split(1)),
+            strict=True,
+        )
+    ]
+    return {
+        "cuts": len(agreement),
+        "least_agreement": min(agreement),
+        "mean_agreement": float(np.mean(agreement)),
+        "largest_level_at_a_cut": round(max(levels), 4),
+        "least_level_of_neighbors": round(min(neighbors), 4),
+    }
+
+
+def harm(frames: EncodedClip, labels: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Return by how much the memory makes a frame worse than its own labels, of a clip with frames left out."""
+    found = []
+    for step in (1, 2, 4, 8):
+        part = EncodedClip(frames.logits[::step], frames.affinity[::step], [])
+        kept = steady(part)
+        gains = []
+        for alone, after, truth in zip(part.logits.split(1), kept.split(1), labels[::step], strict=True):
+            known = truth != 255
+            right = [(labels_of(one, truth.shape) == truth)[known].mean() for one in (after, alone)]
+            gains.append(float(right[0] - right[1]))
+        row = {"frames_from": step, "mean_gain": round(float(np.mean(gains)), 5), "worst": round(min(gains), 5)}
+        say(f"pixel accuracy with the memory, every frame of {step}: {row}")
+        found.append(row)
+    return found
+
+
+def text(report: dict[str, Any]) -> str:
+    """Return the second half's table in Markdown."""
+    titles = ("", "mIoU", "boundary F1", "mVC8", "mVC16", "flicker outside", "still", "along the flow")
+    head = f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}"
+    keys = ("miou", "boundary_f1", "mvc8", "mvc16", "outside", "still", "along_flow")
+    lines = [
+        f"| {row['name']} | " + " | ".join(f"{100 * row[key]:.2f}" for key in keys) + " |"
+        for row in report["second_half"]
+    ]
+    return "\n".join([head, *lines])
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_script(VideoStudy, "video.py"))
