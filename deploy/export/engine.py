@@ -19,6 +19,7 @@ from ovsdino.deploy.export.publish import Exported
 from ovsdino.deploy.export.tensorrt_api import Built, Layer, Shapes
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensorrt_graph import device_sm
+from ovsdino.edge.tensors import logits_shape
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, reading
 
@@ -146,6 +147,10 @@ def _shapes(graph: ModelProto, sidecar: Sidecar, least_batch: int) -> dict[str, 
         words, rivals = sidecar.words, sidecar.contrast
         sides["text"] = ((least, USUAL_CLASSES, most), (words[0], 1, words[1]), dim)
         sides["contrast"] = ((rivals[0], USUAL_CONTRAST, rivals[1]), dim)
+    if sidecar.memory is not None:
+        _, extra, rows, columns = logits_shape(sidecar, 1, 0)
+        maps = (least + extra, USUAL_CLASSES + extra, most + extra)
+        sides["last_logits"] = ((1,) * 3, maps, (rows,) * 3, (columns,) * 3)
     for value in graph.graph.input:
         if any(side.HasField("dim_param") for side in value.type.tensor_type.shape.dim):
             clamped = [(low, min(max(usual, low), high), high) for low, usual, high in sides[value.name]]

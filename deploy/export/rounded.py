@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, shape_inference
 
 from ovsdino.edge.onnx_graph import open_session
 from ovsdino.edge.sidecar import Sidecar
-from ovsdino.edge.tensors import text_inputs
+from ovsdino.edge.tensors import beginning, text_inputs
 from ovsdino.io.files import reading
 
 __all__ = ["Rounded", "with_roundings"]
@@ -46,7 +46,7 @@ class Rounded:
 
     def run(self, image: np.ndarray, text: np.ndarray, contrast: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return the tensors by name; text and contrast as `text_inputs` takes them."""
-        inputs = {"image": image, **text_inputs(self.sidecar, text, contrast)}
+        inputs = {"image": image, **text_inputs(self.sidecar, text, contrast), **beginning(self.sidecar, len(text))}
         return dict(zip(self.names, self.session.run(None, inputs), strict=True))
 
 

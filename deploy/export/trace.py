@@ -32,7 +32,7 @@ from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.weights import weights_digest
 from ovsdino.ops.compat import recording
 
-__all__ = ["OPSET", "default_size", "export_graph", "write_facts"]
+__all__ = ["OPSET", "default_size", "export_graph", "quiet", "write_facts"]
 
 # LayerNormalization came with 17; torch's exporter writes 18, and TensorRT 10.3 reads it. 20 has Gelu, 21 GroupNorm.
 OPSET = 18
@@ -133,7 +133,7 @@ def _check_size(config: ModelConfig, height: int, width: int) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide the exporter's progress and its notes on torchvision's ops: a user could not act on them."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
@@ -184,7 +184,7 @@ def _traced(
         dynamic[1][1] = torch.export.Dim("W", min=WORDS[0], max=WORDS[1])
         dynamic.append({0: torch.export.Dim("C", min=CONTRAST[0], max=CONTRAST[1])})
     try:
-        with _quiet(), torch.no_grad(), recording():
+        with quiet(), torch.no_grad(), recording():
             program = torch.onnx.export(
                 prepared,
                 tuple(inputs.values()),

@@ -7,7 +7,7 @@ import numpy as np
 from ovsdino.edge.labels import Wish, sure_shares, upsample_argmax
 from ovsdino.edge.pixels import preprocess
 from ovsdino.edge.sidecar import Sidecar
-from ovsdino.edge.tensors import logits_shape, text_inputs
+from ovsdino.edge.tensors import beginning, logits_shape, text_inputs
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import reading
 from ovsdino.timing import Clock
@@ -34,11 +34,17 @@ class CpuGraph:
         self._image = np.empty((1, *sidecar.input[1:]), np.float32)
         self._text: dict[str, np.ndarray] = {}
         self._classes = self._maps = 0
+        self._state: dict[str, np.ndarray] = {}  # of a graph with a memory: what it takes with the next frame
 
     def set_text(self, text: np.ndarray, contrast: np.ndarray | None = None) -> None:
         """Take another text bank, see `Graph.set_text`."""
         self._text = text_inputs(self._sidecar, text, contrast)
         self._classes, self._maps = len(text), len(text) + (contrast is not None)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the frames so far, see `Graph.reset`."""
+        self._state = beginning(self._sidecar, self._classes)
 
     def _logits(self, image: np.ndarray) -> np.ndarray:
         """Compute all logits that the graph gives."""
@@ -46,6 +52,11 @@ class CpuGraph:
 
     def infer(self, image: np.ndarray) -> np.ndarray:
         """Compute logits of normalized images, see `Graph.infer`."""
+        self.reset()
+        return self._checked(image)
+
+    def _checked(self, image: np.ndarray) -> np.ndarray:
+        """Compute logits, of the shape that the sidecar says."""
         with reading(self._sidecar.file, "graph", self._sidecar.rebuild()):  # it loads, and fails while it runs
             logits = self._logits(image)
         expected = logits_shape(self._sidecar, len(image), self._classes)
@@ -64,8 +75,9 @@ class CpuGraph:
             shape = (self._sidecar.input[2], self._sidecar.input[3])
             preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=self._image[0])
         with clock("encode"):
-            logits = self.infer(self._image)
+            logits = self._checked(self._image)
         if not np.isfinite(logits).all():
+            self.reset()
             raise OVSDinoError(f"{self._sidecar.file}: gives NaN or infinite logits; {self._sidecar.rebuild()}")
         with clock("postprocess"):
             labels, certainty = upsample_argmax(

@@ -42,6 +42,7 @@ def checked_fields(data: Mapping[str, Any], names: set[str], optional: Sequence[
         ValueError: A field is unknown, missing, of another type, or outside its range; the message names it.
     """
     data = {name: value for name, value in data.items() if value is not None or name not in optional}
+    data.setdefault("memory", None)
     absent = set(optional) if not set(optional) & set(data) else set()
     data = {name: value for name, value in data.items() if name != "baked" or value is not None}
     names = names if "baked" in data else names - {"baked"}
@@ -59,6 +60,8 @@ def checked_fields(data: Mapping[str, Any], names: set[str], optional: Sequence[
             raise ValueError(f"{name} is {_shown(data[name])}, expected one of {', '.join(allowed)}")
     for name, (least, most) in WHOLE.items():
         _whole(name, data[name], least, most)
+    if data["memory"] is not None:
+        _whole("memory", data["memory"], 1, 1 << 12)
     for name in ("sha256", "weights"):
         if not HASH.fullmatch(data[name]):
             raise ValueError(f"{name} is {_shown(data[name])}, expected 64 hexadecimal digits")

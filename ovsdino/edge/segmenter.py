@@ -49,12 +49,18 @@ class Graph(Protocol):
         """Take another text bank: (K, D) or (K, W, D), and (C, D) or None for no contrast; float32."""
 
     def infer(self, image: np.ndarray) -> np.ndarray:
-        """Compute logits of normalized images (B, 3, H, W): (B, K, h, w) float32, K + 1 maps with a contrast."""
+        """Compute logits of normalized images (B, 3, H, W): (B, K, h, w) float32, K + 1 maps with a contrast.
+
+        A graph with a memory begins anew.
+        """
 
     def run(
         self, pixels: np.ndarray, size: tuple[int, int], wish: Wish, clock: Clock
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Turn camera pixels (RGB or NV12) into labels and confidence of `size`, and what `Wish.certainty` asks for."""
+
+    def reset(self) -> None:
+        """Forget the frames that `run` saw, where the graph has a memory."""
 
     def close(self) -> None:
         """Free the graph."""
@@ -66,6 +72,9 @@ class EdgeSegmenter:
     The graph's image size is fixed at export, so every image is resized to it, whatever its aspect ratio;
     `ovsdino.Segmenter` keeps the ratio instead. For images of the ratio that the model was exported for
     (``export_onnx.py --height --width``) the two see the same pixels.
+
+    A file with a memory (`deploy/add_memory.py`) takes the images as frames of one video: each is labeled with what the
+    frames before showed. It forgets them at a cut, with another bank, with another size, and when told to (`reset`).
 
     Threads may share an instance, which works on one image at a time. It holds device memory until `close`, and is a
     context manager.
@@ -121,6 +130,7 @@ class EdgeSegmenter:
         self._background, self._asked = background, partition
         self._least_share, self._least_certainty = least_share, least_certainty
         bank, self._partition, self._threshold = self._checked(text_bank)
+        self._size: tuple[int, int] | None = None  # of the last frame
         self._lock = threading.Lock()  # the graph has one input buffer and one stream
         check_machine(self.sidecar, device)
         self._runtime = runtime_of(self.sidecar, runtime)
@@ -187,6 +197,9 @@ class EdgeSegmenter:
             names, partition, threshold = self.names, self._partition, self._threshold
             asked = None if partition or not self._least_certainty else self._least_certainty
             wish = Wish(threshold=threshold, confidence=scores or confidence, certainty=asked)
+            if self._size not in (None, (height, width)):  # another camera, or one that was set anew
+                self._open().reset()
+            self._size = (height, width)
             labels, certainty, sure = self._open().run(pixels, (height, width), wish, clock)
         with clock("postprocess"):
             if not partition:  # below the threshold is the label after the contrast's
@@ -226,6 +239,15 @@ class EdgeSegmenter:
             )
         with self._lock:
             return self._open().infer(np.ascontiguousarray(image))
+
+    def reset(self) -> None:
+        """Forget the frames so far: the next one begins a video. A file without a memory never remembers any.
+
+        Raises:
+            OVSDinoError: The segmenter was closed.
+        """
+        with self._lock:
+            self._open().reset()
 
     def close(self) -> None:
         """Free the graph and its memory; the instance cannot be used afterwards. A second call does nothing."""
@@ -325,6 +347,10 @@ def runtime_of(sidecar: Sidecar, asked: Runtime = "auto") -> Runtime:
     """
     if asked == "openvino_bfloat16" and sidecar.precision != "float32":
         raise OVSDinoError(f"{sidecar.file}: {sidecar.precision}; bfloat16 arithmetic takes a float32 graph")
+    if sidecar.memory is not None:
+        if asked.startswith("openvino"):
+            raise OVSDinoError(f"{sidecar.file}: a graph with a memory runs in ONNX Runtime; leave out {asked}")
+        return "onnxruntime"
     return fastest_runtime(sidecar.model, sidecar.precision) if asked == "auto" else asked
 
 

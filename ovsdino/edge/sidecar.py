@@ -106,6 +106,8 @@ class Sidecar:
             fields `words` and `contrast`.
         verified: {"cosine", "label_agreement", "images"} of the export's own check, or None when it was not run.
         quantised: False or None, or the record of `quantize.py`; spelled as format 1 has it.
+        memory: Channels C of the inputs and outputs by which a graph remembers the frame before, see
+            `ovsdino.deploy.export.steady`; None for a graph without a memory.
         format: Version of this file's layout.
     """
 
@@ -132,6 +134,7 @@ class Sidecar:
     baked: Mapping[str, Any] | None = None
     verified: Mapping[str, Any] | None = None
     quantised: Mapping[str, Any] | bool | None = None
+    memory: int | None = None
     format: int = FORMAT
 
     @classmethod
@@ -189,7 +192,7 @@ class Sidecar:
     def to_bytes(self) -> builtins.bytes:
         """Return the sidecar as JSON."""
         data = dataclasses.asdict(self)
-        for name in (*OPTIONAL, "baked"):  # a graph of single rows is as earlier versions wrote it
+        for name in (*OPTIONAL, "baked", "memory"):  # a graph of single rows is as earlier versions wrote it
             if data[name] is None:
                 del data[name]
         return json.dumps(data, indent=2, allow_nan=False).encode() + b"\n"

@@ -95,6 +95,10 @@ class TensorRTGraph:
     """
 
     def __init__(self, trt: ModuleType, data: bytes, sidecar: Sidecar, device: int) -> None:
+        if sidecar.memory is not None:
+            raise OVSDinoError(
+                f"{sidecar.file}: an engine with a memory builds, and this runtime does not run it yet: use the .onnx"
+            )
         if native is None or not hasattr(native, "upsample_argmax_cuda"):
             raise OVSDinoError(
                 "ovsdino._C was built without CUDA: build it with OVSDINO_CUDA=1 and nvcc on the PATH, "
@@ -190,6 +194,9 @@ class TensorRTGraph:
                 logits = self._logits.host[: 4 * int(np.prod(self._shape))].view(np.float32).reshape(self._shape)
                 sure = sure_shares(logits[0, : self._maps], wish.certainty)
         return labels, certainty, sure
+
+    def reset(self) -> None:
+        """Do nothing: an engine that is run has no memory."""
 
     def close(self) -> None:
         """Free graph, context, engine, buffers and stream."""

@@ -10,7 +10,9 @@ import numpy as np
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError, one_line
 
-__all__ = ["check_tensors", "logits_shape", "text_inputs"]
+__all__ = ["beginning", "check_tensors", "logits_shape", "text_inputs"]
+
+FAR = 1e3  # an affinity like no pixel's: a graph with a memory then finds nothing in it, as after a cut
 
 Tensors = Mapping[str, tuple[Sequence[Any], Any]]
 
@@ -28,6 +30,20 @@ def text_inputs(sidecar: Sidecar, text: np.ndarray, contrast: np.ndarray | None 
     if contrast is None:
         contrast = np.zeros((1, sidecar.embed_dim), np.float32)
     return {"text": text[:, None] if text.ndim == 2 else text, "contrast": contrast}
+
+
+def beginning(sidecar: Sidecar, classes: int) -> dict[str, np.ndarray]:
+    """Return the inputs by which a graph with a memory begins a video; nothing for a graph without one.
+
+    Args:
+        sidecar: The graph's sidecar.
+        classes: K of the text bank.
+    """
+    if sidecar.memory is None:
+        return {}
+    _, maps, height, width = logits_shape(sidecar, 1, classes)
+    affinity = np.full((1, sidecar.memory, height, width), FAR, np.float32)
+    return {"last_logits": np.zeros((1, maps, height, width), np.float32), "last_affinity": affinity}
 
 
 def logits_shape(sidecar: Sidecar, batch: int, classes: int) -> tuple[int, int, int, int]:
@@ -59,6 +75,10 @@ def check_tensors(sidecar: Sidecar, inputs: Tensors, outputs: Tensors, dtype: An
         "inputs": (inputs, {"image": (batch, 3, height, width), **text}),
         "outputs": (outputs, {"logits": (batch, classes and maps, rows, columns)}),
     }
+    if sidecar.memory is not None:
+        grid = (1, sidecar.memory, rows, columns)
+        wanted["inputs"][1].update(last_logits=(1, classes and maps, rows, columns), last_affinity=grid)
+        wanted["outputs"][1].update(affinity=grid)
     for side, (found, expected) in wanted.items():
         shown = {name: list(shape) for name, (shape, _) in found.items()}
         fits = set(found) == set(expected)
