@@ -1,6 +1,6 @@
 """The memory of the frame before against what it must beat, its controls, cuts, and dropped frames.
 
-    python benchmarks/studies/video.py --root DATA --output benchmarks/results/video.json
+    python benchmarks/studies/video.py --root DATA --output benchmarks/results/video.json --page
 
 The memory's settings were chosen on the first half of CamVid's clip, so the table is of the second half. Nothing of
 the clip was used for training; 204 training frames are of the same drive.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovsdino.benchmarks.lib.report import ReportOptions
+from ovsdino.benchmarks.lib.report import ROOT, ReportOptions, placed, save
 from ovsdino.benchmarks.lib.steady import EncodedClip, control, exponential, flow_mean, steady, without_structure
 from ovsdino.console import say
 from ovsdino.data.clips import clips_of
@@ -26,12 +27,14 @@ from ovsdino.data.datasets import open_dataset
 from ovsdino.eval.flow import Motion, motion
 from ovsdino.eval.video_metrics import VideoMetrics
 from ovsdino.models.memory import Memory, MemoryConfig, remembered
+from ovsdino.models.weights import weights_digest
 from ovsdino.ops import upsample_argmax
 from ovsdino.options import data_root
 from ovsdino.parsing import run_script
 from ovsdino.pipeline import Segmenter, load
 from ovsdino.vocabulary import Vocabulary
 
+PAGE = ROOT / "docs" / "video.md"
 CUTS = 20  # pictures of other places before and after frames of the clip
 
 
@@ -41,6 +44,8 @@ class VideoStudy(ReportOptions):
 
     root: Path | None = None
     """Folder of the data sets. Default: $OVSDINO_DATA."""
+    page: bool = False
+    """Also write the table into docs/video.md."""
 
     def run(self) -> int:
         torch.set_num_threads(1)
@@ -58,6 +63,7 @@ class VideoStudy(ReportOptions):
         board = Board(images, labels, motions, clip.dataset.names)
         report = {
             "model": "nano",
+            "weights": weights_digest(segmenter.model),
             "settings": asdict(MemoryConfig()),
             "frames": len(images),
             "chosen_on": [0, len(images) // 2],
@@ -66,6 +72,8 @@ class VideoStudy(ReportOptions):
             "cuts": cuts(frames, elsewhere, images[0].shape[:2]),
             "harm": harm(frames, labels),
         }
+        if self.page:
+            save(PAGE, placed(PAGE.read_text(encoding="utf-8"), "second half", text(report)))
         return self.publish(report, text)
 
 
@@ -94,11 +102,11 @@ def table(frames: EncodedClip, elsewhere: EncodedClip) -> dict[str, Callable[[],
     uncut = MemoryConfig(cut=0.0)
     found: dict[str, Callable[[], Tensor]] = {"single frames": lambda: frames.logits}
     for share in (0.4, 0.6):
-        found[f"exponential mean {share}"] = lambda share=share: exponential(frames, share)
+        found[f"exponential mean {share}"] = partial(exponential, frames, share)
     for share in (0.6, 0.8):
-        found[f"mean along the flow {share}"] = lambda share=share: flow_mean(frames, share)
+        found[f"mean along the flow {share}"] = partial(flow_mean, frames, share)
     for most in (0.8, MemoryConfig().most):
-        found[f"memory {most}"] = lambda most=most: steady(frames, MemoryConfig(most=most))
+        found[f"memory {most}"] = partial(steady, frames, MemoryConfig(most=most))
     return found | {
         "control: gate always open": lambda: steady(frames, MemoryConfig(tolerance=0.0)),
         "control: no structure": lambda: without_structure(frames),

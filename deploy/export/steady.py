@@ -86,11 +86,13 @@ def _traced(config: MemoryConfig, exported: Exported, channels: int) -> ModelPro
     sidecar = exported.sidecar
     (least, most), extra = sidecar.classes, int(sidecar.grouped)
     _, maps, height, width = logits_shape(sidecar, 1, min(most, least + 2))
-    logits, affinity = torch.zeros(1, maps, height, width), torch.zeros(1, channels, height, width)
-    inputs = {"logits": logits, "affinity": affinity, "last_logits": logits, "last_affinity": affinity}
+    sizes = {"logits": maps, "affinity": channels, "last_logits": maps, "last_affinity": channels}
+    # tensors of their own: torch.export takes one that is given twice for one input
+    inputs = {name: torch.zeros(1, size, height, width) for name, size in sizes.items()}
     dynamic: dict[str, Any] = dict.fromkeys(inputs)
     if least != most:
-        side = torch.export.Dim("K", min=least + extra, max=most + extra)
+        # not K, which is the text's: TensorRT takes sides of one name for equal
+        side = torch.export.Dim("maps", min=least + extra, max=most + extra)
         dynamic |= {"logits": {1: side}, "last_logits": {1: side}}
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -150,13 +152,16 @@ def _join(model: ModelProto, step: ModelProto, affinity: str, kind: int) -> None
     assert out.name == "steady" and model.graph.output[0].name == "logits"
 
 
-def compare_clip(model: OVSDINO, exported: Exported, images: Images) -> Verification:
+def compare_clip(
+    model: OVSDINO, exported: Exported, images: Images, config: MemoryConfig | None = None
+) -> Verification:
     """Run consecutive frames through a graph with a memory and through PyTorch's, and compare logits and labels.
 
     Args:
         model: The model that was exported, on the CPU.
         exported: Of `with_memory`.
         images: The frames, in their order.
+        config: Settings of the graph; None takes the defaults.
 
     Raises:
         OVSDinoError: The graph cannot be run here.
@@ -178,7 +183,7 @@ def compare_clip(model: OVSDINO, exported: Exported, images: Images) -> Verifica
             features = model.encode_image(torch.from_numpy(pixels))
             assert features.structure is not None
             affinity = decoder.score_attention.embed(features.structure.guide)
-            memory, _ = remembered(model.decode(features, words), affinity, memory)
+            memory, _ = remembered(model.decode(features, words), affinity, memory, config)
         both = [one[:, : len(text)] for one in (found[0], memory.logits.numpy())]
         cosines.append(cosine(*both))
         labels = [upsample_argmax(np.ascontiguousarray(one[0]), image.shape[:2])[0] for one in both]

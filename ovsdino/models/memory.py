@@ -91,13 +91,13 @@ def remembered(
             f"memory of logits {tuple(memory.logits.shape)} and affinity {tuple(memory.affinity.shape)}: expected "
             f"{tuple(x.shape)} and {tuple(a.shape)}"
         )
-    classes = x.shape[1]
-    values = torch.cat([memory.logits, memory.affinity], 1)
+    channels = a.shape[1]
+    values = torch.cat([memory.affinity, memory.logits], 1)  # the fixed number first: exported slices are constant
     found = attended(a, memory.affinity, values, config.gamma, config.strength, config.reach, DENSITY)
-    distance = (a - found[:, classes:]).square().sum(1, keepdim=True)
+    distance = (a - found[:, :channels]).square().sum(1, keepdim=True)
     likeness = torch.exp(-config.tolerance * distance)
     level = likeness.mean((1, 2, 3))
     known = (level >= config.cut).to(x.dtype)[:, None, None, None]
     gate = config.most * known * likeness
     # a sum and no lerp: with a shut gate x + 0 is x, bit for bit
-    return Memory(x + gate * (found[:, :classes] - x), a), level
+    return Memory(x + gate * (found[:, channels:] - x), a), level

@@ -1,0 +1,116 @@
+"""A graph with a memory: over a clip as PyTorch's own, and what a runtime does with its state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ovsdino.deploy.export.inputs import Images, random_rows
+from ovsdino.deploy.export.publish import Exported, publish
+from ovsdino.deploy.export.steady import compare_clip, with_memory
+from ovsdino.deploy.export.trace import export_graph
+from ovsdino.edge.bank import TextBank
+from ovsdino.edge.onnx_graph import open_session
+from ovsdino.edge.pixels import preprocess
+from ovsdino.edge.segmenter import EdgeSegmenter
+from ovsdino.edge.tensors import beginning, text_inputs
+from ovsdino.errors import OVSDinoError
+from ovsdino.models.memory import MemoryConfig
+from ovsdino.models.ovsdino import OVSDINO
+from tests.support.small import SIZE, small_model
+
+WORDS = ("road", "sky", "tree")
+
+
+@pytest.fixture(scope="module")
+def model() -> OVSDINO:
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def plain(model: OVSDINO) -> Exported:
+    return export_graph(model, **SIZE)
+
+
+@pytest.fixture(scope="module")
+def steady(plain: Exported) -> Exported:
+    return with_memory(plain)
+
+
+@pytest.fixture(scope="module")
+def frames() -> tuple[np.ndarray, ...]:
+    """Four frames of a camera that moves over noise, and two of another scene."""
+    generator = np.random.default_rng(0)
+    scene = np.kron(generator.integers(0, 255, (8, 16, 3)), np.ones((8, 8, 1)))
+    moved = [scene[: SIZE["height"], 2 * i : SIZE["width"] + 2 * i] for i in range(4)]
+    other = generator.integers(0, 255, moved[0].shape)
+    return tuple(one.astype(np.uint8) for one in (*moved, other, other))
+
+
+def test_a_clip_gives_the_logits_and_labels_of_pytorch(
+    model: OVSDINO, plain: Exported, frames: tuple[np.ndarray, ...]
+) -> None:
+    always = MemoryConfig(cut=0.0, tolerance=0.1)  # the weights are random: no frame of them is like another
+    found = compare_clip(model, with_memory(plain, always), Images(frames, WORDS, "noise"), always)
+    assert found.images == 6 and found.worst_cosine > 0.99999 and found.label_agreement > 0.999
+
+
+def test_a_segmenter_remembers_until_it_is_told_not_to(
+    plain: Exported, steady: Exported, frames: tuple[np.ndarray, ...], tmp_path: Path
+) -> None:
+    publish(tmp_path / "plain.onnx", plain)
+    publish(tmp_path / "steady.onnx", steady)
+    side = plain.sidecar
+    rows = random_rows(side.embed_dim, (3, 3))
+    bank = TextBank(names=WORDS, text=rows, weights=side.weights, model=side.model)
+    with (
+        EdgeSegmenter(tmp_path / "plain.onnx", bank) as alone,
+        EdgeSegmenter(tmp_path / "steady.onnx", bank) as tracker,
+    ):
+        assert tracker.backend == "onnxruntime" and tracker.sidecar.memory is not None
+        singles = [alone.segment(frame, scores=False).labels for frame in frames]
+
+        def labels(frame: np.ndarray) -> np.ndarray:
+            return tracker.segment(frame, scores=False).labels
+
+        assert np.array_equal(labels(frames[0]), singles[0])
+        labels(frames[0])
+        assert np.array_equal(labels(frames[4]), singles[4])  # a cut
+        for forget in (tracker.reset, lambda: tracker.set_bank(bank)):
+            labels(frames[0])
+            forget()
+            assert np.array_equal(labels(frames[1]), singles[1])
+        small = np.ascontiguousarray(frames[1][::2, ::2])
+        assert np.array_equal(labels(small), alone.segment(small, scores=False).labels)  # another size
+        image = np.zeros((1, 3, SIZE["height"], SIZE["width"]), np.float32)
+        np.testing.assert_allclose(tracker.infer(image), alone.infer(image), atol=1e-4)
+    with pytest.raises(OVSDinoError, match="ONNX Runtime"):
+        EdgeSegmenter(tmp_path / "steady.onnx", bank, runtime="openvino")
+
+
+def test_settings_are_in_the_graph(model: OVSDINO, plain: Exported, steady: Exported) -> None:
+    frame = np.random.default_rng(0).integers(0, 255, (SIZE["height"], SIZE["width"], 3), dtype=np.uint8)
+    bright = (frame // 2 + 100).astype(np.uint8)
+    text = random_rows(model.config.embed_dim, (3, 3))
+    found = []
+    for exported in (plain, with_memory(plain, MemoryConfig(most=0.0)), with_memory(plain, MemoryConfig(cut=0.0))):
+        side, session = exported.sidecar, open_session(exported.data, "graph", 1)
+        state = beginning(side, 3)
+        for image in (frame, bright):
+            pixels = preprocess(image, (SIZE["height"], SIZE["width"]), side.mean, side.std)[None]
+            out = session.run(None, {"image": pixels, **text_inputs(side, text), **state})
+            state = {"last_logits": out[0], "last_affinity": out[1]} if state else {}
+        found.append(out[0])
+    np.testing.assert_allclose(found[1], found[0], atol=1e-4)
+    assert np.abs(found[2] - found[0]).max() > 1e-2
+
+
+def test_what_can_have_no_memory_is_refused(steady: Exported) -> None:
+    with pytest.raises(OVSDinoError, match="none yet"):
+        with_memory(steady)
+    torch.manual_seed(0)
+    with pytest.raises(OVSDinoError, match="score attention"):
+        with_memory(export_graph(small_model(decoder=False), **SIZE))
