@@ -31,6 +31,7 @@ from ovsdino.io.files import reading
 from ovsdino.models.memory import Memory, MemoryConfig, remembered
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.text_rows import TextRows
+from ovsdino.ops.compat import recording
 
 __all__ = ["AFFINITY", "FrameMemory", "compare_clip", "with_memory"]
 
@@ -62,11 +63,14 @@ def with_memory(exported: Exported, config: MemoryConfig | None = None) -> Expor
         config: Settings; None takes the defaults.
 
     Raises:
-        OVSDinoError: It is an engine, takes batches, has a memory already, or no score attention.
+        OVSDinoError: It is an engine, takes batches, has a memory or words inside already, or no score attention.
     """
     sidecar = exported.sidecar
-    if sidecar.kind != "onnx" or sidecar.memory is not None or sidecar.input[0] != 1:
-        raise OVSDinoError(f"{sidecar.file}: a memory is given to an .onnx for one image at a time that has none yet")
+    taken = sidecar.memory is not None or sidecar.baked is not None
+    if sidecar.kind != "onnx" or taken or sidecar.input[0] != 1:
+        raise OVSDinoError(
+            f"{sidecar.file}: a memory is given to an .onnx for one image at a time that has none yet, nor words"
+        )
     with reading(sidecar.file, "ONNX graph", sidecar.rebuild()):
         model = onnx.load_model_from_string(exported.data)
     source = next((node for node in model.graph.node if node.name == AFFINITY), None)
@@ -94,7 +98,7 @@ def _traced(config: MemoryConfig, exported: Exported, channels: int) -> ModelPro
         # not K, which is the text's: TensorRT takes sides of one name for equal
         side = torch.export.Dim("maps", min=least + extra, max=most + extra)
         dynamic |= {"logits": {1: side}, "last_logits": {1: side}}
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), recording():
         program = torch.onnx.export(
             FrameMemory(config).eval(),
             (),
