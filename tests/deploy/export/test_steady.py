@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ovsdino.deploy.export.inputs import Images, random_rows
+from ovsdino.deploy.export.inputs import random_rows
 from ovsdino.deploy.export.publish import Exported, publish
-from ovsdino.deploy.export.steady import compare_clip, with_memory
+from ovsdino.deploy.export.steady import with_memory
 from ovsdino.deploy.export.trace import export_graph
 from ovsdino.edge.bank import TextBank
 from ovsdino.edge.onnx_graph import open_session
@@ -18,7 +18,7 @@ from ovsdino.edge.pixels import preprocess
 from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.edge.tensors import beginning, text_inputs
 from ovsdino.errors import OVSDinoError
-from ovsdino.models.memory import MemoryConfig
+from ovsdino.models.memory import MemoryConfig, remembered
 from ovsdino.models.ovsdino import OVSDINO
 from tests.support.small import SIZE, small_model
 
@@ -50,19 +50,17 @@ def frames() -> tuple[np.ndarray, ...]:
     return tuple(one.astype(np.uint8) for one in (*moved, other, other))
 
 
-def test_a_clip_gives_the_logits_and_labels_of_pytorch(frames: tuple[np.ndarray, ...]) -> None:
-    model = small_model()
-    assert model.decoder is not None
-    with torch.no_grad():  # random weights give affinities of thousands, whose squares are all rounding
-        guide = model.encode_image(torch.randn(1, 3, SIZE["height"], SIZE["width"])).structure
-        assert guide is not None
-        size = model.decoder.score_attention.embed(guide.guide).square().sum(1).mean().sqrt()
-        model.decoder.score_attention.affinity.weight.div_(size)
-    always = MemoryConfig(cut=0.0)
-    found = compare_clip(
-        model, with_memory(export_graph(model, **SIZE), always), Images(frames, WORDS, "noise"), always
-    )
-    assert found.images == 6 and found.worst_cosine > 0.99999 and found.label_agreement > 0.999
+def test_the_joined_step_is_that_of_pytorch(plain: Exported, steady: Exported, frames: tuple[np.ndarray, ...]) -> None:
+    side = steady.sidecar
+    alone, joined = (open_session(one.data, "graph", 1) for one in (plain, steady))
+    rows, state, memory = text_inputs(side, random_rows(side.embed_dim, (3, 3))), beginning(side, 3), None
+    for image in (*frames, frames[-1]):
+        pixels = preprocess(image, (SIZE["height"], SIZE["width"]), side.mean, side.std)[None]
+        found = joined.run(["logits", "affinity"], {"image": pixels, **rows, **state})
+        state = {"last_logits": found[0], "last_affinity": found[1]}
+        logits = alone.run(["logits"], {"image": pixels, **rows})[0]
+        memory, _ = remembered(torch.from_numpy(logits), torch.from_numpy(found[1]), memory)
+        np.testing.assert_allclose(found[0], memory.logits.numpy(), atol=1e-3)
 
 
 def test_a_segmenter_remembers_until_it_is_told_not_to(
