@@ -77,7 +77,7 @@ def test_usage_error_on_a_terminal_is_the_line_that_a_pipe_gets(script: str) -> 
 def test_without_arguments_the_help_is_shown_plainly(environment: dict[str, str]) -> None:
     seen = on_terminal(*OVSDINO, columns=40, **environment)
     assert seen.code == 2 and "\x1b" not in seen.text and "Traceback" not in seen.text
-    names = re.findall(r"^  (\w+)$", seen.text, re.M)
+    names = re.findall(r"^  ([\w-]+)$", seen.text, re.M)
     assert names == list(COMMANDS)
     example = '    ovsdino segment street.jpg --classes "road, car, sky"'
     assert max(len(line) for line in seen.lines if line != example) <= 40
