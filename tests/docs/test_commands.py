@@ -9,6 +9,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,7 +90,7 @@ def reason(table: list[tuple[str, str]], command: Command) -> str | None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """Lay out a reader's checkout: the scripts, street.jpg, and data/ laid out as README says."""
+    """Lay out a reader's checkout: the scripts, street.jpg, drive.mp4, and data/ laid out as README says."""
     folder = tmp_path_factory.mktemp("reader")
     for name in ("configs", "benchmarks", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
@@ -106,6 +107,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
     (folder / "frames").mkdir()
     shutil.copy(first, folder / "frames")
     Image.open(first).save(folder / "street.jpg")
+    frame = np.asarray(Image.open(first).convert("RGB"))[..., ::-1]
+    clip = cv2.VideoWriter(str(folder / "drive.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 15, frame.shape[1::-1])
+    for _ in range(3):
+        clip.write(np.ascontiguousarray(frame))
+    clip.release()
     return folder
 
 
