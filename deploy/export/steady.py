@@ -14,14 +14,13 @@ import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, shape_inference
-from onnxscript import optimizer
 from torch import Tensor, nn
 
 from ovsdino.deploy.export import graph
 from ovsdino.deploy.export.compare import Verification, cosine
 from ovsdino.deploy.export.inputs import Images, text_rows
 from ovsdino.deploy.export.publish import Exported
-from ovsdino.deploy.export.trace import FOLDED_BYTES, OPSET, quiet
+from ovsdino.deploy.export.trace import traced
 from ovsdino.edge.labels import upsample_argmax
 from ovsdino.edge.onnx_graph import open_session
 from ovsdino.edge.pixels import preprocess
@@ -31,7 +30,6 @@ from ovsdino.io.files import reading
 from ovsdino.models.memory import Memory, MemoryConfig, remembered
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.text_rows import TextRows
-from ovsdino.ops.compat import recording
 
 __all__ = ["AFFINITY", "FrameMemory", "compare_clip", "with_memory"]
 
@@ -98,23 +96,14 @@ def _traced(config: MemoryConfig, exported: Exported, channels: int) -> ModelPro
         # not K, which is the text's: TensorRT takes sides of one name for equal
         side = torch.export.Dim("maps", min=least + extra, max=most + extra)
         dynamic |= {"logits": {1: side}, "last_logits": {1: side}}
-    with quiet(), torch.no_grad(), recording():
-        program = torch.onnx.export(
-            FrameMemory(config).eval(),
-            (),
-            kwargs=inputs,
-            input_names=list(inputs),
-            output_names=["steady"],
-            dynamic_shapes=dynamic,
-            opset_version=OPSET,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
-        assert program is not None
-        optimizer.optimize_ir(program.model, input_size_limit=FOLDED_BYTES, output_size_limit=FOLDED_BYTES)
-    step: ModelProto = program.model_proto
-    graph.name_by_module(step)
+    step = traced(
+        FrameMemory(config).eval(),
+        (),
+        kwargs=inputs,
+        input_names=list(inputs),
+        output_names=["steady"],
+        dynamic_shapes=dynamic,
+    )
     graph.simplify(step)
     return step
 

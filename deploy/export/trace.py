@@ -32,7 +32,7 @@ from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.weights import weights_digest
 from ovsdino.ops.compat import recording
 
-__all__ = ["OPSET", "default_size", "export_graph", "quiet", "write_facts"]
+__all__ = ["OPSET", "default_size", "export_graph", "quiet", "traced", "write_facts"]
 
 # LayerNormalization came with 17; torch's exporter writes 18, and TensorRT 10.3 reads it. 20 has Gelu, 21 GroupNorm.
 OPSET = 18
@@ -146,6 +146,25 @@ def quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
+def traced(module: nn.Module, args: tuple[Any, ...], **options: Any) -> ModelProto:
+    """Return the graph of a module, constants folded and nodes named after its parts.
+
+    Args:
+        module: In eval mode.
+        args: Inputs to trace it with.
+        **options: `torch.onnx.export`'s: kwargs, input_names, output_names, dynamic_shapes.
+    """
+    with quiet(), torch.no_grad(), recording():
+        program = torch.onnx.export(
+            module, args, opset_version=OPSET, dynamo=True, optimize=False, verbose=False, **options
+        )
+        assert program is not None
+        optimizer.optimize_ir(program.model, input_size_limit=FOLDED_BYTES, output_size_limit=FOLDED_BYTES)
+    model: ModelProto = program.model_proto
+    graph.name_by_module(model)
+    return model
+
+
 def _for_export(model: OVSDINO, height: int, width: int, precision: Precision) -> nn.Module:
     """Return a copy with positions of one size and timm's attention in its explicit form, without the text tower.
 
@@ -184,24 +203,15 @@ def _traced(
         dynamic[1][1] = torch.export.Dim("W", min=WORDS[0], max=WORDS[1])
         dynamic.append({0: torch.export.Dim("C", min=CONTRAST[0], max=CONTRAST[1])})
     try:
-        with quiet(), torch.no_grad(), recording():
-            program = torch.onnx.export(
-                prepared,
-                tuple(inputs.values()),
-                input_names=list(inputs),
-                output_names=["logits"],
-                dynamic_shapes=[sides or None for sides in dynamic],
-                opset_version=OPSET,
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-            )
-            assert program is not None
-            optimizer.optimize_ir(program.model, input_size_limit=FOLDED_BYTES, output_size_limit=FOLDED_BYTES)
+        exported = traced(
+            prepared,
+            tuple(inputs.values()),
+            input_names=list(inputs),
+            output_names=["logits"],
+            dynamic_shapes=[sides or None for sides in dynamic],
+        )
     except torch.onnx.errors.OnnxExporterError as error:
         raise OVSDinoError(f"{model.config.name}: torch cannot export it: {one_line(error, 300)}") from error
-    exported: ModelProto = program.model_proto
-    graph.name_by_module(exported)
     graph.order_gelu(exported)
     graph.simplify(exported)
     exported.producer_name = "ovsdino"
