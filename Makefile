@@ -1,12 +1,12 @@
 # Every target but clean sets up .venv by itself when it is missing or when what it was made from has changed.
-#   make demo | test | test-install | test-matrix | test-aarch64 | lint | format | bench | weak-data | gpu-check OUT=dir | clean
+#   make demo | test | test-install | test-matrix | test-aarch64 | lint | format | docs | bench | weak-data | gpu-check OUT=dir | clean
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 OUT ?= outputs/gpu-check
 PYTEST_ARGS ?=
 GPU_CHECK_ARGS ?=
-# CamVid, as a folder (README.md) or as camvid_train.zip.
+# CamVid, as a folder (docs/data.md) or as camvid_train.zip.
 DATA ?= $(or $(OVSDINO_DATA),$(firstword $(wildcard data ../shared/data)),data)
 CAMVID_TRAIN = $(firstword $(wildcard $(DATA)/camvid_train.zip) $(DATA)/camvid/train)
 
@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NATIVE_SOURCES := CMakeLists.txt scripts/build_native.py $(shell find csrc -type f)
 CLANG_FORMAT_SOURCES := $(shell find csrc deploy/cpp -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: setup demo test test-install test-matrix test-aarch64 lint format bench weak-data gpu-check clean
+.PHONY: setup demo test test-install test-matrix test-aarch64 lint format docs bench weak-data gpu-check clean
 setup: $(VENV)/.native
 
 # The build tools come first, so that pip builds with them and ninja's second run finds nothing changed. constraints.txt
@@ -67,6 +67,18 @@ format: setup
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/clang-format -i $(CLANG_FORMAT_SOURCES)
+
+# The site of docs/, in an environment of its own; no page asks another server for anything.
+DOCS_ENV := build/docs-env
+$(DOCS_ENV)/.installed: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS_ENV)
+	$(DOCS_ENV)/bin/python -m pip install -q --require-hashes --no-deps -r docs/requirements.txt
+	touch $@
+
+docs: $(DOCS_ENV)/.installed
+	$(DOCS_ENV)/bin/python scripts/docs_site.py build/site
+	NO_COLOR=1 $(DOCS_ENV)/bin/zensical build --strict -f build/site/zensical.toml
+	@echo "open $(CURDIR)/build/site/html/index.html"
 
 bench: setup
 	mkdir -p outputs/bench

@@ -159,7 +159,7 @@ def open_training(config: DataConfig) -> tuple[SegmentationDataset, Segmentation
 
     if not Path(config.root).is_dir():
         raise OVSDinoError(
-            f"data.root: {config.root}: no such folder; it holds the data set (README says how to get one)"
+            f"data.root: {config.root}: no such folder; it holds the data set (docs/data.md says how to get one)"
         )
     if not config.selection:
         return part(slice(None)), None
