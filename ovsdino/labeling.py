@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,33 +9,64 @@ from torch import Tensor
 from ovsdino.edge.labels import lead_of, leave_out_unfound
 from ovsdino.errors import OVSDinoError
 from ovsdino.label_maps import count_labels
-from ovsdino.models.ovsdino import ImageFeatures
 from ovsdino.models.survivors import Survivors
 from ovsdino.ops import upsample_argmax
-from ovsdino.vocabulary import Vocabulary, label_dtype
+from ovsdino.request import Request
+from ovsdino.results import Segmentation
+from ovsdino.timing import Clock
+from ovsdino.vocabulary import label_dtype
 
-__all__ = ["Request", "confidence_of", "label_logits", "sure_shares"]
+__all__ = ["confidence_of", "label_logits", "result_of", "sure_shares"]
 
 # Up to so many pixels each one's confidence counts in a class's mean; of a larger image at most so many of a grid: of
 # 12 megapixels every 15th. The confidences of all of 150 words took as long as the rest together.
 EXACT, SCORED = 1 << 18, 1 << 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A call's options, see `Segmenter.segment`; `stride` is 0 without a window, and `partition` is settled."""
+def result_of(
+    maps: Tensor | Survivors,
+    pixels: np.ndarray,
+    wish: Request,
+    clock: Clock,
+    *,
+    familiarity: tuple[float, ...],
+    novelty: float | None,
+    source: str | None,
+) -> Segmentation:
+    """Return the result of one image.
 
-    vocabulary: Vocabulary
-    partition: bool
-    threshold: float | None
-    window: int | None
-    stride: int
-    scores: bool
-    least_share: float
-    least_certainty: float
-    confidence: bool = False
-    prior: Tensor | None = None
-    recall: Callable[[ImageFeatures, Tensor], Tensor] | None = None  # see `ovsdino.tracking`
+    Args:
+        maps: Its logits, see `label_logits`.
+        pixels: (H, W, 3) uint8 RGB, which the result keeps.
+        wish: The call's options.
+        clock: Times the stages; the result has all that it counted.
+        familiarity: See `Segmentation`.
+        novelty: See `Segmentation`.
+        source: See `Segmentation`.
+
+    Raises:
+        OVSDinoError: See `label_logits`.
+    """
+    size = pixels.shape[:2]
+    with clock("postprocess"):
+        found, means = label_logits(maps, size, wish)
+    certainty = None
+    if wish.confidence:
+        with clock("confidence"):
+            certainty = confidence_of(maps, size)
+    return Segmentation(
+        labels=found,
+        names=wish.vocabulary.names,
+        scores=means,
+        familiarity=familiarity,
+        confidence=certainty,
+        novelty=novelty,
+        background=wish.threshold is not None or not wish.partition,
+        image=pixels,
+        source=source,
+        palette=wish.vocabulary.colors,
+        stages_ms=clock.ms,
+    )
 
 
 def label_logits(

@@ -2,67 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ovsdino.devices import autocast_dtype, check_device, said_when_memory_is_out
+from ovsdino.devices import check_device, said_when_memory_is_out
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.images import ImageLike, load_image, several, source_name
+from ovsdino.io.images import ImageLike, is_several, load_image, several, source_name
 from ovsdino.io.video import Frames
-from ovsdino.labeling import Request, confidence_of, label_logits
+from ovsdino.labeling import result_of
 from ovsdino.models.adapted import AdaptedWords
 from ovsdino.models.memory import MemoryConfig
-from ovsdino.models.novelty import novelty
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
-from ovsdino.models.survivors import Survivors, map_bytes, surviving
+from ovsdino.models.text import check_templates
 from ovsdino.models.text_rows import TextRows
 from ovsdino.models.zoo import create_model
-from ovsdino.ops import preprocess
+from ovsdino.network import DType, Network
+from ovsdino.prepared import PreparedImage
+from ovsdino.request import Request, SegmentOptions, make_request, make_view
 from ovsdino.results import Segmentation
 from ovsdino.text_banks import TextBanks
-from ovsdino.timing import Clock
 from ovsdino.tracking import Recall, Tracker, video_settings
-from ovsdino.vocabulary import (
-    DEFAULT_BACKGROUND,
-    LEAST_CERTAINTY,
-    LEAST_SHARE,
-    Classes,
-    Vocabulary,
-    background_threshold,
-)
-from ovsdino.windows import (
-    Batches,
-    autocast,
-    large_input,
-    mean_of_windows,
-    merge_windows,
-    window_places,
-    window_stride,
-)
+from ovsdino.vocabulary import DEFAULT_BACKGROUND, LEAST_CERTAINTY, LEAST_SHARE, Classes, Vocabulary
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["DEFAULT_BACKGROUND", "Segmenter", "check_device", "load", "segment"]
 
-log = logging.getLogger("ovsdino")
 
-NOVEL = 1.0  # novelty above which an image is said to be unlike the known ones
-MOST_BYTES = 64 << 20  # of maps at once: 1 589 classes of a 352x480 image; of more only those that win are kept
-LONGEST_SIDE = 2048 / 448  # of the short side: the protocol's keep-ratio resize into (2048, 448)
-
-DType = Literal["float32", "bfloat16", "float16", "auto"]
-
-
-class Segmenter:
+class Segmenter(Network):
     """A model and its surroundings: pictures to tensors, words to text banks, logits to labels.
 
     Several threads may share one. A `torch.autocast` of the caller has no effect: `dtype` alone decides.
@@ -75,9 +52,12 @@ class Segmenter:
         short_side: Size of the image's short side at inference, in pixels; the model's own by default.
         batch_size: Images or windows in one forward; halved, and said once, when memory runs out.
         adapted: Words of one's own, as `ovsdino adapt` writes them: the file, or what was read from it.
+        templates: Prompts with a {} for the word ("a photo of a {}."), whose embeddings are averaged; None takes the
+            model's own. nano reads bare words, so it refuses any.
 
     Raises:
-        OVSDinoError: The device is not there, a value is out of range, or the adapted words are not this model's.
+        OVSDinoError: The device is not there, a value is out of range, the adapted words are not this model's, or it
+            takes no templates.
     """
 
     def __init__(
@@ -89,21 +69,19 @@ class Segmenter:
         short_side: int | None = None,
         batch_size: int = 8,
         adapted: str | os.PathLike[str] | AdaptedWords | None = None,
+        templates: Sequence[str] | None = None,
     ) -> None:
-        self.device = next(model.parameters()).device if device is None else check_device(device)
-        self.model = model.to(self.device).eval()
-        self.name: str = model.config.name
+        super().__init__(model, device, dtype=dtype, short_side=short_side, batch_size=batch_size)
         if adapted is not None:
             adapted = adapted if isinstance(adapted, AdaptedWords) else AdaptedWords.load(adapted)
             adapted.check(self.model, self.name)
         self.adapted = adapted
-        self.dtype = autocast_dtype(dtype, self.device)
-        self.short_side = model.config.short_side if short_side is None else short_side
-        if not model.stride_multiple <= self.short_side <= 8192:
-            raise OVSDinoError(f"short_side is {self.short_side}: expected {model.stride_multiple}..8192 pixels")
-        self.batches = Batches(batch_size)
-        self._said_novel = self._said_large = False
-        self._text = TextBanks(self.model, self.device, adapted=adapted)
+        if templates is not None:
+            check_templates(templates)
+            if not self.model.text_tower.takes_templates:
+                raise OVSDinoError(f"templates: {self.name} reads bare words; leave them out, or take another model")
+        self.templates = None if templates is None else tuple(templates)
+        self._text = TextBanks(self.model, self.device, self.templates, adapted)
 
     def adapted_to(self, words: AdaptedWords) -> Segmenter:
         """Return a segmenter of the same model and settings with further adapted words; newer rows win.
@@ -114,7 +92,7 @@ class Segmenter:
         words.check(self.model, self.name)
         other = copy.copy(self)
         other.adapted = words if self.adapted is None else self.adapted.merged(words)
-        other._text = TextBanks(self.model, self.device, adapted=other.adapted)
+        other._text = TextBanks(self.model, self.device, self.templates, other.adapted)
         return other
 
     def encode_text(self, classes: Classes) -> Tensor:
@@ -156,7 +134,7 @@ class Segmenter:
             OVSDinoError: The image cannot be read.
         """
         pixels = load_image(image)
-        with torch.inference_mode(), self._autocast(), said_when_memory_is_out():
+        with torch.inference_mode(), self.autocast(), said_when_memory_is_out():
             return self.model.encode_image(self.prepare(pixels))
 
     def decode(
@@ -177,9 +155,30 @@ class Segmenter:
             partition: Of words, see `text_rows`; with a contrast its channel is the last of K + 1.
         """
         text = classes if isinstance(classes, (Tensor, TextRows)) else self.text_rows(classes, partition)
-        with torch.inference_mode(), self._autocast(), said_when_memory_is_out():
+        with torch.inference_mode(), self.autocast(), said_when_memory_is_out():
             offset: dict[str, Any] = {} if prior is None else {"prior": prior.to(self.device), "tau": tau}
             return self.model.decode(features, text.to(self.device), **offset).float()
+
+    def __call__(
+        self, images: ImageLike | Iterable[ImageLike], classes: Classes, **options: Unpack[SegmentOptions]
+    ) -> Segmentation | list[Segmentation]:
+        """Segment one image or several: what was given tells which.
+
+        Args:
+            images: One image as `segment` takes it; or several: a folder, a list, a generator, an array (N, H, W, C) or
+                a tensor (N, C, H, W).
+            classes: See `segment`.
+            **options: Those of `segment`.
+
+        Returns:
+            A result for one image, a list of them in the order given for several.
+
+        Raises:
+            OVSDinoError: See `segment`.
+        """
+        if is_several(images):
+            return self.segment_batch(images, classes, **options)  # type: ignore[arg-type]
+        return self.segment(images, classes, **options)  # type: ignore[arg-type]
 
     def segment(
         self,
@@ -194,6 +193,8 @@ class Segmenter:
         partition: bool | None = None,
         least_share: float = LEAST_SHARE,
         least_certainty: float = LEAST_CERTAINTY,
+        short_side: int | None = None,
+        bgr: bool = False,
         prior: Tensor | None = None,
         tau: float = 0.5,
     ) -> Segmentation:
@@ -204,7 +205,7 @@ class Segmenter:
         low-resolution logits; the (K, H, W) tensor at image size is never made.
 
         Args:
-            image: Path, PIL image, ndarray or tensor; see `load_image`.
+            image: Path, bytes, binary file, PIL image, ndarray or tensor, in RGB; see `load_image`.
             classes: "road, car, sky", a list of words, or a mapping; see `Vocabulary.of`.
             background: Pixels whose largest softmax probability is below this (0..1) become background, label K; True
                 stands for 0.5. None or False: no threshold.
@@ -219,6 +220,9 @@ class Segmenter:
             least_certainty: Nor is a word found of whose pixels the surest, 0.04 % of the image, are less likely than
                 this (0..1) to be of the word rather than of none. 0 asks for nothing; at 0.8 a word must be four times
                 as likely.
+            short_side: Size of the image's short side at inference in this call, in pixels; the segmenter's by default.
+            bgr: An array or tensor holds blue first, as OpenCV's frames do; the result's image is RGB. nano's CamVid
+                mIoU of 0.684 fell to 0.469 with the two exchanged.
             prior: (K,) positive, how common each class is; see `OVSDINO.decode`. None takes nothing from the logits.
             tau: Strength of the prior.
 
@@ -226,45 +230,68 @@ class Segmenter:
             OVSDinoError: The image, the classes or a number is not valid; the message names it.
             ValueError: The prior is none.
         """
-        weighted = None if prior is None else prior.to(self.device, torch.float32) ** tau
-        wish = self._wish(classes, background, window, stride, scores, partition, least_share, least_certainty)
-        return self._segment([image], replace(wish, prior=weighted, confidence=confidence))[0]
+        wish = make_request(
+            self._text,
+            classes,
+            background=background,
+            window=window,
+            stride=stride,
+            scores=scores,
+            confidence=confidence,
+            partition=partition,
+            least_share=least_share,
+            least_certainty=least_certainty,
+            short_side=short_side,
+            bgr=bgr,
+            prior=prior,
+            tau=tau,
+        )
+        return self._segment([image], wish)[0]
 
     def segment_batch(
-        self,
-        images: Iterable[ImageLike],
-        classes: Classes,
-        *,
-        background: float | bool | None = None,
-        window: int | None = None,
-        stride: int | None = None,
-        scores: bool = True,
-        confidence: bool = False,
-        partition: bool | None = None,
-        least_share: float = LEAST_SHARE,
-        least_certainty: float = LEAST_CERTAINTY,
+        self, images: Iterable[ImageLike], classes: Classes, **options: Unpack[SegmentOptions]
     ) -> list[Segmentation]:
         """Segment several images; those of equal inference size share a forward. Results come in the order given.
 
         Stage times are shared equally among the images of a forward.
 
         Args:
-            images: A list, a generator, or one array (N, H, W, C) or tensor (N, C, H, W) of several.
+            images: A folder, a list, a generator, or one array (N, H, W, C) or tensor (N, C, H, W) of several.
             classes: See `segment`.
-            background: See `segment`.
-            window: See `segment`.
-            stride: See `segment`.
-            scores: See `segment`.
-            confidence: See `segment`.
-            partition: See `segment`.
-            least_share: See `segment`.
-            least_certainty: See `segment`.
+            **options: Those of `segment`.
 
         Raises:
             OVSDinoError: One image is given in place of several, or see `segment`.
         """
-        wish = self._wish(classes, background, window, stride, scores, partition, least_share, least_certainty)
-        return self._segment(several(images), replace(wish, confidence=confidence))
+        return self._segment(several(images), make_request(self._text, classes, **options))
+
+    def set_image(
+        self,
+        image: ImageLike,
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        short_side: int | None = None,
+        bgr: bool = False,
+    ) -> PreparedImage:
+        """Encode an image once, for any number of vocabularies: `prepared.segment(words)`.
+
+        Nothing is kept in the segmenter, so several images can be prepared at a time.
+
+        Args:
+            image: See `segment`, as the rest.
+            window: See above.
+            stride: See above.
+            short_side: See above.
+            bgr: See above.
+
+        Raises:
+            OVSDinoError: The image or a number is not valid.
+        """
+        view, clock = make_view(self.model, window, stride, short_side), self.clock()
+        with clock("load"):
+            pixels = load_image(image, copy=True, bgr=bgr)
+        return PreparedImage(self, self._text, view, pixels, source_name(image), clock)
 
     def tracker(self, classes: Classes, *, memory: MemoryConfig | bool = True, **options: Any) -> Tracker:
         """Return what segments a video frame by frame, each with a memory of the last, so that labels do not flicker.
@@ -272,18 +299,18 @@ class Segmenter:
         Args:
             classes: See `segment`; `Tracker.set_classes` changes them.
             memory: False remembers nothing: the labels are those of `segment`.
-            **options: `background`, `partition`, `scores`, `confidence`, `least_share` and `least_certainty` of
-                `segment`; the whole image is taken at once.
+            **options: `background`, `partition`, `scores`, `confidence`, `least_share`, `least_certainty` and `bgr`
+                of `segment`; the whole image is taken at once.
 
         Raises:
             OVSDinoError: The model has no trained decoder, or a value is not valid.
         """
+        bgr = bool(options.pop("bgr", False))
         settings = video_settings(options)
-        confidence = settings.pop("confidence")
 
         def one(image: ImageLike, words: Vocabulary, recall: Recall | None) -> Segmentation:
-            wish = self._wish(words, window=None, stride=None, **settings)
-            return self._segment([image], replace(wish, confidence=confidence, recall=recall))[0]
+            wish = make_request(self._text, words, bgr=bgr, **settings)
+            return self._segment([image], replace(wish, recall=recall))[0]
 
         return Tracker(self.model, one, classes, memory)
 
@@ -300,209 +327,32 @@ class Segmenter:
         """
         return self.tracker(classes, **options).stream(frames)
 
-    def clock(self) -> Clock:
-        """Return a clock that waits for the model's device at both ends of a stage."""
-        wait = functools.partial(torch.cuda.synchronize, self.device) if self.device.type == "cuda" else None
-        return Clock(wait)
-
-    def inference_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return (h, w) that the network sees: ratio kept, short side `short_side`, sides rounded to `stride_multiple`.
-
-        The long side is at most 2048/448 of `short_side`, so that a strip of an image cannot fill the memory.
-        """
-        scale = min(self.short_side / min(height, width), self.short_side * LONGEST_SIDE / max(height, width))
-        multiple = self.model.stride_multiple
-        h, w = (max(1, round(side * scale / multiple)) * multiple for side in (height, width))
-        return h, w
-
-    def prepare(self, pixels: np.ndarray) -> Tensor:
-        """Return an image (H, W, 3) uint8 as the network takes it: (1, 3, h, w) of `inference_size`, normalized."""
-        config, size = self.model.config, self.inference_size(*pixels.shape[:2])
-        image = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
-        return preprocess(image.to(self.device), size, config.mean, config.std)
-
-    def _wish(
-        self,
-        classes: Classes,
-        background: float | bool | None,
-        window: int | None,
-        stride: int | None,
-        scores: bool,
-        partition: bool | None,
-        least_share: float,
-        least_certainty: float,
-    ) -> Request:
-        vocabulary = Vocabulary.of(classes)
-        whole = self._text.partition(partition, vocabulary)
-        if not 0 <= least_share < 1:
-            raise OVSDinoError(f"least_share is {least_share}: expected a share of the image from 0 to below 1")
-        if not 0 <= least_certainty < 1:
-            raise OVSDinoError(f"least_certainty is {least_certainty}: expected a probability from 0 to below 1")
-        return Request(
-            vocabulary=vocabulary,
-            partition=whole,
-            threshold=background_threshold(background, vocabulary.names, whole),
-            window=window,
-            stride=window_stride(window, stride, self.model.stride_multiple, self.name),
-            scores=scores,
-            least_share=least_share,
-            least_certainty=least_certainty,
-        )
-
     def _segment(self, images: Sequence[ImageLike], wish: Request) -> list[Segmentation]:
         clocks = [self.clock() for _ in images]
         pixels: list[np.ndarray] = []
         for image, clock in zip(images, clocks, strict=True):
-            with clock("load"):
-                pixels.append(load_image(image, copy=True))  # a camera's buffer will hold the next frame
+            with clock("load"):  # a camera's buffer will hold the next frame
+                pixels.append(load_image(image, copy=True, bgr=wish.bgr))
         results: dict[int, Segmentation] = {}
         familiarity = self._text.familiarity(wish.vocabulary)
-        with torch.inference_mode(), self._autocast(torch.float32), said_when_memory_is_out():
-            for part in self._batched(pixels):
+        with torch.inference_mode(), self.autocast(torch.float32), said_when_memory_is_out():
+            for part in self.batched(pixels, wish.short_side):
                 shared = self.clock()
-                maps, strange = self._maps([pixels[index] for index in part], wish, shared)
+                with shared("text"):
+                    text = self.text_rows(wish.vocabulary, wish.partition)
+                maps, strange = self.maps([pixels[index] for index in part], text, wish, shared)
                 for row, index in enumerate(part):
-                    clock = clocks[index]
-                    clock.add_share(shared, 1 / len(part))
-                    with clock("postprocess"):
-                        found, means = label_logits(maps[row], pixels[index].shape[:2], wish)
-                    certainty = None
-                    if wish.confidence:
-                        with clock("confidence"):
-                            certainty = confidence_of(maps[row], pixels[index].shape[:2])
-                    results[index] = Segmentation(
-                        labels=found,
-                        names=wish.vocabulary.names,
-                        scores=means,
+                    clocks[index].add_share(shared, 1 / len(part))
+                    results[index] = result_of(
+                        maps[row],
+                        pixels[index],
+                        wish,
+                        clocks[index],
                         familiarity=familiarity,
-                        confidence=certainty,
                         novelty=None if strange is None else strange[row],
-                        background=wish.threshold is not None or not wish.partition,
-                        image=pixels[index],
                         source=source_name(images[index]),
-                        palette=wish.vocabulary.colors,
-                        stages_ms=clock.ms,
                     )
         return [results[index] for index in range(len(images))]
-
-    def _batched(self, pixels: Sequence[np.ndarray]) -> Iterator[list[int]]:
-        """Yield the indices of images that go through the network together: those of one inference size."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, image in enumerate(pixels):
-            groups.setdefault(self.inference_size(*image.shape[:2]), []).append(index)
-        for members in groups.values():
-            while members:
-                size = self.batches.size  # may shrink on the way
-                yield members[:size]
-                members = members[size:]
-
-    def pooled(self, features: ImageFeatures) -> np.ndarray:
-        """Return the mean over the grid of F, (B, D) float32, by which images are told apart from what is known."""
-        assert features.backbone is not None
-        found: np.ndarray = features.backbone.float().mean((2, 3)).cpu().numpy()
-        return found
-
-    def _novelty(self, pooled: np.ndarray) -> list[float]:
-        """Return how unlike the known images each is (`ovsdino.models.novelty`), and say it once of an unusual one."""
-        found = novelty(self.model.known, pooled).tolist()
-        strange = max(found)
-        if strange > NOVEL and not self._said_novel:
-            self._said_novel = True
-            log.warning(
-                "an image is unlike those that %s knows (novelty %.1f, of theirs one in a hundred exceeds 1): do not "
-                "rely on its labels; said once, later ones have it in `novelty`",
-                *(self.name, strange),
-            )
-        return [float(value) for value in found]
-
-    def _maps(
-        self, pixels: Sequence[np.ndarray], wish: Request, clock: Clock
-    ) -> tuple[list[Tensor] | list[Survivors], list[float] | None]:
-        """Return the logits of each image of one inference size, and their novelty where the model can tell.
-
-        Returns:
-            n of (1, K, h, w) float32, K + 1 maps with a contrast, or of many classes the maps that win somewhere; and n
-            numbers or None.
-        """
-        with clock("preprocess"):
-            batch = torch.cat([self.prepare(image) for image in pixels])
-        if wish.window is None and not self._said_large and (hint := large_input(self.model.config, *batch.shape[2:])):
-            self._said_large = True
-            log.warning("%s", hint)
-        with clock("text"):
-            text = self.text_rows(wish.vocabulary, wish.partition)
-        offset: dict[str, Any] = {} if wish.prior is None else {"prior": wish.prior, "tau": 1.0}
-
-        known = bool(getattr(self.model, "known", None))
-        pooled: list[np.ndarray] = []  # of each part of the batch
-        count = text.maps if isinstance(text, TextRows) else len(text)
-        large = map_bytes(self.model.config, count, *batch.shape[2:]) > MOST_BYTES and wish.recall is None
-        if large:
-            found: list[Survivors] = []
-            for image, picture in zip(batch, pixels, strict=True):
-                survivors, seen = self._survivors(image, picture.shape[:2], text, wish, offset, clock)
-                found.append(survivors)
-                if known:
-                    pooled.append(seen)
-            return found, self._novelty(np.concatenate(pooled)) if known else None
-
-        def network(images: Tensor) -> Tensor:
-            with self._autocast():
-                with clock("encode"):
-                    features = self.model.encode_image(images)
-                with clock("decode"):
-                    logits = self.model.decode(features, text, **offset).float()
-            if wish.recall is not None:
-                with clock("memory"):
-                    logits = wish.recall(features, logits)
-            if known:
-                with clock("decode"):
-                    pooled.append(self.pooled(features))
-            return logits
-
-        if wish.window is None:
-            logits = self.batches.run(network, batch)
-            return list(logits.split(1)), self._novelty(np.concatenate(pooled)) if known else None
-        merged: list[Tensor] = []
-        means: list[np.ndarray] = []
-        for image in batch:
-            pooled.clear()
-            merged.append(merge_windows(network, image, wish.window, wish.stride, self.batches, clock)[None])
-            if known:
-                means.append(np.concatenate(pooled).mean(0))
-        return merged, self._novelty(np.stack(means)) if known else None
-
-    def _survivors(
-        self,
-        image: Tensor,
-        size: tuple[int, int],
-        text: Tensor | TextRows,
-        wish: Request,
-        offset: dict[str, Any],
-        clock: Clock,
-    ) -> tuple[Survivors, np.ndarray]:
-        """Return the maps of an image (3, h, w) that win somewhere, and its mean-pooled features (1, D)."""
-        height, width = image.shape[-2:]
-        window, stride = wish.window or max(height, width), wish.stride or 1
-        (rows, columns), corners = window_places(height, width, window, stride)
-        with self._autocast(), clock("encode"):
-            windows = [self.model.encode_image(image[None, :, y : y + rows, x : x + columns]) for y, x in corners]
-
-        def decode(part: TextRows, first: int) -> Tensor:
-            with self._autocast():
-                weighed = {**offset, "prior": offset["prior"][first : first + len(part)]} if offset else {}
-                maps = (self.model.decode(features, part, **weighed).float()[0] for features in windows)
-                return mean_of_windows(maps, height, width, window, stride)[None]
-
-        with clock("decode"):
-            one = map_bytes(self.model.config, 1, height, width)
-            sure = wish.threshold is not None or wish.confidence
-            survivors = surviving(decode, text, one, size, confidence=sure)
-            seen = self.pooled(windows[0]) if len(windows) == 1 else np.mean([*map(self.pooled, windows)], 0)
-        return survivors, seen
-
-    def _autocast(self, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[Any]:
-        return autocast(self.device, dtype or self.dtype)
 
 
 def load(
@@ -512,6 +362,7 @@ def load(
     dtype: DType = "float32",
     short_side: int | None = None,
     adapted: str | os.PathLike[str] | AdaptedWords | None = None,
+    templates: Sequence[str] | None = None,
     **weights: Any,
 ) -> Segmenter:
     """Return a model, ready to segment.
@@ -522,6 +373,7 @@ def load(
         dtype: See `Segmenter`.
         short_side: See `Segmenter`.
         adapted: See `Segmenter`.
+        templates: See `Segmenter`.
         **weights: Files of one's own, as `ovsdino.models.zoo.create_model` takes them (checkpoint, backbone_weights,
             projection, clip_weights, sentence_weights).
 
@@ -530,7 +382,7 @@ def load(
     """
     place = check_device(device)
     model = create_model(name, device=place, **weights)
-    return Segmenter(model, place, dtype=dtype, short_side=short_side, adapted=adapted)
+    return Segmenter(model, place, dtype=dtype, short_side=short_side, adapted=adapted, templates=templates)
 
 
 def segment(image: ImageLike, classes: Classes, model: str = "nano", **options: Any) -> Segmentation:

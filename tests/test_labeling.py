@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ovsdino
-from ovsdino import labeling, pipeline
+from ovsdino import labeling, network
 from ovsdino.labeling import _means, _step
 from ovsdino.models import survivors
 from ovsdino.pipeline import Segmenter
@@ -75,7 +75,7 @@ def test_many_classes_have_the_result_of_few(
     if "prior" in options:
         options = {**options, "prior": torch.linspace(0.05, 0.3, len(WORDS)), "tau": 1.0}
     before = nano.segment(image, WORDS, partition=partition, **options)
-    monkeypatch.setattr(pipeline, "MOST_BYTES", 0)
+    monkeypatch.setattr(network, "MOST_BYTES", 0)
     monkeypatch.setattr(survivors, "CHUNK_CLASSES", 4)
     monkeypatch.setattr(survivors, "KEPT_BYTES", 0)
     after = nano.segment(image, WORDS, partition=partition, **options)

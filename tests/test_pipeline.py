@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -238,6 +240,94 @@ def test_a_batch_may_be_a_generator_or_one_array_of_several() -> None:
 def test_one_image_is_refused_as_a_batch(image: Any) -> None:
     with pytest.raises(OVSDinoError, match=r"segment_batch takes a list of images.*for one image use segment"):
         brightness()[0].segment_batch(image, ["bright", "dark"])
+
+
+def test_a_call_takes_one_image_or_several_in_any_form(tmp_path: Path) -> None:
+    segmenter, _ = brightness()
+    frames = [np.full((16, 16, 3), value, np.uint8) for value in (250, 5)]
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / f"{number}.png")
+    first = tmp_path / "0.png"
+    tensor = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+    with first.open("rb") as file:
+        for one in (first, str(first), first.read_bytes(), io.BytesIO(first.read_bytes()), file, Image.open(first)):
+            assert (segmenter(one, "bright, dark").labels == 0).all()  # type: ignore[union-attr]
+    for one in (frames[0], tensor[0], tensor[0] / 255):
+        assert (segmenter(one, "bright, dark").labels == 0).all()  # type: ignore[union-attr]
+    mixed = [first.read_bytes(), tmp_path / "1.png", tensor[0].float() / 255, Image.fromarray(frames[1])]
+    for several in (tmp_path, str(tmp_path), frames, tuple(frames), iter(frames), np.stack(frames), tensor, mixed):
+        found: Any = segmenter(several, "bright, dark", scores=False)
+        assert [int(r.labels[0, 0]) for r in found] == [0, 1] * (len(found) // 2) and len(found) in (2, 4)
+    assert len(segmenter(tensor[:1], "bright, dark")) == 1 and segmenter([], "bright, dark") == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (b"", r"the bytes: the file is empty"),
+        (b"\xff\xd8\xff\xe0 nothing more", "the bytes: damaged or cut-off image"),
+        (b"GIF89a", "not a JPEG"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (torch.full((3, 8, 8), 255.0), r"float pixels span 255..255; expected 0..1"),
+        (torch.full((1, 3, 8, 8), float("nan")), "hold NaN"),
+        (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\): expected \(H, W\)"),
+        ("https://example.org/a.jpg", "addresses are not fetched; download the image"),
+        ([[1, 2], [3, 4]], "cannot read an image from list"),
+    ],
+)
+def test_a_bad_image_among_several_is_one_clear_line(bad: Any, words: str) -> None:
+    for images in ([np.zeros((8, 8, 3), np.uint8), bad], [bad]):
+        with pytest.raises(OVSDinoError, match=words) as caught:
+            brightness()[0](images, ["bright", "dark"])
+        assert "\n" not in str(caught.value)
+
+
+def test_blue_first_is_turned_where_it_is_asked_for(nano: Segmenter) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    image[:, :, 2] //= 4
+    expected = nano.segment(image, CLASSES, partition=True)
+    turned = np.ascontiguousarray(image[:, :, ::-1])
+    alpha = np.dstack([turned, np.full((64, 64), 255, np.uint8)])
+    for frame in (turned, alpha, torch.from_numpy(turned).permute(2, 0, 1), turned.astype(np.float32) / 255):
+        prepared = nano.set_image(frame, bgr=True)
+        for result in (
+            nano.segment(frame, CLASSES, bgr=True, partition=True),
+            prepared.segment(CLASSES, partition=True),
+        ):
+            np.testing.assert_array_equal(result.labels, expected.labels)
+            np.testing.assert_array_equal(result.image, image)  # type: ignore[arg-type]
+    assert (nano.segment(Image.fromarray(image), CLASSES, bgr=True).image == image).all()  # a PIL image says its order
+    (streamed,) = nano.stream([turned], CLASSES, bgr=True)
+    assert (streamed.image == image).all()
+    assert not np.array_equal(nano.segment(turned, CLASSES, partition=True).labels, expected.labels)
+
+
+def test_a_short_side_is_of_one_call(nano: Segmenter, picture: np.ndarray) -> None:
+    expected = load("nano", "cpu", short_side=96).segment(picture, CLASSES)
+    np.testing.assert_array_equal(nano.segment(picture, CLASSES, short_side=96).labels, expected.labels)
+    found: Any = nano([picture], CLASSES, short_side=96)
+    np.testing.assert_array_equal(found[0].labels, expected.labels)
+    assert nano.short_side == 64
+    with pytest.raises(OVSDinoError, match=r"short_side is 9000: expected 16..8192 pixels"):
+        nano.segment(picture, CLASSES, short_side=9000)
+
+
+def test_templates_reach_the_text_tower_and_nano_refuses_them() -> None:
+    model = Brightness()
+    seen: list[Any] = []
+
+    def encode_text(names: Any, **options: Any) -> Tensor:
+        seen.append(options)
+        return torch.eye(2)[: len(names)]
+
+    model.encode_text = encode_text  # type: ignore[method-assign]
+    segmenter = Segmenter(model, templates=["a photo of a {}.", "a {}."])  # type: ignore[arg-type]
+    segmenter.segment(np.zeros((16, 16, 3), np.uint8), "bright, dark")
+    assert seen == [{"templates": ("a photo of a {}.", "a {}.")}]
+    with pytest.raises(OVSDinoError, match=r"has no \{\} for the class name"):
+        Segmenter(model, templates=["a photo"])  # type: ignore[arg-type]
+    with pytest.raises(OVSDinoError, match="templates: nano reads bare words"):
+        load("nano", "cpu", templates=["a photo of a {}."])
 
 
 @pytest.mark.parametrize("kind", ["array", "view", "gray", "tensor"])

@@ -139,7 +139,7 @@ def torch_segmenter(case: Case) -> Segmenter:
     class Fixed(Segmenter):
         """Sizes and words as the case has them."""
 
-        def inference_size(self, height: int, width: int) -> tuple[int, int]:
+        def inference_size(self, height: int, width: int, short_side: int | None = None) -> tuple[int, int]:
             return case.size
 
         def encode_text(self, classes: Any) -> torch.Tensor:

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ovsdino.models.novelty import novelty
-from ovsdino.pipeline import NOVEL, Segmenter
+from ovsdino.network import NOVEL
+from ovsdino.pipeline import Segmenter
 
 __all__ = ["UNLIKE", "warnings_of"]
 

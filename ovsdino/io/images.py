@@ -25,6 +25,7 @@ __all__ = [
     "SUFFIXES",
     "ImageLike",
     "expand_paths",
+    "is_several",
     "load_image",
     "several",
     "source_name",
@@ -56,7 +57,7 @@ UPRIGHT = {  # EXIF orientation -> the turn that makes the picture upright
 ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"]
 
 
-def load_image(source: ImageLike, *, name: str | None = None, copy: bool = False) -> np.ndarray:
+def load_image(source: ImageLike, *, name: str | None = None, copy: bool = False, bgr: bool = False) -> np.ndarray:
     """Read one image as 8-bit RGB.
 
     Files are JPEG, PNG, WebP, BMP or TIFF, told by content and not by name. EXIF orientation is applied, and a damaged
@@ -66,12 +67,14 @@ def load_image(source: ImageLike, *, name: str | None = None, copy: bool = False
     Args:
         source: A path; the bytes of an image file, or a binary file that can seek; a `PIL.Image.Image`; an ndarray
             (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (H, W), (1, H, W), (3, H, W) or (4, H, W). Arrays and
-            tensors are uint8 or uint16, or floats within 0..1 (by half a step of 1/255 more, as a resize may leave).
+            tensors are RGB, in uint8 or uint16, or floats within 0..1 (by half a step of 1/255 more, as a resize may
+            leave). A batch (4-dimensional) of a single image is that image.
         name: What to call the image in messages; its path, or its type, by default.
         copy: Return pixels of their own also for a uint8 array, whose memory the result otherwise shares.
+        bgr: An array or tensor holds blue first (BGR or BGRA), as OpenCV's do; files and PIL images say it themselves.
 
     Returns:
-        (H, W, 3) uint8, C-contiguous.
+        (H, W, 3) uint8 RGB, C-contiguous.
 
     Raises:
         OVSDinoError: Not an image, an unsupported format, shape or dtype, no pixels, or more than `MAX_PIXELS`.
@@ -95,6 +98,8 @@ def load_image(source: ImageLike, *, name: str | None = None, copy: bool = False
             f"cannot read an image from {type(source).__name__}: "
             "give a path, a PIL image, an ndarray (H, W, 3) or a tensor (3, H, W)"
         )
+    if bgr:
+        return np.ascontiguousarray(pixels[:, :, ::-1])
     return pixels.copy() if copy else pixels
 
 
@@ -106,18 +111,28 @@ def source_name(source: ImageLike) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def several(images: Iterable[ImageLike]) -> list[ImageLike]:
-    """Return the images of a batch as a list; generators are read to their end.
+def is_several(images: object) -> bool:
+    """Tell whether several images are given: a folder, a 4-dimensional array or tensor, a list or a generator."""
+    if isinstance(images, (str, os.PathLike)):
+        return os.path.isdir(images)
+    if isinstance(images, (bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read"):
+        return False
+    if isinstance(images, np.ndarray) or hasattr(images, "detach"):
+        return getattr(images, "ndim", 0) == 4
+    return isinstance(images, Iterable)
+
+
+def several(images: Iterable[ImageLike] | str | os.PathLike[str]) -> list[ImageLike]:
+    """Return the images of a batch as a list; generators are read to their end, of a folder its files are listed.
 
     Raises:
         OVSDinoError: It is one image (a path, a PIL image, an array of one), or nothing that can be gone through.
     """
-    one = isinstance(images, (str, bytes, os.PathLike, Image.Image))
-    if isinstance(images, np.ndarray) or hasattr(images, "detach"):
-        one = getattr(images, "ndim", 0) != 4
-    if one or not isinstance(images, Iterable):
+    if not is_several(images):
         what = f"{type(images).__name__}{f' of shape {tuple(images.shape)}' if hasattr(images, 'shape') else ''}"
         raise OVSDinoError(f"segment_batch takes a list of images, not {what}; for one image use segment")
+    if isinstance(images, (str, os.PathLike)):
+        return list(expand_paths([images]))
     return list(images)
 
 
@@ -308,6 +323,8 @@ def _wide_to_uint16(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _from_tensor(tensor: Any, name: str) -> np.ndarray:
+    if tensor.ndim == 4 and len(tensor) == 1:
+        tensor = tensor[0]
     if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4)):
         raise OVSDinoError(
             f"{name} of shape {tuple(tensor.shape)}: expected (H, W), (1, H, W), (3, H, W) or (4, H, W); "
@@ -322,6 +339,8 @@ def _from_tensor(tensor: Any, name: str) -> np.ndarray:
 def _from_array(array: np.ndarray, name: str, *, channels_first: bool) -> np.ndarray:
     if channels_first and array.ndim == 3:
         array = np.moveaxis(array, 0, -1)
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
@@ -348,7 +367,9 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if np.issubdtype(array.dtype, np.floating):
         low, high = float(array.min()), float(array.max())
-        if not (low >= -FLOAT_SLACK and high <= 1.0 + FLOAT_SLACK):  # also true for NaN
+        if low != low or high != high:
+            raise OVSDinoError(f"{name}: float pixels hold NaN; expected 0..1")
+        if not (low >= -FLOAT_SLACK and high <= 1.0 + FLOAT_SLACK):
             raise OVSDinoError(
                 f"{name}: float pixels span {low:g}..{high:g}; expected 0..1, or uint8 in 0..255 (use .astype('uint8'))"
             )

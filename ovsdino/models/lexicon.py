@@ -63,6 +63,8 @@ class LexiconTextTower(Speller, TextTower):
         kept: Phrases whose rows are stored whole.
     """
 
+    takes_templates = False
+
     def __init__(self, embed_dim: int, width: int, buckets: int, *, entries: int, common: int, kept: int) -> None:
         super().__init__()
         self.embed_dim, self.buckets, self.common = embed_dim, buckets, common

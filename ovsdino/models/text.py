@@ -43,7 +43,13 @@ CLIP_ARCHIVE_SHA256 = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb6198
 
 
 class TextTower(nn.Module):
-    """Map words to (n, D) by `project(read(names))`, of which only `project` is ever trained."""
+    """Map words to (n, D) by `project(read(names))`, of which only `project` is ever trained.
+
+    Attributes:
+        takes_templates: Whether `read` puts the words into templates; others read them bare.
+    """
+
+    takes_templates = True
 
     def encode(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
         """Embed each name without gradients; rows need not be of length one. The arguments are those of `read`."""
@@ -102,6 +108,8 @@ class HashedTextTower(TextTower):
         width: Table width.
         buckets: Rows of the table.
     """
+
+    takes_templates = False
 
     def __init__(self, embed_dim: int, width: int, buckets: int) -> None:
         super().__init__()

@@ -260,6 +260,8 @@ def test_arrays_tensors_and_pil_images_agree() -> None:
         Image.fromarray(PIXELS),
         torch.from_numpy(PIXELS).permute(2, 0, 1),
         torch.from_numpy(PIXELS).permute(2, 0, 1).float() / 255,
+        PIXELS[None],
+        torch.from_numpy(PIXELS).permute(2, 0, 1)[None],  # a batch of one
     ]
     for source in sources:
         np.testing.assert_array_equal(load_image(source), PIXELS)
@@ -271,10 +273,14 @@ def test_arrays_tensors_and_pil_images_agree() -> None:
     ("source", "words"),
     [
         (np.zeros((2, 2, 3), np.float32) + 200, "expected 0..1"),
-        (np.full((2, 2, 3), np.nan), "expected 0..1"),
+        (np.full((2, 2, 3), np.nan), "hold NaN; expected 0..1"),
+        (torch.full((3, 2, 2), float("nan")), "hold NaN; expected 0..1"),
+        (torch.full((3, 2, 2), 200.0), "span 200..200; expected 0..1"),
+        (np.full((2, 2, 3), np.inf), "expected 0..1"),
         (np.zeros((2, 2, 3), np.int64), "int64"),
         (np.zeros((2, 2, 2), np.uint8), "(2, 2, 2)"),
-        (np.zeros((1, 2, 2, 3), np.uint8), "one image at a time"),
+        (np.zeros((2, 2, 2, 3), np.uint8), "one image at a time"),
+        (torch.zeros(2, 3, 8, 8), "one image at a time"),
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
         (torch.zeros(8, 8, 3, dtype=torch.uint8), "permute"),
         (np.broadcast_to(np.uint8(0), (MAX_PIXELS, 2, 3)), "make it smaller"),
