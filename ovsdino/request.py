@@ -36,7 +36,7 @@ class SegmentOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How an image goes into the network, see `Segmenter.segment`; `stride` is 0 without a window."""
+    """The way of an image into the network, see `Segmenter.segment`; `stride` is 0 without a window."""
 
     window: int | None
     stride: int

@@ -112,7 +112,7 @@ def source_name(source: ImageLike) -> str | None:
 
 
 def is_several(images: object) -> bool:
-    """Tell whether several images are given: a folder, a 4-dimensional array or tensor, a list or a generator."""
+    """Return whether several images are given: a folder, a 4-dimensional array or tensor, a list or a generator."""
     if isinstance(images, (str, os.PathLike)):
         return os.path.isdir(images)
     if isinstance(images, (bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read"):
