@@ -1,4 +1,6 @@
-"""Put the tables of the ops on a CPU between their markers in README.md and docs/kernels.md, from `ops_cpu.json`.
+"""Put the tables of speed on a CPU between their markers in README.md and docs/kernels.md.
+
+They are made from `ops_cpu.json`, and README's first rows from `neighbors.json`.
 
 python benchmarks/studies/op_tables.py
 """
@@ -13,7 +15,7 @@ from typing import Any
 from ovsdino.benchmarks.lib.report import RESULTS, ROOT, placed, save
 from ovsdino.parsing import run_script
 
-RESULT = RESULTS / "ops_cpu.json"
+RESULT, NETWORKS = RESULTS / "ops_cpu.json", RESULTS / "neighbors.json"
 README, KERNELS = ROOT / "README.md", ROOT / "docs" / "kernels.md"
 STRONGEST, ALL = "the ops against their strongest rivals", "the ops against all rivals"
 HEADERS = ("op", "against", "ours, ms", "theirs, ms", "ratio", "floor")
@@ -43,6 +45,20 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+def networks(neighbors: dict[str, Any], runtime: str = "openvino 2") -> list[list[str]]:
+    """Return README's rows of nano against the networks that take any word: an image in memory to labels or masks."""
+    by_name = {row["name"]: row for row in neighbors["results"]}
+    ours = by_name.pop("nano")
+    (own_least, own_median), rows = ours["ms"][runtime], []
+    for row in by_name.values():
+        if row["words"] == ours["words"]:
+            best, median = row["ms"][runtime]
+            case = f"nano at {neighbors['side']}×{neighbors['side']}, {neighbors['words']} words, OpenVINO"
+            times = [f"{figure(own_median)}{least(own_least)}", f"{figure(median)}{least(best)}"]
+            rows.append([case, f"{row['name']} ({row['gives']})", *times, f"{median / own_median:.2f}×"])
+    return rows
+
+
 def machine(report: dict[str, Any]) -> str:
     """Return the line above a table: where the rows were measured, and at what load."""
     facts, loads = report["machine"], [x for row in report["results"] if (x := row["load_average"]) is not None]
@@ -54,10 +70,14 @@ def machine(report: dict[str, Any]) -> str:
     )
 
 
-def strongest(report: dict[str, Any]) -> str:
-    """Return README's table: of each case the row against the strongest rival."""
-    rows = [row for row in report["results"] if row["baseline"] == row["strongest"]]
-    return f"{machine(report)}\n\n{markdown(HEADERS, [cells(row) for row in rows])}"
+def strongest(report: dict[str, Any], neighbors: dict[str, Any]) -> str:
+    """Return README's table: nano against its neighbors, and of each op the first case against its strongest rival."""
+    first: dict[str, dict[str, Any]] = {}
+    for row in report["results"]:
+        if row["baseline"] == row["strongest"]:
+            first.setdefault(row["op"], row)
+    headers = ("two CPU cores", *HEADERS[1:-1])
+    return markdown(headers, [*networks(neighbors), *(cells(row)[:-1] for row in first.values())])
 
 
 def everything(report: dict[str, Any]) -> str:
@@ -76,19 +96,20 @@ def everything(report: dict[str, Any]) -> str:
     )
 
 
-def filled(readme: str, kernels: str, report: dict[str, Any]) -> tuple[str, str]:
+def filled(readme: str, kernels: str, report: dict[str, Any], neighbors: dict[str, Any]) -> tuple[str, str]:
     """Return both pages with their tables made anew."""
-    return placed(readme, STRONGEST, strongest(report)), placed(kernels, ALL, everything(report))
+    return placed(readme, STRONGEST, strongest(report, neighbors)), placed(kernels, ALL, everything(report))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpTables:
-    """Write the tables of the ops from benchmarks/results/ops_cpu.json."""
+    """Write the tables of speed from benchmarks/results/ops_cpu.json and neighbors.json."""
 
     def run(self) -> int:
         pages = (README, KERNELS)
         readme, kernels = (path.read_text(encoding="utf-8") for path in pages)
-        for path, text in zip(pages, filled(readme, kernels, json.loads(RESULT.read_text())), strict=True):
+        measured = (json.loads(path.read_text()) for path in (RESULT, NETWORKS))
+        for path, text in zip(pages, filled(readme, kernels, *measured), strict=True):
             save(path, text)
         return 0
 

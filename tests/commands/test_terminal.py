@@ -130,8 +130,8 @@ def test_a_working_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
 
 
 def test_an_unknown_backend_is_one_line(tmp_path: Path) -> None:
-    done = shell(f"$OVSDINO segment {ROOT}/docs/china_overlay.png --classes a,b --short-side 64 --output {tmp_path}/o",
-                 OVSDINO_BACKEND="foo")  # fmt: skip
+    image = f"{ROOT}/docs/pictures/camera_overlay.jpg"
+    done = shell(f"$OVSDINO segment {image} --classes a,b --short-side 64 --output {tmp_path}/o", OVSDINO_BACKEND="foo")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: unknown backend 'foo' (OVSDINO_BACKEND)")
 

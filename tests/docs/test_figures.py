@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.docs.commands import ROOT
 
@@ -38,3 +41,20 @@ def test_the_model_is_as_large_as_readme_says() -> None:
     manifest = json.loads((ROOT / "ovsdino" / "weights" / "manifest.json").read_text())["nano"]
     assert f"{manifest['parameters'] / 1e6:.2f} M parameters" in README
     assert f"{manifest['bytes'] / 1e6:.1f} MB" in README
+
+
+@pytest.mark.parametrize(("photograph", "column"), [("astronaut.png", 0), ("camera.png", 1)])
+def test_the_pictures_show_what_the_model_finds(photograph: str, column: int) -> None:
+    import skimage.data
+
+    import ovsdino
+
+    words = re.findall(r"^\| `(person, .*)` \| `(person, .*)` \|$", README, re.M)[0][column]
+    missing = {"astronaut.png": {"cat", "car"}, "camera.png": {"dog"}}[photograph]
+    result = ovsdino.segment(Path(skimage.data.__file__).with_name(photograph), words)
+    assert {name for name, found in zip(result.names, result.found, strict=True) if not found} == missing
+    shown = np.asarray(Image.open(ROOT / "docs" / "pictures" / f"{Path(photograph).stem}_overlay.jpg"), dtype=int)
+    drawn = result.plot().astype(int)
+    assert shown.shape == drawn.shape
+    # a JPEG departs by a few levels, borders by more; another label of the picture's words would be 30 and more
+    assert (np.abs(shown - drawn).max(axis=2) > 60).mean() < 0.01, "ovsdino segment made another picture: make it anew"

@@ -9,8 +9,10 @@ from ovsdino.benchmarks.studies import op_tables
 
 def test_the_tables_of_the_pages_are_those_of_the_results() -> None:
     readme, kernels = (path.read_text(encoding="utf-8") for path in (op_tables.README, op_tables.KERNELS))
-    report = json.loads(op_tables.RESULT.read_text())
-    assert op_tables.filled(readme, kernels, report) == (readme, kernels), "run python benchmarks/studies/op_tables.py"
+    measured = [json.loads(path.read_text()) for path in (op_tables.RESULT, op_tables.NETWORKS)]
+    assert op_tables.filled(readme, kernels, *measured) == (readme, kernels), (
+        "run python benchmarks/studies/op_tables.py"
+    )
 
 
 def test_readme_quotes_the_ratio_to_the_strongest_rival_alone() -> None:
@@ -22,8 +24,16 @@ def test_readme_quotes_the_ratio_to_the_strongest_rival_alone() -> None:
     ]
     facts = {"cpu": "this", "threads": 2, "torch": "2", "bandwidth_gbs": 10.0, "rates_gflops": {"float32": 100.0}}
     report = {"machine": facts, "results": rows, "left_out": [{**row, "baseline": "numba", "reason": "none here"}]}
-    line = "| `o` c, float32 | fast | 2.00 (1.50) | 2.50 (2.25) | 1.25× | – |"
-    assert line in op_tables.strongest(report) and "slow" not in op_tables.strongest(report)
+    another = {**rows[1], "case": "d"}
+    networks = [{"name": "nano", "words": "any", "gives": "labels", "ms": {"openvino 2": [1.5, 2.0]}}]
+    networks.append({"name": "closed", "words": "80", "gives": "masks", "ms": {"openvino 2": [1.0, 1.0]}})
+    networks.append({"name": "open", "words": "any", "gives": "masks", "ms": {"openvino 2": [1.0, 1.25]}})
+    neighbors = {"side": 416, "words": 11, "results": networks}
+    shown = op_tables.strongest({**report, "results": [*rows, another]}, neighbors)
+    assert shown.splitlines()[2:] == [
+        "| nano at 416×416, 11 words, OpenVINO | open (masks) | 2.00 (1.50) | 1.25 (1.00) | 0.62× |",
+        "| `o` c, float32 | fast | 2.00 (1.50) | 2.50 (2.25) | 1.25× |",
+    ]
     text = op_tables.everything(report)
     assert "| slow | 2.00 (1.50) | 20.0 (19.0) | 10.00× | 4× |" in text and "**fast**" in text
     assert "Left out: o, c, numba: none here." in text
