@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ovsdino.edge.labels import Wish, sure_shares, upsample_argmax
+from ovsdino.edge.labels import Found, Wish, sure_shares, upsample_argmax
 from ovsdino.edge.pixels import preprocess
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensors import beginning, logits_shape, text_inputs
@@ -31,7 +33,7 @@ class CpuGraph:
         self.least_batch = least_batch
         self._sidecar = sidecar
         self._threads = threads
-        self._image = np.empty((1, *sidecar.input[1:]), np.float32)
+        self._images = np.zeros((1, *sidecar.input[1:]), np.float32)  # grows to the largest batch
         self._text: dict[str, np.ndarray] = {}
         self._classes = self._maps = 0
         self._state: dict[str, np.ndarray] = {}  # of a graph with a memory: what it takes with the next frame
@@ -68,20 +70,28 @@ class CpuGraph:
         return logits[:, : self._maps]
 
     def run(
-        self, pixels: np.ndarray, size: tuple[int, int], wish: Wish, clock: Clock
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Turn camera pixels (RGB or NV12) into labels and confidence of `size`, see `Graph.run`."""
+        self, frames: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], wish: Wish, clock: Clock
+    ) -> list[Found]:
+        """Turn frames of cameras into labels of their sizes, see `Graph.run`."""
+        batch = max(len(frames), self.least_batch)
+        if len(self._images) < batch:
+            self._images = np.zeros((batch, *self._sidecar.input[1:]), np.float32)
+        images = self._images[:batch]
         with clock("preprocess"):
             shape = (self._sidecar.input[2], self._sidecar.input[3])
-            preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=self._image[0])
+            for pixels, image in zip(frames, images, strict=False):
+                preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=image)
         with clock("encode"):
-            logits = self._checked(self._image)
+            logits = self._checked(images)[: len(frames)]
         if not np.isfinite(logits).all():
             self.reset()
             raise OVSDinoError(f"{self._sidecar.file}: gives NaN or infinite logits; {self._sidecar.rebuild()}")
         with clock("postprocess"):
-            labels, certainty = upsample_argmax(
-                logits[0], size, wish.threshold, confidence=wish.confidence, threads=self._threads
-            )
-            sure = None if wish.certainty is None else sure_shares(logits[0], wish.certainty)
-        return labels, certainty, sure
+            return [self._found(own, size, wish) for own, size in zip(logits, sizes, strict=True)]
+
+    def _found(self, logits: np.ndarray, size: tuple[int, int], wish: Wish) -> Found:
+        """Return the labels of one image's logits (K, h, w)."""
+        labels, certainty = upsample_argmax(
+            logits, size, wish.threshold, confidence=wish.confidence, threads=self._threads
+        )
+        return Found(labels, certainty, None if wish.certainty is None else sure_shares(logits, wish.certainty))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from ovsdino.native import native
 from ovsdino.vocabulary import SURE_SHARE, label_dtype
 
 __all__ = [
+    "Found",
     "Wish",
     "class_scores",
     "leave_out_unfound",
@@ -35,6 +37,20 @@ class Wish:
     threshold: float | None = None
     confidence: bool = False
     certainty: float | None = None
+
+
+class Found(NamedTuple):
+    """What a graph gives for a frame.
+
+    Attributes:
+        labels: (H, W) integers at the frame's size.
+        confidence: (H, W) float32 where `Wish.confidence` asks for it.
+        sure: `sure_shares` where `Wish.certainty` asks for them.
+    """
+
+    labels: np.ndarray
+    confidence: np.ndarray | None
+    sure: np.ndarray | None
 
 
 BLOCK = 1 << 20  # floats of the interpolated logits that are held at a time: 4 MB, the size of a cache

@@ -10,13 +10,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 import numpy as np
 
 from ovsdino.edge.bank import TextBank
-from ovsdino.edge.labels import Wish, class_scores, leave_out_unfound
+from ovsdino.edge.labels import Found, Wish, class_scores, leave_out_unfound
 from ovsdino.edge.pixels import check_image
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
@@ -55,9 +56,12 @@ class Graph(Protocol):
         """
 
     def run(
-        self, pixels: np.ndarray, size: tuple[int, int], wish: Wish, clock: Clock
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Turn camera pixels (RGB or NV12) into labels and confidence of `size`, and what `Wish.certainty` asks for."""
+        self, frames: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], wish: Wish, clock: Clock
+    ) -> list[Found]:
+        """Turn frames of cameras (RGB or NV12), at most the graph's batch, into labels of their sizes (H, W).
+
+        Fewer than the graph's least batch are filled up.
+        """
 
     def reset(self) -> None:
         """Forget the frames that `run` saw, where the graph has a memory."""
@@ -130,7 +134,7 @@ class EdgeSegmenter:
         self._background, self._asked = background, partition
         self._least_share, self._least_certainty = least_share, least_certainty
         bank, self._partition, self._threshold = self._checked(text_bank)
-        self._size: tuple[int, int] | None = None  # of the last frame
+        self._sizes: list[tuple[int, int]] = []  # of the last frames
         self._lock = threading.Lock()  # the graph has one input buffer and one stream
         check_machine(self.sidecar, device)
         self._runtime = runtime_of(self.sidecar, runtime)
@@ -148,6 +152,11 @@ class EdgeSegmenter:
     def backend(self) -> str:
         """The runtime of the graph: of `Runtime` the one in use, "tensorrt" or "tensorrt_rtx"."""
         return self._runtime if self.sidecar.backend == "onnx" else self.sidecar.backend
+
+    @property
+    def batch(self) -> int:
+        """The most images that one run of the graph takes."""
+        return self.sidecar.input[0]
 
     def set_bank(self, text_bank: str | os.PathLike[str] | TextBank) -> None:
         """Swap the vocabulary; nothing is exported or built again. A refused bank leaves the old one in use.
@@ -188,35 +197,81 @@ class EdgeSegmenter:
                 f"{self.sidecar.file}: exported for batches of {least}; segment takes one image at a time: export it "
                 "with --batch 1"
             )
+        if nv12:
+            check_image(np.asarray(image), nv12)
+        return self.segment_batch([image], nv12=nv12, scores=scores, confidence=confidence)[0]
+
+    def segment_batch(
+        self, images: Sequence[ImageLike], *, nv12: bool = False, scores: bool = True, confidence: bool = False
+    ) -> list[Segmentation]:
+        """Label every pixel of several images in one run of the graph, as of several cameras.
+
+        Args:
+            images: 1 to `batch` images of any sizes, see `segment`. Where the file takes no fewer than there are, the
+                rest of the batch is computed in vain.
+            nv12: Images of two dimensions are NV12; the others are RGB.
+            scores: See `segment`.
+            confidence: See `segment`.
+
+        Returns:
+            A result for each image, in order; `stages_ms` is that of them all.
+
+        Raises:
+            OVSDinoError: An image cannot be read, there are more than `batch`, or the segmenter was closed.
+        """
+        if not 1 <= len(images) <= self.batch:
+            raise OVSDinoError(
+                f"{self.sidecar.file}: {len(images)} images, expected 1..{self.batch}; a file for more is made by "
+                "export_onnx.py --batch"
+            )
         clock = Clock()
         with clock("load"):
-            pixels = np.asarray(image) if nv12 else load_image(image, copy=True)  # a camera's buffer is written again
-            check_image(pixels, nv12)
-            height, width = (pixels.shape[0] * 2 // 3 if nv12 else pixels.shape[0]), pixels.shape[1]
+            planar = [nv12 and isinstance(image, np.ndarray) and image.ndim == 2 for image in images]
+            frames, sizes = [], []
+            for image, is_nv12 in zip(images, planar, strict=True):
+                pixels = np.asarray(image) if is_nv12 else load_image(image, copy=True)  # a camera's buffer changes
+                check_image(pixels, is_nv12)
+                frames.append(pixels)
+                sizes.append((pixels.shape[0] * 2 // 3 if is_nv12 else pixels.shape[0], pixels.shape[1]))
         with self._lock:
             names, partition, threshold = self.names, self._partition, self._threshold
             asked = None if partition or not self._least_certainty else self._least_certainty
             wish = Wish(threshold=threshold, confidence=scores or confidence, certainty=asked)
-            if self._size not in (None, (height, width)):  # another camera, or one that was set anew
+            if self._sizes not in ([], sizes):  # another camera, or one that was set anew
                 self._open().reset()
-            self._size = (height, width)
-            labels, certainty, sure = self._open().run(pixels, (height, width), wish, clock)
+            self._sizes = sizes
+            found = self._open().run(frames, sizes, wish, clock)
         with clock("postprocess"):
-            if not partition:  # below the threshold is the label after the contrast's
-                labels = np.minimum(labels, len(names), out=labels).astype(label_dtype(len(names)), copy=False)
-                leave_out_unfound(labels, len(names), self._least_share, sure)
-            means = class_scores(labels, certainty, len(names)) if scores and certainty is not None else None
-            kept = certainty.astype(np.float16) if confidence and certainty is not None else None
-        return Segmentation(
-            labels=labels,
-            names=names,
-            scores=means,
-            confidence=kept,
-            background=threshold is not None or not partition,
-            image=None if nv12 else pixels,
-            source=None if nv12 else source_name(image),
-            stages_ms=clock.ms,
-        )
+            labels = [self._labels(one, names, partition) for one in found]
+            certainties = [one.confidence for one in found]
+            means = [
+                class_scores(own, certainty, len(names)) if scores and certainty is not None else None
+                for own, certainty in zip(labels, certainties, strict=True)
+            ]
+            kept = [one.astype(np.float16) if confidence and one is not None else None for one in certainties]
+        return [
+            Segmentation(
+                labels=labels[place],
+                names=names,
+                scores=means[place],
+                confidence=kept[place],
+                background=threshold is not None or not partition,
+                image=None if planar[place] else frames[place],
+                source=None if planar[place] else source_name(image),
+                stages_ms=dict(clock.ms),
+            )
+            for place, image in enumerate(images)
+        ]
+
+    def _labels(self, found: Found, names: tuple[str, ...], partition: bool) -> np.ndarray:
+        """Return the labels of a frame without the words that are not found."""
+        if partition:
+            return found.labels
+        # below the threshold is the label after the contrast's
+        labels = np.minimum(found.labels, len(names), out=found.labels)
+        labels = labels.astype(label_dtype(len(names)), copy=False)
+        leave_out_unfound(labels, len(names), self._least_share, found.sure)
+        return labels
 
     def infer(self, image: np.ndarray) -> np.ndarray:
         """Run the graph alone.

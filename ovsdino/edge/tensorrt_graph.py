@@ -10,15 +10,16 @@ kernels are those of `ovsdino._C`, which takes device pointers and the stream's 
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import logging
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ovsdino.edge.labels import Wish, sure_shares
+from ovsdino.edge.cuda_memory import Buffer, as_bytes, cuda_runtime, fit_all, ok, take_all
+from ovsdino.edge.labels import Found, Wish, sure_shares
 from ovsdino.edge.pixels import gain_and_shift
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensors import check_tensors, logits_shape, text_inputs
@@ -48,20 +49,6 @@ def tensorrt_module(backend: str) -> ModuleType:
         ) from error
 
 
-def cuda_runtime() -> Any:
-    """Return the module `cuda.bindings.runtime`.
-
-    Raises:
-        OVSDinoError: cuda-python is not installed.
-    """
-    try:
-        return importlib.import_module("cuda.bindings.runtime")
-    except (ImportError, OSError) as error:
-        raise OVSDinoError(
-            f"cuda-python is missing ({one_line(error, 120)}): pip install cuda-python, of the release of the CUDA here"
-        ) from error
-
-
 def device_sm(device: int) -> str:
     """Return the architecture of a CUDA device, as "sm87".
 
@@ -69,12 +56,12 @@ def device_sm(device: int) -> str:
         OVSDinoError: cuda-python is missing, or there is no such device.
     """
     cuda = cuda_runtime()
-    count = _ok(cuda, cuda.cudaGetDeviceCount())
+    count = ok(cuda, cuda.cudaGetDeviceCount())
     if not 0 <= device < count:
         raise OVSDinoError(f"device is {device}: this machine shows {count} CUDA devices")
     attribute = cuda.cudaDeviceAttr
-    major = _ok(cuda, cuda.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMajor, device))
-    minor = _ok(cuda, cuda.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMinor, device))
+    major = ok(cuda, cuda.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMajor, device))
+    minor = ok(cuda, cuda.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMinor, device))
     return f"sm{major}{minor}"
 
 
@@ -107,9 +94,9 @@ class TensorRTGraph:
         self._sidecar = sidecar
         self._device = device
         self._cuda = cuda = cuda_runtime()
-        _ok(cuda, cuda.cudaSetDevice(device))
-        self._stream = _ok(cuda, cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
-        self._events = [_ok(cuda, cuda.cudaEventCreate()) for _ in range(4)]
+        ok(cuda, cuda.cudaSetDevice(device))
+        self._stream = ok(cuda, cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
+        self._events = [ok(cuda, cuda.cudaEventCreate()) for _ in range(4)]
         self._captured: Any = None
         self._logger = _logger(trt)
         self._runtime = trt.Runtime(self._logger)
@@ -120,22 +107,22 @@ class TensorRTGraph:
         self._context = _context(trt, self._engine)
         if self._context is None:
             raise OVSDinoError(f"{sidecar.file}: {sidecar.backend} cannot run it; the log says why (often: memory)")
-        self.least_batch = self._batch = self._find_least_batch()
-        mapped = bool(_ok(cuda, cuda.cudaDeviceGetAttribute(cuda.cudaDeviceAttr.cudaDevAttrIntegrated, device)))
+        self.least_batch = self._batch = self._most = self._find_least_batch()
+        mapped = bool(ok(cuda, cuda.cudaDeviceGetAttribute(cuda.cudaDeviceAttr.cudaDevAttrIntegrated, device)))
         texts = ("text", "contrast") if sidecar.grouped else ("text",)
         # Normalized images and logits stay on the device unless `infer` is called.
-        self._image, self._logits = _Buffer(cuda, 4 * int(np.prod(sidecar.input))), _Buffer(cuda)
-        self._text = {name: _Buffer(cuda, mapped=mapped) for name in texts}
-        self._frame, self._labels, self._confidence = (_Buffer(cuda, mapped=mapped) for _ in range(3))
+        self._image, self._logits = Buffer(cuda, 4 * int(np.prod(sidecar.input))), Buffer(cuda)
+        self._text = {name: Buffer(cuda, mapped=mapped) for name in texts}
+        self._frame, self._labels, self._confidence = (Buffer(cuda, mapped=mapped) for _ in range(3))
 
     def set_text(self, text: np.ndarray, contrast: np.ndarray | None = None) -> None:
         """Take another text bank: set shapes and addresses and capture the graph again; see `Graph.set_text`."""
-        _ok(self._cuda, self._cuda.cudaSetDevice(self._device))
+        ok(self._cuda, self._cuda.cudaSetDevice(self._device))
         self._shapes: dict[str, tuple[int, ...]] = {}
         for name, rows in text_inputs(self._sidecar, text, contrast).items():
             buffer = self._text[name]
             buffer.fit(rows.nbytes)
-            buffer.host[: rows.nbytes] = _bytes(np.ascontiguousarray(rows))
+            buffer.host[: rows.nbytes] = as_bytes(np.ascontiguousarray(rows))
             buffer.upload(rows.nbytes, self._stream)
             self._shapes[name] = rows.shape
         self._classes, self._maps = len(text), len(text) + (contrast is not None)
@@ -143,57 +130,69 @@ class TensorRTGraph:
 
     def infer(self, image: np.ndarray) -> np.ndarray:
         """Compute logits of normalized images, see `Graph.infer`."""
-        _ok(self._cuda, self._cuda.cudaSetDevice(self._device))
+        ok(self._cuda, self._cuda.cudaSetDevice(self._device))
         if len(image) != self._batch:
             self._set_shapes(len(image))
-        self._image.host[: image.nbytes] = _bytes(image)
+        self._image.host[: image.nbytes] = as_bytes(image)
         self._image.upload(image.nbytes, self._stream)
         self._launch()
         logits = np.empty(self._shape, np.float32)
         self._logits.download(logits.nbytes, self._stream)
         self._wait()
-        _bytes(logits)[:] = self._logits.host[: logits.nbytes]
+        as_bytes(logits)[:] = self._logits.host[: logits.nbytes]
         return logits[:, : self._maps]
 
     def run(
-        self, pixels: np.ndarray, size: tuple[int, int], wish: Wish, clock: Clock
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Turn camera pixels into labels and confidence, see `Graph.run`; stage times are the device's own."""
+        self, frames: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], wish: Wish, clock: Clock
+    ) -> list[Found]:
+        """Turn frames of cameras into labels of their sizes, see `Graph.run`; stage times are the device's own.
+
+        The graph is recorded for the most frames that came at once, and fewer are filled up: another recording costs
+        more than a frame.
+        """
         cuda, stream = self._cuda, self._stream
-        _ok(cuda, cuda.cudaSetDevice(self._device))
-        if self._batch != 1:
-            self._set_shapes(1)
-        pixels = np.ascontiguousarray(pixels)
-        labels = np.empty(size, label_dtype(self._maps))
-        certainty = np.empty(size, np.float32) if wish.confidence else None
-        self._frame.fit(pixels.nbytes)
-        self._labels.fit(labels.nbytes)
-        self._confidence.fit(0 if certainty is None else certainty.nbytes)
-        with clock("preprocess"):  # the copy into page-locked memory; the device's share is added below
-            self._frame.host[: pixels.nbytes] = _bytes(pixels)
+        ok(cuda, cuda.cudaSetDevice(self._device))
+        self._most = max(self._most, len(frames))
+        if self._batch != self._most:
+            self._set_shapes(self._most)
+        frames = [np.ascontiguousarray(pixels) for pixels in frames]
+        labels = [np.empty(size, label_dtype(self._maps)) for size in sizes]
+        certainties = [np.empty(size, np.float32) for size in sizes] if wish.confidence else []
+        places = fit_all(self._frame, frames)
+        for pixels, place in zip(frames, places, strict=True):
+            with clock("preprocess"):  # the copy into page-locked memory; the device's share is added below
+                self._frame.host[place : place + pixels.nbytes] = as_bytes(pixels)
         self._record(0)
-        self._frame.upload(pixels.nbytes, stream)
-        self._preprocess(pixels, size)
+        self._frame.upload(places[-1] + frames[-1].nbytes, stream)
+        for index, (pixels, size, place) in enumerate(zip(frames, sizes, places, strict=True)):
+            self._preprocess(pixels, size, place, index)
         self._record(1)
         self._launch()
         self._record(2)
-        self._postprocess(labels, certainty, wish.threshold)
+        label_places, certainty_places = fit_all(self._labels, labels), fit_all(self._confidence, certainties)
+        for index, own in enumerate(labels):
+            certain = self._confidence.device + certainty_places[index] if certainties else 0
+            self._postprocess(index, own, self._labels.device + label_places[index], certain, wish.threshold)
+        self._labels.download(label_places[-1] + labels[-1].nbytes, stream)
+        if certainties:
+            self._confidence.download(certainty_places[-1] + certainties[-1].nbytes, stream)
         if wish.certainty is not None:
             self._logits.download(4 * int(np.prod(self._shape)), stream)
         self._record(3)
         self._wait()
         for event, stage in enumerate(("preprocess", "encode", "postprocess")):
-            elapsed = _ok(cuda, cuda.cudaEventElapsedTime(self._events[event], self._events[event + 1]))
+            elapsed = ok(cuda, cuda.cudaEventElapsedTime(self._events[event], self._events[event + 1]))
             clock.add(stage, elapsed)
         with clock("postprocess"):
-            _bytes(labels)[:] = self._labels.host[: labels.nbytes]
-            if certainty is not None:
-                _bytes(certainty)[:] = self._confidence.host[: certainty.nbytes]
-            sure = None
+            take_all(self._labels, labels, label_places)
+            take_all(self._confidence, certainties, certainty_places)
+            sures: list[np.ndarray | None] = [None] * len(frames)
             if wish.certainty is not None:
                 logits = self._logits.host[: 4 * int(np.prod(self._shape))].view(np.float32).reshape(self._shape)
-                sure = sure_shares(logits[0, : self._maps], wish.certainty)
-        return labels, certainty, sure
+                sures = [sure_shares(logits[index, : self._maps], wish.certainty) for index in range(len(frames))]
+        return [
+            Found(own, certainties[index] if certainties else None, sures[index]) for index, own in enumerate(labels)
+        ]
 
     def reset(self) -> None:
         """Do nothing: an engine that is run has no memory."""
@@ -207,8 +206,8 @@ class TensorRTGraph:
         for buffer in (self._image, *self._text.values(), self._logits, self._frame, self._labels, self._confidence):
             buffer.free()
         for event in self._events:
-            _ok(cuda, cuda.cudaEventDestroy(event))
-        _ok(cuda, cuda.cudaStreamDestroy(self._stream))
+            ok(cuda, cuda.cudaEventDestroy(event))
+        ok(cuda, cuda.cudaStreamDestroy(self._stream))
 
     def _check_tensors(self, trt: ModuleType) -> None:
         engine = self._engine
@@ -245,49 +244,48 @@ class TensorRTGraph:
         self._batch = batch
         self._capture()
 
-    def _preprocess(self, pixels: np.ndarray, size: tuple[int, int]) -> None:
+    def _preprocess(self, pixels: np.ndarray, size: tuple[int, int], place: int, index: int) -> None:
+        """Turn a frame, `place` bytes into the buffer of all, into one image of the batch."""
         assert native is not None  # checked in __init__
         sidecar = self._sidecar
         planar = pixels.ndim == 2
         strides = (pixels.size, pixels.shape[1], 1, 0) if planar else (pixels.size, 3 * pixels.shape[1], 3, 1)
         native.preprocess_cuda(
-            self._frame.device,
+            self._frame.device + place,
             "nv12" if planar else "rgb",
             (1, *size),
             strides,
             sidecar.input[2:],
-            self._image.device,
+            self._image.device + 4 * index * int(np.prod(sidecar.input[1:])),
             "float32",
             *gain_and_shift(sidecar.mean, sidecar.std),
             False,
             int(self._stream),
         )
 
-    def _postprocess(self, labels: np.ndarray, certainty: np.ndarray | None, threshold: float | None) -> None:
+    def _postprocess(self, index: int, labels: np.ndarray, to: int, certain: int, threshold: float | None) -> None:
+        """Turn the logits of one image into labels at the address `to`, and its confidence at `certain`, if not 0."""
         assert native is not None
         _, classes, height, width = self._shape
         plane = height * width
         native.upsample_argmax_cuda(
-            self._logits.device,
+            self._logits.device + 4 * index * classes * plane,
             "float32",
             (1, self._maps, height, width),
             (classes * plane, plane, width, 1),
             labels.shape,
-            self._labels.device,
+            to,
             labels.dtype.name,
-            0 if certainty is None else self._confidence.device,
+            certain,
             threshold,
             int(self._stream),
         )
-        self._labels.download(labels.nbytes, self._stream)
-        if certainty is not None:
-            self._confidence.download(certainty.nbytes, self._stream)
 
     def _launch(self) -> None:
         if self._captured is None:
             self._enqueue()
         else:
-            _ok(self._cuda, self._cuda.cudaGraphLaunch(self._captured, self._stream))
+            ok(self._cuda, self._cuda.cudaGraphLaunch(self._captured, self._stream))
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(int(self._stream)):
@@ -300,100 +298,29 @@ class TensorRTGraph:
         self._enqueue()  # the first run allocates and compiles, which must not happen during the recording
         self._wait()
         try:
-            _ok(cuda, cuda.cudaStreamBeginCapture(stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+            ok(cuda, cuda.cudaStreamBeginCapture(stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
             try:
                 self._enqueue()
             finally:
-                graph = _ok(cuda, cuda.cudaStreamEndCapture(stream))
+                graph = ok(cuda, cuda.cudaStreamEndCapture(stream))
             try:
-                self._captured = _ok(cuda, cuda.cudaGraphInstantiate(graph, 0))
+                self._captured = ok(cuda, cuda.cudaGraphInstantiate(graph, 0))
             finally:
-                _ok(cuda, cuda.cudaGraphDestroy(graph))
+                ok(cuda, cuda.cudaGraphDestroy(graph))
         except OVSDinoError as error:
             cuda.cudaGetLastError()  # clears it
             log.warning("%s: no CUDA graph, launching each time: %s", self._sidecar.file, error)
 
     def _drop_capture(self) -> None:
         if self._captured is not None:
-            _ok(self._cuda, self._cuda.cudaGraphExecDestroy(self._captured))
+            ok(self._cuda, self._cuda.cudaGraphExecDestroy(self._captured))
             self._captured = None
 
     def _record(self, index: int) -> None:
-        _ok(self._cuda, self._cuda.cudaEventRecord(self._events[index], self._stream))
+        ok(self._cuda, self._cuda.cudaEventRecord(self._events[index], self._stream))
 
     def _wait(self) -> None:
-        _ok(self._cuda, self._cuda.cudaStreamSynchronize(self._stream))
-
-
-class _Buffer:
-    """Memory on the device, and as much page-locked memory on the host once somebody asks for it.
-
-    It grows, and never shrinks. A mapped buffer is one piece of memory for both sides, and copies are left out: where
-    the GPU shares the CPU's memory, as on a Jetson, a copy is a second pass over the same chips.
-
-    Args:
-        cuda: The module of `cuda_runtime`.
-        size: Bytes.
-        mapped: One piece of memory for both sides; for integrated GPUs.
-    """
-
-    def __init__(self, cuda: Any, size: int = 0, *, mapped: bool = False) -> None:
-        self._cuda, self._mapped = cuda, mapped
-        self._size = 0
-        self._host_address = 0
-        self._host: np.ndarray | None = None
-        self.device = 0
-        self.fit(size)
-
-    @property
-    def host(self) -> np.ndarray:
-        """The host's side, (size,) uint8."""
-        if self._host is None:
-            if not self._host_address and self._size:
-                self._host_address = int(_ok(self._cuda, self._cuda.cudaMallocHost(self._size)))
-            self._host = _view(self._host_address, self._size)
-        return self._host
-
-    def fit(self, size: int) -> None:
-        """Make room for `size` bytes; the content is lost if the buffer has to grow."""
-        if size <= self._size:
-            return
-        cuda = self._cuda
-        self.free()
-        if self._mapped:
-            self._host_address = int(_ok(cuda, cuda.cudaHostAlloc(size, cuda.cudaHostAllocMapped)))
-            self.device = int(_ok(cuda, cuda.cudaHostGetDevicePointer(self._host_address, 0)))
-        else:
-            self.device = int(_ok(cuda, cuda.cudaMalloc(size)))
-        self._size = size
-
-    def upload(self, size: int, stream: Any) -> None:
-        """Bring the first bytes of the host's side to the device, where that is another memory."""
-        if not self._mapped:
-            kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-            _ok(self._cuda, self._cuda.cudaMemcpyAsync(self.device, self._host_address, size, kind, stream))
-
-    def download(self, size: int, stream: Any) -> None:
-        """Bring the first bytes of the device's side to the host, likewise; there once the stream was waited for."""
-        if not self._mapped and self.host.size:
-            kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-            _ok(self._cuda, self._cuda.cudaMemcpyAsync(self._host_address, self.device, size, kind, stream))
-
-    def free(self) -> None:
-        """Give both sides back."""
-        if self.device and not self._mapped:
-            _ok(self._cuda, self._cuda.cudaFree(self.device))
-        if self._host_address:
-            _ok(self._cuda, self._cuda.cudaFreeHost(self._host_address))
-        self.device = self._host_address = self._size = 0
-        self._host = None
-
-
-def _view(address: int, size: int) -> np.ndarray:
-    """Return memory of the host as (size,) uint8."""
-    if not size:
-        return np.empty(0, np.uint8)
-    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+        ok(self._cuda, self._cuda.cudaStreamSynchronize(self._stream))
 
 
 def _context(trt: ModuleType, engine: Any) -> Any:
@@ -422,22 +349,3 @@ def _logger(trt: ModuleType) -> Any:
                 log.log(levels[severity], "TensorRT: %s", one_line(message, 300))
 
     return Logger()
-
-
-def _bytes(array: np.ndarray) -> np.ndarray:
-    """Return a contiguous array's memory as (n,) uint8."""
-    return array.reshape(-1).view(np.uint8)
-
-
-def _ok(cuda: Any, answer: tuple[Any, ...]) -> Any:
-    """Return the result of a CUDA call.
-
-    Raises:
-        OVSDinoError: The call failed.
-    """
-    code, *result = answer
-    if code != cuda.cudaError_t.cudaSuccess:
-        text = cuda.cudaGetErrorString(code)[1]
-        text = text.decode() if isinstance(text, bytes) else text
-        raise OVSDinoError(f"CUDA: {code.name}: {text}")
-    return result[0] if result else None

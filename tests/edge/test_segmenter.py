@@ -162,6 +162,27 @@ def test_a_graph_for_up_to_three_images_does_both(tmp_path: Path) -> None:
         segmenter.infer(np.zeros((4, 3, tiny.HEIGHT, tiny.WIDTH), np.float32))
 
 
+@pytest.mark.parametrize("batch", [(1, 3), 3])
+def test_images_of_several_cameras_are_labeled_at_once_as_alone(tmp_path: Path, batch: Any) -> None:
+    """RGB of two sizes and NV12; a file for three takes two as well."""
+    bank, alone = tiny.bank("a", "b", "c"), tiny.graph(tmp_path / "one.onnx")
+    one = EdgeSegmenter(alone, bank, threads=1)
+    many = EdgeSegmenter(tiny.graph(tmp_path / "many.onnx", batch=batch), bank, threads=1)
+    nv12 = np.random.default_rng(0).integers(0, 256, (36, 32), dtype=np.uint8)
+    images = [picture(), nv12, picture(24, 40, seed=1)]
+    assert (one.batch, many.batch) == (1, 3)
+    for count in (3, 2):
+        results = many.segment_batch(images[:count], nv12=True, confidence=True)
+        for image, result in zip(images, results, strict=False):
+            right = one.segment(image, nv12=image.ndim == 2, confidence=True)
+            np.testing.assert_array_equal(result.labels, right.labels)
+            assert result.scores == pytest.approx(right.scores, abs=1e-4) and result.confidence is not None
+            assert (result.image is None) == (image.ndim == 2)
+    for wrong in ([], [picture()] * 4):
+        with pytest.raises(OVSDinoError, match=rf"many\.onnx: {len(wrong)} images, expected 1..3"):
+            many.segment_batch(wrong)
+
+
 @pytest.mark.parametrize(
     "image, nv12",
     [

@@ -12,12 +12,19 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ovsdino.edge import cuda_memory
 from ovsdino.edge import tensorrt_graph as runtime_tensorrt
+from ovsdino.edge.cuda_memory import Buffer
+from ovsdino.edge.labels import Wish
+from ovsdino.edge.onnx_graph import OnnxGraph
+from ovsdino.timing import Clock
+from tests.support import device, tiny
+from tests.support.device import Cuda
 
-SOURCE = Path(runtime_tensorrt.__file__)
-TREE = ast.parse(SOURCE.read_text())
+TREE = ast.parse("\n".join(Path(str(module.__file__)).read_text() for module in (cuda_memory, runtime_tensorrt)))
 BACKENDS = [name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name)]
 
 # The name of a value in the source: the type that the bindings give it.
@@ -121,59 +128,9 @@ def test_the_kernels_of_the_device_take_what_the_runtime_gives() -> None:
         assert calls[f"{name}_cuda"] == len(arguments) + 1
 
 
-class Cuda:
-    """The calls of a buffer, on memory of this process: the device's side is host memory too. None ran on a board."""
-
-    cudaHostAllocMapped = 2
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down")
-    cudaError_t = SimpleNamespace(cudaSuccess=0)
-
-    def __init__(self) -> None:
-        self.blocks: dict[int, tuple[str, Any]] = {}
-        self.copies: list[str] = []
-
-    def _take(self, kind: str, size: int) -> tuple[int, int]:
-        memory = ctypes.create_string_buffer(size)
-        self.blocks[ctypes.addressof(memory)] = (kind, memory)
-        return 0, ctypes.addressof(memory)
-
-    def cudaMalloc(self, size: int) -> tuple[int, int]:
-        return self._take("device", size)
-
-    def cudaMallocHost(self, size: int) -> tuple[int, int]:
-        return self._take("pinned", size)
-
-    def cudaHostAlloc(self, size: int, flags: int) -> tuple[int, int]:
-        return self._take({self.cudaHostAllocMapped: "mapped"}[flags], size)
-
-    def cudaHostGetDevicePointer(self, address: int, flags: int) -> tuple[int, int]:
-        assert self.blocks[address][0] == "mapped" and flags == 0
-        return 0, address
-
-    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: str, stream: Any) -> tuple[int]:
-        ctypes.memmove(to, source, size)
-        self.copies.append(kind)
-        return (0,)
-
-    def _drop(self, address: int, *kinds: str) -> tuple[int]:
-        assert self.blocks.pop(address)[0] in kinds
-        return (0,)
-
-    def cudaFree(self, address: int) -> tuple[int]:
-        return self._drop(address, "device")
-
-    def cudaFreeHost(self, address: int) -> tuple[int]:
-        return self._drop(address, "pinned", "mapped")
-
-    @property
-    def kinds(self) -> list[str]:
-        """What is allocated."""
-        return sorted(kind for kind, _ in self.blocks.values())
-
-
 def test_a_buffer_that_stays_on_the_device_has_no_pinned_twin() -> None:
     cuda = Cuda()
-    buffer = runtime_tensorrt._Buffer(cuda, 16)
+    buffer = Buffer(cuda, 16)
     assert cuda.kinds == ["device"]
     buffer.host[:4] = 7
     assert cuda.kinds == ["device", "pinned"]
@@ -189,7 +146,7 @@ def test_a_buffer_that_stays_on_the_device_has_no_pinned_twin() -> None:
 
 def test_where_memory_is_shared_a_buffer_is_one_piece_and_nothing_is_copied() -> None:
     cuda = Cuda()
-    buffer = runtime_tensorrt._Buffer(cuda, 16, mapped=True)
+    buffer = Buffer(cuda, 16, mapped=True)
     buffer.host[:3] = (1, 2, 3)
     buffer.upload(3, None)
     assert ctypes.string_at(buffer.device, 3) == b"\1\2\3"
@@ -197,4 +154,40 @@ def test_where_memory_is_shared_a_buffer_is_one_piece_and_nothing_is_copied() ->
     buffer.fit(64)
     assert cuda.kinds == ["mapped"] and cuda.copies == []
     buffer.free()
+    assert cuda.kinds == []
+
+
+@pytest.mark.parametrize("integrated", [False, True])
+def test_frames_of_several_cameras_go_through_one_launch(
+    integrated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RGB and NV12 of three sizes in one batch: what each gives alone, and ONNX Runtime's labels."""
+    if runtime_tensorrt.native is None:
+        pytest.skip("ovsdino._C is missing")
+    path, bank = tiny.graph(tmp_path / "tiny.onnx", batch=(1, 3)), tiny.bank("a", "b", "c")
+    sidecar = tiny.sidecar(path, input=(3, 3, tiny.HEIGHT, tiny.WIDTH))
+    cuda = Cuda(integrated=integrated)
+    monkeypatch.setattr(runtime_tensorrt, "cuda_runtime", lambda: cuda)
+    monkeypatch.setattr(runtime_tensorrt, "native", device.kernels())
+    engines = [device.Engine(cuda, 3) for _ in range(2)]
+    graph, single = (runtime_tensorrt.TensorRTGraph(device.tensorrt(one), b"", sidecar, 0) for one in engines)
+    peer = OnnxGraph(path.read_bytes(), sidecar, 1)
+    for each in (graph, single, peer):
+        each.set_text(bank.text)
+    draw = np.random.default_rng(0).integers
+    frames = [draw(0, 256, shape, dtype=np.uint8) for shape in ((31, 45, 3), (36, 50), (48, 64, 3))]
+    sizes, wish = [(31, 45), (24, 50), (48, 64)], Wish(confidence=True)
+    engines[0].batches.clear()
+    for count in (1, 3, 2):
+        found = graph.run(frames[:count], sizes[:count], wish, Clock())
+        for place, own in enumerate(found):
+            frame = frames[place : place + 1], sizes[place : place + 1], wish, Clock()
+            (alone,), (other,) = single.run(*frame), peer.run(*frame)
+            np.testing.assert_array_equal(own.labels, alone.labels)
+            np.testing.assert_array_equal(own.confidence, alone.confidence)
+            assert own.labels.shape == sizes[place] and (own.labels == other.labels).mean() > 0.98
+    assert engines[0].batches == [1, 3, 3, 3]  # one for the recording of three; two are filled up
+    assert ("up" in cuda.copies) is not integrated
+    graph.close()
+    single.close()
     assert cuda.kinds == []
