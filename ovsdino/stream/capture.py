@@ -83,12 +83,16 @@ N = TypeVar("N", bound=Numbered)
 class LatestFrame(Generic[N]):
     """Room for one frame between one writer and one reader.
 
+    Attributes:
+        bell: Set when a frame is stored, for a reader of several; None: no bell.
+
     Args:
         keep_all: The writer waits until its frame was taken, so that none is dropped: for files, not for cameras.
     """
 
     def __init__(self, keep_all: bool = False) -> None:
         self.keep_all = keep_all
+        self.bell: threading.Event | None = None
         self._condition = threading.Condition()
         self._frame: N | None = None
         self._newest = 0
@@ -114,7 +118,9 @@ class LatestFrame(Generic[N]):
             self._dropped += self._frame is not None
             self._frame, self._newest = frame, frame.sequence
             self._condition.notify_all()
-            return True
+        if self.bell is not None:
+            self.bell.set()
+        return True
 
     def take(self, timeout: float) -> N | None:
         """Return the newest frame, each at most once, or None where none comes within `timeout` seconds."""

@@ -26,11 +26,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from ovsdino.errors import OVSDinoError, one_line
-from ovsdino.stream.capture import Capture, Frame, LatestFrame
+from ovsdino.stream.cameras import Camera, newest_frames
+from ovsdino.stream.capture import Capture, Frame, LatestFrame, SourceError
+from ovsdino.stream.result import StreamResult, Tally, percentiles_of
 from ovsdino.stream.watchdog import Watchdog
-from ovsdino.timing import Histogram
 
-__all__ = ["Engine", "Segments", "Stream", "StreamResult", "stop_on_signals"]
+__all__ = ["Engine", "Segments", "Stream", "StreamResult", "Streams", "describe", "stop_on_signals"]
 
 MAX_FAILURES = 10  # segmentations in a row that raise: a broken engine, not a broken frame
 POLL_S = 0.05  # how often an idle loop looks at the source
@@ -46,91 +47,57 @@ class Segments(Protocol):
 
 @dataclass(frozen=True)
 class Engine:
-    """A segmenter, its name in reports, and the options of its `segment`."""
+    """A segmenter, its name in reports, and the options of its `segment`.
+
+    A segmenter with `segment_batch` and a `batch` above 1 takes the frames of several cameras at once, see
+    `EdgeSegmenter`.
+    """
 
     name: str
     segmenter: Segments
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def batch(self) -> int:
+        """The most frames that it takes at once."""
+        return int(getattr(self.segmenter, "batch", 1))
+
     def segment(self, pixels: np.ndarray) -> Any:
         """Label one frame."""
         return self.segmenter.segment(pixels, **self.options)
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StreamResult:
-    """The labels of one frame.
-
-    Attributes:
-        frame: The frame, with its sequence number and its time.
-        labels: (H, W) integers at the frame's size.
-        engine: Name of the engine that made them.
-        finished: Monotonic seconds when the labels were there.
-        inference_ms: Milliseconds of the segmenter alone.
-        stale: Whether the frame was older than the deadline when the labels were there.
-        names: The words of the labels.
-    """
-
-    frame: Frame
-    labels: np.ndarray = field(repr=False)
-    engine: str
-    finished: float
-    inference_ms: float
-    stale: bool
-    names: tuple[str, ...] = ()
-
-    @property
-    def camera_to_mask_ms(self) -> float:
-        """The age of the frame when its labels were there."""
-        return 1e3 * (self.finished - self.frame.captured)
-
-    def age_ms(self, now: float) -> float:
-        """Return the age of the frame at a later moment; look at it before acting on an older result."""
-        return 1e3 * (now - self.frame.captured)
+    def segment_all(self, frames: Sequence[np.ndarray]) -> list[Any]:
+        """Label frames of several cameras, at most `batch`."""
+        together = getattr(self.segmenter, "segment_batch", None)
+        if together is None:
+            return [self.segment(pixels) for pixels in frames]
+        return list(together(frames, **self.options))
 
 
-class Tally:
-    """Counts and percentiles of a stretch of time, in bounded memory."""
+class Streams:
+    """Segment the newest frames of cameras again and again, until a limit, the end of all sources, or `stop`.
 
-    def __init__(self, now: float) -> None:
-        self.started = now
-        self.frames = self.stale = self.misses = self.failed = 0
-        self.camera_to_mask, self.inference = Histogram(), Histogram()
-
-    def add(self, result: StreamResult, deadline_ms: float | None) -> None:
-        self.frames += 1
-        self.stale += result.stale
-        self.misses += deadline_ms is not None and result.inference_ms > deadline_ms
-        self.camera_to_mask.add(max(0.0, result.camera_to_mask_ms))
-        self.inference.add(result.inference_ms)
-
-    def fps(self, now: float) -> float:
-        return self.frames / (now - self.started) if now > self.started else 0.0
-
-
-class Stream:
-    """Segment the newest frame again and again, until a limit, the source's end, or `stop`.
+    A camera that fails or ends does not stop the others. Frames that wait at the same time go through the network
+    together, as many as it takes.
 
     Args:
-        capture: Reads the source into `slot`; started and stopped by `run`.
-        slot: Holds the newest frame.
+        cameras: The cameras, each with its deadline; captures are started and stopped by `run`.
         engines: The engine to use and its smaller stand-ins, the largest first; all label the same classes.
-        watchdog: Chooses among them; None: no deadline.
-        frames: Most results; None: no limit.
+        watchdog: Chooses among them, by ages in shares of each camera's deadline; None: the first is used.
+        frames: Most results, of all cameras together; None: no limit.
         seconds: Seconds after the first frame; None: no limit.
         report_s: Seconds between two reports; None: no reports.
         say: Receives reports and faults, one line each.
-        clock: Monotonic seconds, the capture's clock.
-        between: Called before each look for a frame, as to take other words.
+        clock: Monotonic seconds, the captures' clock.
+        between: Called before each look for frames, as to take other words.
 
     Raises:
-        OVSDinoError: There is no engine, or a limit is out of range.
+        OVSDinoError: There is no camera or engine, a watchdog without deadlines, or a limit is out of range.
     """
 
     def __init__(
         self,
-        capture: Capture,
-        slot: LatestFrame[Frame],
+        cameras: Sequence[Camera],
         engines: Sequence[Engine],
         *,
         watchdog: Watchdog | None = None,
@@ -141,24 +108,27 @@ class Stream:
         clock: Callable[[], float] = time.monotonic,
         between: Callable[[], None] = lambda: None,
     ) -> None:
-        if not engines:
-            raise OVSDinoError("no engine given: expected at least one")
-        for name, value in (("frames", frames), ("seconds", seconds), ("report_s", report_s)):
+        for things, name in ((cameras, "camera"), (engines, "engine")):
+            if not things:
+                raise OVSDinoError(f"no {name} given: expected at least one")
+        for limit, value in (("frames", frames), ("seconds", seconds), ("report_s", report_s)):
             if value is not None and not value > 0:
-                raise OVSDinoError(f"{name} is {value}: expected more than 0")
+                raise OVSDinoError(f"{limit} is {value}: expected more than 0")
+        if watchdog is not None and any(camera.deadline_ms is None for camera in cameras):
+            raise OVSDinoError("a watchdog needs the deadline of each camera, in milliseconds")
         self.stop = threading.Event()
-        self._capture, self._slot, self._engines, self._watchdog = capture, slot, engines, watchdog
+        self._cameras, self._engines, self._watchdog = list(cameras), engines, watchdog
         self._frames, self._seconds, self._report_s = frames, seconds, report_s
         self._say, self._clock, self._between = say, clock, between
-        self._deadline_ms = watchdog.deadline_ms if watchdog else None
+        self._several = len(self._cameras) > 1
+        self._bell = threading.Event()
+        if self._several:
+            for camera in self._cameras:
+                camera.slot.bell = self._bell
         self._level = 0
         self._failures = 0
-        self._size: tuple[int, ...] | None = None
-        self._size_changes = 0
         self._warm_up_ms = 0.0
-        self._last: float | None = None
-        self._longest_gap_ms = 0.0
-        self._total: Tally | None = None  # from the first frame after warm-up
+        self._total: Tally | None = None  # of all cameras, from the first frame after warm-up
         self._recent: Tally | None = None
         self._used = dict.fromkeys((engine.name for engine in engines), 0)
 
@@ -169,68 +139,93 @@ class Stream:
             on_result: Receives each `StreamResult`; the time it takes costs frames, not camera-to-mask time.
 
         Returns:
-            The summary; "ended" says why: "frames", "seconds", "source", "stopped", or "error" with its "error".
+            The summary; "ended" says why: "frames", "seconds", "source", "stopped", or "error" where no camera is left.
+            "error" is there where one was given up.
 
         Raises:
             OVSDinoError: Not one frame came, or an engine cannot segment any.
         """
-        self._capture.start()
+        for camera in self._cameras:
+            camera.capture.start()
         try:
             ended = self._loop(on_result)
         finally:
-            self._capture.stop()
-        summary = self.summary(ended)
-        if ended == "error":
-            if self._total is None or not self._total.frames:
-                assert self._capture.error is not None
-                raise self._capture.error
-            summary["error"] = one_line(self._capture.error)
-        return summary
+            for camera in self._cameras:
+                camera.capture.stop()
+        if ended == "error" and (self._total is None or not self._total.frames):
+            first = self._cameras[0].capture.error
+            assert first is not None
+            raise SourceError(f"{self._label(0)}: {one_line(first)}") if self._several else first
+        return self.summary(ended)
 
     def _loop(self, on_result: Callable[[StreamResult], None]) -> str:
         while True:
             now = self._clock()
             if self.stop.is_set():
                 return "stopped"
+            most = self._engines[self._level].batch
             if self._total is not None:
                 if self._seconds is not None and now - self._total.started >= self._seconds:
                     return "seconds"
-                if self._frames is not None and self._total.frames >= self._frames:
-                    return "frames"
+                if self._frames is not None:
+                    most = min(most, self._frames - self._total.frames)
+                    if most <= 0:
+                        return "frames"
             self._report_when_due(now)
             self._between()
-            self._capture.check(now)
-            finished = self._capture.finished  # asked first: the last frame is in the slot by then
-            frame = self._slot.take(POLL_S)
-            if frame is not None:
-                result = self._one(frame)
-                if result is not None:
-                    on_result(result)
-            elif finished:
-                return "error" if self._capture.error is not None else "source"
+            for camera in self._cameras:
+                camera.capture.check(now)
+            finished = [camera.capture.finished for camera in self._cameras]  # asked first: the last frame is there
+            taken = newest_frames(self._cameras, most, POLL_S, self._bell)
+            for result in self._segment(taken) if taken else ():
+                on_result(result)
+            if self._several:
+                self._tell_of_errors()
+            if not taken and all(finished):
+                failed = all(camera.capture.error is not None for camera in self._cameras)
+                return "error" if failed else "source"
 
-    def _one(self, frame: Frame) -> StreamResult | None:
-        """Segment a frame; return None where it was used to warm up, or the engine raised."""
+    def _segment(self, taken: list[tuple[Camera, Frame]]) -> list[StreamResult]:
+        """Segment frames that wait; nothing comes of one that was used to warm up, or that the engine refused."""
         if self._total is None:
-            self._warm_up(frame.pixels)
-            self._total, self._recent = Tally(self._clock()), Tally(self._clock())
-            if not (self._slot.keep_all or self._capture.finished):
-                return None  # it grew old while the engines warmed up, and a newer one will come
-        assert self._total is not None and self._recent is not None
-        if frame.pixels.shape != self._size:
-            self._size_changes += self._size is not None
-            self._size = frame.pixels.shape
+            self._warm_up([frame.pixels for _, frame in taken])
+            now = self._clock()
+            self._total, self._recent = Tally(now), Tally(now)
+            for camera in self._cameras:
+                camera.begin(now)
+            # what a camera gave grew old while the engines warmed up, and a newer frame will come
+            taken = [(one, frame) for one, frame in taken if one.slot.keep_all or one.capture.finished]
+            if not taken:
+                return []
+        for camera, frame in taken:
+            camera.see(frame)
         engine = self._engines[self._level]
         begun = self._clock()
-        try:
-            found = engine.segment(frame.pixels)
-        except Exception as error:
-            self._failed(engine, error)
-            return None
+        found = self._tried(engine, [frame.pixels for _, frame in taken])
         finished = self._clock()
+        results = []
+        for (camera, frame), one in zip(taken, found, strict=True):
+            if isinstance(one, Exception):
+                self._failed(camera, engine, one)
+            else:
+                results.append(self._counted(camera, frame, engine, one, begun, finished))
+        return results
+
+    def _tried(self, engine: Engine, frames: list[np.ndarray]) -> list[Any]:
+        """Return what an engine finds in each frame, or what it raised; a bad frame does not cost another camera's."""
+        try:
+            return engine.segment_all(frames) if self._several else [engine.segment(frames[0])]
+        except Exception as error:
+            if len(frames) == 1:
+                return [error]
+            return [one for pixels in frames for one in self._tried(engine, [pixels])]
+
+    def _counted(
+        self, camera: Camera, frame: Frame, engine: Engine, found: Any, begun: float, finished: float
+    ) -> StreamResult:
+        assert self._total is not None and self._recent is not None
         self._failures = 0
         age_ms = 1e3 * (finished - frame.captured)
-        stale = self._deadline_ms is not None and age_ms > self._deadline_ms
         result = StreamResult(
             frame=frame,
             labels=found.labels,
@@ -238,36 +233,41 @@ class Stream:
             engine=engine.name,
             finished=finished,
             inference_ms=1e3 * (finished - begun),
-            stale=stale,
+            stale=camera.deadline_ms is not None and age_ms > camera.deadline_ms,
+            camera=self._cameras.index(camera) if self._several else None,
         )
+        camera.add(result)
         for tally in (self._total, self._recent):
-            tally.add(result, self._deadline_ms)
+            tally.add(result, camera.deadline_ms)
         self._used[engine.name] += 1
-        if self._last is not None:
-            self._longest_gap_ms = max(self._longest_gap_ms, 1e3 * (finished - self._last))
-        self._last = finished
-        if self._watchdog is not None:
-            self._switch(self._watchdog.record(age_ms, finished), "results are late")
+        if self._watchdog is not None and camera.deadline_ms is not None:
+            share = self._watchdog.deadline_ms / camera.deadline_ms
+            self._switch(self._watchdog.record(age_ms * share, finished), "results are late")
         return result
 
-    def _warm_up(self, pixels: np.ndarray) -> None:
+    def _warm_up(self, frames: list[np.ndarray]) -> None:
         """Run each engine once, so that a switch never meets a cold one."""
         begun = self._clock()
         for engine in self._engines:
+            several = frames * len(self._cameras)
             try:
-                engine.segment(pixels)
+                if self._several:
+                    engine.segment_all(several[: min(engine.batch, len(self._cameras))])
+                else:
+                    engine.segment(frames[0])
             except OVSDinoError:
                 raise
             except Exception as error:
                 raise OVSDinoError(
-                    f"{engine.name}: cannot segment a frame {pixels.shape}: {one_line(error)}"
+                    f"{engine.name}: cannot segment a frame {frames[0].shape}: {one_line(error)}"
                 ) from error
         self._warm_up_ms = 1e3 * (self._clock() - begun)
 
-    def _failed(self, engine: Engine, error: Exception) -> None:
+    def _failed(self, camera: Camera, engine: Engine, error: Exception) -> None:
         self._failures += 1
-        assert self._total is not None
+        assert self._total is not None and camera.total is not None
         self._total.failed += 1
+        camera.total.failed += 1
         if self._failures == 1:
             self._say(f"{engine.name} failed: {one_line(error, 200) or type(error).__name__}")
         if self._failures < MAX_FAILURES:
@@ -278,6 +278,16 @@ class Stream:
         if self._level == before:
             raise OVSDinoError(f"{engine.name} failed {self._failures} times in a row: {one_line(error)}") from error
         self._failures = 0
+
+    def _label(self, place: int) -> str:
+        name = self._cameras[place].name
+        return f"camera {place} ({one_line(name, 60)})" if name else f"camera {place}"
+
+    def _tell_of_errors(self) -> None:
+        for place, camera in enumerate(self._cameras):
+            if camera.capture.error is not None and not camera.told:
+                camera.told = True
+                self._say(f"{self._label(place)}: {one_line(camera.capture.error)}")
 
     def _switch(self, level: int, why: str) -> None:
         if level != self._level:
@@ -291,49 +301,81 @@ class Stream:
         assert self._total is not None
         self._say(self._line(self._recent, now))
         self._recent = Tally(now)
+        for camera in self._cameras:
+            camera.recent = Tally(now)
 
     def _line(self, tally: Tally, now: float) -> str:
         assert self._total is not None
         degraded = self._watchdog.degradations if self._watchdog else 0
-        return (
+        parts = [
             f"{now - self._total.started:.1f} s: {tally.fps(now):.1f} fps, "
-            f"camera to mask {_percentiles(tally.camera_to_mask)}, inference {_percentiles(tally.inference)}, "
-            f"dropped {self._slot.dropped}, stale {tally.stale}, misses {tally.misses}, degradations {degraded}, "
-            f"{self._engines[self._level].name}"
-        )
+            f"camera to mask {percentiles_of(tally.camera_to_mask)}, inference {percentiles_of(tally.inference)}, "
+            f"dropped {sum(camera.slot.dropped for camera in self._cameras)}, stale {tally.stale}, "
+            f"misses {tally.misses}, degradations {degraded}, {self._engines[self._level].name}"
+        ]
+        for place, camera in enumerate(self._cameras if self._several else ()):
+            own = camera.recent or Tally(now)
+            parts.append(f"camera {place}: {own.fps(now):.1f} fps, dropped {camera.slot.dropped}, stale {own.stale}")
+        return "; ".join(parts)
 
     def summary(self, ended: str) -> dict[str, Any]:
-        """Return all figures so far, ready for JSON: times in ms, counts of the whole run.
+        """Return all figures so far, ready for JSON: times in ms, counts of the whole run and of all cameras.
 
-        `captured` is `frames` + `failed` + `dropped`, and at most two more: one of the warm-up and one not yet taken.
+        `captured` is `frames` + `failed` + `dropped`, and at most two more of a camera: one of the warm-up and one not
+        yet taken. Of several cameras each has its own figures in "cameras".
         """
         now = self._clock()
-        total, counts = self._total or Tally(now), self._capture.counts
+        total = self._total or Tally(now)
+        counts = [camera.counts() for camera in self._cameras]
+        deadlines = {camera.deadline_ms for camera in self._cameras}
         watchdog = self._watchdog
-        return {
+        summary = {
             "ended": ended,
             "seconds": round(now - total.started, 3),
-            "frames": total.frames,
-            "fps": round(total.fps(now), 3),
-            "camera_to_mask_ms": total.camera_to_mask.summary(),
-            "inference_ms": total.inference.summary(),
-            "longest_gap_ms": round(self._longest_gap_ms, 3),
+            **total.summary(now),
+            "longest_gap_ms": round(max(camera.longest_gap_ms for camera in self._cameras), 3),
             "warm_up_ms": round(self._warm_up_ms, 3),
-            "deadline_ms": self._deadline_ms,
-            "captured": counts.captured,
-            "dropped": self._slot.dropped,
-            "stale": total.stale,
-            "misses": total.misses,
+            "deadline_ms": deadlines.pop() if len(deadlines) == 1 else None,
             "degradations": watchdog.degradations if watchdog else 0,
             "recoveries": watchdog.recoveries if watchdog else 0,
-            "failed": total.failed,
-            "corrupt": counts.corrupt,
-            "stalls": counts.stalls,
-            "failures": counts.failures,
-            "reconnects": counts.reconnects,
-            "size_changes": self._size_changes,
+            **{name: sum(own[name] for own in counts) for name in counts[0]},
             "engines": dict(self._used),
         }
+        errors = [(place, camera.capture.error) for place, camera in enumerate(self._cameras) if camera.capture.error]
+        if self._several:
+            summary["cameras"] = [camera.summary(now) for camera in self._cameras]
+            if errors:
+                summary["error"] = "; ".join(f"camera {place}: {one_line(error)}" for place, error in errors)
+        elif ended == "error":
+            summary["error"] = one_line(errors[0][1])
+        return summary
+
+
+class Stream(Streams):
+    """Segment the newest frame of one camera again and again, until a limit, the source's end, or `stop`.
+
+    Args:
+        capture: Reads the source into `slot`; started and stopped by `run`.
+        slot: Holds the newest frame.
+        engines: The engine to use and its smaller stand-ins, the largest first; all label the same classes.
+        watchdog: Chooses among them, and has the deadline; None: no deadline.
+        **options: See `Streams`: frames, seconds, report_s, say, clock, between.
+
+    Raises:
+        OVSDinoError: There is no engine, or a limit is out of range.
+    """
+
+    def __init__(
+        self,
+        capture: Capture,
+        slot: LatestFrame[Frame],
+        engines: Sequence[Engine],
+        *,
+        watchdog: Watchdog | None = None,
+        **options: Any,
+    ) -> None:
+        camera = Camera(capture, slot, deadline_ms=watchdog.deadline_ms if watchdog else None)
+        super().__init__([camera], engines, watchdog=watchdog, **options)
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -345,6 +387,9 @@ def describe(summary: dict[str, Any]) -> str:
             lines.append(f"{name}: " + ", ".join(f"{part} {value:.1f} ms" for part, value in times.items()))
     counted = ("captured", "dropped", "stale", "misses", "degradations", "recoveries", "failed", "corrupt", "stalls")
     lines.append(", ".join(f"{name} {summary[name]}" for name in (*counted, "failures", "reconnects")))
+    for place, camera in enumerate(summary.get("cameras", ())):
+        own = ("frames", "captured", "dropped", "stale", "failed", "corrupt", "stalls", "failures", "reconnects")
+        lines.append(f"camera {place}: " + ", ".join(f"{name} {camera[name]}" for name in own))
     lines.append("engines: " + ", ".join(f"{name} {count}" for name, count in summary["engines"].items()))
     return "\n".join(lines)
 
@@ -368,8 +413,3 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _percentiles(histogram: Histogram) -> str:
-    times = histogram.summary()
-    return "-" if times is None else f"p50 {times['p50']:.1f} p95 {times['p95']:.1f} p99 {times['p99']:.1f} ms"
