@@ -32,6 +32,7 @@ __all__ = [
     "Commands",
     "Group",
     "OptionalValue",
+    "Repeated",
     "command_help",
     "overview",
     "parse",
@@ -70,6 +71,11 @@ class OptionalValue:
     """Value of the option where no number follows it."""
     words: tuple[str, ...] = ()
     """What may stand in its place."""
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Mark an option that may be given once for each value: ``Annotated[tuple[str, ...], Repeated()]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +268,10 @@ def _add_option(options: Any, field: dataclasses.Field[Any], kind: Any, mark: ob
     each = members[0] if members else kind
     metavar = f"{{{','.join(get_args(each))}}}" if get_origin(each) is Literal else TYPE_NAMES[each]
     settings: dict[str, Any] = {"metavar": metavar}
-    if ... in members:
+    if isinstance(mark, Repeated):
+        settings |= {"action": "append"}
+        default = list(default)
+    elif ... in members:
         settings = {"metavar": f"{metavar}...", "nargs": "*"}
     elif members:
         settings = {"metavar": " ".join([metavar] * len(members)), "nargs": len(members)}
@@ -270,7 +279,7 @@ def _add_option(options: Any, field: dataclasses.Field[Any], kind: Any, mark: ob
         settings = {"metavar": f"[{mark.metavar}]", "nargs": "?", "const": mark.value}
     if default is MISSING:
         text = f"{text} (required)"
-    elif "efault" not in text and default not in (None, "", ()):
+    elif "efault" not in text and default not in (None, "", (), []):
         text = f"{text} (default: {' '.join(map(str, default)) if members else default})"
     convert: Any = functools.partial(_value, each)
     if isinstance(mark, OptionalValue) and mark.words:
@@ -289,7 +298,7 @@ class _NumberOrWord:
 
 
 def _unwrapped(hint: Any) -> tuple[Any, object]:
-    """Return a hint without Annotated and None, and its `Argument` or `OptionalValue`."""
+    """Return a hint without Annotated and None, and its mark, such as an `Argument`."""
     hint, mark = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
     if NoneType in get_args(hint):
         members = [member for member in get_args(hint) if member is not NoneType]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import pytest
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.parsing import Argument, OptionalValue, command_help, parse
+from ovsdino.parsing import Argument, OptionalValue, Repeated, command_help, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,3 +156,21 @@ def test_an_option_has_three_states_or_takes_a_number_or_a_word(line: str, optio
     assert "--whole, --no-whole" in command_help(Chosen, "tool")
     with pytest.raises(OVSDinoError, match="nothing is not FLOAT"):
         parse(Chosen, "tool", ["a", "--level=nothing"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cameras:
+    """Take cameras."""
+
+    first: Annotated[tuple[str, ...], Argument("SOURCE...")] = ()
+    """Sources."""
+    source: Annotated[tuple[str, ...], Repeated()] = ()
+    """Another."""
+
+
+def test_a_repeated_option_takes_one_value_each_time_and_leaves_the_arguments_alone():
+    assert parse(Cameras, "x", ["a", "--source", "b", "c", "--source=d"]) == Cameras(
+        first=("a", "c"), source=("b", "d")
+    )
+    assert parse(Cameras, "x", []) == Cameras() == parse(Cameras, "x", [])
+    assert "--source TEXT " in command_help(Cameras, "x")

@@ -1,9 +1,9 @@
-"""`ovsdino stream`: a camera or video in, masks in time out, and a count of the late ones."""
+"""`ovsdino stream`: cameras or videos in, masks in time out, and a count of the late ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,27 +11,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ovsdino.console import print_json, say
 from ovsdino.errors import OVSDinoError, redact
 from ovsdino.options import SegmenterOptions
-from ovsdino.parsing import Argument, OptionalValue
+from ovsdino.parsing import Argument, OptionalValue, Repeated
 from ovsdino.vocabulary import DEFAULT_BACKGROUND, LEAST_CERTAINTY, LEAST_SHARE, Vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ovsdino.stream.loop import Engine, Stream, StreamResult
+    from ovsdino.stream.cameras import Camera
+    from ovsdino.stream.loop import Engine, Streams
+    from ovsdino.stream.result import StreamResult
     from ovsdino.stream.sources import SourceOptions
+    from ovsdino.stream.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamCommand:
-    """Segment the newest frame of a camera or video, again and again, and count the late results.
+    """Segment the newest frame of cameras or videos, again and again, and count the late results.
 
     With --engine and --bank it needs no torch, as on a robot. With --classes it runs a model of the zoo, as for a first
     try. Ctrl-C ends it with the summary.
     """
 
-    source: Annotated[str, Argument("SOURCE")]
+    sources: Annotated[tuple[str, ...], Argument("SOURCE...")] = ()
     """Camera number or /dev/videoN, video file, folder of images, rtsp:// address, or a GStreamer pipeline in quotes
-    that ends in "! appsink". A name of a file or folder that exists is that one; /dev/video0 is always a camera."""
+    that ends in "! appsink". A name of a file or folder that exists is that one; /dev/video0 is always a camera.
+    Several share the engine: in batches of its --batch at export, each with its own figures, whatever befalls the
+    others."""
+    source: Annotated[tuple[str, ...], Repeated()] = ()
+    """Another source; may be given again and again."""
     engine: Path | None = None
     """TensorRT engine or ONNX file made by deploy/export_trt.py or deploy/export_onnx.py."""
     fallback: tuple[Path, ...] = ()
@@ -74,11 +81,13 @@ class StreamCommand:
     every_frame: bool = False
     """Segment every frame of a file or folder, however long it takes; frames then wait, and their age says little."""
     frames: int | None = None
-    """End after so many results."""
+    """End after so many results, of all sources together."""
     seconds: float | None = None
     """End so many seconds after the first frame."""
     deadline_ms: float | None = None
     """Age of a frame, when its labels are there, beyond which they are stale."""
+    deadlines_ms: tuple[float, ...] = ()
+    """Deadline of each source, in their order, where they differ."""
     window: int = 30
     """Results that the watchdog looks back at."""
     misses: int = 5
@@ -101,9 +110,11 @@ class StreamCommand:
     """Take other words while it runs: from a file with one class list, read anew when it changes or at SIGHUP; or "-"
     for lines on standard input."""
     labels: str | None = None
-    """Write the labels: a folder for a PNG of each frame; or "-" for a JSON line of each on stdout."""
+    """Write the labels: a folder for a PNG of each frame (of several sources in folders of it: 0, 1, ...); or "-" for a
+    JSON line of each on stdout."""
     output: Path | None = None
-    """Write overlays: a folder, or a video file (.mp4, .mkv, .avi). Those that come too fast are left out."""
+    """Write overlays: a folder, or a video file (.mp4, .mkv, .avi). Those that come too fast are left out. Of several
+    sources each has a folder in it, or a file of its own: out-0.mp4, out-1.mp4, ..."""
     json: bool = False
     """Print one JSON object on stdout at the end."""
 
@@ -112,18 +123,28 @@ class StreamCommand:
         from ovsdino.stream.loop import describe, stop_on_signals
         from ovsdino.stream.service import Service
 
+        sources = self._sources()
         inputs = self._inputs()
         if self.json and self.labels == "-":
             raise OVSDinoError("--labels - and --json both print on stdout: leave one out")
-        if self.output is not None:
-            refuse_inputs([self.output], inputs)  # before a model is loaded
+        outputs = self._outputs()
+        for path in outputs:
+            refuse_inputs([path], inputs)  # before a model is loaded
         stream, names = self._stream()
-        with self._writer(names, inputs) as writer, stop_on_signals(stream.stop), self._metrics(stream):
-            takers = (writer, self._label_writer(), Service())
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(self._writer(source, path, names, inputs))
+                for source, path in zip(sources, outputs, strict=False)
+            ]
+            stack.enter_context(stop_on_signals(stream.stop))
+            stack.enter_context(self._metrics(stream))
+            takers = (_of_camera(writers) if writers else None, self._label_writer(), Service())
             summary = stream.run(_each(*(one for one in takers if one is not None)))
-        summary = {"source": redact(self.source), **summary}
-        if writer is not None:
-            summary["output"] = {"path": str(self.output), "written": writer.written, "left_out": writer.left_out}
+        if len(sources) == 1:
+            summary = {"source": redact(sources[0]), **summary}
+        if self.output is not None:
+            written = {name: sum(getattr(one, name) for one in writers) for name in ("written", "left_out")}
+            summary["output"] = {"path": str(self.output), **written}
         if self.json:
             print_json(summary)
         elif self.labels == "-":
@@ -134,32 +155,23 @@ class StreamCommand:
             say(f"error: {summary['error']}")
         return 2 if "error" in summary else 0
 
-    def _stream(self) -> tuple[Stream, tuple[str, ...]]:
-        from ovsdino.stream.capture import Capture, CaptureLimits, Frame, LatestFrame
-        from ovsdino.stream.loop import Stream
-        from ovsdino.stream.sources import make_source
-        from ovsdino.stream.watchdog import Watchdog
+    def _sources(self) -> tuple[str, ...]:
+        sources = (*self.sources, *self.source)
+        if not sources:
+            raise OVSDinoError("missing: SOURCE; see ovsdino stream --help")
+        if len(self.deadlines_ms) not in (0, len(sources)):
+            raise OVSDinoError(f"{len(self.deadlines_ms)} deadlines for {len(sources)} sources: expected one each")
+        return sources
 
-        watchdog = None
-        if self.deadline_ms is not None:
-            watchdog = Watchdog(
-                1 + len(self.fallback),
-                self.deadline_ms,
-                window=self.window,
-                misses=self.misses,
-                headroom=self.headroom,
-                recover_s=self.recover,
-            )
-        elif self.fallback:
-            raise OVSDinoError("--fallback without --deadline-ms: say what is too late, in milliseconds")
-        limits = CaptureLimits(stall_s=self.stall, give_up_s=self.give_up, wait=self.wait)
-        factory = make_source(self.source, self._source_options())
+    def _stream(self) -> tuple[Streams, tuple[str, ...]]:
+        from ovsdino.stream.loop import Streams
+
+        cameras = [self._camera(place, source) for place, source in enumerate(self._sources())]
+        watchdog = self._watchdog()
         engines, names = self._engines()
-        slot: LatestFrame[Frame] = LatestFrame(keep_all=self.every_frame)
-        capture = Capture(factory, slot, limits=limits, say=say)
-        stream = Stream(
-            capture,
-            slot,
+        self._check_engines(engines, len(cameras))
+        stream = Streams(
+            cameras,
             engines,
             watchdog=watchdog,
             frames=self.frames,
@@ -169,6 +181,45 @@ class StreamCommand:
             between=self._feed(engines),
         )
         return stream, names
+
+    def _camera(self, place: int, source: str) -> Camera:
+        from ovsdino.stream.cameras import Camera
+        from ovsdino.stream.capture import Capture, CaptureLimits, Frame, LatestFrame
+        from ovsdino.stream.sources import make_source
+
+        several = len(self._sources()) > 1
+        limits = CaptureLimits(stall_s=self.stall, give_up_s=self.give_up, wait=self.wait)
+        slot: LatestFrame[Frame] = LatestFrame(keep_all=self.every_frame)
+        capture = Capture(
+            make_source(source, self._source_options(source)),
+            slot,
+            limits=limits,
+            say=(lambda message: say(f"camera {place}: {message}")) if several else say,
+        )
+        deadline = self.deadlines_ms[place] if self.deadlines_ms else self.deadline_ms
+        return Camera(capture, slot, redact(source), deadline)
+
+    def _watchdog(self) -> Watchdog | None:
+        from ovsdino.stream.watchdog import Watchdog
+
+        if self.deadline_ms is None and not self.deadlines_ms:
+            if self.fallback:
+                raise OVSDinoError("--fallback without --deadline-ms: say what is too late, in milliseconds")
+            return None
+        return Watchdog(
+            1 + len(self.fallback),
+            min(self.deadlines_ms) if self.deadlines_ms else self.deadline_ms or 0.0,
+            window=self.window,
+            misses=self.misses,
+            headroom=self.headroom,
+            recover_s=self.recover,
+        )
+
+    def _check_engines(self, engines: list[Engine], cameras: int) -> None:
+        for engine in engines if cameras > 1 else ():
+            sidecar = getattr(engine.segmenter, "sidecar", None)
+            if sidecar is not None and sidecar.memory is not None:
+                raise OVSDinoError(f"{engine.name}: remembers one video; run `ovsdino stream` once for each source")
 
     def _feed(self, engines: list[Engine]) -> Callable[[], None]:
         if self.words is None:
@@ -180,9 +231,9 @@ class StreamCommand:
     def _label_writer(self) -> Any:
         from ovsdino.stream.labels import LabelWriter
 
-        return None if self.labels is None else LabelWriter(self.labels)
+        return None if self.labels is None else LabelWriter(self.labels, cameras=len(self._sources()))
 
-    def _source_options(self) -> SourceOptions:
+    def _source_options(self, source: str) -> SourceOptions:
         from ovsdino.stream.sources import SourceOptions
 
         return SourceOptions(
@@ -190,15 +241,14 @@ class StreamCommand:
             width=self.width,
             height=self.height,
             keep_all=self.every_frame,
-            nv12=self._gives_nv12,
+            nv12=self._gives_nv12(source),
             latency_ms=self.source_latency_ms,
         )
 
-    @property
-    def _gives_nv12(self) -> bool:
+    def _gives_nv12(self, source: str) -> bool:
         from ovsdino.stream.sources import gives_nv12
 
-        return self.nv12 or gives_nv12(self.source)
+        return self.nv12 or gives_nv12(source)
 
     def _engines(self) -> tuple[list[Engine], tuple[str, ...]]:
         """Return the engines, the largest first, and the classes of all."""
@@ -235,7 +285,7 @@ class StreamCommand:
                 raise OVSDinoError(
                     f"{path}: other classes than {self.bank[0]}: all engines must name the same, in order"
                 )
-        settings = {"nv12": self._gives_nv12, "scores": False}
+        settings = {"nv12": any(map(self._gives_nv12, self._sources())), "scores": False}
         engines: list[Engine] = []
         for path, bank in zip(files, banks, strict=True):
             name = str(path) if path.name in {engine.name for engine in engines} else path.name
@@ -256,28 +306,38 @@ class StreamCommand:
 
         engines = () if self.engine is None else (self.engine, *self.fallback)
         adapted = () if self.adapted is None else (self.adapted,)
-        return [*files_of(self.source), *engines, *self.bank, *adapted]
+        files = [path for source in self._sources() for path in files_of(source)]
+        return [*files, *engines, *self.bank, *adapted]
 
-    def _metrics(self, stream: Stream) -> Any:
+    def _metrics(self, stream: Streams) -> Any:
         if self.metrics is None:
             return nullcontext()
         from ovsdino.stream.metrics import MetricsServer
 
         return MetricsServer(self.metrics, lambda: stream.summary("running"))
 
-    def _writer(self, names: tuple[str, ...], inputs: list[Path]) -> Any:
-        if self.output is None:
-            return nullcontext()
+    def _outputs(self) -> list[Path]:
+        """Return where the overlays of each source go; nothing without --output."""
+        from ovsdino.stream.output import output_of
+
+        count = len(self._sources())
+        return [] if self.output is None else [output_of(self.output, place, count) for place in range(count)]
+
+    def _writer(self, source: str, path: Path, names: tuple[str, ...], inputs: list[Path]) -> Any:
         from ovsdino.stream.output import OverlayWriter
         from ovsdino.stream.sources import playing_rate
 
         return OverlayWriter(
-            self.output,
+            path,
             names,
-            fps=playing_rate(self.source, self._source_options()),
+            fps=playing_rate(source, self._source_options(source)),
             keep_all=self.every_frame,
             inputs=inputs,
         )
+
+
+def _of_camera(takers: list[Callable[[StreamResult], None]]) -> Callable[[StreamResult], None]:
+    return lambda result: takers[result.camera or 0](result)
 
 
 def _each(*takers: Callable[[StreamResult], None]) -> Callable[[StreamResult], None]:

@@ -21,17 +21,30 @@ TIMES = ("camera_to_mask_ms", "inference_ms")
 
 
 def metrics_text(summary: Mapping[str, Any]) -> str:
-    """Return a summary of `Stream.summary` in Prometheus' text format 0.0.4."""
+    """Return a summary of `Stream.summary` in Prometheus' text format 0.0.4.
+
+    What several cameras have each is labeled camera="0", ..., so that a sum over them is right.
+    """
+    cameras = {f'camera="{place}"': one for place, one in enumerate(summary.get("cameras", ()))} or {"": summary}
     lines: list[str] = []
-    for names, kind in ((COUNTERS, "counter"), (GAUGES, "gauge")):
+    for names, kind in ((COUNTERS, "counter"), (GAUGES, "gauge"), (TIMES, "gauge")):
         for name in names:
             metric = f"ovsdino_{name}" + ("_total" if kind == "counter" else "")
-            lines += [f"# TYPE {metric} {kind}", f"{metric} {summary[name]}"]
-    for name in TIMES:
-        lines.append(f"# TYPE ovsdino_{name} gauge")
-        for part, value in (summary[name] or {}).items():
-            lines.append(f'ovsdino_{name}{{part="{part}"}} {value}')
+            lines.append(f"# TYPE {metric} {kind}")
+            own = cameras if all(name in one for one in cameras.values()) else {"": summary}
+            for label, figures in own.items():
+                lines += _samples(metric, label, figures[name])
     return "\n".join(lines) + "\n"
+
+
+def _samples(metric: str, label: str, value: Any) -> list[str]:
+    """Return a line for a number, or for each of the parts of a time."""
+    if value is None or isinstance(value, Mapping):
+        parts = {f'part="{part}"': figure for part, figure in (value or {}).items()}
+    else:
+        parts = {"": value}
+    labels = {",".join(filter(None, (label, part))): figure for part, figure in parts.items()}
+    return [f"{metric}{{{one}}} {figure}" if one else f"{metric} {figure}" for one, figure in labels.items()]
 
 
 class MetricsServer:

@@ -18,15 +18,23 @@ from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.io.files import atomic_path, atomic_write, file_identity, refuse_inputs
 from ovsdino.io.video import import_cv2, opencv_name
 from ovsdino.results import Segmentation
-from ovsdino.stream.loop import StreamResult
+from ovsdino.stream.result import StreamResult
 from ovsdino.stream.video_file import check_video
 
-__all__ = ["OverlayWriter", "overlay", "VIDEO_CODECS"]
+__all__ = ["OverlayWriter", "VIDEO_CODECS", "output_of", "overlay"]
 
 VIDEO_CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
 STALE_COLOR = (230, 30, 30)
 MAX_FILL_S = 10.0  # longest gap in the frames that a video fills by repeating a picture
 LEAST_FREE = 16 << 20  # bytes of the disk at which a video ends while its index still has room
+
+
+def output_of(path: Path, place: int, count: int) -> Path:
+    """Return where the overlays of one of `count` sources go: a folder in the folder, or a video next to the video."""
+    if count == 1:
+        return path
+    is_video = path.suffix.lower() in VIDEO_CODECS and not os.path.isdir(path)
+    return path.with_stem(f"{path.stem}-{place}") if is_video else path / str(place)
 
 
 def overlay(result: StreamResult, names: Sequence[str]) -> np.ndarray:

@@ -18,8 +18,9 @@ from ovsdino import cli
 from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.errors import OVSDinoError
 from ovsdino.stream.capture import Capture, Frame, LatestFrame
-from ovsdino.stream.loop import Engine, Stream, StreamResult
-from ovsdino.stream.output import STALE_COLOR, OverlayWriter, overlay
+from ovsdino.stream.loop import Engine, Stream
+from ovsdino.stream.output import STALE_COLOR, OverlayWriter, output_of, overlay
+from ovsdino.stream.result import StreamResult
 from ovsdino.stream.sources import Pace, SourceOptions, make_source, playing_rate
 from tests.support import tiny
 
@@ -175,6 +176,12 @@ def test_overlays_go_into_a_folder_by_sequence_number(tmp_path):
     assert (writer.written, writer.left_out) == (2, 0)
 
 
+def test_overlays_of_several_sources_have_a_place_each(tmp_path):
+    assert output_of(tmp_path / "out", 1, 2) == tmp_path / "out" / "1"
+    assert output_of(tmp_path / "out.mp4", 1, 2) == tmp_path / "out-1.mp4"
+    assert output_of(tmp_path / "out.mp4", 0, 1) == tmp_path / "out.mp4"
+
+
 @pytest.mark.parametrize(("keep_all", "pictures"), [(True, 3), (False, 11)])
 def test_a_video_of_overlays_runs_as_fast_as_the_frames_were_taken(tmp_path, keep_all, pictures):
     path = tmp_path / "out.avi"
@@ -292,6 +299,34 @@ def test_the_labels_of_the_loop_are_those_of_the_segmenter(folder, exported):
         np.testing.assert_array_equal(one.labels, segmenter.segment(path).labels)
 
 
+def test_several_sources_share_an_engine_of_two_frames(folder, exported, tmp_path, capsys):
+    """Two folders, one of them after --source: labels, overlays and figures of each."""
+    second = tmp_path / "second"
+    second.mkdir()
+    for number in range(2):
+        Image.new("RGB", (64, 48), (200 - 90 * number, 90, 20)).save(second / f"{number}.png")
+    tiny.graph(exported / "two.onnx", batch=(1, 2))
+    model = ["--engine", str(exported / "two.onnx"), "--bank", str(exported / "bank.safetensors")]
+    both = [str(folder), "--source", str(second)]
+    out = ["--output", str(tmp_path / "out"), "--labels", str(tmp_path / "labels"), "--deadlines-ms", "60000", "1e-4"]
+    code, summary, _ = run(capsys, *both, *model, "--every-frame", *out)
+    assert code == 0 and "source" not in summary
+    assert [(one["source"], one["frames"], one["stale"]) for one in summary["cameras"]] == [
+        (str(folder), 4, 0),
+        (str(second), 2, 2),
+    ]
+    assert summary["output"] == {"path": str(tmp_path / "out"), "written": 6, "left_out": 0}
+    for place, (pictures, count) in enumerate(((folder, 4), (second, 2))):
+        assert len(list((tmp_path / "out" / str(place)).iterdir())) == count
+        segmenter = EdgeSegmenter(exported / "large.onnx", exported / "bank.safetensors", threads=1)
+        for number, path in enumerate(sorted(pictures.glob("*.png")), 1):
+            labels = np.asarray(Image.open(tmp_path / "labels" / str(place) / f"{number:08d}.png"))
+            np.testing.assert_array_equal(labels, segmenter.segment(path).labels)
+    assert cli.main(["stream", *both, *model, "--every-frame", "--labels", "-"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted((line["camera"], line["frame"]) for line in lines) == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (1, 2)]
+
+
 def test_banks_of_other_classes_or_another_model_are_refused(folder, exported, capsys):
     tiny.bank("road", "sky").save(exported / "other.safetensors")
     tiny.bank("road", "car", "sky", weights="1" * 64).save(exported / "foreign.safetensors")
@@ -314,6 +349,7 @@ def test_banks_of_other_classes_or_another_model_are_refused(folder, exported, c
         (["--classes", "a", "--stall", "0"], "stall_s is 0"),
         (["--classes", "a", "--labels", "-"], "both print on stdout"),
         (["--classes", "a", "--source-latency-ms", "-1"], "latency_ms is -1"),
+        (["--classes", "a", "--deadlines-ms", "1", "2"], "2 deadlines for 1 sources"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(folder, capsys, arguments, message):

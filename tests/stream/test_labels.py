@@ -11,7 +11,7 @@ from PIL import Image
 
 from ovsdino.stream.capture import Frame
 from ovsdino.stream.labels import LabelWriter
-from ovsdino.stream.loop import StreamResult
+from ovsdino.stream.result import StreamResult
 
 LABELS = np.array([[0, 0, 1], [2, 2, 2]], np.uint8)
 RESULT = StreamResult(

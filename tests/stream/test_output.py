@@ -15,8 +15,8 @@ from ovsdino import cli
 from ovsdino.errors import OVSDinoError
 from ovsdino.stream import output as stream_output
 from ovsdino.stream.capture import Frame
-from ovsdino.stream.loop import StreamResult
 from ovsdino.stream.output import VIDEO_CODECS, OverlayWriter
+from ovsdino.stream.result import StreamResult
 from ovsdino.stream.sources import SourceOptions, files_of, make_source
 from ovsdino.stream.video_file import check_video
 from tests.support import tiny
