@@ -270,7 +270,7 @@ def _add_option(options: Any, field: dataclasses.Field[Any], kind: Any, mark: ob
     settings: dict[str, Any] = {"metavar": metavar}
     if isinstance(mark, Repeated):
         settings |= {"action": "append"}
-        default = list(default)
+        default = []  # appended to
     elif ... in members:
         settings = {"metavar": f"{metavar}...", "nargs": "*"}
     elif members:

@@ -40,7 +40,7 @@ class Wish:
 
 
 class Found(NamedTuple):
-    """What a graph gives for a frame.
+    """The labels that a graph gives for a frame, and what was asked for with them.
 
     Attributes:
         labels: (H, W) integers at the frame's size.
