@@ -15,7 +15,7 @@ __all__ = ["ScoreAttention", "attended", "score_attention"]
 
 KEYS = 2  # keys along a token's side
 LARGEST_HEAD = 64  # of the flash kernel's values: with more classes the zeros that fill q and k cost more than it saves
-OUTSIDE = -1e4  # logit of a key beyond the border: exp(-1e4) is 0 in float32, and no infinity meets a 0
+OUTSIDE = -1e9  # logit of a key beyond the border: below those of keys however unlike, and no infinity meets a 0
 
 
 def score_attention(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ovsdino.deploy.export.inputs import random_rows
+from ovsdino.deploy.export.inputs import Images, random_rows
 from ovsdino.deploy.export.publish import Exported, publish
-from ovsdino.deploy.export.steady import with_memory
+from ovsdino.deploy.export.steady import compare_clip, with_memory
 from ovsdino.deploy.export.trace import export_graph
 from ovsdino.edge.bank import TextBank
 from ovsdino.edge.onnx_graph import open_session
@@ -27,7 +27,15 @@ WORDS = ("road", "sky", "tree")
 
 @pytest.fixture(scope="module")
 def model() -> OVSDINO:
-    return small_model()
+    """A small model whose affinities are of size one, as trained ones: squares of large ones are all rounding."""
+    made = small_model()
+    assert made.decoder is not None
+    with torch.no_grad():
+        structure = made.encode_image(torch.randn(1, 3, SIZE["height"], SIZE["width"])).structure
+        assert structure is not None
+        size = made.decoder.score_attention.embed(structure.guide).square().sum(1).mean().sqrt()
+        made.decoder.score_attention.affinity.weight.div_(size)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +69,14 @@ def test_the_joined_step_is_that_of_pytorch(plain: Exported, steady: Exported, f
         logits = alone.run(["logits"], {"image": pixels, **rows})[0]
         memory, _ = remembered(torch.from_numpy(logits), torch.from_numpy(found[1]), memory)
         np.testing.assert_allclose(found[0], memory.logits.numpy(), atol=1e-3)
+
+
+def test_a_clip_gives_the_logits_and_labels_of_pytorch(
+    model: OVSDINO, plain: Exported, frames: tuple[np.ndarray, ...]
+) -> None:
+    always = MemoryConfig(cut=0.0)  # the first frame, too, would take from a memory that is there
+    found = compare_clip(model, with_memory(plain, always), Images(frames, WORDS, "noise"), always)
+    assert found.images == 6 and found.worst_cosine > 0.99999 and found.label_agreement > 0.999
 
 
 def test_a_segmenter_remembers_until_it_is_told_not_to(
