@@ -166,14 +166,21 @@ class Network:
             return found, self._novelty(np.concatenate(pooled)) if known else None
 
         def network(images: Tensor) -> Tensor:
-            with self.autocast():
-                with clock("encode"):
-                    features = self.model.encode_image(images)
-                with clock("decode"):
-                    logits = self.model.decode(features, text, **wish.offset).float()
+            carried = None
             if wish.recall is not None:
-                with clock("memory"):
-                    logits = wish.recall(features, logits)
+                with self.autocast(), clock("memory"):
+                    carried = wish.recall.carried(images)
+            if carried is not None:
+                features, logits = carried
+            else:
+                with self.autocast():
+                    with clock("encode"):
+                        features = self.model.encode_image(images)
+                    with clock("decode"):
+                        logits = self.model.decode(features, text, **wish.offset).float()
+                if wish.recall is not None:
+                    with clock("memory"):
+                        logits = wish.recall.joined(features, logits)
             if known:
                 with clock("decode"):
                     pooled.append(self.pooled(features))

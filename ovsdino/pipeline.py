@@ -20,7 +20,7 @@ from ovsdino.io.images import ImageLike, is_several, load_image, several, source
 from ovsdino.io.video import Frames
 from ovsdino.labeling import result_of
 from ovsdino.models.adapted import AdaptedWords
-from ovsdino.models.memory import MemoryConfig
+from ovsdino.models.memory import KeyFrames, MemoryConfig
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.text import check_templates
 from ovsdino.models.text_rows import TextRows
@@ -293,12 +293,20 @@ class Segmenter(Network):
             pixels = load_image(image, copy=True, bgr=bgr)
         return PreparedImage(self, self._text, view, pixels, source_name(image), clock)
 
-    def tracker(self, classes: Classes, *, memory: MemoryConfig | bool = True, **options: Any) -> Tracker:
+    def tracker(
+        self,
+        classes: Classes,
+        *,
+        memory: MemoryConfig | bool = True,
+        key_frames: KeyFrames | bool = False,
+        **options: Any,
+    ) -> Tracker:
         """Return what segments a video frame by frame, each with a memory of the last, so that labels do not flicker.
 
         Args:
             classes: See `segment`; `Tracker.set_classes` changes them.
             memory: False remembers nothing: the labels are those of `segment`.
+            key_frames: True, or settings, encodes only some of the frames whole; the others are moved along.
             **options: `background`, `partition`, `scores`, `confidence`, `least_share`, `least_certainty` and `bgr`
                 of `segment`; the whole image is taken at once.
 
@@ -312,7 +320,7 @@ class Segmenter(Network):
             wish = make_request(self._text, words, bgr=bgr, **settings)
             return self._segment([image], replace(wish, recall=recall))[0]
 
-        return Tracker(self.model, one, classes, memory)
+        return Tracker(self.model, one, classes, memory, key_frames)
 
     def stream(self, frames: Frames, classes: Classes, **options: Any) -> Iterator[Segmentation]:
         """Yield the result of each frame of a video, steady in time, as it comes.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
+from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.text_banks import TextBanks
+from ovsdino.tracking import Recall
 from ovsdino.vocabulary import LEAST_CERTAINTY, LEAST_SHARE, Classes, Vocabulary, background_threshold
 from ovsdino.windows import window_stride
 
@@ -56,7 +56,7 @@ class Request(View):
     bgr: bool = False
     confidence: bool = False
     prior: Tensor | None = None
-    recall: Callable[[ImageFeatures, Tensor], Tensor] | None = None  # see `ovsdino.tracking`
+    recall: Recall | None = None
 
     @property
     def offset(self) -> dict[str, Any]:

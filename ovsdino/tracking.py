@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,15 +11,26 @@ from torch import Tensor
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.images import ImageLike
 from ovsdino.io.video import Frames, read_frames
-from ovsdino.models.memory import Memory, MemoryConfig, remembered
+from ovsdino.models.memory import KeyFrames, Memory, MemoryConfig, carried, remembered
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.results import Segmentation
 from ovsdino.vocabulary import LEAST_CERTAINTY, LEAST_SHARE, Classes, Vocabulary
 
 __all__ = ["Recall", "Tracker", "video_settings"]
 
-Recall = Callable[[ImageFeatures, Tensor], Tensor]
-"""From a frame's features and its own logits to those that are labeled."""
+
+class Recall(Protocol):
+    """What a frame takes from those before it."""
+
+    def carried(self, image: Tensor) -> tuple[ImageFeatures, Tensor] | None:
+        """Return the last key frame's features and this frame's logits (1, K, 4h, 4w); None: it must be encoded.
+
+        Args:
+            image: (1, 3, H, W), normalized.
+        """
+
+    def joined(self, features: ImageFeatures, logits: Tensor) -> Tensor:
+        """Return the logits (1, K, 4h, 4w) that are labeled, from an encoded frame's features and its own logits."""
 
 
 class Tracker:
@@ -34,8 +45,10 @@ class Tracker:
         segment: Segments an image with words and, where given, a `Recall`.
         classes: See `Vocabulary.of`.
         memory: Settings; True takes the defaults, and False remembers nothing.
+        key_frames: Which frames are encoded whole; False encodes all, True takes the defaults. Without a memory, all.
 
     Attributes:
+        encoded: Whether the last frame was encoded whole.
         level: How well the last frame was known, 0..1, see `remembered`; below the settings' `cut` it began a scene.
 
     Raises:
@@ -48,14 +61,15 @@ class Tracker:
         segment: Callable[[ImageLike, Vocabulary, Recall | None], Segmentation],
         classes: Classes,
         memory: MemoryConfig | bool = True,
+        key_frames: KeyFrames | bool = False,
     ) -> None:
         if memory and (model.decoder is None or not hasattr(model.decoder, "score_attention")):
             raise OVSDinoError(f"{model.config.name}: no structure to remember by: load a trained decoder")
         self.config = MemoryConfig() if memory is True else memory or None
-        self.level = 0.0
+        self.key_frames = KeyFrames() if key_frames is True else key_frames or KeyFrames(every=1)
         self._model, self._segment = model, segment
         self._vocabulary = Vocabulary.of(classes)
-        self._memory: Memory | None = None
+        self.reset()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,7 +87,10 @@ class Tracker:
 
     def reset(self) -> None:
         """Forget the frames so far."""
-        self._memory, self.level = None, 0.0
+        self.level, self.encoded = 0.0, True
+        self._memory: Memory | None = None
+        self._key: ImageFeatures | None = None
+        self._since = 0  # frames from the key frame on
 
     def segment(self, frame: ImageLike) -> Segmentation:
         """Label the next frame.
@@ -85,7 +102,7 @@ class Tracker:
             OVSDinoError: The frame cannot be segmented; the memory is forgotten, and the next one begins anew.
         """
         try:
-            return self._segment(frame, self._vocabulary, self._recall if self.config else None)
+            return self._segment(frame, self._vocabulary, self if self.config else None)
         except BaseException:
             self.reset()
             raise
@@ -101,8 +118,25 @@ class Tracker:
         """
         return map(self.segment, read_frames(frames))
 
-    def _recall(self, features: ImageFeatures, logits: Tensor) -> Tensor:
-        """Return the steady logits (1, K, 4h, 4w) of a frame's own, and remember them."""
+    def carried(self, image: Tensor) -> tuple[ImageFeatures, Tensor] | None:
+        """See `Recall.carried`; None for a key frame."""
+        key, memory, decoder = self._key, self._memory, self._model.decoder
+        if key is None or memory is None or self._since >= self.key_frames.every - 1:
+            return None
+        assert decoder is not None and key.structure is not None
+        patch = self._model.stride_multiple
+        if [side * 4 // patch for side in image.shape[2:]] != [*memory.logits.shape[2:]]:
+            return None
+        guide = self._model.guide_again(image, key.structure)
+        found, level = carried(decoder.score_attention.embed(guide.float()), memory, self.config)
+        if not float(level) >= self.key_frames.level or not torch.isfinite(found.logits).all():
+            return None
+        self._memory, self.level, self.encoded = found, float(level), False
+        self._since += 1
+        return key, found.logits
+
+    def joined(self, features: ImageFeatures, logits: Tensor) -> Tensor:
+        """See `Recall.joined`; the frame is remembered."""
         assert self._model.decoder is not None and features.structure is not None
         if not torch.isfinite(logits).all():
             self.reset()  # who labels them says so
@@ -112,7 +146,8 @@ class Tracker:
         if last is not None and (last.logits.shape != logits.shape or last.affinity.shape != affinity.shape):
             last = None
         self._memory, level = remembered(logits, affinity, last, self.config)
-        self.level = float(level)
+        self.level, self.encoded = float(level), True
+        self._key, self._since = features, 0
         return self._memory.logits
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ovsdino.errors import OVSDinoError
+from ovsdino.models.memory import KeyFrames
 from ovsdino.pipeline import Segmenter, load
 from tests.support.small import small_model
 
@@ -70,6 +71,35 @@ def test_a_frame_that_cannot_be_read_is_an_error_and_the_next_begins_anew(
     with pytest.raises(OVSDinoError):
         tracker.segment(np.full((96, 128, 3), np.nan, np.float32))
     assert np.array_equal(tracker.segment(frames[1]).labels, nano.segment(frames[1], WORDS).labels)
+
+
+def test_between_key_frames_the_memory_is_moved_along(nano: Segmenter, frames: list[np.ndarray]) -> None:
+    tracker = nano.tracker(WORDS, partition=True, key_frames=KeyFrames(every=3, level=0.0))
+    found = [(tracker.segment(frame), tracker.encoded) for frame in frames]
+    assert [encoded for _, encoded in found] == [True, False, False, True, False]
+    assert ["encode" in result.stages_ms for result, _ in found] == [encoded for _, encoded in found]
+    steady = [result.labels for result in nano.stream(frames, WORDS, partition=True)]
+    assert np.array_equal(found[0][0].labels, steady[0])
+    assert np.mean([(one.labels == other).mean() for (one, _), other in zip(found, steady, strict=True)]) > 0.9
+
+
+def test_a_frame_that_the_memory_does_not_know_becomes_a_key_frame(nano: Segmenter, frames: list[np.ndarray]) -> None:
+    tracker = nano.tracker(WORDS, partition=True, key_frames=KeyFrames(every=100))
+    for frame in frames[:2]:
+        tracker.segment(frame)
+    assert not tracker.encoded and tracker.level > 0.8
+    cut = np.random.default_rng(3).integers(0, 255, frames[0].shape, dtype=np.uint8)
+    other = np.ascontiguousarray(frames[1].transpose(1, 0, 2))
+    for new in (cut, other):
+        assert np.array_equal(tracker.segment(new).labels, nano.segment(new, WORDS, partition=True).labels)
+        assert tracker.encoded
+    tracker.set_classes("car, sky, tree")
+    tracker.segment(other)
+    assert tracker.encoded
+    always = nano.tracker(WORDS, key_frames=KeyFrames(level=1.0))
+    assert all(always.segment(frame) and always.encoded for frame in frames)
+    with pytest.raises(ValueError, match="every is 0"):
+        KeyFrames(every=0)
 
 
 def test_frames_come_from_lists_generators_folders_and_files(

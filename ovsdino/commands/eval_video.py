@@ -27,6 +27,8 @@ class EvalVideo(SegmenterOptions):
     """Part of the data set."""
     memory: bool = True
     """Remember the frame before; --no-memory segments each frame by itself."""
+    key_frames: int = 1
+    """Encode one frame of so many whole, and sooner where the image changes; the others are moved along."""
     class_names: Path | None = None
     """JSON file: class name, or word of a video, to the text, or list of texts, that is used in its place."""
     average_words: bool = False
@@ -41,6 +43,7 @@ class EvalVideo(SegmenterOptions):
         from ovsdino.data.datasets import open_dataset
         from ovsdino.eval.evaluate import read_class_names
         from ovsdino.eval.video import evaluate_video
+        from ovsdino.models.memory import KeyFrames
 
         root = data_root(self.root)
         names = read_class_names(self.class_names) if self.class_names else {}
@@ -54,12 +57,14 @@ class EvalVideo(SegmenterOptions):
                 self.load(),
                 clips,
                 memory=self.memory,
+                key_frames=KeyFrames(every=self.key_frames),
                 class_names=names,
                 average=self.average_words,
                 limit=self.limit,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
         facts = {"dataset": self.dataset, "split": self.split, "model": self.model, "memory": self.memory}
+        facts["key_frames"] = self.key_frames
         report = {**facts, **found.to_dict()}
         if self.json:
             print_json(report)

@@ -14,7 +14,7 @@ from ovsdino.eval.davis import contour_f, region_j
 from ovsdino.eval.evaluate import dataset_vocabulary
 from ovsdino.eval.video_metrics import VideoMetrics, VideoScores
 from ovsdino.io.ahead import read_ahead
-from ovsdino.models.memory import MemoryConfig
+from ovsdino.models.memory import KeyFrames, MemoryConfig
 from ovsdino.pipeline import Segmenter
 from ovsdino.vocabulary import Vocabulary
 
@@ -72,6 +72,7 @@ def evaluate_video(
     clips: Sequence[Clip],
     *,
     memory: MemoryConfig | bool = True,
+    key_frames: KeyFrames | bool = False,
     class_names: Mapping[str, str | Sequence[str]] | None = None,
     average: bool = False,
     limit: int | None = None,
@@ -86,6 +87,7 @@ def evaluate_video(
         segmenter: Model, device and number format.
         clips: Of one data set.
         memory: See `Segmenter.tracker`.
+        key_frames: See `Segmenter.tracker`.
         class_names: Text, or several texts, in place of a class's own name, or of a clip's word.
         average: Average the embeddings of a class's texts.
         limit: Take the first so many frames of each clip.
@@ -109,7 +111,7 @@ def evaluate_video(
         else:
             vocabulary = Vocabulary.of({clip.word: replaced.get(clip.word, clip.word)}, average)
         settings = {"partition": clip.word is None, "scores": False, "least_share": 0.0, "least_certainty": 0.0}
-        tracker = segmenter.tracker(vocabulary, memory=memory, **settings)
+        tracker = segmenter.tracker(vocabulary, memory=memory, key_frames=key_frames, **settings)
         own = VideoMetrics(dataset.names, dataset.ignore_index, has_background=dataset.has_background)
         everything.start()
         measured: list[tuple[float, float]] = []

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ovsdino.models.score_attention import attended
 
-__all__ = ["Memory", "MemoryConfig", "remembered"]
+__all__ = ["KeyFrames", "Memory", "MemoryConfig", "carried", "remembered"]
 
 DENSITY = 4  # pixels of the guide along a token's side: queries and keys are all of them
 
@@ -48,6 +48,23 @@ class MemoryConfig:
     gamma: float = 0.3
     reach: int = 1
     cut: float = 0.77
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyFrames:
+    """Say which frames of a video are encoded whole; the others take their labels from the memory (`carried`).
+
+    Attributes:
+        every: Frames from one key frame to the next at most, >= 1; 1 encodes all.
+        level: Mean likeness to the memory below which a frame becomes a key frame, 0..1.
+    """
+
+    every: int = 4
+    level: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or not 0 <= self.level <= 1:
+            raise ValueError(f"every is {self.every} and level {self.level}: expected >= 1 and 0..1")
 
 
 @dataclass(frozen=True)
@@ -91,13 +108,34 @@ def remembered(
             f"memory of logits {tuple(memory.logits.shape)} and affinity {tuple(memory.affinity.shape)}: expected "
             f"{tuple(x.shape)} and {tuple(a.shape)}"
         )
-    channels = a.shape[1]
-    values = torch.cat([memory.affinity, memory.logits], 1)  # the fixed number first: exported slices are constant
-    found = attended(a, memory.affinity, values, config.gamma, config.strength, config.reach, DENSITY)
-    distance = (a - found[:, :channels]).square().sum(1, keepdim=True)
-    likeness = torch.exp(-config.tolerance * distance)
+    found, likeness = _found(a, memory, config)
     level = likeness.mean((1, 2, 3))
     known = (level >= config.cut).to(x.dtype)[:, None, None, None]
     gate = config.most * known * likeness
     # a sum and no lerp: with a shut gate x + 0 is x, bit for bit
-    return Memory(x + gate * (found[:, channels:] - x), a), level
+    return Memory(x + gate * (found - x), a), level
+
+
+def carried(affinity: Tensor, memory: Memory, config: MemoryConfig | None = None) -> tuple[Memory, Tensor]:
+    """Return the memory after a frame that was not encoded: y_i = sum_j w_ij y'_j, and the mean of g / most.
+
+    Args:
+        affinity: a, (B, C, 4h, 4w), of the frame.
+        memory: After the frame before.
+        config: Settings; None takes the defaults.
+
+    Returns:
+        The memory, and (B,) float32 as of `remembered`: where it is low, the frame shows what the memory lacks.
+    """
+    a = affinity.float()
+    found, likeness = _found(a, memory, config or MemoryConfig())
+    return Memory(found, a), likeness.mean((1, 2, 3))
+
+
+def _found(a: Tensor, memory: Memory, config: MemoryConfig) -> tuple[Tensor, Tensor]:
+    """Return sum_j w_ij y'_j, (B, K, 4h, 4w), and the likeness g / most, (B, 1, 4h, 4w)."""
+    channels = a.shape[1]
+    values = torch.cat([memory.affinity, memory.logits], 1)  # the fixed number first: exported slices are constant
+    found = attended(a, memory.affinity, values, config.gamma, config.strength, config.reach, DENSITY)
+    distance = (a - found[:, :channels]).square().sum(1, keepdim=True)
+    return found[:, channels:], torch.exp(-config.tolerance * distance)
