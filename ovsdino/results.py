@@ -75,6 +75,12 @@ class Segmentation:
             raise ValueError(f"a class is called {BACKGROUND!r}, as the label {len(self.names)} is")
         object.__setattr__(self, "labels", labels)
 
+    def __repr__(self) -> str:
+        """Return the size and what was found, the largest first, in a line."""
+        shares = sorted(zip(self.names, self.fractions, strict=False), key=lambda entry: -entry[1])
+        found = ", ".join(f"{name} {share:.1%}" for name, share in shares if share) or "nothing"
+        return f"<Segmentation {self.width}x{self.height}: {found}>"
+
     @property
     def height(self) -> int:
         """Height in pixels."""

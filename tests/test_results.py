@@ -37,6 +37,13 @@ def test_fractions_count_pixels_of_every_label() -> None:
     assert result().all_names == ("road", "sky", "moon", "background")
 
 
+def test_a_printed_result_says_what_was_found() -> None:
+    labels = np.array([[0, 0, 0, 2], [2, 2, 3, 3]], np.uint8)
+    result = Segmentation(labels=labels, names=("sky", "car", "road"), background=True)
+    assert repr(result) == "<Segmentation 4x2: sky 37.5%, road 37.5%>"
+    assert repr(Segmentation(labels=labels * 0 + 1, names=("a",), background=True)) == "<Segmentation 4x2: nothing>"
+
+
 def test_masks_partition_the_image() -> None:
     masks = result().masks()
     assert masks.shape == (3, 2, 4) and masks.dtype == bool
