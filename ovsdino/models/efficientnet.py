@@ -52,8 +52,9 @@ class SameConv(nn.Conv2d):
 
     def _missing(self, side: int) -> int:
         """Return by how many pixels a side is short of what the kernel covers."""
-        steps, reach = math.ceil(side / self.stride[0]) - 1, (self.kernel_size[0] - 1) * self.dilation[0]
-        return max(steps * self.stride[0] + reach + 1 - side, 0)
+        step, reach = self.stride[0], (self.kernel_size[0] - 1) * self.dilation[0]
+        assert reach >= step - 1
+        return reach - (side - 1) % step  # in whole numbers, which a tracer can follow
 
 
 class Norm(nn.BatchNorm2d):

@@ -111,7 +111,7 @@ def attended(
     """
     h, w = keys.shape[2] // per_token, keys.shape[3] // per_token
     density = queries.shape[2] // h
-    tiles = (-(-h // reach), -(-w // reach))
+    tiles = ((h + reach - 1) // reach, (w + reach - 1) // reach)  # a tracer truncates a negative quotient
     root = torch.as_tensor(strength, dtype=keys.dtype, device=keys.device).sqrt()
     q = _tiled(queries, density * reach, tiles) * root
     k = _windows(keys, per_token * reach, tiles) * root
