@@ -1,5 +1,5 @@
-# Every target but clean sets up .venv by itself when it is missing or when what it was made from has changed.
-#   make demo | test | test-install | test-matrix | test-aarch64 | lint | format | docs | bench | weak-data | gpu-check OUT=dir | clean
+# Each target but help, demo, docs and clean sets up .venv by itself when it is missing or when what it was made from has
+# changed; demo and docs have small environments of their own. `make help` lists the targets.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -18,8 +18,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NATIVE_SOURCES := CMakeLists.txt scripts/build_native.py $(shell find csrc -type f)
 CLANG_FORMAT_SOURCES := $(shell find csrc deploy/cpp -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: setup demo test test-install test-matrix test-aarch64 lint format docs bench weak-data gpu-check clean
-setup: $(VENV)/.native
+.PHONY: help setup demo shipped-graph test test-install test-matrix test-aarch64 lint format docs bench weak-data gpu-check clean
+setup: $(VENV)/.native  ## the whole environment in .venv: development, training, export, native code (6 GB, 5 minutes)
+
+help:  ## this list
+	@awk -F ':.*##' '/^[a-z0-9-]+:.*##/ {printf "make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The build tools come first, so that pip builds with them and ninja's second run finds nothing changed. constraints.txt
 # lists all that is needed, so pip resolves nothing and takes only files with the hashes that are written there.
@@ -37,33 +40,49 @@ $(VENV)/.native: $(VENV)/.installed $(NATIVE_SOURCES)
 	$(PY) scripts/build_native.py
 	touch $@
 
-demo: setup
-	image=$$($(PY) -c "from importlib.resources import files; print(files('sklearn') / 'datasets/images/china.jpg')") \
-	  && $(VENV)/bin/ovsdino segment "$$image" --classes "sky,temple,tree" --output outputs/demo
-	@echo "the overlay is in $(CURDIR)/outputs/demo:" && ls outputs/demo
+# The shipped model on a photograph, in an environment without torch and without a compiler. scikit-learn brings the
+# photograph alone: nothing of it is imported. Packages and hashes are those of constraints.txt.
+DEMO := build/demo
+DEMO_PACKAGES := flatbuffers|markdown-it-py|mdurl|numpy|onnxruntime|packaging|pillow|protobuf|pygments|rich|safetensors
+DEMO_EXTRA := setuptools|wheel|scikit-learn
+$(DEMO)/.installed: pyproject.toml constraints.txt setup.py
+	@mkdir -p build && $(PYTHON) -m venv $(DEMO)
+	@awk '/^[a-z]/ {kept = /^($(DEMO_PACKAGES)|$(DEMO_EXTRA))==/} kept' constraints.txt > $(DEMO)/packages.txt
+	@echo "installing what the demo needs into $(DEMO) (0.3 GB)"
+	@$(DEMO)/bin/python -m pip install -qq --require-hashes --no-deps -r $(DEMO)/packages.txt
+	@CXX=none $(DEMO)/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(DEMO)/.installed  ## segment a photograph with the shipped model: no torch, no compiler (0.3 GB, a minute)
+	@$(DEMO)/bin/ovsdino segment $(DEMO)/lib/python3*/site-packages/sklearn/datasets/images/china.jpg \
+	  --classes "sky,temple,tree" --output outputs/demo
+	@echo "look at $(CURDIR)/outputs/demo/china_overlay.png"
+
+shipped-graph: setup  ## write the graph of the shipped model anew, after a change of its modules
+	$(PY) -m ovsdino.deploy.export.shipped
 
 # Two workers, a file of tests to one of them: each holds torch and a model, 2 GB at most. PYTEST_ARGS="-n 0" for a debugger.
-test: setup
+test: setup  ## the tests (15 minutes on two cores)
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-test-install: setup
+test-install: setup  ## the slow tests of wheels and installs
 	$(PY) -m pytest -q -m slow tests/install $(PYTEST_ARGS)
 
 # Python 3.10, numpy 1.26 and torch 2.5 and 2.8, as JetPack 6 has them: 12 GB of downloads, removed afterwards.
-test-matrix:
+test-matrix:  ## the older Python and torch of JetPack 6 (12 GB of downloads, removed afterwards)
 	$(PYTHON) scripts/test_matrix.py $(MATRIX_ARGS)
 
 # Needs Debian's g++-aarch64-linux-gnu and qemu-user.
-test-aarch64: setup
+test-aarch64: setup  ## native code for Jetson under qemu-user
 	$(PY) -m pytest -q -s -m "slow or not slow" tests/ops/test_aarch64.py tests/ops/test_native.py -k aarch64 $(PYTEST_ARGS)
 
-lint: setup
+lint: setup  ## ruff, mypy, clang-format
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CLANG_FORMAT_SOURCES)
 
-format: setup
+format: setup  ## format and repair what the tools can
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/clang-format -i $(CLANG_FORMAT_SOURCES)
@@ -75,12 +94,12 @@ $(DOCS_ENV)/.installed: docs/requirements.txt
 	$(DOCS_ENV)/bin/python -m pip install -q --require-hashes --no-deps -r docs/requirements.txt
 	touch $@
 
-docs: $(DOCS_ENV)/.installed
+docs: $(DOCS_ENV)/.installed  ## the documents as a site in build/
 	$(DOCS_ENV)/bin/python scripts/docs_site.py build/site
 	NO_COLOR=1 $(DOCS_ENV)/bin/zensical build --strict -f build/site/zensical.toml
 	@echo "open $(CURDIR)/build/site/html/index.html"
 
-bench: setup
+bench: setup  ## time the ops against their references
 	mkdir -p outputs/bench
 	$(PY) benchmarks/ops.py --json > outputs/bench/ops.json
 	@echo "wrote outputs/bench/ops.json"
@@ -94,7 +113,7 @@ WEAK_CAPTIONS_voc21 = --dataset voc21 --whole --least 0
 WEAK_IMAGES_camvid = $(CAMVID_TRAIN)
 WEAK_IMAGES_voc21 = $(DATA)/voc21_train.zip
 CONTROLS := $(PY) -m ovsdino.train.masks.controls
-weak-data: setup $(WEAK_SETS:%=weak-data-%)
+weak-data: setup $(WEAK_SETS:%=weak-data-%)  ## captions and pseudo-masks for the studies (20 minutes a data set)
 weak-data-%: setup
 	mkdir -p runs/weak/$* && { [ -e data ] || ln -s $(abspath $(DATA)) data; }
 	$(PY) -m ovsdino.train.weak.compose_captions --root $(DATA) $(WEAK_CAPTIONS_$*) --output runs/weak/$*/captions.jsonl
@@ -106,10 +125,10 @@ weak-data-%: setup
 
 # A GPU machine may have torch but no network, so its own Python is taken when that has all the check needs.
 GPU_PYTHON = $(or $(shell $(PYTHON) -c 'import numpy, pytest, timm, torch, triton; print("$(PYTHON)")' 2>/dev/null),$(PY))
-gpu-check: $(if $(filter $(PY),$(GPU_PYTHON)),setup)
+gpu-check: $(if $(filter $(PY),$(GPU_PYTHON)),setup)  ## what only a GPU can check, into OUT=dir
 	$(GPU_PYTHON) scripts/gpu_check.py --output $(OUT) $(GPU_CHECK_ARGS)
 
-clean:
+clean:  ## remove environments, build products and outputs
 	rm -rf $(VENV) build dist outputs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f ovsdino/_C*.so
 	find ovsdino kernels deploy scripts tests -name __pycache__ -type d -exec rm -rf {} +

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ovsdino.devices import autocast_dtype, check_device
+from ovsdino.edge.pixels import kept_ratio
 from ovsdino.models.novelty import novelty
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.survivors import Survivors, map_bytes, surviving
@@ -29,7 +30,6 @@ log = logging.getLogger("ovsdino")
 
 NOVEL = 1.0  # novelty above which an image is said to be unlike the known ones
 MOST_BYTES = 64 << 20  # of maps at once: 1 589 classes of a 352x480 image; of more only those that win are kept
-LONGEST_SIDE = 2048 / 448  # of the short side: the protocol's keep-ratio resize into (2048, 448)
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 
@@ -93,11 +93,7 @@ class Network:
             width: Of the image in pixels.
             short_side: In pixels; `self.short_side` by default.
         """
-        side = short_side or self.short_side
-        scale = min(side / min(height, width), side * LONGEST_SIDE / max(height, width))
-        multiple = self.model.stride_multiple
-        h, w = (max(1, round(length * scale / multiple)) * multiple for length in (height, width))
-        return h, w
+        return kept_ratio(height, width, short_side or self.short_side, self.model.stride_multiple)
 
     def prepare(self, pixels: np.ndarray, short_side: int | None = None) -> Tensor:
         """Return an image as the network takes it, normalized.

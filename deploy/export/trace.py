@@ -79,9 +79,7 @@ def export_graph(
     if precision not in ("float32", "float16"):
         raise OVSDinoError(f"precision is {precision!r}: expected float32 or float16")
     grouped = config.contrast if contrast is None else contrast
-    traced = _traced(
-        _for_export(model, height, width, precision), model, height, width, batches, (least, most), grouped
-    )
+    traced = _traced(for_export(model, height, width, precision), model, height, width, batches, (least, most), grouped)
     if precision == "float16":
         graph.to_float16(traced)
     sidecar = Sidecar(
@@ -165,7 +163,7 @@ def traced(module: nn.Module, args: tuple[Any, ...], **options: Any) -> ModelPro
     return model
 
 
-def _for_export(model: OVSDINO, height: int, width: int, precision: Precision) -> nn.Module:
+def for_export(model: OVSDINO, height: int, width: int, precision: Precision) -> nn.Module:
     """Return a copy with positions of one size and timm's attention in its explicit form, without the text tower.
 
     In float16, which is for TensorRT, q, k and v are three products: see `split_attention`. ONNX Runtime leaves linears

@@ -17,6 +17,7 @@ from ovsdino.parsing import Argument, OptionalValue
 from ovsdino.vocabulary import DEFAULT_BACKGROUND, LEAST_CERTAINTY, LEAST_SHARE
 
 if TYPE_CHECKING:
+    from ovsdino.commands.torch_free import TorchFree
     from ovsdino.pipeline import Segmenter
     from ovsdino.results import Segmentation
     from ovsdino.vocabulary import Vocabulary
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment(SegmenterOptions):
-    """Segment images by words of your choice."""
+    """Segment images by words of your choice.
+
+    The shipped model needs no torch: where that is not installed ONNX Runtime runs it, on the CPU, to the same labels.
+    """
 
     images: Annotated[tuple[Path, ...], Argument("IMAGE...")]
     """Image files (JPEG, PNG, WebP, BMP, TIFF) or folders of them. A bad one does not stop the others."""
@@ -85,6 +89,11 @@ class Segment(SegmenterOptions):
             print_json({"images": entries, "model": self.model, "device": device})
         return 2 if any("error" in entry for entry in entries) else 0
 
+    @property
+    def windowed(self) -> bool:
+        """Whether a sliding window was asked for."""
+        return self.window is not None or self.stride is not None
+
     def _expand(self) -> tuple[list[Path], list[dict[str, Any]]]:
         """Return the files to segment, and an entry for each folder that gives none.
 
@@ -112,7 +121,7 @@ class _Worker:
         self.options = options
         self.vocabulary = vocabulary
         self.inputs = inputs
-        self.segmenter: Segmenter | None = None
+        self.segmenter: Segmenter | TorchFree | None = None
         self.warm: set[tuple[int, ...]] = set()
         self.coco: dict[str, Any] = {"images": [], "annotations": []}
 
@@ -132,15 +141,15 @@ class _Worker:
         except OVSDinoError as error:
             return failed(path, error)
         if self.segmenter is None:
-            self.segmenter = self.options.load()
+            self.segmenter = self._load()
         options: dict[str, Any] = {
             "background": self.options.background,
-            "window": self.options.window,
-            "stride": self.options.stride,
             "partition": self.options.partition,
             "least_share": self.options.least_share,
             "least_certainty": self.options.least_certainty,
         }
+        if self.options.windowed:
+            options |= {"window": self.options.window, "stride": self.options.stride}
         if self.options.warm_up and pixels.shape not in self.warm:
             self.segmenter.segment(pixels, self.vocabulary, **options)
             self.warm.add(pixels.shape)
@@ -159,6 +168,14 @@ class _Worker:
             listed += f"; not found: {missing}" if missing else ""
             print(f"{one_line(path)} -> {one_line(written['overlay'])}: {listed}", flush=True)
         return {"path": str(path), "output": str(written["overlay"]), "labels": str(written["labels"]), **found}
+
+    def _load(self) -> Segmenter | TorchFree:
+        """Return the segmenter: PyTorch's, or ONNX Runtime's where torch is not installed and nothing needs it."""
+        from ovsdino.commands.torch_free import TorchFree, torch_free
+
+        if torch_free(self.options) and not self.options.windowed:
+            return TorchFree(self.options)
+        return self.options.load()
 
     def _annotate(self, result: Segmentation, stem: str) -> None:
         """Write the file of a labeling tool, or keep what goes into the one of all images."""

@@ -15,8 +15,9 @@ import numpy as np
 from ovsdino.errors import OVSDinoError
 
 BLOCK = 1 << 16  # sums held at a time
+LONGEST_SIDE = 2048 / 448  # of the short side: the protocol's keep-ratio resize into (2048, 448)
 
-__all__ = ["check_image", "gain_and_shift", "nv12_to_rgb", "preprocess", "resize", "ycbcr_to_rgb"]
+__all__ = ["check_image", "gain_and_shift", "kept_ratio", "nv12_to_rgb", "preprocess", "resize", "ycbcr_to_rgb"]
 
 
 def preprocess(
@@ -49,6 +50,22 @@ def preprocess(
         np.multiply(resized[:, :, channel], np.float32(gain[channel]), out=out[channel])
         out[channel] += np.float32(shift[channel])
     return out
+
+
+def kept_ratio(height: int, width: int, short_side: int, multiple: int) -> tuple[int, int]:
+    """Return (h, w) that a network sees of an image: ratio kept, sides rounded to whole patches.
+
+    The long side is at most 2048/448 of the short one, so that a strip of an image cannot fill the memory.
+
+    Args:
+        height: Of the image in pixels.
+        width: Of the image in pixels.
+        short_side: Of the result in pixels.
+        multiple: Side of a patch in pixels.
+    """
+    scale = min(short_side / min(height, width), short_side * LONGEST_SIDE / max(height, width))
+    h, w = (max(1, round(side * scale / multiple)) * multiple for side in (height, width))
+    return h, w
 
 
 def gain_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:

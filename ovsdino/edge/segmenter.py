@@ -19,6 +19,7 @@ import numpy as np
 from ovsdino.edge.bank import TextBank
 from ovsdino.edge.labels import Found, Wish, class_scores, leave_out_unfound
 from ovsdino.edge.pixels import check_image
+from ovsdino.edge.shipped_graph import ShippedGraph, shipped_model
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.images import ImageLike, load_image, source_name
@@ -73,9 +74,9 @@ class Graph(Protocol):
 class EdgeSegmenter:
     """An exported model with a vocabulary.
 
-    The graph's image size is fixed at export, so every image is resized to it, whatever its aspect ratio;
-    `ovsdino.Segmenter` keeps the ratio instead. For images of the ratio that the model was exported for
-    (``export_onnx.py --height --width``) the two see the same pixels.
+    An exported graph's image size is fixed, so every image is resized to it, whatever its aspect ratio;
+    `ovsdino.Segmenter` and the shipped graph keep the ratio instead. For images of the ratio that the model was
+    exported for (``export_onnx.py --height --width``) they see the same pixels.
 
     A file with a memory (`deploy/add_memory.py`) takes the images as frames of one video: each is labeled with what the
     frames before showed. It forgets them at a cut, with another bank, with another size, and when told to (`reset`).
@@ -84,7 +85,8 @@ class EdgeSegmenter:
     context manager.
 
     Args:
-        engine_or_onnx: An exported file; its sidecar, `<file>.json`, lies next to it.
+        engine_or_onnx: An exported file; its sidecar, `<file>.json`, lies next to it. Or the name of a shipped model,
+            "nano": its graph is in the package, takes each image at its own ratio and runs in ONNX Runtime.
         text_bank: The vocabulary: a file that `ovsdino text` wrote, or a `TextBank`.
         threads: Threads on the CPU; by default one for each CPU that this process may use.
         background: Pixels whose largest softmax probability is below this (0..1) become background, label K; True
@@ -98,6 +100,7 @@ class EdgeSegmenter:
         device: Index of the CUDA device; not read for an .onnx file.
         runtime: Of an .onnx file: "onnxruntime"; "openvino", in the file's own precision; "openvino_bfloat16", for a
             float32 file (see `OpenVinoGraph`); or "auto", what was measured to be fastest, see `runtime_of`.
+        short_side: Of a shipped model: size of an image's short side in the network, in pixels; its own by default.
 
     Raises:
         OVSDinoError: A file is missing, changed or damaged; it was made for another TensorRT, device or model; the
@@ -116,6 +119,7 @@ class EdgeSegmenter:
         least_certainty: float = LEAST_CERTAINTY,
         device: int = 0,
         runtime: Runtime = "auto",
+        short_side: int | None = None,
     ) -> None:
         path = Path(engine_or_onnx)
         if runtime not in get_args(Runtime):
@@ -124,9 +128,15 @@ class EdgeSegmenter:
             threads = available_threads()
         if threads < 1:
             raise OVSDinoError(f"threads is {threads}: expected at least 1")
-        if not path.is_file():
+        shipped = shipped_model(engine_or_onnx)
+        if shipped is None and not path.is_file():
             raise OVSDinoError(f"{path}: no such file; make it with export_onnx.py or export_trt.py")
-        self.sidecar = Sidecar.load(path)
+        if shipped is None and short_side is not None:
+            raise OVSDinoError(f"{path}: its size is fixed; short_side goes with the name of a shipped model")
+        if shipped is not None and runtime not in ("auto", "onnxruntime"):
+            raise OVSDinoError(f"{shipped}: the package's graph runs in ONNX Runtime; export one for {runtime}")
+        own = None if shipped is None else ShippedGraph(shipped, threads, short_side)
+        self.sidecar = Sidecar.load(path) if own is None else own.sidecar
         if not 0 <= least_share < 1:
             raise OVSDinoError(f"least_share is {least_share}: expected a share of the image from 0 to below 1")
         if not 0 <= least_certainty < 1:
@@ -136,9 +146,14 @@ class EdgeSegmenter:
         bank, self._partition, self._threshold = self._checked(text_bank)
         self._sizes: list[tuple[int, int]] = []  # of the last frames
         self._lock = threading.Lock()  # the graph has one input buffer and one stream
-        check_machine(self.sidecar, device)
-        self._runtime = runtime_of(self.sidecar, runtime)
-        graph = open_graph(self.sidecar.read(path), self.sidecar, threads, device, self._runtime)
+        self._runtime: Runtime = "onnxruntime"
+        graph: Graph
+        if own is not None:
+            graph = own
+        else:
+            check_machine(self.sidecar, device)
+            self._runtime = runtime_of(self.sidecar, runtime)
+            graph = open_graph(self.sidecar.read(path), self.sidecar, threads, device, self._runtime)
         _take(graph, bank, self._partition)
         self._graph: Graph | None = graph
         self.bank = bank

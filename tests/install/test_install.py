@@ -27,7 +27,9 @@ for module in (ovsdino, ovsdino._C, ovsdino.kernels, ovsdino.deploy, ovsdino.ben
 def expected_sources() -> set[str]:
     """Return the wheel's path of every source and weight file of the repository."""
     weights = (ROOT / "ovsdino" / "weights").glob("*")
-    names = {f"ovsdino/weights/{path.name}" for path in weights if path.suffix in (".safetensors", ".json", ".md")}
+    names = {
+        f"ovsdino/weights/{path.name}" for path in weights if path.suffix in (".safetensors", ".json", ".md", ".onnx")
+    }
     for folder, package in (
         ("ovsdino", "ovsdino"),
         ("kernels/triton", "ovsdino/kernels"),
