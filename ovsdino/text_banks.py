@@ -36,8 +36,8 @@ class TextBanks:
         model: Encodes the words.
         device: Where the rows go.
         templates: See `TextTower.encode`.
-        adapted: Rows in place of some words' own. They have no part in the contrast: which phrases compete, and by
-            which rows, is as without them.
+        adapted: Rows in place of some words' own. The contrast phrases keep their rows; one that is near to a word's
+            adapted row does not compete with it, nor one that is near to the word's own.
     """
 
     def __init__(
@@ -150,7 +150,10 @@ class TextBanks:
         """Return the rows of the contrast phrases that mean none of the words; a row of zeros where there are none."""
         bank = self.averaged(tuple((phrase,) for phrase in contrast_phrases()), plain=True)
         center = bank.mean(0)  # what all texts share says nothing: CLIP's have a cosine of 0.8 at least
-        cosines = normalize(bank - center, dim=-1) @ normalize(self._each(vocabulary, plain=True) - center, dim=-1).T
+        words = self._each(vocabulary, plain=True)
+        if self.adapted is not None:
+            words = torch.cat([words, self._each(vocabulary)])
+        cosines = normalize(bank - center, dim=-1) @ normalize(words - center, dim=-1).T
         competing = torch.zeros(len(bank), dtype=torch.bool, device=bank.device)
         competing[rivals(vocabulary.words)] = True
         rows = bank[competing & (cosines.amax(1) < NEAR)]

@@ -17,6 +17,7 @@ TITLES = {
     "voc21": "VOC21 val, mIoU, published protocol",
     "voc21 native": "VOC21 val, mIoU, as `ovsdino segment` sees an image",
     "labelmefacade": "LabelMeFacade val, mIoU; none of it in training",
+    "labelmefacade several words": "LabelMeFacade val by several words for each class, mIoU",
 }
 
 Row = tuple[str, str, str]  # question, figure, section

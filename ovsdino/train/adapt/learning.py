@@ -31,6 +31,8 @@ from ovsdino.train.dense.losses import coarse_labels
 
 __all__ = ["LearnConfig", "Problem", "Tokens", "choose_steps", "folds", "learn", "token_shares", "token_vectors"]
 
+LEAST_GAIN = 0.01  # of IoU: images that were chosen to show a word flatter the learning
+
 
 @dataclass(frozen=True, kw_only=True)
 class LearnConfig:
@@ -195,8 +197,8 @@ def choose_steps(
 
     Returns:
         The first multiple of `config.every` at which the mean of the intersection over union is largest, over all
-        candidates and in tokens of the images held out, weighed by `config.others`; and for each of the parts of
-        `folds` the rows of all words (K, D) after so many steps without it.
+        candidates and in tokens of the images held out, weighed by `config.others`; 0 where that gains less than a
+        point. And for each of the parts of `folds` the rows of all words (K, D) after so many steps without it.
     """
     counts: dict[int, Tensor] = {}
     rows_of: list[dict[int, Tensor]] = []
@@ -212,9 +214,15 @@ def choose_steps(
         rows_of.append(seen)
         if progress is not None:
             progress(done + 1, len(parted))
+    steps = _best(counts)
+    return steps, [seen[steps] for seen in rows_of]
+
+
+def _best(counts: dict[int, Tensor]) -> int:
+    """Return the number of steps with the best score, 0 where that is not `LEAST_GAIN` above no step."""
     scores = {step: _mean_iou(found) for step, found in counts.items()}
     best = max(scores, key=lambda step: (scores[step], -step))
-    return best, [seen[best] for seen in rows_of]
+    return best if scores[best] >= scores[0] + LEAST_GAIN else 0
 
 
 def joined(parts: Sequence[Tokens]) -> Tokens:

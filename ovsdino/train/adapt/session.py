@@ -26,6 +26,7 @@ from ovsdino.train.adapt.learning import (
     token_shares,
     token_vectors,
 )
+from ovsdino.train.adapt.starts import Seen, known_phrases, start_of
 from ovsdino.vocabulary import BACKGROUND, Vocabulary, word_key
 
 __all__ = ["Adaptation", "Lesson", "adapt", "choose_images", "lesson_of"]
@@ -84,8 +85,9 @@ class Adaptation:
         adapted: The rows, without those of an earlier file.
         images: Number of images.
         steps: Steps taken; 0 where learning did not help on the images held out, so that the words keep their rows.
-        words: For each learned word its name, images, pixels, IoU before and after on images held out (None where it is
-            neither labelled nor shown), and the length of its residual.
+        words: For each learned word its name, images, pixels, the known phrase whose row it started from (None: its
+            own), IoU before and after on images held out (None where it is neither labelled nor shown), and the length
+            of its residual.
         others: Mean IoU of the other words that these images show, before and after; None without any.
     """
 
@@ -172,7 +174,7 @@ def adapt(
     """
     config = config or LearnConfig()
     tell = progress or (lambda stage, done, total: None)
-    parts, pixels = _tokens(segmenter, lesson, chosen, tell)
+    seen, pixels = _seen(segmenter, lesson, chosen, tell)
     for word in lesson.learned:
         if not pixels[:, word].any():
             raise OVSDinoError(
@@ -180,33 +182,34 @@ def adapt(
                 "or name the words to learn with --words"
             )
     with torch.inference_mode():
-        text = segmenter.encode_text([(word,) for word in lesson.words]).cpu()
-    problem = Problem(text=text.clone(), learned=lesson.learned, scale=float(segmenter.model.log_scale.exp()))
-    steps, held_out = choose_steps(problem, parts, config, lambda done, total: tell("learn", done, total))
-    at = list(lesson.learned)
-    digest = weights_digest(segmenter.model)
+        text = segmenter.encode_text([(word,) for word in lesson.words]).float().cpu()
+    at, digest = list(lesson.learned), weights_digest(segmenter.model)
 
-    def words_with(residual: torch.Tensor) -> AdaptedWords:
+    def words_with(rows: torch.Tensor) -> AdaptedWords:
         return AdaptedWords(
             words=tuple(lesson.words[i] for i in at),
-            text=problem.text[at],
-            residual=residual,
+            text=text[at].clone(),
+            residual=rows[at] - text[at],
             model=segmenter.name,
             weights=digest,
         )
 
-    residual = learn(problem, parts, steps, config)
-    each = [words_with(rows[at] - problem.text[at]) for rows in held_out]
-    before, after = _held_out_iou(segmenter, lesson, chosen, each, config, tell)
+    problem = Problem(text=text.clone(), learned=lesson.learned, scale=float(segmenter.model.log_scale.exp()))
+    phrases = _start(segmenter, lesson, problem, seen, config, tell)
+    parts = _tokens(segmenter.adapted_to(words_with(problem.text)), lesson, problem, seen)
+    steps, held_out = choose_steps(problem, parts, config, lambda done, total: tell("learn", done, total))
+    rows = problem.rows(learn(problem, parts, steps, config))
+    before, after = _held_out_iou(segmenter, lesson, chosen, [words_with(rows) for rows in held_out], config, tell)
     if not np.nanmean([*after[at], 0]) > np.nanmean([*before[at], 0]):  # a pixel may see it otherwise than a token
-        steps, residual, after = 0, torch.zeros_like(residual), before
-    adapted = words_with(residual)
+        steps, rows, after, phrases = 0, text, before, dict.fromkeys(at)
+    adapted = words_with(rows)
     rest = [i for i in range(len(lesson.words)) if i not in at and pixels[:, i].any()]
     found = [
         {
             "word": lesson.words[i],
             "images": int((pixels[:, i] > 0).sum()),
             "pixels": int(pixels[:, i].sum()),
+            "start": phrases[i],
             "iou_before": _number(before[i]),
             "iou_after": _number(after[i]),
             "moved": round(float(length), 4),
@@ -238,13 +241,9 @@ def _showing(lesson: Lesson, indices: Iterable[int], per_word: int) -> list[int]
     return sorted(chosen)
 
 
-def _tokens(
-    segmenter: Segmenter, lesson: Lesson, chosen: Sequence[int], tell: Progress
-) -> tuple[list[Tokens], np.ndarray]:
+def _seen(segmenter: Segmenter, lesson: Lesson, chosen: Sequence[int], tell: Progress) -> tuple[list[Seen], np.ndarray]:
     """Return the tokens of each image, and the pixels of each word in it, (images, K) int64."""
     words = len(lesson.words)
-    scale = float(segmenter.model.log_scale.exp())
-    contrast = _contrast_rows(segmenter, lesson.words)
     parts, pixels = [], np.zeros((len(chosen), words), np.int64)
     for done, index in enumerate(chosen):
         image, labels = lesson.read(index)
@@ -252,20 +251,41 @@ def _tokens(
         features = segmenter.encode_image(image)
         with torch.inference_mode():
             full, plain = token_vectors(segmenter.model, features)
-            rival = (scale * plain @ contrast.T).amax(1) if len(contrast) else torch.full((len(plain),), ABSENT)
             size = (features.tokens.shape[-2], features.tokens.shape[-1])
             shares = token_shares(torch.from_numpy(labels), size, words + 1)
-        found = {"vectors": full, "contrast": rival, "shares": shares}
-        parts.append(Tokens(**{name: value.cpu().clone() for name, value in found.items()}))
+        found = {"vectors": full, "plain": plain, "shares": shares}
+        parts.append(Seen(**{name: value.cpu().clone() for name, value in found.items()}))
         tell("encode", done + 1, len(chosen))
     return parts, pixels
 
 
-def _contrast_rows(segmenter: Segmenter, words: Sequence[str]) -> torch.Tensor:
-    """Return the rows that compete with all words, (C, D)."""
-    rows = segmenter.text_rows([(word,) for word in words], partition=False)
+def _start(
+    segmenter: Segmenter, lesson: Lesson, problem: Problem, seen: Sequence[Seen], config: LearnConfig, tell: Progress
+) -> dict[int, str | None]:
+    """Put the rows that the learned words start from into a problem's text; return the phrases they belong to."""
+    known = known_phrases(segmenter)
+    shares = problem.weighted(torch.cat([part.shares for part in seen]), config.others)
+    vectors, plain = (torch.cat([getattr(part, name) for part in seen]) for name in ("vectors", "plain"))
+    joined = Seen(vectors=vectors, plain=plain, shares=shares)
+    found: dict[int, str | None] = {}
+    for done, word in enumerate(lesson.learned):
+        row, found[word] = start_of(word, lesson.words, problem.text, joined, known, problem.scale)
+        problem.text[word] = row
+        tell("start", done + 1, len(lesson.learned))
+    return found
+
+
+def _tokens(segmenter: Segmenter, lesson: Lesson, problem: Problem, seen: Sequence[Seen]) -> list[Tokens]:
+    """Return the tokens of each image with the largest logit of the contrast phrases that compete with all words."""
+    rows = segmenter.text_rows([(word,) for word in lesson.words], partition=False)
     assert isinstance(rows, TextRows) and rows.contrast is not None
-    return rows.contrast[rows.contrast.square().sum(1) > 0]
+    contrast = rows.contrast[rows.contrast.square().sum(1) > 0].cpu()
+
+    def rival(part: Seen) -> torch.Tensor:
+        none = torch.full((len(part.plain),), ABSENT)
+        return (problem.scale * part.plain @ contrast.T).amax(1) if len(contrast) else none
+
+    return [Tokens(vectors=part.vectors, contrast=rival(part), shares=part.shares) for part in seen]
 
 
 def _held_out_iou(

@@ -60,7 +60,8 @@ def test_the_other_words_scores_stay_bit_for_bit_with_and_without_contrast(
     features = segmenter.encode_image(image)
     for partition in (True, False):
         before, after = (each.decode(features, each.text_rows(CLASSES, partition)) for each in (segmenter, own))
-        assert torch.equal(before[:, 1:], after[:, 1:]) and not torch.equal(before[:, 0], after[:, 0])
+        assert torch.equal(before[:, 1:3], after[:, 1:3]) and not torch.equal(before[:, 0], after[:, 0])
+        assert (after[:, 3:] <= before[:, 3:]).all()  # contrast phrases near to the learned row do not compete
 
 
 def test_a_learned_word_of_the_contrast_competes_by_its_own_row(segmenter: Segmenter, tmp_path: Path) -> None:
