@@ -99,12 +99,13 @@ def _print_table(report: dict[str, Any]) -> None:
 
     table = Table(title=f"{report['images']} images, each held out once")
     table.add_column("word")
+    table.add_column("starts from")
     for column in ("images", "pixels", "IoU before", "IoU after"):
         table.add_column(column, justify="right")
     for entry in report["words"]:
         scores = [percent(entry["iou_before"]), percent(entry["iou_after"])]
-        table.add_row(entry["word"], str(entry["images"]), str(entry["pixels"]), *scores)
+        table.add_row(entry["word"], entry["start"] or "itself", str(entry["images"]), str(entry["pixels"]), *scores)
     if report["others"] is not None:
         table.add_section()
-        table.add_row("mean of the other words", "", "", *map(percent, report["others"]))
+        table.add_row("mean of the other words", "", "", "", *map(percent, report["others"]))
     Console().print(table)

@@ -34,7 +34,7 @@ def test_it_prints_what_it_learned(own: Path, tmp_path: Path, capsys: pytest.Cap
     report = json.loads(capsys.readouterr().out)
     assert {"output", "model", "weights", "images", "steps", "words", "others"} == set(report)
     assert [word["word"] for word in report["words"]] == ["my mug"] and report["images"] == 3
-    assert set(report["words"][0]) == {"word", "images", "pixels", "iou_before", "iou_after", "moved"}
+    assert set(report["words"][0]) == {"word", "images", "pixels", "start", "iou_before", "iou_after", "moved"}
     assert main(args) == 0
     out = capsys.readouterr().out
     assert "1 words of nano" in out and "my mug" in out and "IoU before" in out

@@ -1,4 +1,4 @@
-"""Where the learning of a word starts: at its own row, or at that of a known phrase that fits its pixels far better.
+"""The row that the learning of a word starts from: its own, or that of a known phrase that fits its pixels far better.
 
 A name of one's own ("my thing 1") says little, and its row lies anywhere. A known phrase that describes the thing is
 then the better start. A name that is such a phrase itself keeps its row. Phrases are tried in the word's place on the
