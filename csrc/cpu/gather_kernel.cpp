@@ -49,6 +49,21 @@ OVSDINO_INLINE void add_rows_scalar(const Entries& entries, const float* in, int
   *out += sum;
 }
 
+// The rows of the next block, asked for line by line while this one's are added: reading them and adding then take as
+// long as the longer of the two.
+struct Ahead {
+  const char* row;
+  int64_t rows, stride, width, at;  // bytes
+
+  OVSDINO_LAMBDA_INLINE void ask(int64_t lines) {
+    for (; lines > 0 && rows > 0; --lines) {
+      __builtin_prefetch(row + at, 0, 2);  // not into level 1, which holds a span
+      at += 64;
+      if (at >= width) at = 0, row += stride, --rows;
+    }
+  }
+};
+
 struct Pieces {
   const Piece* piece;
   int64_t count;
@@ -57,9 +72,10 @@ struct Pieces {
 // in: row 0 of all rows, at the first of the channels; out: the lists' sums there.
 template <int kVectors>
 OVSDINO_INLINE void add_pieces(const Pieces& pieces, const RowLists& lists, const float* in, int64_t stride, float* out,
-                               int64_t out_stride) {
+                               int64_t out_stride, Ahead& ahead, int64_t lines) {
   for (int64_t p = 0; p < pieces.count; ++p) {
     const Piece& piece = pieces.piece[p];
+    ahead.ask(lines);
     const Entries entries = {lists.row + piece.first, lists.weight ? lists.weight + piece.first : nullptr, piece.count};
     if (kVectors > 0) {
       add_rows<kVectors>(entries, in, stride, out + piece.list * out_stride);
@@ -71,11 +87,12 @@ OVSDINO_INLINE void add_pieces(const Pieces& pieces, const RowLists& lists, cons
 
 // The same of `channels`, kSpanChannels at most.
 OVSDINO_INLINE void add_span(const Pieces& pieces, const RowLists& lists, const float* in, int64_t stride,
-                             int64_t channels, float* out, int64_t out_stride) {
-  if (channels == kSpanChannels) return add_pieces<kSpan>(pieces, lists, in, stride, out, out_stride);
+                             int64_t channels, float* out, int64_t out_stride, Ahead& ahead, int64_t lines) {
+  if (channels == kSpanChannels) return add_pieces<kSpan>(pieces, lists, in, stride, out, out_stride, ahead, lines);
   int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) add_pieces<1>(pieces, lists, in + c, stride, out + c, out_stride);
-  for (; c < channels; ++c) add_pieces<0>(pieces, lists, in + c, stride, out + c, out_stride);
+  for (; c + kLanes <= channels; c += kLanes)
+    add_pieces<1>(pieces, lists, in + c, stride, out + c, out_stride, ahead, lines);
+  for (; c < channels; ++c) add_pieces<0>(pieces, lists, in + c, stride, out + c, out_stride, ahead, lines);
 }
 
 // Rows in order, as they lie in memory; each span of channels goes to a place of its own.
@@ -99,6 +116,29 @@ OVSDINO_INLINE void divide_and_store(const Gather& g, const float* sums, int64_t
   }
 }
 
+constexpr int32_t kNone = 0x7fffffff;
+
+// Bit i is set where row[i] < end, of kLanes.
+OVSDINO_INLINE uint32_t below(const int32_t* row, int64_t end) {
+  return negative(load(row) - splat(static_cast<int32_t>(end)));
+}
+
+// How many of `count` ascending rows are below `end`.
+OVSDINO_INLINE int64_t count_below(const int32_t* row, int64_t count, int64_t end) {
+  int64_t found = 0;
+  for (int step = kLanes; step == kLanes && found < count; found += step) {
+    const uint32_t whole = count - found < kLanes ? (1u << (count - found)) - 1u : ~0u;
+    step = __builtin_popcount(below(row + found, end) & whole);
+  }
+  return found;
+}
+
+template <typename T>
+OVSDINO_INLINE Ahead rows_ahead(const Gather& g, int64_t first) {
+  const int64_t size = sizeof(T), rows = g.rows - first < kBlockRows ? g.rows - first : kBlockRows;
+  return {static_cast<const char*>(g.in) + first * g.in_stride * size, rows, g.in_stride * size, g.channels * size, 0};
+}
+
 template <typename T>
 OVSDINO_INLINE void gather(const Gather& g) {
   constexpr bool kIsFloat = sizeof(T) == sizeof(float);
@@ -108,31 +148,37 @@ OVSDINO_INLINE void gather(const Gather& g) {
   for (int64_t i = 0; i < lists.count; ++i) {
     for (int64_t c = 0; c < g.channels; ++c) sums[i * sums_stride + c] = 0.0f;
     g.cursor[i] = lists.begin[i];
+    g.head[i] = lists.begin[i] < lists.begin[i + 1] ? lists.row[lists.begin[i]] : kNone;
   }
+  for (int64_t i = lists.count; i % kLanes; ++i) g.head[i] = kNone;
   for (int64_t first = 0; first < g.rows; first += kBlockRows) {
     const int64_t end = first + kBlockRows < g.rows ? first + kBlockRows : g.rows;
     int64_t count = 0, entries = 0;
-    for (int64_t i = 0; i < lists.count; ++i) {
-      const int64_t begin = g.cursor[i], stop = lists.begin[i + 1];
-      int64_t next = begin;
-      while (next < stop && lists.row[next] < end) ++next;
-      if (next == begin) continue;
-      g.cursor[i] = next;
-      g.pieces[count++] = {i, begin, next - begin};
-      entries += next - begin;
+    for (int64_t i = 0; i < lists.count; i += kLanes) {
+      for (uint32_t bits = below(g.head + i, end); bits; bits &= bits - 1) {
+        const int64_t list = i + __builtin_ctz(bits), begin = g.cursor[list], stop = lists.begin[list + 1];
+        const int64_t found = count_below(lists.row + begin, stop - begin, end);
+        g.cursor[list] = begin + found;
+        g.head[list] = begin + found < stop ? lists.row[begin + found] : kNone;
+        g.pieces[count++] = {list, begin, found};
+        entries += found;
+      }
     }
     if (count == 0) continue;
     const Pieces pieces = {g.pieces, count};
     const T* from = static_cast<const T*>(g.in) + first * g.in_stride;
     const bool copied = !kIsFloat || entries > end - first;  // a row that is added once is not worth a copy
     if (copied) copy_rows(from, g.in_stride, end - first, g.channels, g.block);
+    Ahead ahead = rows_ahead<T>(g, end);
+    const int64_t spans = (g.channels + kSpanChannels - 1) / kSpanChannels;
+    const int64_t lines = (ahead.rows * ((ahead.width + 63) / 64) + count * spans - 1) / (count * spans);
     for (int64_t c = 0; c < g.channels; c += kSpanChannels) {
       const int64_t channels = c + kSpanChannels < g.channels ? kSpanChannels : g.channels - c;
       // Row 0 of all rows, which may lie before those held.
       const float* in = copied ? g.block + c * kBlockRows - first * kSpanChannels
                                : reinterpret_cast<const float*>(from) - first * g.in_stride + c;
       const int64_t stride = copied ? kSpanChannels : g.in_stride;
-      add_span(pieces, lists, in, stride, channels, sums + c, sums_stride);
+      add_span(pieces, lists, in, stride, channels, sums + c, sums_stride, ahead, lines);
     }
   }
   if (g.divisor || !kIsFloat) divide_and_store<T>(g, sums, sums_stride);

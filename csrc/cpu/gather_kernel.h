@@ -7,11 +7,14 @@
 
 namespace ovsdino {
 
+// Room for a vector of the widest instruction set.
+constexpr int64_t kListPad = 16;
+
 // Sparse lists of weighted rows: list i is entries begin[i] .. begin[i + 1], in ascending order of `row`.
 struct RowLists {
   int64_t count;
   const int64_t* begin;
-  const int32_t* row;
+  const int32_t* row;   // kListPad more may be read
   const float* weight;  // null: all 1
 };
 
@@ -35,6 +38,7 @@ struct Gather {
   float* sums;           // scratch, count * channels; null for float32, whose sums are made in `out`
   float* block;          // scratch, kBlockRows * (channels, rounded up to kMostSpanChannels), 64-byte aligned
   int64_t* cursor;       // scratch, count
+  int32_t* head;         // scratch, count + kListPad: the next row of each list
   Piece* pieces;         // scratch, count
 };
 

@@ -83,7 +83,7 @@ TokenLists read_masks(const MaskPool& op, double max_density, int threads) {
   const int64_t total = begin.back();
   if (static_cast<double>(total) > max_density * static_cast<double>(count * op.tokens)) return lists;
   const bool soft = op.masks_dtype == DType::kFloat32;
-  lists.token.reset(new int32_t[static_cast<size_t>(total)]);
+  lists.token.reset(new int32_t[static_cast<size_t>(total + kListPad)]);
   if (soft) lists.weight.reset(new float[static_cast<size_t>(total)]);
   parallel_for(count, kGrain, threads, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
@@ -110,7 +110,7 @@ TokenLists transpose(const RowLists& lists, int64_t tokens) {
   const int64_t first = lists.begin[0], total = lists.begin[lists.count] - first;
   for (int64_t e = first; e < first + total; ++e) ++turned.begin[lists.row[e] + 1];
   for (int64_t n = 0; n < tokens; ++n) turned.begin[n + 1] += turned.begin[n];
-  turned.token.reset(new int32_t[static_cast<size_t>(total)]);
+  turned.token.reset(new int32_t[static_cast<size_t>(total + kListPad)]);
   if (lists.weight) turned.weight.reset(new float[static_cast<size_t>(total)]);
   std::vector<int64_t> next(turned.begin.begin(), turned.begin.end() - 1);
   for (int64_t m = 0; m < lists.count; ++m) {
@@ -137,6 +137,7 @@ void gather_channels(const Gather& all, int threads) {
     part.in = static_cast<const char*>(all.in) + first * element_size(all.dtype);
     part.out = static_cast<char*>(all.out) + first * element_size(all.dtype);
     const std::unique_ptr<int64_t[]> cursor(new int64_t[static_cast<size_t>(all.lists.count)]);
+    const std::unique_ptr<int32_t[]> head(new int32_t[static_cast<size_t>(all.lists.count + kListPad)]);
     const std::unique_ptr<Piece[]> pieces(new Piece[static_cast<size_t>(all.lists.count)]);
     struct alignas(64) Line {  // a vector across two lines of the cache is loaded in two cycles
       float values[16];
@@ -146,6 +147,7 @@ void gather_channels(const Gather& all, int threads) {
     std::unique_ptr<float[]> sums;
     if (all.dtype != DType::kFloat32) sums.reset(new float[static_cast<size_t>(all.lists.count * part.channels)]);
     part.cursor = cursor.get();
+    part.head = head.get();
     part.pieces = pieces.get();
     part.sums = sums.get();
     part.block = reinterpret_cast<float*>(block.get());

@@ -93,6 +93,21 @@ OVSDINO_INLINE uint32_t at_least(Floats a, Floats b) {
 #endif
 }
 
+// Bit i is set where a[i] is negative.
+OVSDINO_INLINE uint32_t negative(Ints a) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)a);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps((__m256i)a)));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps(_mm_castsi128_ps((__m128i)a)));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(a[i] < 0) << i;
+  return bits;
+#endif
+}
+
 // Takes (value, index) where value > best, and so keeps the earlier index on a tie.
 OVSDINO_INLINE void take_larger(Floats value, int32_t index, Floats& best, Ints& best_index) {
 #if defined(__AVX512F__)

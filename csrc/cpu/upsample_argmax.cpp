@@ -13,9 +13,6 @@
 namespace ovsdino {
 namespace {
 
-// Bounds the label buffer of a thread: more output rows between two coarse rows are done in several strips.
-constexpr int32_t kMaxRows = 16;
-
 // Below this many output pixels times classes a thread costs more than it brings (2^18: about 50 us of work).
 constexpr int64_t kWorkPerThread = int64_t{1} << 18;
 
@@ -84,7 +81,7 @@ class StripRunner {
         coarse_(new float[2 * (op.classes + 1) * plan.pitch]),
         labels_(new int32_t[kMaxRows * plan.out_pitch]),
         confidence_(op.confidence || op.has_threshold ? new float[kMaxRows * plan.out_pitch] : nullptr),
-        candidates_(new int32_t[kPad * op.classes]),
+        candidates_(new int32_t[(kPad + kCandidateLists) * (op.classes + kPad)]),
         survivors_(new float[(op.classes + 2 * kPad) * kSurvivorFloats]) {
     for (int slot = 0; slot < 2; ++slot) {
       float* base = coarse_.get() + slot * (op.classes + 1) * plan.pitch;

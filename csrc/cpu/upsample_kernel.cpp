@@ -11,6 +11,8 @@ namespace ovsdino {
 namespace OVSDINO_ISA {
 namespace {
 
+constexpr int32_t kAhead = 2;  // classes
+
 template <typename T>
 OVSDINO_INLINE void load_values(const RowSource& source, const CoarseRow& row) {
   const T* data = static_cast<const T*>(source.data);
@@ -20,6 +22,11 @@ OVSDINO_INLINE void load_values(const RowSource& source, const CoarseRow& row) {
     const T* from = data + k * source.stride_k;
     float* to = row.values + k * source.pitch;
     if (source.stride_x == 1) {
+      // The next class's row is in other pages, where no hardware prefetcher goes.
+      const char* ahead = reinterpret_cast<const char*>(from + kAhead * source.stride_k);
+      if (k + kAhead < source.classes) {
+        for (int64_t at = 0; at < width * int64_t{sizeof(T)}; at += 64) __builtin_prefetch(ahead + at);
+      }
       for (int32_t x = 0; x < width; ++x) to[x] = to_float(from[x]);
     } else {
       for (int32_t x = 0; x < width; ++x) to[x] = to_float(from[x * source.stride_x]);
@@ -48,6 +55,9 @@ void store_labels(const int32_t* from, void* to, DType dtype, int64_t count) {
   if (dtype == DType::kInt32) narrow<int32_t>(from, to, count);
 }
 
+// Cells of more classes and rows than these are worth the search of keep_winners.
+constexpr int32_t kFew = 8, kManyRows = 4;
+
 // The classes of one cell that can win in it, with their corners; arrays are kPad over.
 struct Survivors {
   float *top_left, *top_right, *bottom_left, *bottom_right;
@@ -74,11 +84,36 @@ OVSDINO_INLINE Floats find_bar(const Strip& s, int32_t x) {
   return bar;
 }
 
-// The cells from x on, one bit each, in which class k reaches the bar.
-OVSDINO_INLINE uint32_t cells_reached(const Strip& s, int32_t x, int32_t k, Floats bar) {
+// The largest corner of class k in each of the kLanes cells from x on.
+OVSDINO_INLINE Floats highest(const Strip& s, int32_t x, int32_t k) {
   const float *top = s.top.values + k * s.pitch + x, *bottom = s.bottom.values + k * s.pitch + x;
-  return at_least(larger(larger(load(top), load(top + 1)), larger(load(bottom), load(bottom + 1))), bar);
+  return larger(larger(load(top), load(top + 1)), larger(load(bottom), load(bottom + 1)));
 }
+
+// Classes, and for each the lanes of a vector that want it, a bit a lane. The arrays are kPad over.
+struct Wanted {
+  int32_t *label, *lanes;
+  int32_t count;
+
+  // Appends class k if any lane wants it.
+  OVSDINO_LAMBDA_INLINE void add(int32_t k, uint32_t bits) {
+    label[count] = k;
+    lanes[count] = static_cast<int32_t>(bits);
+    count += bits != 0;
+  }
+
+  // Writes the classes that one lane wants, and returns how many.
+  OVSDINO_LAMBDA_INLINE int32_t of_lane(int lane, int32_t* to) const {
+    int32_t found = 0;
+    for (int32_t i = 0; i < count; i += kLanes) {
+      const uint32_t whole = count - i < kLanes ? (1u << (count - i)) - 1u : ~0u;
+      const uint32_t bits = negative(load(lanes + i) << (31 - lane)) & whole;
+      pack(to + found, load(label + i), bits);
+      found += __builtin_popcount(bits);
+    }
+    return found;
+  }
+};
 
 OVSDINO_INLINE void fill_cell(const Strip& s, int32_t begin, int32_t end, int32_t label) {
   const Ints labels = splat(label);
@@ -197,7 +232,7 @@ OVSDINO_INLINE void interpolate_block(const Strip& s, int32_t x, int32_t begin, 
   int32_t count = 0;
   for (int32_t k = 0; k < s.classes; ++k) {
     classes[count] = k;
-    count += cells_reached(s, x, k, bar) != 0;
+    count += at_least(highest(s, x, k), bar) != 0;
   }
   if (count == 0) return;  // every cell has an infinite corner
   if (count == 1 && !s.want_confidence) return fill_cell(s, begin, end, classes[0]);
@@ -225,24 +260,189 @@ OVSDINO_INLINE void interpolate_block(const Strip& s, int32_t x, int32_t begin, 
   }
 }
 
-// Wide cells: each by itself.
-OVSDINO_INLINE void interpolate_cells(const Strip& s, int32_t x, int32_t cells, Floats bar, float margin) {
-  int32_t counts[kLanes] = {};
+// The best class of each output row on one column of coarse pixels.
+struct Edge {
+  int32_t column;
+  float value[kMaxRows];
+  int32_t label[kMaxRows];
+};
+
+// What the cells of a strip share: lanes are output rows here.
+struct Edges {
+  float w0[kMaxRows], w1[kMaxRows];  // 0 past the last row
+  Edge held[2];
+  int32_t first;  // the columns first .. first + kLanes - 1 have lists
+  int32_t counts[kLanes];
+  int32_t *lists, list_pitch;
+  Wanted wanted;    // scratch
+  int32_t* places;  // scratch
+};
+
+OVSDINO_INLINE Edges start_edges(const Strip& s) {
+  Edges edges = {};
+  for (int32_t row = 0; row < s.rows; ++row) {
+    edges.w0[row] = s.y_taps[row].w0;
+    edges.w1[row] = s.y_taps[row].w1;
+  }
+  edges.held[0].column = edges.held[1].column = -1;
+  edges.first = -kLanes;
+  edges.list_pitch = s.classes + static_cast<int32_t>(kPad);
+  edges.lists = s.candidates + kPad * edges.list_pitch;
+  edges.wanted = {edges.lists + kPad * edges.list_pitch, edges.lists + (kPad + 1) * edges.list_pitch, 0};
+  edges.places = edges.lists + (kPad + 2) * edges.list_pitch;
+  return edges;
+}
+
+// Lists the classes that can win on each of the kLanes columns from x on, by the rule of the bar in one dimension.
+OVSDINO_INLINE void list_columns(const Strip& s, Edges& edges, int32_t x) {
+  Floats bar = splat(-__builtin_inff());
+  const float *top = s.top.values + x, *bottom = s.bottom.values + x;
   for (int32_t k = 0; k < s.classes; ++k) {
-    for (uint32_t bits = cells_reached(s, x, k, bar); bits; bits &= bits - 1) {
-      const int lane = __builtin_ctz(bits);
-      s.candidates[lane * s.classes + counts[lane]++] = k;
+    bar = larger(bar, smaller(load(top + k * s.pitch), load(bottom + k * s.pitch)));
+  }
+  Wanted wanted = {edges.wanted.label, edges.wanted.lanes, 0};
+  for (int32_t k = 0; k < s.classes; ++k) {
+    wanted.add(k, at_least(larger(load(top + k * s.pitch), load(bottom + k * s.pitch)), bar));
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    int32_t* list = edges.lists + lane * edges.list_pitch;
+    edges.counts[lane] = wanted.of_lane(lane, list);
+    if (edges.counts[lane] == 0) list[edges.counts[lane]++] = 0;  // a NaN or infinity: exact_cell has the cells there
+  }
+  edges.first = x;
+}
+
+OVSDINO_INLINE const Edge& edge_at(const Strip& s, Edges& edges, int32_t column) {
+  Edge& edge = edges.held[column & 1];
+  if (edge.column == column) return edge;
+  if (column < edges.first || column >= edges.first + kLanes) list_columns(s, edges, column);
+  const int32_t *list = edges.lists + (column - edges.first) * edges.list_pitch,
+                count = edges.counts[column - edges.first];
+  const float *top = s.top.values + column, *bottom = s.bottom.values + column;
+  for (int32_t row = 0; row < s.rows; row += kLanes) {
+    const Floats w0 = load(edges.w0 + row), w1 = load(edges.w1 + row);
+    const auto value = [&](int32_t i) OVSDINO_LAMBDA_INLINE {
+      return top[list[i] * s.pitch] * w0 + bottom[list[i] * s.pitch] * w1;
+    };
+    Floats best = value(0);
+    Ints label = splat(list[0]);
+    for (int32_t i = 1; i < count; ++i) take_larger(value(i), list[i], best, label);
+    store(edge.value + row, best);
+    store(edge.label + row, label);
+  }
+  edge.column = column;
+  return edge;
+}
+
+// Keeps, of the classes that reach the bar of a cell, those that can win in it, in their order; edges.wanted gets their
+// places in the list and the rows in which they can.
+//
+// Along an output row of the cell each class is a line. Let A be the best class of its left end, B of its right end,
+// and x where the lines of the two meet. A third class is not above either end, so a class that is not above the two at
+// x is above the larger of them nowhere: their maximum is convex, with its only break at x.
+OVSDINO_INLINE int32_t keep_winners(const Strip& s, Edges& edges, int32_t cell, float peak, int32_t* list,
+                                    int32_t count) {
+  const Edge &left = edge_at(s, edges, cell), &right = edge_at(s, edges, cell + 1);
+  const float *top = s.top.values + cell, *bottom = s.bottom.values + cell;
+  float left_of_b[kMaxRows] = {}, right_of_a[kMaxRows] = {};
+  for (int32_t row = 0; row < s.rows; ++row) {
+    const int64_t a = left.label[row] * s.pitch + 1, b = right.label[row] * s.pitch;
+    right_of_a[row] = top[a] * edges.w0[row] + bottom[a] * edges.w1[row];
+    left_of_b[row] = top[b] * edges.w0[row] + bottom[b] * edges.w1[row];
+  }
+  constexpr int kVectors = kMaxRows / kLanes;
+  constexpr uint32_t kAll = (1u << kLanes) - 1u;
+  Floats top_left[kVectors], top_right[kVectors], bottom_left[kVectors], bottom_right[kVectors], bar[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    const int row = v * kLanes;
+    const Floats a0 = load(left.value + row), a1 = load(right_of_a + row);
+    const Floats b0 = load(left_of_b + row), b1 = load(right.value + row);
+    const Floats x1 = (a0 - b0) / larger((a0 - b0) + (b1 - a1), splat(1e-30f)), x0 = 1.0f - x1;
+    // Rounding, here and of a pixel's value, is a few 2^-24 of the largest numbers.
+    const Floats scale = larger(larger(larger(a0, -a0), larger(a1, -a1)), larger(larger(b0, -b0), larger(b1, -b1)));
+    const Floats margin = larger(scale, splat(peak)) * 0x1p-18f + 1e-30f;
+    bar[v] = smaller(a0 * x0 + a1 * x1, b0 * x0 + b1 * x1) - margin;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (row + lane >= s.rows) bar[v][lane] = __builtin_inff();
     }
+    const Floats y0 = load(edges.w0 + row), y1 = load(edges.w1 + row);
+    top_left[v] = y0 * x0, top_right[v] = y0 * x1, bottom_left[v] = y1 * x0, bottom_right[v] = y1 * x1;
+  }
+  Wanted winners = {edges.wanted.label, edges.wanted.lanes, 0};  // local: its count stays in a register
+  for (int32_t i = 0; i < count; ++i) {
+    const int64_t at = list[i] * s.pitch;
+    uint32_t rows = 0;
+    for (int v = 0; v < kVectors; ++v) {
+      const Floats value = top[at] * top_left[v] + top[at + 1] * top_right[v] + bottom[at] * bottom_left[v] +
+                           bottom[at + 1] * bottom_right[v];
+      rows |= (at_least(bar[v], value) ^ kAll) << v * kLanes;  // a NaN is kept
+    }
+    list[winners.count] = list[i];
+    winners.add(winners.count, rows);
+  }
+  edges.wanted.count = winners.count;
+  return winners.count;
+}
+
+// A cell of the classes that keep_winners left.
+OVSDINO_INLINE void interpolate_winners(const Strip& s, const Edges& edges, const int32_t* list, int32_t cell,
+                                        int32_t begin, int32_t end) {
+  const float *top = s.top.values + cell, *bottom = s.bottom.values + cell;
+  float *left = s.survivors, *right = left + kMaxRows;  // of a class and an output row
+  for (int32_t i = 0; i < edges.wanted.count; ++i) {
+    const int64_t at = list[i] * s.pitch, to = 2 * kMaxRows * i;
+    for (int32_t row = 0; row < s.rows; row += kLanes) {
+      const Floats w0 = load(edges.w0 + row), w1 = load(edges.w1 + row);
+      store(left + to + row, top[at] * w0 + bottom[at] * w1);
+      store(right + to + row, top[at + 1] * w0 + bottom[at + 1] * w1);
+    }
+  }
+  for (int32_t row = 0; row < s.rows; ++row) {
+    const int32_t count = edges.wanted.of_lane(row, edges.places);
+    if (count == 0) continue;  // a corner is infinite or NaN: exact_cell has this cell
+    for (int32_t x = begin; x < end; x += kLanes) {
+      const Floats w0 = load(s.x_w0 + x), w1 = load(s.x_w1 + x);
+      const auto value = [&](int32_t place) OVSDINO_LAMBDA_INLINE {
+        return left[2 * kMaxRows * place + row] * w0 + right[2 * kMaxRows * place + row] * w1;
+      };
+      Floats best = value(edges.places[0]);
+      Ints label = splat(list[edges.places[0]]);
+      for (int32_t i = 1; i < count; ++i) {
+        take_larger(value(edges.places[i]), list[edges.places[i]], best, label);
+      }
+      store(s.scratch_labels + row * s.out_pitch + x, label);
+    }
+  }
+}
+
+// Wide cells: each by itself.
+OVSDINO_INLINE void interpolate_cells(const Strip& s, Edges& edges, int32_t x, int32_t cells, Floats bar,
+                                      float margin) {
+  Floats peak = splat(-__builtin_inff());
+  Wanted wanted = {edges.wanted.label, edges.wanted.lanes, 0};
+  for (int32_t k = 0; k < s.classes; ++k) {
+    const Floats high = highest(s, x, k);
+    peak = larger(peak, high);
+    wanted.add(k, at_least(high, bar));
+  }
+  int32_t counts[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    counts[lane] = wanted.of_lane(lane, s.candidates + lane * edges.list_pitch);
   }
   const Survivors survivors = split(s);
   for (int32_t lane = 0; lane < cells; ++lane) {
     const int32_t begin = s.first_x[x + lane], end = s.first_x[x + lane + 1];
-    const int32_t* candidates = s.candidates + lane * s.classes;
-    if (begin == end || counts[lane] == 0) continue;
-    if (counts[lane] == 1 && !s.want_confidence) {
+    int32_t* candidates = s.candidates + lane * edges.list_pitch;
+    int32_t count = counts[lane];
+    if (begin == end || count == 0) continue;
+    const bool search = count > kFew && s.rows >= kManyRows && !s.want_confidence;
+    if (search) count = keep_winners(s, edges, x + lane, peak[lane], candidates, count);
+    if (count == 1 && !s.want_confidence) {
       fill_cell(s, begin, end, candidates[0]);
+    } else if (search) {
+      interpolate_winners(s, edges, candidates, x + lane, begin, end);
     } else {
-      interpolate_cell(s, survivors, candidates, counts[lane], x + lane, begin, end, margin);
+      interpolate_cell(s, survivors, candidates, count, x + lane, begin, end, margin);
     }
   }
 }
@@ -251,6 +451,7 @@ void run_strip(const Strip& s) {
   const float margin = s.want_confidence ? kTail + __builtin_logf(static_cast<float>(s.classes)) : 0.0f;
   // Measured at 19 x (292 x 584) -> 1024 x 2048, random: blocks are 3.5 times as fast as cells of 3.5 pixels.
   const bool narrow = s.out_w >= s.in_w && s.out_w < s.in_w * (kLanes / 2);
+  Edges edges = start_edges(s);
   for (int32_t x = 0; x < s.in_w; x += kLanes) {
     const int32_t cells = s.in_w - x < kLanes ? s.in_w - x : kLanes;
     const int32_t begin = s.first_x[x], end = s.first_x[x + cells];
@@ -259,7 +460,7 @@ void run_strip(const Strip& s) {
     if (narrow) {
       interpolate_block(s, x, begin, end, bar);
     } else {
-      interpolate_cells(s, x, cells, bar, margin);
+      interpolate_cells(s, edges, x, cells, bar, margin);
     }
     for (int32_t cell = x; cell < x + cells; ++cell) {
       const float finite =

@@ -11,12 +11,19 @@ namespace ovsdino {
 // Pads of the buffers below: every loop may run over by a vector of the widest instruction set.
 constexpr int64_t kPad = 16;
 
+// Bounds the label buffer of a thread: more output rows between two coarse rows are done in several strips.
+constexpr int32_t kMaxRows = 16;
+
 // One coarse row of all classes, packed as float32: row k starts at values + k * pitch. The last column is repeated in
 // the padding. finite[x] is 0, or NaN where a class is infinite or NaN in column x.
 struct CoarseRow {
   float* values;
   float* finite;
 };
+
+// Lists of classes beyond those of a vector of cells: the classes that reach the bar in any of them and where, and
+// those that can win on each of a vector of columns.
+constexpr int64_t kCandidateLists = 3 + kPad;
 
 // Floats a class needs in Strip::survivors: ten arrays for the survivors of one cell, or the values of one class at
 // both ends of a vector of cells.
@@ -47,7 +54,7 @@ struct Strip {
   int32_t* scratch_labels;  // rows * out_pitch
   float* scratch_confidence;
   int64_t out_pitch;    // >= out_w + kPad
-  int32_t* candidates;  // kPad * classes
+  int32_t* candidates;  // (kPad + kCandidateLists) * (classes + kPad)
   float* survivors;     // (classes + 2 * kPad) * kSurvivorFloats
 };
 

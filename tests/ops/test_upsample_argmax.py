@@ -201,6 +201,40 @@ def test_smallest_index_wins_ties(size: tuple[int, int], kernel: str) -> None:
     assert not run(kernel, torch.full((1, 20, 9, 13), 3.25), size).any()
 
 
+def like(spread: float, scale: float) -> Tensor:
+    """Logits of 60 classes that differ by `spread` around a surface that all share, times `scale`."""
+    return (torch.randn(1, 1, 9, 11) + spread * torch.randn(1, 60, 9, 11)) * scale
+
+
+@needs_native
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("scale", [1e-36, 1.0, 4e37])
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3, 1.0])
+def test_wide_cells_keep_every_class_that_wins(spread: float, scale: float, kernel: str) -> None:
+    # With the confidence no class is left out by its line along a row, so these are all the classes' labels.
+    logits, size = like(spread, scale), (126, 160)
+    lines = run(kernel, logits, size)
+    every = run(kernel, logits, size, confidence=True)[0]
+    full = upsampled(logits, size)
+    differ = np.flatnonzero((lines != every).numpy())
+    values = [np.take_along_axis(full, x.numpy()[:, None].astype(int), 1).ravel()[differ] for x in (lines, every)]
+    assert (np.abs(values[0] - values[1]) <= 2 * wrong(logits, size)).all()
+    assert len(differ) <= (0 if spread in (0.0, 1.0) else 0.01 * lines.numel())
+    assert_labels(lines, logits, size)
+
+
+@needs_native
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_one_class_far_below_the_others_hides_none_of_them(kernel: str) -> None:
+    # On one side of a cell it is masked, by -1e30 or the lowest number; on the other it leads.
+    logits = torch.randn(1, 40, 9, 11)
+    for low, k in ((-1e30, 5), (-torch.finfo(torch.float32).max, 6)):
+        logits[0, k, :, ::2], logits[0, k, :, 1::2] = low, 9.0
+    labels, expected = run(kernel, logits, (126, 160)).long(), F.interpolate(logits, (126, 160), mode="bilinear")
+    lost = expected.amax(1) - expected.gather(1, labels.unsqueeze(1)).squeeze(1)
+    assert lost.max() <= 1e-5
+
+
 @needs_native
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
