@@ -58,3 +58,7 @@ def test_the_pictures_show_what_the_model_finds(photograph: str, column: int) ->
     assert shown.shape == drawn.shape
     # a JPEG departs by a few levels, borders by more; another label of the picture's words would be 30 and more
     assert (np.abs(shown - drawn).max(axis=2) > 60).mean() < 0.01, "ovsdino segment made another picture: make it anew"
+
+
+def test_readme_can_be_read_in_one_sitting() -> None:
+    assert len(README.splitlines()) <= 150
