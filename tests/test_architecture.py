@@ -55,7 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "tracking",
         "windows",
     ),
-    ("", "eval", "hub", "stream"),  # "" is the package itself: load, segment, Segmentation, by name only
+    ("", "eval", "hub", "model_card", "stream"),  # "" is the package itself: load, segment, Segmentation, by name only
     ("deploy", "train"),
     ("benchmarks", "commands"),
     ("cli", "__main__"),

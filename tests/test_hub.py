@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +24,7 @@ from ovsdino.errors import OVSDinoError
 from ovsdino.models import weights, zoo
 from ovsdino.models.ovsdino import OVSDINO
 from tests.support import official
+from tests.support.hub import TOKEN, serving
 
 
 @pytest.fixture(scope="module")
@@ -99,23 +106,111 @@ def test_a_damaged_or_foreign_repository_is_refused(folder: Path) -> None:
         hub.from_pretrained(folder)
 
 
-def test_upload_sends_what_loads_again(nano: OVSDINO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The hub itself is out of reach here: its two calls are replaced, everything else is the real thing.
-    def upload(self: object, *, repo_id: str, folder_path: str, commit_message: str) -> str:
-        shutil.copytree(folder_path, tmp_path / repo_id)
-        return f"https://hub/{repo_id}/commit/1"
+RUN = [
+    {
+        "kind": "config",
+        "step": 0,
+        "seconds": 0.0,
+        "supervision": "labels",
+        "model": "nano",
+        "data": {"dataset": "camvid"},
+    },
+    {"kind": "train", "step": 20, "seconds": 9.1, "loss": 1.5},
+    {"kind": "val", "step": 40, "seconds": 20.0, "miou": 0.3, "iou": {"road": 0.5, "sky": 0.1}},
+    {"kind": "val", "step": 80, "seconds": 41.0, "miou": 0.4321, "iou": {"road": 0.7, "sky": 0.1642, "pole": None}},
+]
+SHARE = """
+import sys
+import numpy as np, ovsdino
+from ovsdino import hub
+mine = ovsdino.load("nano", "cpu", short_side=64)
+print(hub.push_to_hub(mine.model, "me/streets", run=sys.argv[1], license="other", terms="For research."))
+image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+for name in ("me/streets", "me/streets@" + sys.argv[2]):
+    theirs = ovsdino.load(name, "cpu", short_side=64)
+    assert all((theirs.model.state_dict()[k] == v).all() for k, v in mine.model.state_dict().items())
+    assert (theirs(image, "a, b").labels == mine(image, "a, b").labels).all()
+try:
+    ovsdino.load("me/nothing")
+except ovsdino.OVSDinoError as error:
+    print(error)
+"""
 
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: None)
-    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
-    assert hub.push_to_hub(nano, "me/streets") == "https://hub/me/streets/commit/1"
-    assert hub.from_pretrained(tmp_path / "me" / "streets").config == nano.config
 
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError("401 who are you?\nsecond line")
+def client(hub_url: str, home: Path, token: str, *command: object) -> subprocess.CompletedProcess[str]:
+    """Run huggingface_hub's real client in a process of its own: it reads the address when it is imported."""
+    names = {"HF_ENDPOINT": hub_url, "HF_HOME": str(home), "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
+    environment = {k: v for k, v in os.environ.items() if k != "OVSDINO_OFFLINE" and "proxy" not in k.lower()}
+    environment |= {**names, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"}
+    return subprocess.run(
+        [sys.executable, "-c", *map(str, command)], check=False, env=environment, capture_output=True, text=True
+    )
 
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
-    with pytest.raises(OVSDinoError, match=r"me/streets: cannot upload \(PermissionError: 401 .*hf auth login"):
-        hub.push_to_hub(nano, "me/streets")
+
+def test_a_model_goes_to_a_hub_and_comes_back_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in RUN))
+    with serving() as standin:
+        first = standin.oid("me/streets", 0)
+        done = client(standin.url, tmp_path / "home", TOKEN, SHARE, tmp_path, first)
+        assert done.returncode == 0, done.stderr
+        refused = client(
+            standin.url,
+            tmp_path / "other",
+            "hf_wrong",
+            "import ovsdino\nfrom ovsdino import hub\n"
+            "try:\n    hub.push_to_hub(ovsdino.load('nano', 'cpu').model, 'me/streets')\n"
+            "except ovsdino.OVSDinoError as error:\n    print(error)",
+        )
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{standin.url}/me/streets/commit/{first}"
+    assert "config.json of the hub repository me/nothing cannot be had here (RepositoryNotFoundError)" in lines[1]
+    ((files,),) = standin.commits.values()
+    assert sorted(files) == ["README.md", "config.json", "model.safetensors", "run.yaml"]
+    assert standin.requests.count("PUT") == 1 and len(standin.objects) == 1  # the weights went as a large file
+    assert (
+        hashlib.sha256(files["model.safetensors"]).hexdigest() == json.loads(files["config.json"])["weights"]["sha256"]
+    )
+    assert yaml.safe_load(files["run.yaml"]) == {
+        "supervision": "labels",
+        "model": "nano",
+        "data": {"dataset": "camvid"},
+    }
+    card = files["README.md"].decode()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert (front["license"], front["pipeline_tag"], front["library_name"]) == (
+        "other",
+        "image-segmentation",
+        "ovsdino",
+    )
+    (result,) = front["model-index"][0]["results"]
+    assert result["metrics"] == [{"type": "mean_iou", "value": 0.4321, "name": "mIoU"}]
+    for text in ('ovsdino.load("me/streets")', "| validation images | 80 | 0.4321 |", "| sky | 0.1642 |", "`camvid`"):
+        assert text in card
+    assert "Terms: For research." in card and "ovsdino train run.yaml" in card and "pole" not in card
+    assert refused.returncode == 0 and refused.stdout.count("\n") == 1
+    assert "me/streets: cannot upload" in refused.stdout and "hf auth login" in refused.stdout
+
+
+def test_a_shipped_model_is_shared_with_its_own_card_and_another_is_not(nano: OVSDINO, tmp_path: Path) -> None:
+    hub.save_pretrained(nano, tmp_path / "same")
+    card = (tmp_path / "same" / "README.md").read_text()
+    assert "**Training data, and its terms.**" in card and "](../" not in card
+    changed = copy.deepcopy(nano)
+    with torch.no_grad():
+        changed.log_scale.add_(0.1)
+    hub.save_pretrained(changed, tmp_path / "other", terms="Ask me.")
+    card = (tmp_path / "other" / "README.md").read_text()
+    assert "Training data" not in card and "Ask me." in card
+
+
+def test_a_run_that_cannot_be_read_is_refused(nano: OVSDINO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OVSDinoError, match=r"log\.jsonl: no such"):
+        hub.save_pretrained(nano, tmp_path / "a", run=tmp_path)
+    for text, words in (("{}", "not a readable log"), ("[", "not a readable log"), ("", "no line of a configuration")):
+        (tmp_path / "log.jsonl").write_text(text)
+        with pytest.raises(OVSDinoError, match=words):
+            hub.save_pretrained(nano, tmp_path / "a", run=tmp_path)
+    assert not (tmp_path / "a").exists()
     monkeypatch.setenv("OVSDINO_OFFLINE", "1")
     with pytest.raises(OVSDinoError, match="OVSDINO_OFFLINE is set"):
         hub.push_to_hub(nano, "me/streets")
