@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
@@ -22,7 +22,7 @@ from ovsdino.edge.pixels import check_image
 from ovsdino.edge.shipped_graph import ShippedGraph, shipped_model
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.images import ImageLike, load_image, source_name
+from ovsdino.io.images import ImageLike, is_several, load_image, several, source_name
 from ovsdino.results import Segmentation
 from ovsdino.timing import Clock
 from ovsdino.vocabulary import LEAST_CERTAINTY, LEAST_SHARE, background_threshold, label_dtype
@@ -188,15 +188,54 @@ class EdgeSegmenter:
             _take(self._open(), bank, partition)
             self.bank, self._partition, self._threshold = bank, partition, threshold
 
+    def __call__(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        bgr: bool = False,
+        scores: bool = True,
+        confidence: bool = False,
+    ) -> Segmentation | list[Segmentation]:
+        """Segment one image or several: what was given tells which.
+
+        Args:
+            images: One image as `segment` takes it; or any number of them: a folder, a list, a generator, an array
+                (N, H, W, C) or a tensor (N, C, H, W). They go through the graph `batch` at a time.
+            bgr: See `segment`, as the rest.
+            scores: See above.
+            confidence: See above.
+
+        Returns:
+            A result for one image, a list of them in the order given for several.
+
+        Raises:
+            OVSDinoError: See `segment`.
+        """
+        if not is_several(images):
+            return self.segment(images, bgr=bgr, scores=scores, confidence=confidence)  # type: ignore[arg-type]
+        given, found = several(images), []  # type: ignore[arg-type]
+        for start in range(0, len(given), self.batch):
+            part = given[start : start + self.batch]
+            found += self.segment_batch(part, bgr=bgr, scores=scores, confidence=confidence)
+        return found
+
     def segment(
-        self, image: ImageLike, *, nv12: bool = False, scores: bool = True, confidence: bool = False
+        self,
+        image: ImageLike,
+        *,
+        nv12: bool = False,
+        bgr: bool = False,
+        scores: bool = True,
+        confidence: bool = False,
     ) -> Segmentation:
         """Label every pixel of one image.
 
         Args:
-            image: A path, a PIL image or an ndarray (H, W, 3) uint8 RGB (see `ovsdino.io.images.load_image`); with
-                `nv12` an ndarray (H * 3 // 2, W) uint8, ITU-R BT.601, limited range.
+            image: A path, bytes, a binary file, a PIL image, an ndarray or a tensor, in RGB (see
+                `ovsdino.io.images.load_image`); with `nv12` an ndarray (H * 3 // 2, W) uint8, ITU-R BT.601, limited
+                range.
             nv12: The image is NV12, as cameras and video decoders give it; the result then holds no `image`.
+            bgr: An array or tensor holds blue first, as OpenCV's frames do; the result's image is RGB.
             scores: Also compute each class's mean confidence.
             confidence: Keep the confidence of each pixel, see `Segmentation`.
 
@@ -214,10 +253,16 @@ class EdgeSegmenter:
             )
         if nv12:
             check_image(np.asarray(image), nv12)
-        return self.segment_batch([image], nv12=nv12, scores=scores, confidence=confidence)[0]
+        return self.segment_batch([image], nv12=nv12, bgr=bgr, scores=scores, confidence=confidence)[0]
 
     def segment_batch(
-        self, images: Sequence[ImageLike], *, nv12: bool = False, scores: bool = True, confidence: bool = False
+        self,
+        images: Sequence[ImageLike],
+        *,
+        nv12: bool = False,
+        bgr: bool = False,
+        scores: bool = True,
+        confidence: bool = False,
     ) -> list[Segmentation]:
         """Label every pixel of several images in one run of the graph, as of several cameras.
 
@@ -225,6 +270,7 @@ class EdgeSegmenter:
             images: 1 to `batch` images of any sizes, see `segment`. Where the file takes no fewer than there are, the
                 rest of the batch is computed in vain.
             nv12: Images of two dimensions are NV12; the others are RGB.
+            bgr: See `segment`.
             scores: See `segment`.
             confidence: See `segment`.
 
@@ -244,7 +290,8 @@ class EdgeSegmenter:
             planar = [nv12 and isinstance(image, np.ndarray) and image.ndim == 2 for image in images]
             frames, sizes = [], []
             for image, is_nv12 in zip(images, planar, strict=True):
-                pixels = np.asarray(image) if is_nv12 else load_image(image, copy=True)  # a camera's buffer changes
+                # a copy, for a camera's buffer changes
+                pixels = np.asarray(image) if is_nv12 else load_image(image, copy=True, bgr=bgr)
                 check_image(pixels, is_nv12)
                 frames.append(pixels)
                 sizes.append((pixels.shape[0] * 2 // 3 if is_nv12 else pixels.shape[0], pixels.shape[1]))

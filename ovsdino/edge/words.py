@@ -21,7 +21,7 @@ from ovsdino.models.catalog import get_config
 from ovsdino.models.grounding import SHARPNESS, grounded_phrases
 from ovsdino.models.shipped import packaged, read_bytes_of
 from ovsdino.models.spelling import READ_AS_BELOW, UNKNOWN_BELOW, Speller, word_pieces
-from ovsdino.vocabulary import Vocabulary, has_background
+from ovsdino.vocabulary import Classes, Vocabulary, has_background
 
 __all__ = ["WordTower", "image_digest", "make_bank", "read_state"]
 
@@ -149,17 +149,18 @@ def image_digest(state: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def make_bank(vocabulary: Vocabulary, partition: bool | None = None, model: str = "nano") -> TextBank:
+def make_bank(vocabulary: Classes, partition: bool | None = None, model: str = "nano") -> TextBank:
     """Return the text bank of a vocabulary, as `ovsdino text` writes it, for the shipped model.
 
     Args:
-        vocabulary: The classes and their words.
+        vocabulary: The classes and their words, see `Vocabulary.of`.
         partition: Leave out the contrast rows; None: as the model was trained, and not with a class "background".
         model: A model whose weights are shipped and whose tower is a lexicon.
 
     Raises:
         OVSDinoError: It is another model, or the shipped weights are damaged.
     """
+    vocabulary = Vocabulary.of(vocabulary)
     config = get_config(model)
     state = read_state(model)
     if config.text.kind != "lexicon":

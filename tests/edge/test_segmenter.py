@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import sys
 import threading
@@ -69,6 +70,31 @@ def test_path_pillow_and_array_are_the_same_image(model: Path, tmp_path: Path) -
     segmenter = EdgeSegmenter(str(model), tiny.bank("a", "b"), threads=1)
     found = [segmenter.segment(x).labels for x in (image, Image.fromarray(image), tmp_path / "street.png")]
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
+def test_a_call_takes_one_image_or_several_in_any_form(model: Path, tmp_path: Path) -> None:
+    frames = [picture(seed=seed) for seed in range(3)]
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / f"{number}.png")
+    tensor = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+    data = (tmp_path / "0.png").read_bytes()
+    with EdgeSegmenter(model, tiny.bank("a", "b"), threads=1) as segmenter:
+        expected = [segmenter.segment(frame).labels for frame in frames]
+        assert len({labels.tobytes() for labels in expected}) == 3
+        for one in (tmp_path / "0.png", data, io.BytesIO(data), tensor[0], tensor[0] / 255, frames[0]):
+            found: Any = segmenter(one)
+            np.testing.assert_array_equal(found.labels, expected[0])
+        for several in (tmp_path, frames, iter(frames), np.stack(frames), tensor, tensor.float() / 255):
+            found = segmenter(several)
+            assert isinstance(found[0], Segmentation)
+            np.testing.assert_array_equal([result.labels for result in found], expected)
+        turned = segmenter.segment(np.ascontiguousarray(frames[0][:, :, ::-1]), bgr=True)
+        np.testing.assert_array_equal(turned.labels, expected[0])
+        np.testing.assert_array_equal(turned.image, frames[0])  # type: ignore[arg-type]
+        assert turned.to_yolo() and turned.to_labelme()["shapes"] and turned.to_coco()["annotations"]
+        for bad, words in ((b"", "empty"), (tensor[0].float(), "expected 0..1"), ("http://a/b.png", "not fetched")):
+            with pytest.raises(OVSDinoError, match=words):
+                segmenter([frames[0], bad])
 
 
 def test_results_are_not_overwritten_by_the_next_image(model: Path) -> None:
