@@ -17,6 +17,7 @@ from ovsdino.commands.models import Models
 from ovsdino.commands.probe import ProbeLayers
 from ovsdino.commands.report import Report
 from ovsdino.commands.segment import Segment
+from ovsdino.commands.serve import Demo, Serve
 from ovsdino.commands.stream import StreamCommand
 from ovsdino.commands.text import Text
 from ovsdino.commands.train import Train
@@ -29,6 +30,8 @@ COMMANDS: Commands = {
     "eval-video": EvalVideo,
     "calibrate": Calibrate,
     "stream": StreamCommand,
+    "demo": Demo,
+    "serve": Serve,
     "adapt": Adapt,
     "text": Text,
     "data": Group(summary="Check or convert a labeled data set.", commands={"check": Check, "convert": Convert}),

@@ -55,7 +55,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "tracking",
         "windows",
     ),
-    ("", "eval", "hub", "model_card", "stream"),  # "" is the package itself: load, segment, Segmentation, by name only
+    (
+        "",
+        "eval",
+        "hub",
+        "model_card",
+        "serve",
+        "stream",
+    ),  # "" is the package itself: load, segment, Segmentation, by name
     ("deploy", "train"),
     ("benchmarks", "commands"),
     ("cli", "__main__"),

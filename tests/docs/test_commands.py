@@ -48,6 +48,7 @@ PARSED = [
     (r"nano_fp16|--precision float16", "a second export: tests/deploy does it"),
     (r"mugs/|own\.safetensors", "needs labelled images of one's own: tests/commands/test_adapt.py"),
     (r"studies/words\.py", "minutes: tests/benchmarks/studies/test_words.py runs it in small"),
+    (r"ovsdino (demo|serve)", "runs until it is ended: tests/serve/test_commands.py"),
     (r"benchmarks/latency\.py", "a benchmark: tests/benchmarks/test_latency.py runs it in small"),
 ]
 # What belongs to another machine or another program.
@@ -62,6 +63,7 @@ SKIPPED = [
     (r"tests\.support\.recipe", "writes 700 MB: tests/train/weak/test_paper_recipe.py writes less"),
     (r"^for (name|file) in", "a loop over data sets, or over a robot's pictures: tests/cli runs what is in it"),
     (r"ovsdino\.train\.package", "writes into the package"),
+    (r"^curl |urllib\.request", "asks a running server: tests/serve/test_commands.py"),
     (r"push_to_hub", "needs a login at the hub"),
     (r"scripts\.reliability", "minutes: tests/test_reliability.py runs a part of it"),
 ]
