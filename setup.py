@@ -48,7 +48,11 @@ class BuildPy(build_py):
         """Clears what an earlier build left, then copies the Python files."""
         if not self.editable_mode:
             shutil.rmtree(Path(self.build_lib) / "ovsdino", ignore_errors=True)
+            (Path(self.build_lib) / "ovsdino" / "configs").mkdir(parents=True)
         super().run()
+        if not self.editable_mode:  # `ovsdino train NAME`; a checkout has them where they are
+            for path in sorted((ROOT / "configs").glob("*.*")):
+                self.copy_file(str(path), str(Path(self.build_lib) / "ovsdino" / "configs" / path.name))
 
 
 class BuildNative(build_ext):

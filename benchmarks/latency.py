@@ -24,22 +24,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ovsdino.benchmarks.lib.board import board_facts, doubts, load_average
-from ovsdino.benchmarks.lib.frames import frame_size
-from ovsdino.benchmarks.lib.latency_cases import EDGE, PRECISIONS, TORCH, Case, shares
-from ovsdino.benchmarks.lib.latency_measure import Plan, add_memory, facts, measure
-from ovsdino.benchmarks.lib.latency_report import check_plot, markdown, plot
-from ovsdino.benchmarks.lib.latency_roofline import roofline_rows
 from ovsdino.benchmarks.lib.report import ReportOptions
 from ovsdino.console import say
 from ovsdino.data.names import CAMVID
-from ovsdino.edge.segmenter import available_threads
 from ovsdino.errors import OVSDinoError
-from ovsdino.io.images import load_image
 from ovsdino.parsing import run_script
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ovsdino.benchmarks.lib.latency_cases import Case
+    from ovsdino.benchmarks.lib.latency_measure import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +89,13 @@ class Latency(ReportOptions):
     """Draw the stages of each case into this PNG or SVG."""
 
     def run(self) -> int:
+        from ovsdino.benchmarks.lib.board import board_facts, doubts, load_average
+        from ovsdino.benchmarks.lib.latency_cases import shares
+        from ovsdino.benchmarks.lib.latency_measure import add_memory, facts, measure
+        from ovsdino.benchmarks.lib.latency_report import markdown, plot
+        from ovsdino.benchmarks.lib.latency_roofline import roofline_rows
+        from ovsdino.edge.segmenter import available_threads
+
         self._check()
         device = self._device()
         image = picture(self.image)
@@ -119,6 +123,8 @@ class Latency(ReportOptions):
         return self.publish(report, markdown)
 
     def _plan(self) -> Plan:
+        from ovsdino.benchmarks.lib.latency_measure import Plan
+
         return Plan(
             runs=self.runs,
             seconds=self.seconds,
@@ -130,6 +136,8 @@ class Latency(ReportOptions):
 
     def _device(self) -> str:
         """Return where torch runs; a board that times engines has no torch."""
+        from ovsdino.benchmarks.lib.latency_cases import TORCH
+
         if self._models() and set(listed(self.backends)) & set(TORCH):
             from ovsdino.pipeline import check_device
 
@@ -140,6 +148,10 @@ class Latency(ReportOptions):
         return self.model or (() if self.engine else ("nano",))
 
     def _check(self) -> None:
+        from ovsdino.benchmarks.lib.frames import frame_size
+        from ovsdino.benchmarks.lib.latency_cases import PRECISIONS
+        from ovsdino.benchmarks.lib.latency_report import check_plot
+
         if self.plot is not None:
             check_plot(self.plot)
         for name, value, least in (("runs", self.runs, 1), ("warmup", self.warmup, 0), ("threads", self.threads, 1)):
@@ -164,6 +176,8 @@ class Latency(ReportOptions):
 
     def _cases(self, image: np.ndarray, device: str, threads: int | None, folder: Path) -> list[Case]:
         """Return every combination that exists, exported where need be."""
+        from ovsdino.benchmarks.lib.frames import frame_size
+        from ovsdino.benchmarks.lib.latency_cases import EDGE, PRECISIONS, TORCH, Case
         from ovsdino.benchmarks.lib.latency_exports import engine_case, exported
 
         words = tuple(listed(self.classes))
@@ -227,6 +241,10 @@ def picture(path: Path | None) -> np.ndarray:
     Raises:
         OVSDinoError: It cannot be read; or none was given and scikit-learn, which brings one, is not installed.
     """
+    import numpy as np
+
+    from ovsdino.io.images import load_image
+
     if path is not None:
         return load_image(path)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from ovsdino.benchmarks.latency import Latency
 from ovsdino.commands.ablate import Ablate
 from ovsdino.commands.adapt import Adapt
 from ovsdino.commands.calibrate import Calibrate
@@ -22,6 +23,10 @@ from ovsdino.commands.stream import StreamCommand
 from ovsdino.commands.text import Text
 from ovsdino.commands.train import Train
 from ovsdino.console import run_command
+from ovsdino.deploy.export_onnx import ExportOnnx
+from ovsdino.deploy.export_trt import ExportTrt
+from ovsdino.deploy.quantize import Quantize
+from ovsdino.deploy.verify import Verify
 from ovsdino.parsing import Commands, Group, overview, parse_command
 
 COMMANDS: Commands = {
@@ -32,6 +37,13 @@ COMMANDS: Commands = {
     "stream": StreamCommand,
     "demo": Demo,
     "serve": Serve,
+    "export": Group(
+        summary="Export a model as an ONNX graph or a TensorRT engine.",
+        commands={"onnx": ExportOnnx, "engine": ExportTrt},
+    ),
+    "quantize": Quantize,
+    "verify": Verify,
+    "latency": Latency,
     "adapt": Adapt,
     "text": Text,
     "data": Group(summary="Check or convert a labeled data set.", commands={"check": Check, "convert": Convert}),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ovsdino.console import run_command
 from ovsdino.train.config import RunConfig
 from ovsdino.train.start import load_config, make_trainer
+from ovsdino.train.template import config_path
 
 USAGE = """usage: ovsdino train CONFIG.yaml [--steps N] [key=value ...]   e.g. optim.steps=2000 output=runs/try
        python -m ovsdino.train CONFIG.yaml ...                        the same
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
-    return run_command(args, lambda: _train(load_config(args[0], _overrides(args[1:]))))
+    return run_command(args, lambda: _train(load_config(config_path(args[0]), _overrides(args[1:]))))
 
 
 def _train(config: RunConfig) -> int:
