@@ -31,7 +31,7 @@ data:
 stages:
   - {{height: 320, width: 320, batch: 4, area: 0.3}}
 optim: {{steps: 500, lr: 3.0e-4, warmup: 50}}
-eval_every: 100  # steps between scores on val, which choose nothing: best.safetensors is the last step's
+eval_every: 100  # steps between scores on val; the result is last.safetensors, whatever they say
 # Other words for a class, so that it is found by them as well:
 # text: {{names: {{car: [car, van, taxi]}}}}
 """
