@@ -20,7 +20,7 @@ __all__ = ["Recall", "Tracker", "video_settings"]
 
 
 class Recall(Protocol):
-    """What a frame takes from those before it."""
+    """A memory as the network asks it, before and after a frame is encoded."""
 
     def carried(self, image: Tensor) -> tuple[ImageFeatures, Tensor] | None:
         """Return the last key frame's features and this frame's logits (1, K, 4h, 4w); None: it must be encoded.

@@ -1,9 +1,10 @@
 """Give an exported graph a memory: the frame before goes in next to the image, and this frame's comes out.
 
-The graph stays as it is, whatever its precision. What `ovsdino.models.memory` computes is traced by itself in float32
-and put behind its logits; the affinity is read from the product that the graph makes for its own score attention. Two
-inputs join, `last_logits` (1, K, 4h, 4w) and `last_affinity` (1, C, 4h, 4w), and one output, `affinity`; `logits` are
-now the steady ones. A runtime feeds both back (`ovsdino.edge.tensors.beginning` before the first frame).
+The graph stays as it is, whatever its precision. What `ovsdino.models.memory` computes is traced by itself and put
+behind its logits, in float32 but for the attention of a float16 graph, which TensorRT fuses in float16 alone; the
+affinity is read from the product that the graph makes for its own score attention. Two inputs join, `last_logits`
+(1, K, 4h, 4w) and `last_affinity` (1, C, 4h, 4w), and one output, `affinity`; `logits` are now the steady ones. A
+runtime feeds both back (`ovsdino.edge.tensors.beginning` before the first frame).
 """
 
 from __future__ import annotations
@@ -42,15 +43,16 @@ class FrameMemory(nn.Module):
 
     Args:
         config: Its settings, which the graph then has for good.
+        dtype: See `remembered`.
     """
 
-    def __init__(self, config: MemoryConfig) -> None:
+    def __init__(self, config: MemoryConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.dtype = config, dtype
 
     def forward(self, logits: Tensor, affinity: Tensor, last_logits: Tensor, last_affinity: Tensor) -> Tensor:
         """Return the steady logits (1, K, 4h, 4w)."""
-        return remembered(logits, affinity, Memory(last_logits, last_affinity), self.config)[0].logits
+        return remembered(logits, affinity, Memory(last_logits, last_affinity), self.config, self.dtype)[0].logits
 
 
 def with_memory(exported: Exported, config: MemoryConfig | None = None) -> Exported:
@@ -97,7 +99,7 @@ def _traced(config: MemoryConfig, exported: Exported, channels: int) -> ModelPro
         side = torch.export.Dim("maps", min=least + extra, max=most + extra)
         dynamic |= {"logits": {1: side}, "last_logits": {1: side}}
     step = traced(
-        FrameMemory(config).eval(),
+        FrameMemory(config, torch.float16 if sidecar.precision == "float16" else torch.float32).eval(),
         (),
         kwargs=inputs,
         input_names=list(inputs),

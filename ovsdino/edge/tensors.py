@@ -13,6 +13,7 @@ from ovsdino.errors import OVSDinoError, one_line
 __all__ = ["beginning", "check_tensors", "logits_shape", "text_inputs"]
 
 FAR = 1e3  # an affinity like no pixel's: a graph with a memory then finds nothing in it, as after a cut
+FAR_HALF = 12.0  # in a float16 graph, whose largest number is 65504: nano's affinities are below 2
 
 Tensors = Mapping[str, tuple[Sequence[Any], Any]]
 
@@ -42,7 +43,8 @@ def beginning(sidecar: Sidecar, classes: int) -> dict[str, np.ndarray]:
     if sidecar.memory is None:
         return {}
     _, maps, height, width = logits_shape(sidecar, 1, classes)
-    affinity = np.full((1, sidecar.memory, height, width), FAR, np.float32)
+    far = FAR_HALF if sidecar.precision == "float16" else FAR
+    affinity = np.full((1, sidecar.memory, height, width), far, np.float32)
     return {"last_logits": np.zeros((1, maps, height, width), np.float32), "last_affinity": affinity}
 
 

@@ -9,9 +9,10 @@ positions in tokens, i the pixels of this frame at four times the grid and j tho
 
 This is structure attention whose keys are another frame's: the structure term alone moves labels, so they follow what
 moves. The gate g is the likeness of a pixel and of what the memory found for it: something new has none, and keeps its
-own logits x. Where the mean of g / most is below `cut`, the memory is of another scene, and the frame is left as it is,
-bit for bit. The memory is one frame's logits and affinities, whatever the length of the video, since y' holds what came
-before it: a recursive mean, as the exponential mean of logits is, but along the structure.
+own logits x. Where the level, the mean likeness with `strictness` in the place of `tolerance`, is below `cut`, the
+memory is of another scene, and the frame is left as it is, bit for bit. The memory is one frame's logits and
+affinities, whatever the length of the video, since y' holds what came before it: a recursive mean, as the exponential
+mean of logits is, but along the structure.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ DENSITY = 4  # pixels of the guide along a token's side: queries and keys are al
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """Settings of `remembered`, chosen for nano on the first half of CamVid's clip (docs/video.md).
+    """Settings of `remembered`, chosen for nano (docs/video.md).
 
     Attributes:
         most: Largest share of a pixel that the memory gives, 0..1.
@@ -38,15 +39,16 @@ class MemoryConfig:
         strength: Factor of the squared distances in the softmax, > 0.
         gamma: Weight of the distance, per token.
         reach: Tokens that every pixel sees at least, in all directions.
-        cut: Mean of the open gate below which the frame begins another scene, 0..1. Of some neighboring frames of
-            CamVid and DAVIS 2016 none is below 0.84 at a tolerance of 2, of 20 cuts none above 0.79 at one of 1.
+        strictness: Factor of the squared distance in the level, > 0.
+        cut: Level below which the frame begins another scene, 0..1.
     """
 
     most: float = 0.98
-    tolerance: float = 1.6
+    tolerance: float = 0.5
     strength: float = 10.0
     gamma: float = 0.3
     reach: int = 1
+    strictness: float = 1.6
     cut: float = 0.77
 
 
@@ -56,7 +58,7 @@ class KeyFrames:
 
     Attributes:
         every: Frames from one key frame to the next at most, >= 1; 1 encodes all.
-        level: Mean likeness to the memory below which a frame becomes a key frame, 0..1.
+        level: Level (see `remembered`) below which a frame becomes a key frame, 0..1.
     """
 
     every: int = 4
@@ -81,18 +83,23 @@ class Memory:
 
 
 def remembered(
-    logits: Tensor, affinity: Tensor, memory: Memory | None, config: MemoryConfig | None = None
+    logits: Tensor,
+    affinity: Tensor,
+    memory: Memory | None,
+    config: MemoryConfig | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Memory, Tensor]:
-    """Return the memory after a frame, whose `logits` are the frame's steady ones, and how far the gate was open.
+    """Return the memory after a frame, whose `logits` are the frame's steady ones, and how well the frame was known.
 
     Args:
         logits: x, (B, K, 4h, 4w) floating, of this frame alone.
         affinity: a, (B, C, 4h, 4w), see `ScoreAttention.embed`.
         memory: After the frame before; None at the beginning.
         config: Settings; None takes the defaults.
+        dtype: Of the attention's products and of its softmax; the rest is float32.
 
     Returns:
-        The memory, and the mean of g / most over each image, (B,) float32: 0 at a beginning, and 1 in a still.
+        The memory, and the level of each image, (B,) float32: 0 at a beginning, and 1 in a still.
 
     Raises:
         ValueError: The shapes do not fit each other or the memory.
@@ -108,16 +115,16 @@ def remembered(
             f"memory of logits {tuple(memory.logits.shape)} and affinity {tuple(memory.affinity.shape)}: expected "
             f"{tuple(x.shape)} and {tuple(a.shape)}"
         )
-    found, likeness = _found(a, memory, config)
-    level = likeness.mean((1, 2, 3))
+    found, distance = _found(a, memory, config, dtype)
+    level = _level(distance, config)
     known = (level >= config.cut).to(x.dtype)[:, None, None, None]
-    gate = config.most * known * likeness
+    gate = config.most * known * torch.exp(-config.tolerance * distance)
     # a sum and no lerp: with a shut gate x + 0 is x, bit for bit
     return Memory(x + gate * (found - x), a), level
 
 
 def carried(affinity: Tensor, memory: Memory, config: MemoryConfig | None = None) -> tuple[Memory, Tensor]:
-    """Return the memory after a frame that was not encoded: y_i = sum_j w_ij y'_j, and the mean of g / most.
+    """Return the memory after a frame that was not encoded, y_i = sum_j w_ij y'_j, and how well it was known.
 
     Args:
         affinity: a, (B, C, 4h, 4w), of the frame.
@@ -125,17 +132,24 @@ def carried(affinity: Tensor, memory: Memory, config: MemoryConfig | None = None
         config: Settings; None takes the defaults.
 
     Returns:
-        The memory, and (B,) float32 as of `remembered`: where it is low, the frame shows what the memory lacks.
+        The memory, and the level as of `remembered`: where it is low, the frame shows what the memory lacks.
     """
-    a = affinity.float()
-    found, likeness = _found(a, memory, config or MemoryConfig())
-    return Memory(found, a), likeness.mean((1, 2, 3))
+    config, a = config or MemoryConfig(), affinity.float()
+    found, distance = _found(a, memory, config)
+    return Memory(found, a), _level(distance, config)
 
 
-def _found(a: Tensor, memory: Memory, config: MemoryConfig) -> tuple[Tensor, Tensor]:
-    """Return sum_j w_ij y'_j, (B, K, 4h, 4w), and the likeness g / most, (B, 1, 4h, 4w)."""
+def _found(
+    a: Tensor, memory: Memory, config: MemoryConfig, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Return sum_j w_ij y'_j, (B, K, 4h, 4w), and |a_i - sum_j w_ij a'_j|^2, (B, 1, 4h, 4w)."""
     channels = a.shape[1]
     values = torch.cat([memory.affinity, memory.logits], 1)  # the fixed number first: exported slices are constant
-    found = attended(a, memory.affinity, values, config.gamma, config.strength, config.reach, DENSITY)
+    queries, keys, values = a.to(dtype), memory.affinity.to(dtype), values.to(dtype)
+    found = attended(queries, keys, values, config.gamma, config.strength, config.reach, DENSITY).float()
     distance = (a - found[:, :channels]).square().sum(1, keepdim=True)
-    return found[:, channels:], torch.exp(-config.tolerance * distance)
+    return found[:, channels:], distance
+
+
+def _level(distance: Tensor, config: MemoryConfig) -> Tensor:
+    return torch.exp(-config.strictness * distance).mean((1, 2, 3))

@@ -16,6 +16,8 @@ __all__ = ["ScoreAttention", "attended", "score_attention"]
 KEYS = 2  # keys along a token's side
 LARGEST_HEAD = 64  # of the flash kernel's values: with more classes the zeros that fill q and k cost more than it saves
 OUTSIDE = -1e9  # logit of a key beyond the border: below those of keys however unlike, and no infinity meets a 0
+OUTSIDE_HALF = -3e4  # likewise in float16; a graph's memory begins with logits above -2.6e4 (`ovsdino.edge.tensors`)
+HEADS = (32, 64)  # of TensorRT's fused attention in float16, whose queries, keys and values have one size
 
 
 def score_attention(
@@ -118,7 +120,8 @@ def attended(
     v = _windows(values, per_token * reach, tiles)
     at_q = root * gamma * _positions(reach, density, reach, keys)
     at_k = root * gamma * _positions(reach, per_token, 3 * reach, keys)
-    outside = OUTSIDE * (1 - _windows(torch.ones_like(keys[:1, :1]), per_token * reach, tiles))
+    beyond = OUTSIDE_HALF if keys.dtype == torch.float16 else OUTSIDE
+    outside = beyond * (1 - _windows(torch.ones_like(keys[:1, :1]), per_token * reach, tiles))
     column = outside - k.square().sum(-1, keepdim=True) - at_k.square().sum(-1, keepdim=True)
     batch, count = keys.shape[0], tiles[0] * tiles[1]
     one = torch.ones_like(q[..., :1])
@@ -132,9 +135,14 @@ def _weighed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return softmax(q k^T) v of tiles (B, n, N, d), (B, n, M, d) and (B, n, M, K): (B, n, N, K).
 
     At inference on a CPU by the flash kernel, which takes one head size: nano's 28 MB of logits never are in memory,
-    and its eleven words take 11 ms of one core in place of 23.
+    and its eleven words take 11 ms of one core in place of 23. A float16 graph has zeros up to a size of `HEADS`, where
+    the number of classes is fixed.
     """
     sides = (q.shape[-1], v.shape[-1])
+    if exporting() and q.dtype == torch.float16 and type(sides[1]) is int and max(sides) <= HEADS[-1]:
+        size = next(head for head in HEADS if head >= max(sides))
+        q, k, v = (F.pad(x, (0, size - x.shape[-1])) for x in (q, k, v))
+        return ((q @ k.transpose(-2, -1)).softmax(-1) @ v)[..., : sides[1]]
     if q.device.type != "cpu" or torch.is_grad_enabled() or exporting() or not q.numel() or sides[1] > LARGEST_HEAD:
         return (q @ k.transpose(-2, -1)).softmax(-1) @ v
     size = max(sides)
