@@ -56,6 +56,12 @@ class StreamCommand:
     """Without --engine: words of your own, learned by `ovsdino adapt`; a bank holds them already."""
     device: str | None = None
     """Without --engine: cpu, cuda or cuda:N. Default: CUDA if there is one."""
+    memory: bool = False
+    """Without --engine: remember the frame before, so that labels do not flicker. Of one source. An .onnx that
+    deploy/add_memory.py made remembers by itself."""
+    key_frames: int = 1
+    """With --memory: encode one frame of so many whole, and sooner where the image changes; the others are moved along,
+    in less than half of the time."""
     background: Annotated[float | None, OptionalValue("T", DEFAULT_BACKGROUND)] = None
     """Leave pixels less certain than T (0..1, 0.5 if no number follows) unlabeled."""
     partition: bool | None = None
@@ -260,8 +266,11 @@ class StreamCommand:
             if self.fallback or self.bank:
                 raise OVSDinoError("--fallback and --bank go with --engine FILE")
             options = SegmenterOptions(model=self.model, device=self.device, adapted=self.adapted)
-            segmenter = _ZooSegmenter(options, Vocabulary.of(self.classes, self.average_words), self._labeling())
+            settings = {**self._labeling(), "memory": self.memory, "key_frames": self._key_frames()}
+            segmenter = _ZooSegmenter(options, Vocabulary.of(self.classes, self.average_words), settings)
             return [Engine(self.model, segmenter)], segmenter.names
+        if self.memory:
+            raise OVSDinoError("--memory goes with --classes: give an engine's .onnx a memory by deploy/add_memory.py")
         if self.adapted is not None:
             raise OVSDinoError("--adapted without effect: an engine's rows are in its --bank (see `ovsdino text`)")
         if self.average_words:
@@ -289,8 +298,20 @@ class StreamCommand:
         engines: list[Engine] = []
         for path, bank in zip(files, banks, strict=True):
             name = str(path) if path.name in {engine.name for engine in engines} else path.name
-            engines.append(Engine(name, EdgeSegmenter(path, bank, **self._labeling()), settings))
+            edge = EdgeSegmenter(path, bank, **self._labeling())
+            if edge.sidecar.memory is not None and len(self._sources()) > 1:
+                raise OVSDinoError(f"{path}: its memory is of one source: run ovsdino stream for each")
+            engines.append(Engine(name, edge, settings))
         return engines, names
+
+    def _key_frames(self) -> Any:
+        from ovsdino.models.memory import KeyFrames
+
+        if self.key_frames < 1 or (self.key_frames > 1 and not self.memory):
+            raise OVSDinoError(f"--key-frames {self.key_frames}: expected at least 1, with --memory")
+        if self.memory and len(self._sources()) > 1:
+            raise OVSDinoError("--memory is of one source: run ovsdino stream for each")
+        return KeyFrames(every=self.key_frames)
 
     def _labeling(self) -> dict[str, Any]:
         """Return the options of `Segmenter.segment` and `EdgeSegmenter` that say which pixels get a word."""
@@ -369,17 +390,16 @@ class _ZooSegmenter:
     """A torch model behind the same call as `EdgeSegmenter`."""
 
     def __init__(self, options: SegmenterOptions, vocabulary: Vocabulary, settings: dict[str, Any]) -> None:
-        self._vocabulary = vocabulary
-        self._settings = settings
-        self._segmenter = options.load()
+        self._average = vocabulary.average
+        self._tracker = options.load().tracker(vocabulary, scores=False, **settings)
         self.names = vocabulary.names
 
     def set_words(self, text: str) -> None:
-        self._vocabulary = Vocabulary.of(text, self._vocabulary.average)
+        self._tracker.set_classes(Vocabulary.of(text, self._average))
 
     def segment(self, image: np.ndarray) -> Any:
         if image.ndim == 2:
             from ovsdino.edge.pixels import nv12_to_rgb
 
             image = nv12_to_rgb(image)
-        return self._segmenter.segment(image, self._vocabulary, scores=False, **self._settings)
+        return self._tracker.segment(image)

@@ -44,7 +44,7 @@ class MemoryConfig:
     """
 
     most: float = 0.98
-    tolerance: float = 0.5
+    tolerance: float = 1.6
     strength: float = 10.0
     gamma: float = 0.3
     reach: int = 1

@@ -224,6 +224,24 @@ def test_the_command_segments_every_frame_of_a_folder_with_a_model_of_the_zoo(fo
     assert Image.open(out / "00000004.jpg").size == (64, 36)
 
 
+def test_with_a_memory_a_video_comes_out_whole(tmp_path, capsys):
+    cv2 = pytest.importorskip("cv2")
+    generator = np.random.default_rng(0)
+    scene = cv2.resize(generator.integers(0, 255, (9, 20, 3), dtype=np.uint8), (160, 72))
+    clip, out = tmp_path / "clip.avi", tmp_path / "out.mp4"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 10, (128, 72))
+    for step in range(5):
+        writer.write(np.ascontiguousarray(scene[:, 2 * step : 128 + 2 * step]))
+    writer.release()
+    words = ["--classes", "road, sky", "--every-frame", "--memory", "--key-frames", "3"]
+    code, summary, _ = run(capsys, str(clip), *words, "--output", str(out))
+    assert code == 0 and summary["frames"] == 5 and summary["output"]["written"] >= 5
+    video = cv2.VideoCapture(str(out))
+    found, picture = video.read()
+    assert found and picture.shape == (72, 128, 3)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["clip.avi", "out.mp4"]
+
+
 def test_words_of_a_file_and_labels_as_lines(folder, tmp_path, capsys):
     (tmp_path / "words.txt").write_text("grass, wall")
     words = ["--classes", "road, sky", "--words", str(tmp_path / "words.txt")]
@@ -350,6 +368,9 @@ def test_banks_of_other_classes_or_another_model_are_refused(folder, exported, c
         (["--classes", "a", "--labels", "-"], "both print on stdout"),
         (["--classes", "a", "--source-latency-ms", "-1"], "latency_ms is -1"),
         (["--classes", "a", "--deadlines-ms", "1", "2"], "2 deadlines for 1 sources"),
+        (["--classes", "a", "--memory", "--source", "7"], "of one source"),
+        (["--classes", "a", "--key-frames", "4"], "with --memory"),
+        (["--engine", "e.onnx", "--bank", "b.safetensors", "--memory"], "goes with --classes"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(folder, capsys, arguments, message):
