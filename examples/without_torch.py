@@ -16,7 +16,7 @@ words = sys.argv[2] if len(sys.argv) > 2 else "sky, temple, tree"
 
 file = Path("outputs/nano.onnx")
 if not file.is_file():  # in a process of its own, which needs torch and the extra "export"
-    subprocess.run([sys.executable, "-m", "ovsdino.deploy.export_onnx", "--output", str(file)], check=True)
+    subprocess.run([sys.executable, "-m", "ovsdino", "export", "onnx", "--output", str(file)], check=True)
 
 with EdgeSegmenter(file, make_bank(words)) as segmenter:
     for vocabulary in (words, "building, lake, boat"):  # other words need no other file
