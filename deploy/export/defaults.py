@@ -7,7 +7,7 @@ from typing import Literal
 __all__ = ["AGREEMENT", "BAKED_AGREEMENT", "CLASSES", "CONTRAST", "COSINE", "WORDS", "Backend", "Precision"]
 
 Backend = Literal["tensorrt", "tensorrt_rtx"]
-Precision = Literal["float32", "float16"]
+Precision = Literal["float32", "float16", "bfloat16"]
 CLASSES = (1, 256)  # least and most rows of the text bank
 WORDS = (1, 16)  # least and most words of a class, of a graph that takes groups of rows
 CONTRAST = (1, 256)  # least and most contrast rows

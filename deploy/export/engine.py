@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,12 @@ from ovsdino.edge.tensors import logits_shape
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, reading
 
-__all__ = ["Attention", "attention", "build_engine", "int8_linears", "runs_here"]
+__all__ = ["Attention", "attention", "build_engine", "int8_linears", "layer_types", "runs_here"]
 
 log = logging.getLogger("ovsdino")
 
 USUAL_CONTRAST = 180  # of the contrast vocabulary, less what a street's words take out
+FLOATS = ("Int8", "Half", "BFloat16", "Float")  # TensorRT's names, narrowest first
 USUAL_CLASSES = 19  # kernels are chosen for this K, or the nearest in range: a street's vocabulary
 
 
@@ -74,6 +76,18 @@ def int8_linears(graph: ModelProto, layers: Sequence[Layer]) -> tuple[list[str],
     return inside, [node.name for node in linears if node.name not in products]
 
 
+def layer_types(layers: Sequence[Layer]) -> dict[str, int]:
+    """Return how many layers of an engine work in each type, "Half" or "BFloat16", the most frequent first.
+
+    A layer counts once, for the narrowest type that it reads; those that read only indices or shapes are left out.
+    """
+    found: Counter[str] = Counter()
+    for layer in layers:
+        types = [name for name in FLOATS if name in layer.reads]
+        found.update(types[:1])
+    return dict(found.most_common())
+
+
 def build_engine(graph: Exported, settings: BuildOptions, *, least_batch: int = 1) -> tuple[Exported, float]:
     """Build an engine; its sidecar is the graph's, with what the engine adds.
 
@@ -113,6 +127,8 @@ def build_engine(graph: Exported, settings: BuildOptions, *, least_batch: int = 
     if built.layers:
         total = len(fused.fused) + len(fused.apart)
         say(f"attention: {len(fused.fused)} of {total} fused, {len(built.layers)} layers ({built.source})")
+        types = ", ".join(f"{count} {name}" for name, count in layer_types(built.layers).items())
+        say(f"types that layers read: {types}")
     inside, outside = int8_linears(model, built.layers)
     if built.layers and (inside or outside):
         record = sidecar.quantised if isinstance(sidecar.quantised, Mapping) else {}
@@ -163,6 +179,7 @@ def _write_layers(path: Path, built: Built, fused: Attention) -> None:
     data = {
         "source": built.source,
         "attention": {"fused": list(fused.fused), "apart": list(fused.apart)},
+        "types": layer_types(built.layers),
         "layers": [{"name": one.name, "kind": one.kind, "nodes": list(one.nodes)} for one in built.layers],
     }
     with atomic_write(path) as file:

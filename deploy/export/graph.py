@@ -1,14 +1,15 @@
-"""Rewrite an exported ONNX graph: names by module, patterns that the runtimes fuse, float16 with float32 norms."""
+"""Rewrite an exported ONNX graph: names by module, patterns that the runtimes fuse, 16 bits with float32 norms."""
 
 from __future__ import annotations
 
 import ast
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper, shape_inference
 
 from ovsdino.errors import OVSDinoError
 
@@ -21,7 +22,7 @@ __all__ = [
     "order_gelu",
     "replace",
     "simplify",
-    "to_float16",
+    "to_16_bits",
 ]
 
 # Sums over many values, and exponentials: their float16 forms overflow or lose their precision.
@@ -34,6 +35,8 @@ BEFORE_SOFTMAX = {"Add", "Sub", "Mul", "Div", "Where", "Neg", "Reshape", "Transp
 BROADCASTING = {"Add", "Sub", "Mul", "Div", "Pow", "Where"}
 # Differences of squares of several hundred, where float16 has steps of 0.25.
 FLOAT32_MODULES = ("decoder.score_attention",)
+BFLOAT16_OPSET = 22  # the first whose Conv takes bfloat16; it changes no op that opset 18 has otherwise
+NARROW = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 UNTOUCHED = {"Resize": (1, 2)}  # inputs (roi, scales) that the standard fixes as float32
 
 
@@ -161,16 +164,17 @@ def _element_types(model: ModelProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
 
 
-def _in_float32(graph: GraphProto) -> set[str]:
+def _in_float32(graph: GraphProto, untyped: set[str]) -> set[str]:
     """Return the nodes that compute in float32.
 
-    These are FLOAT32_OPS, those that only feed them through BEFORE_SOFTMAX, and all of FLOAT32_MODULES themselves.
+    These are FLOAT32_OPS, those that only feed them through BEFORE_SOFTMAX, all of FLOAT32_MODULES themselves, and
+    `untyped`, the ops that have no form in 16 bits.
     """
     users = consumers(graph)
     chosen = {
         node.name
         for node in graph.node
-        if node.op_type in FLOAT32_OPS or node.name.rpartition("/")[0] in FLOAT32_MODULES
+        if node.op_type in FLOAT32_OPS | untyped or node.name.rpartition("/")[0] in FLOAT32_MODULES
     }
     for node in reversed(graph.node):
         after = [user for name in node.output for user in users.get(name, [])]
@@ -178,6 +182,18 @@ def _in_float32(graph: GraphProto) -> set[str]:
         if node.op_type in BEFORE_SOFTMAX and softmax and _reaches_softmax(node, users):
             chosen.add(node.name)
     return chosen
+
+
+def _without(graph: GraphProto, precision: Literal["float16", "bfloat16"]) -> set[str]:
+    """Return the ops of a graph for which the standard has no form of this precision: Einsum has none in bfloat16."""
+    if precision == "float16":
+        return set()
+    schemas = {node.op_type: defs.get_schema(node.op_type, BFLOAT16_OPSET) for node in graph.node}
+    return {
+        name
+        for name, schema in schemas.items()
+        if not any("tensor(bfloat16)" in one.allowed_type_strs for one in schema.type_constraints)
+    }
 
 
 def _reaches_softmax(node: NodeProto, users: dict[str, list[NodeProto]]) -> bool:
@@ -188,17 +204,22 @@ def _reaches_softmax(node: NodeProto, users: dict[str, list[NodeProto]]) -> bool
     )
 
 
-def to_float16(model: ModelProto) -> None:
-    """Set weights and arithmetic to float16, in place; inputs and outputs of the graph stay float32.
+def to_16_bits(model: ModelProto, precision: Literal["float16", "bfloat16"]) -> None:
+    """Set weights and arithmetic to 16 bits, in place; inputs and outputs of the graph stay float32.
 
     Norms, sums, exponentials, everything between a product and its softmax, and the quotient of a float32 norm stay in
     float32. The result is strongly typed: every op sees one float type, with Casts where it changes.
 
+    Args:
+        model: A float32 graph with typed tensors.
+        precision: float16 overflows beyond 65504; bfloat16 has float32's range, and 8 bits of a number in place of 11.
+
     Raises:
         OVSDinoError: A weight is too large for float16, or an op's type is not known.
     """
+    narrow = NARROW[precision]
     graph = model.graph
-    types, wide, known = _element_types(model), _in_float32(graph), constants(graph)
+    types, wide, known = _element_types(model), _in_float32(graph, _without(graph, precision)), constants(graph)
     current = {name: kind for name, kind in types.items() if kind == TensorProto.FLOAT}
     made: dict[tuple[str, int], str] = {}
     nodes: list[NodeProto] = []
@@ -206,21 +227,21 @@ def to_float16(model: ModelProto) -> None:
 
     def wanted(name: str, kind: int) -> str:
         if name in known:
-            suffix = "" if kind == TensorProto.FLOAT else "_float16"
+            suffix = "" if kind == TensorProto.FLOAT else f"_{precision}"
             if name + suffix not in weights:
-                weights[name + suffix] = known[name] if not suffix else _half(known[name], name + suffix)
+                weights[name + suffix] = known[name] if not suffix else _narrowed(known[name], name + suffix, precision)
             return name + suffix
         if current[name] == kind:
             return name
         if (name, kind) not in made:
-            made[name, kind] = f"{name}_{'float32' if kind == TensorProto.FLOAT else 'float16'}"
+            made[name, kind] = f"{name}_{'float32' if kind == TensorProto.FLOAT else precision}"
             nodes.append(helper.make_node("Cast", [name], [made[name, kind]], f"{made[name, kind]}/Cast", to=kind))
         return made[name, kind]
 
     for node in graph.node:
         inputs = [name for name in node.input if name in current and name not in known]
         quotient = node.op_type == "Div" and any(current[name] == TensorProto.FLOAT for name in inputs[1:])
-        kind = TensorProto.FLOAT if node.name in wide or quotient else TensorProto.FLOAT16
+        kind = TensorProto.FLOAT if node.name in wide or quotient else narrow
         for index, name in enumerate(node.input):
             if types.get(name) != TensorProto.FLOAT:
                 continue
@@ -228,13 +249,13 @@ def to_float16(model: ModelProto) -> None:
             node.input[index] = wanted(name, TensorProto.FLOAT if fixed else kind)
         for name in node.output:
             if name not in types:
-                raise OVSDinoError(f"{node.name}: the type of {name} is not known; float16 needs a typed graph")
+                raise OVSDinoError(f"{node.name}: the type of {name} is not known; {precision} needs a typed graph")
             if types[name] == TensorProto.FLOAT:
                 current[name] = kind
         nodes.append(node)
     for value in graph.output:
-        if current.get(value.name) == TensorProto.FLOAT16:
-            inner = f"{value.name}_float16"
+        if current.get(value.name) == narrow:
+            inner = f"{value.name}_{precision}"
             for node in nodes:
                 node.input[:] = [inner if name == value.name else name for name in node.input]
                 node.output[:] = [inner if name == value.name else name for name in node.output]
@@ -243,11 +264,16 @@ def to_float16(model: ModelProto) -> None:
     replace(graph.initializer, weights.values())
     del graph.value_info[:]
     drop_unused(graph)
+    if precision == "bfloat16":
+        (opset,) = (one for one in model.opset_import if one.domain == "")
+        opset.version = max(opset.version, BFLOAT16_OPSET)
 
 
-def _half(tensor: TensorProto, name: str) -> TensorProto:
+def _narrowed(tensor: TensorProto, name: str, precision: Literal["float16", "bfloat16"]) -> TensorProto:
     values = numpy_helper.to_array(tensor)
+    if precision == "bfloat16":
+        return numpy_helper.from_array(values.astype(ml_dtypes.bfloat16), name)
     largest = float(np.abs(values).max(initial=0.0))
     if largest > float(np.finfo(np.float16).max):
-        raise OVSDinoError(f"{tensor.name}: a weight of {largest:g} is too large for float16; use --precision float32")
+        raise OVSDinoError(f"{tensor.name}: a weight of {largest:g} is too large for float16; use --precision bfloat16")
     return numpy_helper.from_array(values.astype(np.float16), name)

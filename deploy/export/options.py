@@ -30,7 +30,7 @@ __all__ = [
     "reported",
 ]
 
-SUFFIXES = {"float32": "fp32", "float16": "fp16"}
+SUFFIXES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True, kw_only=True)

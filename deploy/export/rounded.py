@@ -1,4 +1,4 @@
-"""Run a float16 graph on a CPU as it is written: with every tensor rounded to float16."""
+"""Run a graph of 16 bits on a CPU as it is written: with every tensor rounded to float16 or bfloat16."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper, shape_inference
 
+from ovsdino.deploy.export.graph import NARROW
 from ovsdino.edge.onnx_graph import open_session
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensors import beginning, text_inputs
@@ -19,7 +20,7 @@ __all__ = ["Rounded", "with_roundings"]
 class Rounded:
     """An exported graph in ONNX Runtime as written.
 
-    Without float16 kernels, as on a CPU, ONNX Runtime wraps each op in Casts to float32 and back, and then drops the
+    Without kernels of 16 bits, as on a CPU, ONNX Runtime wraps each op in Casts to float32 and back, and then drops the
     pairs between ops. So nothing is rounded and nothing overflows, which proves nothing. See `with_roundings`.
 
     Args:
@@ -51,15 +52,16 @@ class Rounded:
 
 
 def with_roundings(model: ModelProto) -> None:
-    """Rewrite a float16 graph in float32, in place, with a Cast to float16 and back after every op that was float16.
+    """Rewrite a graph of 16 bits in float32, in place, with a Cast there and back after every op that was of 16 bits.
 
     The tensors keep their names. ONNX Runtime keeps such pairs where the graph itself has them.
     """
     inferred = shape_inference.infer_shapes(model, strict_mode=True).graph
-    narrow = {v.name for v in inferred.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
+    narrow = {name: kind for name, kind in types.items() if kind in NARROW.values()}
     graph = model.graph
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT16:
+        if tensor.data_type in NARROW.values():
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
     nodes = []
     for node in graph.node:
@@ -70,9 +72,7 @@ def with_roundings(model: ModelProto) -> None:
                 if node.op_type == "Cast":  # which rounds by itself
                     node.output[index] = f"{name}_rounded"
                 else:
-                    nodes.append(
-                        helper.make_node("Cast", [node.output[index]], [f"{name}_rounded"], to=TensorProto.FLOAT16)
-                    )
+                    nodes.append(helper.make_node("Cast", [node.output[index]], [f"{name}_rounded"], to=narrow[name]))
                 nodes.append(helper.make_node("Cast", [f"{name}_rounded"], [name], to=TensorProto.FLOAT))
     del graph.value_info[:]
     del graph.node[:]

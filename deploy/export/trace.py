@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import onnx
 import torch
@@ -76,12 +76,12 @@ def export_graph(
     least, most = _range(classes, "classes", 4096)
     batches = _range(batch, "batch", 256)
     _check_size(config, height, width)
-    if precision not in ("float32", "float16"):
-        raise OVSDinoError(f"precision is {precision!r}: expected float32 or float16")
+    if precision not in get_args(Precision):
+        raise OVSDinoError(f"precision is {precision!r}: expected {', '.join(get_args(Precision))}")
     grouped = config.contrast if contrast is None else contrast
     traced = _traced(for_export(model, height, width, precision), model, height, width, batches, (least, most), grouped)
-    if precision == "float16":
-        graph.to_float16(traced)
+    if precision != "float32":
+        graph.to_16_bits(traced, precision)
     sidecar = Sidecar(
         kind="onnx",
         file=f"{config.name}.onnx",  # `publish` gives it its name
@@ -166,12 +166,12 @@ def traced(module: nn.Module, args: tuple[Any, ...], **options: Any) -> ModelPro
 def for_export(model: OVSDINO, height: int, width: int, precision: Precision) -> nn.Module:
     """Return a copy with positions of one size and timm's attention in its explicit form, without the text tower.
 
-    In float16, which is for TensorRT, q, k and v are three products: see `split_attention`. ONNX Runtime leaves linears
-    that share an input in float, so graphs in float32 keep the one.
+    In 16 bits, which are for TensorRT, q, k and v are three products: see `split_attention`. ONNX Runtime leaves
+    linears that share an input in float, so graphs in float32 keep the one.
     """
     prepared = copy.deepcopy(model, {id(model.text_tower): nn.Module()}).cpu().float().eval()
     prepared.backbone.fix_size(height, width)
-    if precision == "float16" and isinstance(prepared.backbone, ViTBackbone):
+    if precision != "float32" and isinstance(prepared.backbone, ViTBackbone):
         split_attention(prepared)
     for module in prepared.modules():
         if hasattr(module, "fused_attn"):

@@ -61,6 +61,8 @@ def read_graph(path: Path) -> tuple[ModelProto, Exported]:
         raise OVSDinoError(f"{path}: is an {sidecar.kind}; quantize the .onnx it was made of, then build again")
     if sidecar.quantised:
         raise OVSDinoError(f"{path}: is quantized already; give the float32 or float16 graph")
+    if sidecar.precision == "bfloat16":
+        raise OVSDinoError(f"{path}: is in bfloat16; give the float32 or float16 graph")
     data = sidecar.read(path)
     with reading(path, "ONNX graph", sidecar.rebuild()):
         model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(data))

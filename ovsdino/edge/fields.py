@@ -11,7 +11,7 @@ __all__ = ["BACKENDS", "KINDS", "PRECISIONS", "checked_fields"]
 
 KINDS = ("onnx", "engine")
 BACKENDS = ("onnx", "tensorrt", "tensorrt_rtx")
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 HASH = re.compile(r"[0-9a-f]{64}")
 VERSION = re.compile(r"\d+(\.\d+){1,4}[\w.+-]{0,40}")
 TARGET = re.compile(r"sm\d{2,3}(,sm\d{2,3}){0,15}")

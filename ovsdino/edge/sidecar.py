@@ -85,7 +85,7 @@ class Sidecar:
         sha256: SHA-256 of the file, hexadecimal.
         bytes: Size of the file.
         model: Name of the zoo model.
-        precision: "float32", "float16" or "int8"; inputs and outputs are float32 in each.
+        precision: "float32", "float16", "bfloat16" or "int8"; inputs and outputs are float32 in each.
         backend: "onnx", "tensorrt" or "tensorrt_rtx".
         version: Version of TensorRT; "" for ONNX.
         target: "any" for ONNX; for an engine "sm86", or "sm80,sm86" for one built for several.

@@ -5,11 +5,13 @@ Its results are tested with those of every backend in test_structure_attention.p
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,22 @@ def test_calls_that_differ_in_rank_are_one_kernel() -> None:
     constants = {r: [call.constants for call in calls_of(200, 48, 64, r)] for r in (1, 3, 15, 16)}
     assert constants[1] == constants[3] == constants[15] != constants[16]  # of 16 no lane is left for the sums
     assert [call.arguments["rank"] for call in calls_of(200, 48, 64, 3) if "rank" in call.arguments] == [3] * 3
+
+
+@needs_interpreter
+def test_many_shapes_are_few_compilations() -> None:
+    from ovsdino.kernels.configs import candidates
+
+    variants, launches = set(), 0
+    for tokens, (d, dv), r in itertools.product(
+        (7, 65, 128, 129, 200, 1024, 1025, 1369, 4096), ((48, 64), (40, 64), (64, 64)), (1, 3, 15, 16)
+    ):
+        for call in calls_of(tokens, d, dv, r):
+            constants = call.constants | call.sizes(candidates(call.name.split(",")[0], torch.float16)[0])
+            variants.add((call.name, *sorted(constants.items())))
+            launches += 1
+    assert launches == 9 * 3 * 4 * 6
+    assert len(variants) <= 40, Counter(name for name, *_ in variants)
 
 
 @needs_interpreter

@@ -56,7 +56,7 @@ def test_any_vocabulary_runs_through_one_export(exported: Path, classes: int, wo
 def test_float16_stays_close(exported: Path) -> None:
     torch.manual_seed(0)
     model = onnx.load(exported)
-    graph.to_float16(model)
+    graph.to_16_bits(model, "float16")
     half = Exported.of(model.SerializeToString(), Sidecar.load(exported), precision="float16")
     image, text, others = (np.asarray(x) for x in (torch.randn(1, 3, *SIZE.values()), unit(5, 2, 32), unit(9, 32)))
     text[1, 1] = 0

@@ -40,7 +40,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def half(exported: Path) -> Exported:
     """Return the same graph in float16, as `export_graph` makes it, without tracing again."""
     model = onnx.load(exported)
-    graph.to_float16(model)
+    graph.to_16_bits(model, "float16")
     return Exported.of(model.SerializeToString(), Sidecar.load(exported), precision="float16")
 
 
@@ -178,7 +178,7 @@ def test_a_weight_beyond_float16_is_refused() -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "a/MatMul")]
     model = helper.make_model(helper.make_graph(nodes, "g", value[:1], value[1:], [weight]))
     with pytest.raises(OVSDinoError, match="w: a weight of 70000 is too large for float16"):
-        graph.to_float16(model)
+        graph.to_16_bits(model, "float16")
 
 
 @pytest.mark.parametrize("backbone", [CNN, JOINED], ids=["dilated", "joined"])
@@ -206,7 +206,7 @@ def test_default_sizes(name: str, size: tuple[int, int]) -> None:
         ({"classes": 0}, "classes is 0: expected"),
         ({"classes": (9, 3)}, "classes is 9..3: expected"),
         ({"batch": 0}, "batch is 0: expected"),
-        ({"precision": "int8"}, "precision is 'int8': expected float32 or float16"),
+        ({"precision": "int8"}, "precision is 'int8': expected float32, float16, bfloat16"),
     ],
 )
 def test_refuses_bad_sizes(changes: dict[str, object], message: str) -> None:

@@ -49,7 +49,7 @@ def test_labels_survive_int8() -> None:
 
 def test_a_float16_graph_keeps_float16_around_int8() -> None:
     model = network()
-    passes.to_float16(model)
+    passes.to_16_bits(model, "float16")
     model = onnx.shape_inference.infer_shapes(model)
     found = quantize(model, feeds(), Recipe(threads=1))
     assert found.linears == tuple(LINEARS)
