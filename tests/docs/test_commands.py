@@ -23,7 +23,7 @@ IMAGES = 4
 PARSED = [
     (r"cpu_backends\.py", "minutes of quiet cores: tests/deploy"),
     (
-        r"quantize\.py .*--images 16",
+        r"quantize .*--images 16",
         "int8 of this test's export at 64 by 64 is refused, and 16 images are minutes",
     ),
     (r"--dataset cityscapes", "needs Cityscapes and the hub's weights"),
@@ -42,12 +42,13 @@ PARSED = [
         "needs the run of configs/weak_b14.yaml: tests/train/weak/test_paper_recipe.py runs it in small",
     ),
     (r"runs/recipe|\$SMALL", "minutes: tests/train/weak/test_paper_recipe.py runs the same with less"),
-    (r"deploy/export_trt\.py", "minutes, or a GPU: tests/deploy/test_export_trt.py builds an engine"),
+    (r"deploy/export_trt\.py|export engine", "minutes, or a GPU: tests/deploy/test_export_trt.py builds an engine"),
     (r"sm87|/dev/video0 .*--width|\$CSI|ovsdino stream 0", "needs a board with TensorRT, or a camera"),
     (r"docs/jetson\.md: python deploy/", "the same exports as in docs/edge.md"),
     (r"nano_fp16|--precision float16", "a second export: tests/deploy does it"),
     (r"mugs/|own\.safetensors", "needs labelled images of one's own: tests/commands/test_adapt.py"),
     (r"studies/words\.py", "minutes: tests/benchmarks/studies/test_words.py runs it in small"),
+    (r"\bmine\b", "needs labeled images of one's own: tests/train/test_template.py"),
     (r"ovsdino (demo|serve)", "runs until it is ended: tests/serve/test_commands.py"),
     (r"benchmarks/latency\.py", "a benchmark: tests/benchmarks/test_latency.py runs it in small"),
 ]
@@ -71,7 +72,7 @@ SKIPPED = [
 QUICK = [
     (r"ovsdino eval|ovsdino probe", "--limit 1 --short-side 64"),
     (r"ovsdino segment", "--short-side 64"),
-    (r"export_onnx", "--height 64 --width 64 --limit 1"),
+    (r"export_onnx|export onnx", "--height 64 --width 64 --limit 1"),
     (r"ovsdino stream", "--frames 1"),
     (r"ovsdino train", "optim.steps=1 eval_every=0 checkpoint_every=1 stages=[{height:\t64,width:\t64,batch:\t1}]"),
     (r"quantize", "--images 2"),
