@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NATIVE_SOURCES := CMakeLists.txt scripts/build_native.py $(shell find csrc -type f)
 CLANG_FORMAT_SOURCES := $(shell find csrc deploy/cpp -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup demo shipped-graph test test-install test-matrix test-aarch64 lint format docs bench weak-data gpu-check clean
+.PHONY: help setup demo sbom shipped-graph test test-install test-matrix test-aarch64 lint format docs bench weak-data gpu-check clean
 setup: $(VENV)/.native  ## the whole environment in .venv: development, training, export, native code (6 GB, 5 minutes)
 
 help:  ## this list
@@ -57,6 +57,9 @@ demo: $(DEMO)/.installed  ## segment a photograph with the shipped model: no tor
 	@$(DEMO)/bin/ovsdino segment $(DEMO)/lib/python3*/site-packages/sklearn/datasets/images/china.jpg \
 	  --classes "sky,temple,tree" --output outputs/demo
 	@echo "look at $(CURDIR)/outputs/demo/china_overlay.png"
+
+sbom:  ## a bill of materials of what constraints.txt pins, build/sbom.json
+	$(or $(wildcard $(PY)),$(PYTHON)) scripts/sbom.py build/sbom.json
 
 shipped-graph: setup  ## write the graph of the shipped model anew, after a change of its modules
 	$(PY) -m ovsdino.deploy.export.shipped
