@@ -53,7 +53,7 @@ $(DEMO)/.installed: pyproject.toml constraints.txt setup.py
 	@CXX=none $(DEMO)/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(DEMO)/.installed  ## segment a photograph with the shipped model: no torch, no compiler (0.3 GB, a minute)
+demo: $(DEMO)/.installed  ## segment a photograph with the shipped model: no torch, no compiler (0.3 GB, 2 minutes)
 	@$(DEMO)/bin/ovsdino segment $(DEMO)/lib/python3*/site-packages/sklearn/datasets/images/china.jpg \
 	  --classes "sky,temple,tree" --output outputs/demo
 	@echo "look at $(CURDIR)/outputs/demo/china_overlay.png"
