@@ -114,7 +114,7 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """How many places are taken."""
+        """Number of places that are taken."""
         return self._waiting
 
     @contextmanager
