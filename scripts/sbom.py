@@ -24,7 +24,7 @@ def pins(text: str) -> list[tuple[str, str, str, list[str]]]:
     """Return (name, version, marker or "", hashes) of each requirement of a constraints file.
 
     Raises:
-        ValueError: A line is no pin.
+        ValueError: A line is not a pin.
     """
     found = []
     for line in text.replace("\\\n", " ").splitlines():
