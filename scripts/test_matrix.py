@@ -3,7 +3,8 @@
     python scripts/test_matrix.py --python python3.10 --folder outputs/matrix --torch 2.5.1 2.8.0
 
 Each release gets an environment of its own below the folder, which is removed afterwards unless --keep. An environment
-takes some 6 GB where the index has torch with CUDA only. `make test-matrix` runs it.
+takes some 6 GB where the index has torch with CUDA only. The last release is also what an install without torch is held
+against (`scripts/torch_free.py`). `make test-matrix` runs it.
 """
 
 from __future__ import annotations
@@ -112,6 +113,11 @@ def main() -> int:
             tested = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *LEFT_OUT, *TESTS)
             if imported or tested or not leaves_alone(python):
                 failed.append(torch)
+            if torch == arguments.torch[-1]:
+                free = arguments.folder.absolute() / "torch-free"
+                alone = (python, ROOT / "scripts" / "torch_free.py", "--python", arguments.python, "--folder", free)
+                if run(*alone):
+                    failed.append("none")
         finally:
             if not arguments.keep:
                 shutil.rmtree(folder, ignore_errors=True)

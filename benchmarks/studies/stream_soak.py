@@ -1,11 +1,13 @@
-"""`ovsdino stream` for minutes on a camera that misbehaves: nothing may leak, and what is late must say so.
+"""`ovsdino stream` for minutes on cameras that misbehave: nothing may leak, and what is late must say so.
 
     python benchmarks/studies/stream_soak.py --seconds 180 --json
+    python benchmarks/studies/stream_soak.py --cameras 2 --seconds 600 --json > benchmarks/results/stream_soak.json
 
 Without --engine it exports nano and a smaller nano first, in a process of its own: this one never imports torch, so its
 memory is the loop's. Every cycle the camera gives damaged frames, is unplugged, hangs inside read(), and changes its
-size, and for a while the larger engine is slowed until the watchdog leaves it. Memory is that of the process as the
-system sees it, over the last cycle against the cycle after warm-up.
+size, and for a while the larger engine is slowed until the watchdog leaves it. Of several cameras each has its faults
+at another time, and the others go on. Memory is that of the process as the system sees it, over the last cycle
+against the cycle after warm-up.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ from ovsdino.console import say
 from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.errors import OVSDinoError
 from ovsdino.parsing import run_script
+from ovsdino.stream.cameras import Camera
 from ovsdino.stream.capture import Capture, CaptureLimits, Frame, LatestFrame
-from ovsdino.stream.loop import Engine, Stream, StreamResult
+from ovsdino.stream.loop import Engine, Streams
+from ovsdino.stream.result import StreamResult
 from ovsdino.stream.watchdog import Watchdog
 
 CLASSES = "sky,building,pole,road,sidewalk,tree,sign,fence,car,pedestrian,bicyclist"
@@ -58,11 +62,16 @@ FAULTS = (
 
 
 class Timeline:
-    """Tell which fault is on now."""
+    """Tell which fault is on now.
 
-    def __init__(self, cycle_s: float) -> None:
+    Args:
+        cycle_s: Seconds of a round of all faults.
+        shift: Share of a cycle by which they come later.
+    """
+
+    def __init__(self, cycle_s: float, shift: float = 0.0) -> None:
         self.cycle_s = cycle_s
-        self.start = time.monotonic()
+        self.start = time.monotonic() + shift * cycle_s
 
     def fault(self) -> str:
         share = (time.monotonic() - self.start) / self.cycle_s % 1.0
@@ -109,11 +118,17 @@ class Burdened:
 
     def __init__(self, segmenter: EdgeSegmenter, timeline: Timeline, extra_s: float) -> None:
         self.segmenter, self.timeline, self.extra_s = segmenter, timeline, extra_s
+        self.batch = segmenter.batch
+        self.calls: dict[int, int] = {}
 
     def segment(self, image: np.ndarray, **options: Any) -> Any:
+        return self.segment_batch([image], **options)[0]
+
+    def segment_batch(self, images: list[np.ndarray], **options: Any) -> list[Any]:
+        self.calls[len(images)] = self.calls.get(len(images), 0) + 1
         if self.timeline.fault() == "slowed":
             time.sleep(self.extra_s)
-        return self.segmenter.segment(image, **options)
+        return self.segmenter.segment_batch(images, **options)
 
 
 class Memory:
@@ -151,19 +166,21 @@ class Witness:
     def __init__(self, deadline_ms: float) -> None:
         self.deadline_ms = deadline_ms
         self.results = self.late = self.unmarked = self.disordered = self.misshapen = 0
-        self.sequence = 0
+        self.sequences: dict[int | None, int] = {}
 
     def __call__(self, result: StreamResult) -> None:
         late = 1e3 * (result.finished - result.frame.captured) > self.deadline_ms
         self.results += 1
         self.late += late
         self.unmarked += late != result.stale
-        self.disordered += result.frame.sequence <= self.sequence
+        self.disordered += result.frame.sequence <= self.sequences.get(result.camera, 0)
         self.misshapen += result.labels.shape != result.frame.pixels.shape[:2]
-        self.sequence = result.frame.sequence
+        self.sequences[result.camera] = result.frame.sequence
 
 
-def soak(large: Path, small: Path, bank: Path, *, seconds: float, cycles: int = 6, threads: int = 1) -> dict[str, Any]:
+def soak(
+    large: Path, small: Path, bank: Path, *, seconds: float, cycles: int = 6, threads: int = 1, cameras: int = 1
+) -> dict[str, Any]:
     """Run the loop and return the report, ready for JSON.
 
     Args:
@@ -173,35 +190,25 @@ def soak(large: Path, small: Path, bank: Path, *, seconds: float, cycles: int = 
         seconds: Length of the test; the first two cycles are warm-up.
         cycles: Rounds of all faults, at least 4.
         threads: CPU threads of each engine.
+        cameras: Number of cameras.
     """
     cycle_s = seconds / cycles
     engines = [EdgeSegmenter(path, bank, threads=threads) for path in (large, small)]
-    usual_ms = usual_time(engines[0])
+    usual_ms = usual_time(engines[0]) * min(cameras, engines[0].batch)
     deadline_ms = max(60.0, 4 * usual_ms)
-    timeline = Timeline(cycle_s)
-    slot: LatestFrame[Frame] = LatestFrame()
-    limits = CaptureLimits(stall_s=min(STALL_S, cycle_s / 40), backoff_s=(0.05, 0.5))
-    capture = Capture(lambda: FaultyCamera(timeline), slot, limits=limits, say=say)
-    watchdog = Watchdog(2, deadline_ms, window=10, misses=2, recover_s=cycle_s / 20)
-    burdened = Burdened(engines[0], timeline, 1.5 * deadline_ms / 1e3)
+    timelines = [Timeline(cycle_s, place / cameras) for place in range(cameras)]
+    watchdog = Watchdog(2, deadline_ms, window=10 * cameras, misses=2 * cameras, recover_s=cycle_s / 20)
+    burdened = Burdened(engines[0], timelines[0], 1.5 * deadline_ms / 1e3)
     pair = [Engine("large", burdened, {"scores": False}), Engine("small", engines[1], {"scores": False})]
-    stream = Stream(capture, slot, pair, watchdog=watchdog, seconds=seconds, report_s=cycle_s, say=say)
+    sources = [_camera(timeline, cycle_s, deadline_ms) for timeline in timelines]
+    stream = Streams(sources, pair, watchdog=watchdog, seconds=seconds, report_s=cycle_s, say=say)
     witness = Witness(deadline_ms)
     with Memory(min(1.0, cycle_s / 20)) as memory:
         summary = stream.run(witness)
     before, after = memory.between(2 * cycle_s, 3 * cycle_s), memory.between(seconds - cycle_s, seconds)
     growth = after / before - 1
     checks = {
-        "ended at the limit": summary["ended"] == "seconds",
-        "every late result is marked stale, and no other": witness.unmarked == 0 and witness.late == summary["stale"],
-        "some results were late": summary["stale"] > 0,
-        "newest frame each time, in order": witness.disordered == 0 and summary["dropped"] > 0,
-        "labels at the size of the frame": witness.misshapen == 0 and summary["size_changes"] >= 2 * (cycles - 1),
-        "every hang was left behind": summary["stalls"] >= cycles - 1,
-        "every unplugging was survived": summary["reconnects"] >= 2 * (cycles - 1),
-        "damaged frames were counted": summary["corrupt"] >= cycles - 1,
-        "fell back and returned": min(summary["degradations"], summary["recoveries"]) >= cycles - 1,
-        "all frames accounted for": 0 <= summary["captured"] - summary["frames"] - summary["dropped"] <= 2,
+        **_checks(summary, witness, cycles),
         f"memory grew by less than {MOST_GROWTH:.0%}": growth < MOST_GROWTH,
     }
     return {
@@ -210,6 +217,7 @@ def soak(large: Path, small: Path, bank: Path, *, seconds: float, cycles: int = 
         "cycle_s": cycle_s,
         "usual_ms": round(usual_ms, 3),
         "summary": summary,
+        "calls_by_batch": {str(size): count for size, count in sorted(burdened.calls.items())},
         "rss_mb": {
             "after_warm_up": round(before / 1e6, 3),
             "at_the_end": round(after / 1e6, 3),
@@ -219,6 +227,36 @@ def soak(large: Path, small: Path, bank: Path, *, seconds: float, cycles: int = 
         "threads_at_the_end": threading.active_count(),
         "checks": checks,
         "passed": all(checks.values()),
+    }
+
+
+def _camera(timeline: Timeline, cycle_s: float, deadline_ms: float) -> Camera:
+    slot: LatestFrame[Frame] = LatestFrame()
+    limits = CaptureLimits(stall_s=min(STALL_S, cycle_s / 40), backoff_s=(0.05, 0.5))
+    capture = Capture(lambda: FaultyCamera(timeline), slot, limits=limits, say=say)
+    return Camera(capture, slot, "faulty", deadline_ms)
+
+
+def _checks(summary: dict[str, Any], witness: Witness, cycles: int) -> dict[str, bool]:
+    """Return what must hold, of each camera where it is a camera's."""
+    cameras = summary.get("cameras", [summary])
+
+    def each(least: dict[str, int]) -> bool:
+        return all(camera[name] >= count for camera in cameras for name, count in least.items())
+
+    return {
+        "ended at the limit": summary["ended"] == "seconds",
+        "every late result is marked stale, and no other": witness.unmarked == 0 and witness.late == summary["stale"],
+        "some results were late": summary["stale"] > 0,
+        "newest frame each time, in order": witness.disordered == 0 and each({"dropped": 1}),
+        "labels at the size of the frame": witness.misshapen == 0 and each({"size_changes": 2 * (cycles - 1)}),
+        "every hang was left behind": each({"stalls": cycles - 1}),
+        "every unplugging was survived": each({"reconnects": 2 * (cycles - 1)}),
+        "damaged frames were counted": each({"corrupt": cycles - 1}),
+        "fell back and returned": min(summary["degradations"], summary["recoveries"]) >= cycles - 1,
+        "all frames accounted for": all(
+            0 <= one["captured"] - one["frames"] - one["dropped"] - one["failed"] <= 2 for one in cameras
+        ),
     }
 
 
@@ -232,13 +270,14 @@ def usual_time(segmenter: EdgeSegmenter) -> float:
     return statistics.median(times[1:])
 
 
-def export(folder: Path) -> tuple[Path, Path, Path]:
-    """Export the nano model at its own size and at a smaller one, and write their bank."""
+def export(folder: Path, cameras: int = 1) -> tuple[Path, Path, Path]:
+    """Export the nano model at its own size and at a smaller one, for so many frames at once, and write their bank."""
     files = folder / "large.onnx", folder / "small.onnx", folder / "bank.safetensors"
     script = str(ROOT / "deploy" / "export_onnx.py")
+    batch = ["--batch", "1", str(cameras)] if cameras > 1 else []
     commands = [
-        [script, "--model", "nano", "--output", str(files[0])],
-        [script, "--model", "nano", "--height", "192", "--width", "256", "--output", str(files[1])],
+        [script, "--model", "nano", "--output", str(files[0]), *batch],
+        [script, "--model", "nano", "--height", "192", "--width", "256", "--output", str(files[1]), *batch],
         ["-m", "ovsdino", "text", "--classes", CLASSES, "--output", str(files[2])],
     ]
     for command in commands:
@@ -250,7 +289,7 @@ def export(folder: Path) -> tuple[Path, Path, Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSoak(ReportOptions):
-    """Run the stream loop on a camera that misbehaves; the exit code is 1 where a check failed."""
+    """Run the stream loop on cameras that misbehave; the exit code is 1 where a check failed."""
 
     seconds: float = 180.0
     """Length of the test."""
@@ -262,6 +301,8 @@ class StreamSoak(ReportOptions):
     """Text bank of both."""
     threads: int = 1
     """CPU threads of an engine."""
+    cameras: int = 1
+    """Number of cameras."""
 
     def run(self) -> int:
         report = self.report()
@@ -276,13 +317,16 @@ class StreamSoak(ReportOptions):
         """
         if not self.seconds >= 12:
             raise OVSDinoError(f"--seconds is {self.seconds}: expected 12 or more, for six cycles of all faults")
+        if not self.cameras >= 1:
+            raise OVSDinoError(f"--cameras is {self.cameras}: expected 1 or more")
         given = [path for path in (self.engine, self.fallback, self.bank) if path is not None]
         if len(given) == 3:
-            return soak(*given, seconds=self.seconds, threads=self.threads)
+            return soak(*given, seconds=self.seconds, threads=self.threads, cameras=self.cameras)
         if given:
             raise OVSDinoError("give --engine, --fallback and --bank together, or none to export nano")
         with tempfile.TemporaryDirectory() as folder:
-            return soak(*export(Path(folder)), seconds=self.seconds, threads=self.threads)
+            files = export(Path(folder), self.cameras)
+            return soak(*files, seconds=self.seconds, threads=self.threads, cameras=self.cameras)
 
 
 def text(report: dict[str, Any]) -> str:

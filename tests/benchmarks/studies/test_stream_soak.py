@@ -12,10 +12,11 @@ from tests.support import tiny
 
 
 @pytest.mark.slow
-def test_every_fault_of_a_camera_is_survived_and_told(tmp_path):
+@pytest.mark.parametrize("cameras", [1, 2])
+def test_every_fault_of_a_camera_is_survived_and_told(tmp_path, cameras):
     bank = tiny.bank("road", "car", "sky").save(tmp_path / "bank.safetensors")
-    graphs = [tiny.graph(tmp_path / f"{name}.onnx") for name in ("large", "small")]
-    report = stream_soak.soak(*graphs, bank, seconds=24.0)
+    graphs = [tiny.graph(tmp_path / f"{name}.onnx", batch=(1, cameras)) for name in ("large", "small")]
+    report = stream_soak.soak(*graphs, bank, seconds=24.0, cameras=cameras)
     del report["checks"]["memory grew by less than 1%"]  # 24 s are warm-up
     assert all(report["checks"].values()), report
     assert report["rss_mb"]["growth_percent"] < 10
