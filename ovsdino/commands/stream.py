@@ -121,6 +121,8 @@ class StreamCommand:
     output: Path | None = None
     """Write overlays: a folder, or a video file (.mp4, .mkv, .avi). Those that come too fast are left out. Of several
     sources each has a folder in it, or a file of its own: out-0.mp4, out-1.mp4, ..."""
+    legend: bool = False
+    """Add a legend to the overlays, and write the rate and the age of the frame into them."""
     json: bool = False
     """Print one JSON object on stdout at the end."""
 
@@ -133,6 +135,8 @@ class StreamCommand:
         inputs = self._inputs()
         if self.json and self.labels == "-":
             raise OVSDinoError("--labels - and --json both print on stdout: leave one out")
+        if self.legend and self.output is None:
+            raise OVSDinoError("--legend without effect: overlays are written with --output")
         outputs = self._outputs()
         for path in outputs:
             refuse_inputs([path], inputs)  # before a model is loaded
@@ -354,6 +358,7 @@ class StreamCommand:
             fps=playing_rate(source, self._source_options(source)),
             keep_all=self.every_frame,
             inputs=inputs,
+            legend=self.legend,
         )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import queue
+import sys
+import tempfile
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +25,12 @@ from ovsdino.results import Segmentation
 from ovsdino.stream.result import StreamResult
 from ovsdino.stream.video_file import check_video
 
-__all__ = ["OverlayWriter", "VIDEO_CODECS", "output_of", "overlay"]
+__all__ = ["OverlayWriter", "VIDEO_CODECS", "output_of", "overlay", "writes_h264"]
 
 VIDEO_CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
+H264 = "avc1"  # what browsers play; OpenCV writes it where the system has an encoder, as pip's OpenCV has not
+PROBE = (640, 480)  # pixels; encoders in hardware refuse small pictures
+RATE_WINDOW = 30  # results
 STALE_COLOR = (230, 30, 30)
 MAX_FILL_S = 10.0  # longest gap in the frames that a video fills by repeating a picture
 LEAST_FREE = 16 << 20  # bytes of the disk at which a video ends while its index still has room
@@ -37,22 +44,33 @@ def output_of(path: Path, place: int, count: int) -> Path:
     return path.with_stem(f"{path.stem}-{place}") if is_video else path / str(place)
 
 
-def overlay(result: StreamResult, names: Sequence[str]) -> np.ndarray:
-    """Draw a frame with its classes in color; a stale one gets a red border and its age.
+def overlay(result: StreamResult, names: Sequence[str], rate: float | None = None) -> np.ndarray:
+    """Draw a frame with its classes in color and by name; a stale one gets a red border and its age.
+
+    Args:
+        result: The labels and their frame.
+        names: The classes, where the result has none.
+        rate: Results a second: written into a corner with the age of this one, and a legend is added below.
 
     Returns:
-        (H, W, 3) uint8 RGB.
+        (H, W, 3) uint8 RGB, higher by the legend.
     """
     pixels = result.frame.pixels
     rgb = nv12_to_rgb(pixels) if pixels.ndim == 2 else pixels
     names = result.names or names  # words may have changed since the start
     background = bool(result.labels.max() == len(names))
-    picture = Segmentation(labels=result.labels, names=tuple(names), background=background).overlay(rgb, legend=False)
+    found = Segmentation(labels=result.labels, names=tuple(names), background=background)
+    picture = found.overlay(rgb, legend=rate is not None)
+    draw, (height, width) = ImageDraw.Draw(picture), rgb.shape[:2]
+    if rate is not None:
+        font = ImageFont.load_default(max(12, height // 25))
+        text = f"{rate:.1f} fps, {result.camera_to_mask_ms:.0f} ms"
+        place = (width - 6, height - 6)
+        draw.text(place, text, fill="white", font=font, anchor="rd", stroke_width=2, stroke_fill="black")
     if result.stale:
-        draw = ImageDraw.Draw(picture)
-        thickness = max(3, min(picture.size) // 60)
-        draw.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=STALE_COLOR, width=thickness)
-        font = ImageFont.load_default(max(12, picture.height // 20))
+        thickness = max(3, min(width, height) // 60)
+        draw.rectangle((0, 0, width - 1, height - 1), outline=STALE_COLOR, width=thickness)
+        font = ImageFont.load_default(max(12, height // 20))
         text = f"stale, {result.camera_to_mask_ms:.0f} ms"
         draw.text((2 * thickness, 2 * thickness), text, fill=STALE_COLOR, font=font)
     return np.asarray(picture)
@@ -67,16 +85,25 @@ class OverlayWriter:
         fps: Frames a second of the video. Pictures are repeated so that it runs as fast as the frames were taken.
         keep_all: Write every result, and let the loop wait; otherwise those that come too fast are left out.
         inputs: Files and folders that are read, and that no picture may replace.
+        legend: Add a legend, the rate and the age, see `overlay`.
 
     Raises:
         OVSDinoError: The suffix is not a video's, the file cannot be written, or it is an input.
     """
 
     def __init__(
-        self, path: Path, names: Sequence[str], *, fps: float, keep_all: bool, inputs: Iterable[Path] = ()
+        self,
+        path: Path,
+        names: Sequence[str],
+        *,
+        fps: float,
+        keep_all: bool,
+        inputs: Iterable[Path] = (),
+        legend: bool = False,
     ) -> None:
         self.written = self.left_out = 0
-        self._names, self._keep_all = names, keep_all
+        self._names, self._keep_all, self._legend = names, keep_all, legend
+        self._times: deque[float] = deque(maxlen=RATE_WINDOW)
         self._error: Exception | None = None
         suffix, is_folder = path.suffix.lower(), os.path.isdir(path)
         if suffix and suffix not in VIDEO_CODECS and not is_folder:
@@ -99,6 +126,7 @@ class OverlayWriter:
             OVSDinoError: An earlier one could not be written.
         """
         self._raise()
+        self._times.append(result.finished)
         try:
             self._queue.put(result, block=self._keep_all)
         except queue.Full:
@@ -128,12 +156,19 @@ class OverlayWriter:
             error, self._error = self._error, None
             raise error
 
+    def _rate(self) -> float | None:
+        """Return the results a second of late, also of those that are left out; None without a legend."""
+        times = list(self._times)
+        if not self._legend:
+            return None
+        return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 0.0
+
     def _run(self) -> None:
         while (result := self._queue.get()) is not None:
             if self._error is not None:
                 continue  # emptied, so that nobody waits for room
             try:
-                self._writer.write(overlay(result, self._names), result)
+                self._writer.write(overlay(result, self._names, self._rate()), result)
                 self.written += 1
             except Exception as error:  # reported by the loop's thread
                 self._error = error
@@ -180,6 +215,8 @@ class _VideoWriter:
         self._pictures = 0
         import_cv2()
         opencv_name(os.path.realpath(path))  # links are followed
+        self._codecs = [*([H264] if path.suffix.lower() == ".mp4" and writes_h264() else ())]
+        self._codecs.append(VIDEO_CODECS[path.suffix.lower()])
         self._file = ExitStack()
         self._temporary = self._file.enter_context(atomic_path(path))
 
@@ -188,8 +225,12 @@ class _VideoWriter:
         self._check_room()
         if self._video is None:
             self._size, self._start = (picture.shape[1], picture.shape[0]), result.frame.captured
-            codec = cv2.VideoWriter_fourcc(*VIDEO_CODECS[self._path.suffix.lower()])
-            self._video = cv2.VideoWriter(str(self._temporary), codec, self._fps, self._size)
+            for codec in self._codecs:
+                self._video = cv2.VideoWriter(
+                    str(self._temporary), cv2.VideoWriter_fourcc(*codec), self._fps, self._size
+                )
+                if self._video.isOpened():
+                    break
             if not self._video.isOpened():
                 raise OVSDinoError(f"{one_line(self._path)}: this OpenCV cannot write it; choose .avi, or a folder")
         if (picture.shape[1], picture.shape[0]) != self._size:  # the source changed its size, a video cannot
@@ -222,6 +263,41 @@ class _VideoWriter:
             raise OVSDinoError(
                 f"{one_line(self._path)}: the disk is full: the video ends after {self._pictures} pictures"
             )
+
+
+@functools.cache
+def writes_h264() -> bool:
+    """Tell whether OpenCV writes H.264 here, by writing a picture.
+
+    FFmpeg's own lines about encoders that it does not find are kept from stderr meanwhile.
+    """
+    cv2 = import_cv2()
+    with tempfile.TemporaryDirectory() as folder, _silence():
+        path = os.path.join(folder, "probe.mp4")
+        writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*H264), 10.0, PROBE)
+        if not writer.isOpened():
+            return False
+        for _ in range(10):
+            writer.write(np.zeros((PROBE[1], PROBE[0], 3), np.uint8))
+        writer.release()
+        video = cv2.VideoCapture(path)
+        good = bool(video.read()[0])
+        video.release()
+        return good
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Send the process's stderr nowhere."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class _NoPictureError(Exception):

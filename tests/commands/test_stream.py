@@ -17,6 +17,7 @@ from PIL import Image
 from ovsdino import cli
 from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.errors import OVSDinoError
+from ovsdino.stream import output as stream_output
 from ovsdino.stream.capture import Capture, Frame, LatestFrame
 from ovsdino.stream.loop import Engine, Stream
 from ovsdino.stream.output import STALE_COLOR, OverlayWriter, output_of, overlay
@@ -93,6 +94,36 @@ def test_a_video_gives_its_frames_in_rgb(video):
     assert red[0] > 200 > 60 > red[2] and blue[2] > 200 > 60 > blue[0]
 
 
+def test_h264_is_read(tmp_path):
+    """Baseline and High with B-frames, as cameras and phones write it, in order and in color."""
+    av = pytest.importorskip("av", reason="an encoder of H.264 is needed to make the video")
+    for profile in ("baseline", "high"):
+        path = tmp_path / f"{profile}.mp4"
+        with av.open(str(path), "w") as file:
+            stream = file.add_stream("libx264", rate=24, options={"profile": profile, "crf": "12"})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for number in range(12):
+                picture = np.full((48, 64, 3), (20 * number, 255 - 20 * number, 128), np.uint8)
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            file.mux(stream.encode())
+        frames = frames_of(str(path))
+        assert len(frames) == 12
+        reds = [int(frame[24, 32, 0]) for frame in frames]
+        assert reds == sorted(reds) and abs(reds[-1] - 220) < 20 and abs(int(frames[0][24, 32, 1]) - 255) < 20
+
+
+def test_h264_is_written_where_opencv_has_an_encoder_and_asking_says_nothing(tmp_path, capfd):
+    found = stream_output.writes_h264.__wrapped__()
+    assert capfd.readouterr().err == ""
+    path = tmp_path / "out.mp4"
+    with OverlayWriter(path, ["a", "b"], fps=10, keep_all=True) as writer:
+        for number in range(1, 4):
+            writer(result(np.zeros((480, 640, 3), np.uint8), number, captured=number / 10))
+    video = cv2.VideoCapture(str(path))
+    code = int(video.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode()
+    assert code == ("h264" if found else "FMP4") and len(frames_of(str(path))) == 3
+
+
 def test_files_are_held_to_their_rate_and_a_late_reader_is_not_rushed(video, monkeypatch):
     now, slept = [50.0], []
 
@@ -161,6 +192,14 @@ def test_an_overlay_has_a_color_for_each_class_and_a_red_frame_when_it_is_stale(
     assert fresh[57, 3].tolist() == [129, 64, 115]  # away from the name: half of gray and of road's (130, 0, 102)
     assert fresh[57, 76].tolist() == [64, 118, 148]  # and of sky's (0, 107, 168)
     assert tuple(stale[0, 0]) == tuple(stale[-1, -1]) == STALE_COLOR != tuple(fresh[0, 0])
+
+
+def test_a_rate_comes_with_a_legend_and_leaves_the_rest_of_the_picture():
+    pixels = np.full((240, 320, 3), 128, np.uint8)
+    plain, rated = (overlay(result(pixels, stale=True), ["road", "sky"], rate) for rate in (None, 12.3))
+    assert plain.shape == (240, 320, 3) and rated.shape[0] > 240 and rated.shape[1:] == (320, 3)
+    changed = (plain != rated[:240]).any(-1)
+    assert changed[220:, 160:].any() and not changed[:200].any() and not changed[:, :160].any()
 
 
 def test_an_overlay_of_nv12_is_drawn_in_color():
@@ -367,6 +406,7 @@ def test_banks_of_other_classes_or_another_model_are_refused(folder, exported, c
         (["--classes", "a", "--stall", "0"], "stall_s is 0"),
         (["--classes", "a", "--labels", "-"], "both print on stdout"),
         (["--classes", "a", "--source-latency-ms", "-1"], "latency_ms is -1"),
+        (["--classes", "a", "--legend"], "written with --output"),
         (["--classes", "a", "--deadlines-ms", "1", "2"], "2 deadlines for 1 sources"),
         (["--classes", "a", "--memory", "--source", "7"], "of one source"),
         (["--classes", "a", "--key-frames", "4"], "with --memory"),
