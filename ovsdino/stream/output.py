@@ -226,12 +226,11 @@ class _VideoWriter:
         if self._video is None:
             self._size, self._start = (picture.shape[1], picture.shape[0]), result.frame.captured
             for codec in self._codecs:
-                self._video = cv2.VideoWriter(
-                    str(self._temporary), cv2.VideoWriter_fourcc(*codec), self._fps, self._size
-                )
-                if self._video.isOpened():
+                code = cv2.VideoWriter_fourcc(*codec)
+                video = self._video = cv2.VideoWriter(str(self._temporary), code, self._fps, self._size)
+                if video.isOpened():
                     break
-            if not self._video.isOpened():
+            else:
                 raise OVSDinoError(f"{one_line(self._path)}: this OpenCV cannot write it; choose .avi, or a folder")
         if (picture.shape[1], picture.shape[0]) != self._size:  # the source changed its size, a video cannot
             picture = cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA)

@@ -331,7 +331,7 @@ def test_an_exported_model_and_its_stand_in_run_without_torch_or_opencv(folder, 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["segment", "a.png", "--classes", "a"],
+        ["segment", "a.png", "--classes", "a", "--model", "b14"],
         ["stream", ".", "--classes", "a"],
         ["eval", "--dataset", "camvid", "--root", "."],
     ],
