@@ -5,7 +5,7 @@
 An interpreter that has torch runs this script: it exports nano and labels the pictures. Then `pip install` of this
 checkout, without an extra, makes an environment of the other interpreter. There `doctor`, `text`, `models`, `stream`
 and `export_trt.py --help` run as a user types them, and the labels that `stream` wrote are counted against those of
-torch. The environment is removed afterwards unless --keep. `make test-matrix` runs it with each torch.
+torch. No compiler is used either, unless --native. The environment is removed afterwards unless --keep. `make test-matrix` runs it with each torch.
 """
 
 from __future__ import annotations
@@ -73,14 +73,16 @@ def labels_of_torch(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: segmenter.segment(path, WORDS.split(",")).labels for path in sorted(folder.iterdir())}
 
 
-def prepare(python: str, numpy: str, work: Path) -> Path:
+def prepare(python: str, numpy: str, work: Path, native: bool) -> Path:
     """Make an environment with this checkout and what it asks for, and return its interpreter."""
     source, folder = work / "source", work / "environment"
     left_out = shutil.ignore_patterns(".git", ".venv", "build", "outputs", "runs", "*.so", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, symlinks=True, ignore=left_out)  # pip would build in the checkout itself
     run(python, "-m", "venv", folder)
     inner = folder / "bin" / "python"
-    run(inner, "-m", "pip", "install", "--quiet", source, f"numpy=={numpy}", OVSDINO_CUDA="0")
+    compiler = {} if native else {"CXX": str(work / "no-compiler")}
+    run(inner, "-m", "pip", "install", "--quiet", "--upgrade", "pip")
+    run(inner, "-m", "pip", "install", "--quiet", source, f"numpy=={numpy}", OVSDINO_CUDA="0", **compiler)
     return inner
 
 
@@ -124,7 +126,9 @@ def compare(expected: dict[str, np.ndarray], folder: Path) -> dict[str, Any]:
     return {"pixels": pixels, "differing": differing, "agreement": agreement, "least_of_an_image": min(shares)}
 
 
-def measure(python: str, numpy: str, work: Path, data: Path | None, every: int) -> dict[str, Any]:
+def measure(
+    python: str, numpy: str, work: Path, *, data: Path | None = None, every: int = 10, native: bool = False
+) -> dict[str, Any]:
     """Return the report, ready for JSON.
 
     Args:
@@ -133,6 +137,7 @@ def measure(python: str, numpy: str, work: Path, data: Path | None, every: int) 
         work: Folder for all that is written; it is made anew.
         data: Folder with CamVid, see `open_dataset`; None: pictures of scikit-learn.
         every: Which images of CamVid val.
+        native: Compile the CPU kernels; otherwise NumPy does their work.
     """
     import torch
 
@@ -141,7 +146,7 @@ def measure(python: str, numpy: str, work: Path, data: Path | None, every: int) 
     source = pictures(images, data, every)
     run(sys.executable, ROOT / "deploy" / "export_onnx.py", "--model", "nano", "--output", work / "nano.onnx")
     expected = labels_of_torch(images)
-    inner = prepare(python, numpy, work)
+    inner = prepare(python, numpy, work, native)
     facts = json.loads(run(inner, "-c", VERSIONS, cwd=work))
     ran = commands(inner, work, images)
     return {
@@ -163,11 +168,13 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder with CamVid; default: two pictures of scikit-learn")
     parser.add_argument("--every", type=int, default=10, help="which images of CamVid val")
     parser.add_argument("--json", type=Path, help="file for the report")
+    parser.add_argument("--native", action="store_true", help="compile the CPU kernels as well")
     parser.add_argument("--keep", action="store_true", help="keep the folder")
     arguments = parser.parse_args()
     work = arguments.folder.absolute()
     try:
-        report = measure(arguments.python, arguments.numpy, work, arguments.data, arguments.every)
+        options = {"data": arguments.data, "every": arguments.every, "native": arguments.native}
+        report = measure(arguments.python, arguments.numpy, work, **options)
     finally:
         if not arguments.keep:
             shutil.rmtree(work, ignore_errors=True)
