@@ -5,7 +5,8 @@
 An interpreter that has torch runs this script: it exports nano and labels the pictures. Then `pip install` of this
 checkout, without an extra, makes an environment of the other interpreter. There `doctor`, `text`, `models`, `stream`
 and `export_trt.py --help` run as a user types them, and the labels that `stream` wrote are counted against those of
-torch. No compiler is used either, unless --native. The environment is removed afterwards unless --keep. `make test-matrix` runs it with each torch.
+torch. No compiler is used either, unless --native. The environment is removed afterwards unless --keep. The last
+release of `make test-matrix` runs it too.
 """
 
 from __future__ import annotations
