@@ -49,7 +49,18 @@ def test_controls_differ_from_the_memory() -> None:
     assert wrong[0] <= wrong[1]
 
 
-def test_the_table_of_the_page_is_that_of_the_results() -> None:
+def test_labels_of_a_still_never_change_and_displaced_ones_of_a_moving_edge_do() -> None:
+    truth = np.zeros((32, 64), np.int64)
+    truth[:, 20:] = 1
+    still = Motion(back=np.zeros((32, 64, 2), np.float32), reliable=np.ones((32, 64), bool))
+    found = video.most([truth] * 9, [still] * 8, (8, 16))
+    assert set(found.values()) == {1.0} and len(found) == 5
+    moving = video.most([np.roll(truth, step, 1) for step in range(9)], [still] * 8, (8, 16))
+    assert moving["truth displaced by 1 pixels"] > moving["truth displaced by 3 pixels"]
+
+
+def test_the_tables_of_the_page_are_those_of_the_results() -> None:
     report = json.loads((RESULTS / "video.json").read_text(encoding="utf-8"))
     page = video.PAGE.read_text(encoding="utf-8")
-    assert placed(page, "second half", video.text(report)) == page, "run python benchmarks/studies/video.py --page"
+    for name, table in video.TABLES.items():
+        assert placed(page, name, table(report)) == page, "run python benchmarks/studies/video.py --page"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import shape_inference
 
 from ovsdino.deploy.export.inputs import Images, random_rows
 from ovsdino.deploy.export.publish import Exported, publish
@@ -77,6 +79,21 @@ def test_a_clip_gives_the_logits_and_labels_of_pytorch(
     always = MemoryConfig(cut=0.0)  # the first frame, too, would take from a memory that is there
     found = compare_clip(model, with_memory(plain, always), Images(frames, WORDS, "noise"), always)
     assert found.images == 6 and found.worst_cosine > 0.99999 and found.label_agreement > 0.999
+
+
+def test_a_float16_graph_attends_in_the_form_that_tensorrt_fuses(
+    model: OVSDINO, frames: tuple[np.ndarray, ...]
+) -> None:
+    half = with_memory(export_graph(model, **SIZE, classes=3, precision="float16"))
+    found = compare_clip(model, half, Images(frames, WORDS, "noise"))
+    assert found.worst_cosine > 0.999 and found.label_agreement > 0.98
+    graph = shape_inference.infer_shapes(onnx.load_model_from_string(half.data)).graph
+    kinds = {value.name: value.type.tensor_type for value in graph.value_info}
+    softmax = next(node for node in graph.node if node.name == "memory/Softmax")
+    assert kinds[softmax.output[0]].elem_type == onnx.TensorProto.FLOAT16
+    product = next(node for node in graph.node if node.input and node.input[0] == softmax.output[0])
+    assert product.op_type == "MatMul"
+    assert [kinds[name].shape.dim[-1].dim_value for name in (product.input[1], product.output[0])] == [32, 32]
 
 
 def test_a_segmenter_remembers_until_it_is_told_not_to(
