@@ -61,7 +61,7 @@ class KeyFrames:
         level: Level (see `remembered`) below which a frame becomes a key frame, 0..1.
     """
 
-    every: int = 4
+    every: int = 2
     level: float = 0.8
 
     def __post_init__(self) -> None:
