@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ovsdino.models.spelling import UNKNOWN_BELOW
+from ovsdino.network import NOVEL
 from ovsdino.results import Segmentation
 
 __all__ = ["LONGEST_SIDE", "shown"]
@@ -62,8 +63,10 @@ def shown(result: Segmentation) -> dict[str, Any]:
 def times(result: Segmentation) -> str:
     """Return the milliseconds of the stages that took any, in a line."""
     stages = ", ".join(f"{name} {value:.0f}" for name, value in result.stages_ms.items() if value >= 0.5)
+    strange = result.novelty is not None and result.novelty > NOVEL
+    unlike = "; unlike the images that the model knows: do not rely on its labels" if strange else ""
     again = "" if "encode" in result.stages_ms else "; the image was encoded before"
-    return f"{result.ms:.0f} ms" + (f" ({stages}{again})" if stages else "")
+    return f"{result.ms:.0f} ms" + (f" ({stages}{again})" if stages else "") + unlike
 
 
 def _note(entry: dict[str, Any]) -> str:

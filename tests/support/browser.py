@@ -5,6 +5,7 @@ The picture is that of docs/serving.md.
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tempfile
@@ -115,10 +116,22 @@ def main(target: str) -> int:
         segmented(driver, address, photograph, "sky, temple, tree, lake, person, dog")
         print(entries(driver), point(driver, 0.3, 0.55))
         driver.save_screenshot(target)
-    picture = Image.open(target).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    picture.save(target, optimize=True)
+        dots = driver.find_elements("css selector", ".ov-swatch")
+        colors = [re.findall(r"\d+", dot.value_of_css_property("background-color"))[:3] for dot in dots]
+    _reduced(Image.open(target).convert("RGB"), [tuple(map(int, color)) for color in colors]).save(
+        target, optimize=True
+    )
     worker.close()
     return 0
+
+
+def _reduced(picture: Image.Image, kept: list[tuple[int, ...]]) -> Image.Image:
+    """Return a picture of 256 colors, those of small things among them."""
+    count = 256 - len(kept)
+    palette = Image.new("P", (1, 1))
+    most = picture.quantize(count).getpalette() or []
+    palette.putpalette([*most[: 3 * count], *(value for color in kept for value in color)])
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 if __name__ == "__main__":
