@@ -38,7 +38,7 @@ from ovsdino.parsing import run_script
 WORDS = ("sky", "grass", "wall", "person", "violin")
 SIZES = ((640, 480), (480, 640), (800, 600))
 MOST_MEGABYTES = 2
-MOST_GROWTH = 0.05
+MOST_GROWTH = 0.10
 WARM_UP = 40
 BOUNDARY = "soak"
 

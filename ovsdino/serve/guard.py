@@ -17,6 +17,8 @@ Scope = Any
 Receive = Callable[[], Any]
 Send = Callable[[Any], Any]
 
+DRAIN_SECONDS = 5.0  # for the rest of a body that is refused
+
 # Nothing is loaded from elsewhere, the page stands in no foreign frame, and no type is guessed. gradio's page has
 # scripts and styles within it, and compiles templates.
 HEADERS = {
@@ -53,12 +55,14 @@ class Guard:
         headers = dict(scope["headers"])
         most = self.limits.max_megabytes * 1_000_000
         too_large = f"the request has more than {self.limits.max_megabytes} MB: send a smaller file"
+        # Who is told to wait before it sends (Expect) sends nothing once it is refused.
+        silent = scope["method"] in ("GET", "HEAD") or b"expect" in headers
+        body = _Body(receive, send, most, self.limits.max_seconds, drained=not silent)
         if (refusal := self._refusal(headers)) is not None:
-            return await answer(send, 403, refusal)
+            return await answer(body.send, 403, refusal)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > most:
-            return await answer(send, 413, too_large)
-        body = _Body(receive, send, most, self.limits.max_seconds)
+            return await answer(body.send, 413, too_large)
         try:
             await self.app(scope, body.receive, body.send)
         except Exception:
@@ -66,7 +70,8 @@ class Guard:
                 raise
         if body.problem is not None and not body.started:
             text = too_large if body.problem == 413 else f"the request took more than {self.limits.max_seconds} s"
-            await answer(send, body.problem, text)
+            status, body.problem = body.problem, None
+            await answer(body.send, status, text)
 
     def _refusal(self, headers: dict[bytes, bytes]) -> str | None:
         host = headers.get(b"host", b"").decode("latin-1")
@@ -90,11 +95,13 @@ class Guard:
 class _Body:
     """The two ends of a request, watched: its bytes and time on the way in, a few headers on the way out."""
 
-    def __init__(self, receive: Receive, send: Send, most: int, seconds: float) -> None:
+    def __init__(self, receive: Receive, send: Send, most: int, seconds: float, drained: bool) -> None:
         self._receive, self._send = receive, send
+        self._most, self._drained = most, drained
         self._left = most
         self._until = asyncio.get_running_loop().time() + seconds
-        self._whole = False
+        self._whole = False  # nothing more is to be handed on
+        self._ended = False  # nothing more is to come
         self.problem: int | None = None
         self.started = False
 
@@ -107,7 +114,7 @@ class _Body:
         except asyncio.TimeoutError:
             return self._end(408)
         self._left -= len(message.get("body", b""))
-        self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+        self._whole = self._ended = message["type"] != "http.request" or not message.get("more_body", False)
         return self._end(413) if self._left < 0 else message
 
     async def send(self, message: Any) -> None:
@@ -115,12 +122,30 @@ class _Body:
             return  # the guard's own answer comes instead
         if message["type"] == "http.response.start":
             self.started = True
+            await self._drain()
             present = {name.lower() for name, _ in message["headers"]}
             message["headers"] = [
                 *message["headers"],
                 *((name, value) for name, value in HEADERS.items() if name not in present),
             ]
         await self._send(message)
+
+    async def _drain(self) -> None:
+        """Read what is left of a body that nobody wants, within bounds.
+
+        A connection that is closed while its client still sends is reset, and the client loses the answer.
+        """
+        left, until = self._most, asyncio.get_running_loop().time() + DRAIN_SECONDS
+        more = self._drained and not self._ended
+        while more and left > 0:
+            try:
+                seconds = until - asyncio.get_running_loop().time()
+                message = await asyncio.wait_for(self._receive(), max(seconds, 0.0))
+            except asyncio.TimeoutError:
+                return
+            left -= len(message.get("body", b""))
+            more = message["type"] == "http.request" and message.get("more_body", False)
+        self._ended = True
 
     def _end(self, problem: int) -> Any:
         self.problem, self._whole = problem, True
@@ -131,6 +156,6 @@ async def answer(send: Send, status: int, text: str) -> None:
     """Send {"error": text}, and close the connection, whose body may not be read to its end."""
     body = json.dumps({"error": text}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers += [(b"connection", b"close"), *HEADERS.items()]
+    headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

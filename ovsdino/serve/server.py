@@ -54,7 +54,7 @@ def application(worker: Worker, *, page: bool = False, hosts: Iterable[str] = ()
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound and will listen.
+    """Return a socket that listens.
 
     Args:
         host: A name or address of this machine; "::" and "0.0.0.0" are all.
@@ -63,13 +63,14 @@ def listening(host: str, port: int) -> socket.socket:
     Raises:
         OVSDinoError: The address cannot be had.
     """
+    if not 0 <= port <= 65_535:
+        raise OVSDinoError(f"--port is {port}: expected 0..65535")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-    except OverflowError:
-        raise OVSDinoError(f"--port is {port}: expected 0..65535") from None
+        found.listen(CONNECTIONS)  # who connects from now on waits for its turn
     except OSError as error:
         raise OVSDinoError(f"cannot listen at {host}:{port}: {error.strerror}; give another --port or --host") from None
     return found

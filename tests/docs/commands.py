@@ -27,6 +27,7 @@ OPTIONS = {  # the dataclass of a script's options
     "benchmarks/latency.py": "Latency",
     "benchmarks/roofline.py": "Roofline",
     "benchmarks/studies/cpu_backends.py": "CpuBackends",
+    "benchmarks/studies/serve_soak.py": "ServeSoak",
     "benchmarks/studies/stream_soak.py": "StreamSoak",
     "benchmarks/studies/words.py": "Words",
     "ovsdino.train.pretrain.align": "Align",

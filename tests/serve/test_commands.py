@@ -83,7 +83,7 @@ def test_ctrl_c_ends_it_in_peace(process: tuple[Any, str]) -> None:  # the last 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--port", "70000"], "port"),
+        (["--port", "70000"], "--port is 70000: expected 0..65535"),
         (["--host", "192.0.2.1"], "cannot listen at 192.0.2.1"),
         (["--max-waiting", "0"], "--max-waiting is 0: expected 1..1024"),
     ],

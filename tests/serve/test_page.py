@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,9 +28,11 @@ MODE = "as the model was made"
 @pytest.fixture(scope="module")
 def client(page: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("client")
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)  # the client leaves empty folders there
     found = gradio_client.Client(page, verbose=False, download_files=folder, analytics_enabled=False)
     yield found
     found.close()
+    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="module")

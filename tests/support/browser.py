@@ -118,7 +118,7 @@ def main(target: str) -> int:
         driver.save_screenshot(target)
         dots = driver.find_elements("css selector", ".ov-swatch")
         colors = [re.findall(r"\d+", dot.value_of_css_property("background-color"))[:3] for dot in dots]
-    _reduced(Image.open(target).convert("RGB"), [tuple(map(int, color)) for color in colors]).save(
+    _reduced(Image.open(target).convert("RGB"), [(255, 255, 255), *(tuple(map(int, color)) for color in colors)]).save(
         target, optimize=True
     )
     worker.close()
