@@ -20,7 +20,10 @@ RANGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of a server; a request beyond one is answered with a status of 4xx or 503, and a sentence."""
+    """Limits of a server.
+
+    A request beyond one is answered with a status of 4xx or 503, and a sentence.
+    """
 
     max_megabytes: int = 32
     """Largest body of a request in MB (10^6 bytes); more is answered by 413."""
