@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 from dataclasses import dataclass, field
 
 from ovsdino.console import say
@@ -47,6 +48,7 @@ class Serve(SegmenterOptions):
                 if not ipaddress.ip_address(bound.getsockname()[0]).is_loopback:
                     say("note: everyone who reaches this machine can use this server: it asks for no password")
                 print(f"{address} answers; Ctrl-C ends it", flush=True)
+                signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # ends as by Ctrl-C, its files removed
                 serve(app, bound)
             except KeyboardInterrupt:
                 say("stopped")
