@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NATIVE_SOURCES := CMakeLists.txt scripts/build_native.py $(shell find csrc -type f)
 CLANG_FORMAT_SOURCES := $(shell find csrc deploy/cpp -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup demo sbom shipped-graph test test-install test-matrix test-aarch64 lint format docs bench weak-data gpu-check clean
+.PHONY: help setup demo sbom shipped-graph test test-page test-install test-matrix test-aarch64 lint format docs bench weak-data gpu-check clean
 setup: $(VENV)/.native  ## the whole environment in .venv: development, training, export, native code (6 GB, 5 minutes)
 
 help:  ## this list
@@ -67,6 +67,9 @@ shipped-graph: setup  ## write the graph of the shipped model anew, after a chan
 # Two workers, a file of tests to one of them: each holds torch and a model, 2 GB at most. PYTEST_ARGS="-n 0" for a debugger.
 test: setup  ## the tests (15 minutes on two cores)
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-page: setup  ## the page and the endpoint; its browser needs Debian's chromium and chromium-driver
+	$(PY) -m pytest -q tests/serve $(PYTEST_ARGS)
 
 test-install: setup  ## the slow tests of wheels and installs
 	$(PY) -m pytest -q -m slow tests/install $(PYTEST_ARGS)
