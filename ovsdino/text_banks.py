@@ -25,6 +25,7 @@ __all__ = ["TextBanks"]
 log = logging.getLogger("ovsdino")
 
 BANKS = 64  # kept, least recently used dropped first
+KNOWN = 100_000  # words that are remembered, so that each is warned of once
 
 Texts = tuple[tuple[str, ...], ...]
 
@@ -76,20 +77,24 @@ class TextBanks:
 
         A word that it does not know is warned of, once.
         """
-        self._look_up(vocabulary.words)
-        return tuple(max(self._known[word] for word in words) for words in vocabulary.texts)
+        known = self._look_up(vocabulary.words)
+        return tuple(max(known[word] for word in words) for words in vocabulary.texts)
 
-    def _look_up(self, words: Sequence[str]) -> None:
+    def _look_up(self, words: Sequence[str]) -> dict[str, float]:
+        """Return how well each word is known; a word is warned of when it is new."""
         tower, adapted = self.model.text_tower, self.adapted or ()
-        new = [word for word in dict.fromkeys(words) if word not in self._known]
-        self._known.update((word, 1.0) for word in new if word in adapted)
-        new = [word for word in new if word not in adapted]
+        found = {word: 1.0 if word in adapted else self._known.get(word, -1.0) for word in words}
+        new = [word for word, value in found.items() if value < 0]
         for word, known in zip(new, tower.familiarity(new).tolist() if new else (), strict=True):
-            self._known[word] = known
+            found[word] = known
             if known < UNKNOWN_BELOW:
                 log.warning("%r is not a word that this model knows; its mask means little", word)
             elif known < READ_AS_BELOW:
                 log.warning("%r is not a word that this model knows; it is read as %r", word, tower.read_as(word))
+        if len(self._known) + len(new) > KNOWN:  # a server meets ever new words
+            self._known = {}
+        self._known.update((word, found[word]) for word in new)
+        return found
 
     def averaged(self, texts: Texts, plain: bool = False) -> Tensor:
         """Return one row for each class, the embeddings of several words averaged: (K, D) float32.

@@ -187,3 +187,12 @@ def test_an_adapted_word_is_known(caplog: pytest.LogCaptureFixture) -> None:
     adapted = AdaptedWords(words=("blorfing",), text=row, residual=row, model="nano", weights="")
     banks = TextBanks(model, torch.device("cpu"), adapted=adapted)  # type: ignore[arg-type]
     assert banks.familiarity(Vocabulary.of("Blorfing,zzz")) == (1.0, 0.0) and len(caplog.records) == 1
+
+
+def test_the_memory_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovsdino.text_banks.KNOWN", 10)
+    banks = TextBanks(Words(), torch.device("cpu"))  # type: ignore[arg-type]
+    for start in range(0, 40, 4):
+        words = [f"word {index}" for index in range(start, start + 4)]
+        assert len(banks.familiarity(Vocabulary.of(words))) == 4
+        assert len(banks._known) <= 10
