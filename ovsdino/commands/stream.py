@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +121,8 @@ class StreamCommand:
     output: Path | None = None
     """Write overlays: a folder, or a video file (.mp4, .mkv, .avi). Those that come too fast are left out. Of several
     sources each has a folder in it, or a file of its own: out-0.mp4, out-1.mp4, ..."""
+    show: bool = False
+    """Show the overlays in a window, one for each source; closing one ends the stream."""
     legend: bool = False
     """Add a legend to the overlays, and write the rate and the age of the frame into them."""
     json: bool = False
@@ -135,8 +137,8 @@ class StreamCommand:
         inputs = self._inputs()
         if self.json and self.labels == "-":
             raise OVSDinoError("--labels - and --json both print on stdout: leave one out")
-        if self.legend and self.output is None:
-            raise OVSDinoError("--legend without effect: overlays are written with --output")
+        if self.legend and self.output is None and not self.show:
+            raise OVSDinoError("--legend without effect: overlays are made with --output or --show")
         outputs = self._outputs()
         for path in outputs:
             refuse_inputs([path], inputs)  # before a model is loaded
@@ -148,7 +150,9 @@ class StreamCommand:
             ]
             stack.enter_context(stop_on_signals(stream.stop))
             stack.enter_context(self._metrics(stream))
-            takers = (_of_camera(writers) if writers else None, self._label_writer(), Service())
+            windows = [stack.enter_context(one) for one in self._windows(names, stream.stop.set)]
+            shown = [_of_camera(each) for each in (writers, windows) if each]
+            takers = (*shown, self._label_writer(), Service())
             summary = stream.run(_each(*(one for one in takers if one is not None)))
         if len(sources) == 1:
             summary = {"source": redact(sources[0]), **summary}
@@ -347,6 +351,15 @@ class StreamCommand:
 
         count = len(self._sources())
         return [] if self.output is None else [output_of(self.output, place, count) for place in range(count)]
+
+    def _windows(self, names: tuple[str, ...], stop: Callable[[], None]) -> Iterator[Any]:
+        """Yield what shows the overlays of each source; nothing without --show."""
+        from ovsdino.stream.output import OverlayWriter
+        from ovsdino.stream.window import Window
+
+        for source in self._sources() if self.show else ():
+            window = Window(f"ovsdino: {redact(source)}", stop)
+            yield OverlayWriter(window, names, fps=1.0, keep_all=False, legend=self.legend)
 
     def _writer(self, source: str, path: Path, names: tuple[str, ...], inputs: list[Path]) -> Any:
         from ovsdino.stream.output import OverlayWriter

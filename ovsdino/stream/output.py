@@ -24,6 +24,7 @@ from ovsdino.io.video import import_cv2, opencv_name
 from ovsdino.results import Segmentation
 from ovsdino.stream.result import StreamResult
 from ovsdino.stream.video_file import check_video
+from ovsdino.stream.window import Window
 
 __all__ = ["OverlayWriter", "VIDEO_CODECS", "output_of", "overlay", "writes_h264"]
 
@@ -80,7 +81,7 @@ class OverlayWriter:
     """Draw and write overlays in a thread of its own, so that the loop does not wait for a disk.
 
     Args:
-        path: A folder for NNNNNNNN.jpg, named by sequence number, or a video file (.mp4, .mkv, .avi).
+        path: A folder for NNNNNNNN.jpg, named by sequence number, a video file (.mp4, .mkv, .avi), or a window.
         names: The classes, in the order of the labels.
         fps: Frames a second of the video. Pictures are repeated so that it runs as fast as the frames were taken.
         keep_all: Write every result, and let the loop wait; otherwise those that come too fast are left out.
@@ -93,7 +94,7 @@ class OverlayWriter:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | Window,
         names: Sequence[str],
         *,
         fps: float,
@@ -105,16 +106,7 @@ class OverlayWriter:
         self._names, self._keep_all, self._legend = names, keep_all, legend
         self._times: deque[float] = deque(maxlen=RATE_WINDOW)
         self._error: Exception | None = None
-        suffix, is_folder = path.suffix.lower(), os.path.isdir(path)
-        if suffix and suffix not in VIDEO_CODECS and not is_folder:
-            raise OVSDinoError(f"{one_line(path)}: expected a folder, or a video file: *{', *'.join(VIDEO_CODECS)}")
-        known = {identity for one in inputs if (identity := file_identity(one)) is not None}
-        refuse_inputs([path], known)
-        self._writer: _Writer = (
-            _VideoWriter(path, fps, keep_all)
-            if suffix in VIDEO_CODECS and not is_folder
-            else _FolderWriter(path, known)
-        )
+        self._writer: _Writer = path if isinstance(path, Window) else _file_writer(path, fps, keep_all, inputs)
         self._queue: queue.Queue[StreamResult | None] = queue.Queue(maxsize=2)
         self._thread = threading.Thread(target=self._run, name="overlays", daemon=True)
         self._thread.start()
@@ -146,10 +138,7 @@ class OverlayWriter:
         """
         self._queue.put(None)
         self._thread.join()
-        try:
-            self._writer.close()
-        finally:
-            self._raise()  # the first thing that went wrong
+        self._raise()  # the first thing that went wrong
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -172,6 +161,20 @@ class OverlayWriter:
                 self.written += 1
             except Exception as error:  # reported by the loop's thread
                 self._error = error
+        try:
+            self._writer.close()
+        except Exception as error:
+            self._error = self._error or error
+
+
+def _file_writer(path: Path, fps: float, keep_all: bool, inputs: Iterable[Path]) -> _Writer:
+    suffix, is_folder = path.suffix.lower(), os.path.isdir(path)
+    if suffix and suffix not in VIDEO_CODECS and not is_folder:
+        raise OVSDinoError(f"{one_line(path)}: expected a folder, or a video file: *{', *'.join(VIDEO_CODECS)}")
+    known = {identity for one in inputs if (identity := file_identity(one)) is not None}
+    refuse_inputs([path], known)
+    is_video = suffix in VIDEO_CODECS and not is_folder
+    return _VideoWriter(path, fps, keep_all) if is_video else _FolderWriter(path, known)
 
 
 class _Writer(Protocol):

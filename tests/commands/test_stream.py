@@ -406,7 +406,7 @@ def test_banks_of_other_classes_or_another_model_are_refused(folder, exported, c
         (["--classes", "a", "--stall", "0"], "stall_s is 0"),
         (["--classes", "a", "--labels", "-"], "both print on stdout"),
         (["--classes", "a", "--source-latency-ms", "-1"], "latency_ms is -1"),
-        (["--classes", "a", "--legend"], "written with --output"),
+        (["--classes", "a", "--legend"], "made with --output or --show"),
         (["--classes", "a", "--deadlines-ms", "1", "2"], "2 deadlines for 1 sources"),
         (["--classes", "a", "--memory", "--source", "7"], "of one source"),
         (["--classes", "a", "--key-frames", "4"], "with --memory"),
