@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import sys
 import uuid
@@ -104,7 +105,9 @@ def main(argv: list[str]) -> int:
     found = bill(version, (ROOT / "constraints.txt").read_text())
     path = Path(argv[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    part = path.with_name(f"{path.name}.part")  # the package, and its atomic_write, may be absent
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    os.replace(part, path)
     print(f"wrote {path}: {len(found['components'])} components")
     return 0
 

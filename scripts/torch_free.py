@@ -182,7 +182,9 @@ def main() -> int:
     text = json.dumps(report, indent=1)
     print(text)
     if arguments.json is not None:
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+        part = arguments.json.with_name(f"{arguments.json.name}.part")  # the package may be absent here
+        part.write_text(text + "\n", encoding="utf-8")
+        os.replace(part, arguments.json)
     absent = not (report["environment"]["torch"] or report["environment"]["timm"])
     return int(not absent or report["agreement"] < LEAST_AGREEMENT)
 
