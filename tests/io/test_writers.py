@@ -22,7 +22,7 @@ DIRECT = {  # what opens a file for writing by itself, and why it may
     "benchmarks/ops.py": "a row of a benchmark, appended as it ends",
     "scripts/gpu_steps.py": "logs of processes that may be killed",
     "scripts/gpu_pytest.py": "a row of a test, written as it ends",
-    "scripts/docs_site.py": "pages of a site, in a folder of build/ that is made from nothing; runs without the package",
+    "scripts/docs_site.py": "pages of a site in a new folder of build/; runs without the package",
     "scripts/sbom.py": "renamed when whole; runs without the package",
     "scripts/torch_free.py": "likewise",
     "deploy/export/publish.py": "file and sidecar are renamed as one",
