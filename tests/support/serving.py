@@ -32,7 +32,7 @@ def running(app: Any) -> Iterator[str]:
         try:
             yield address_of(bound)
         finally:
-            server.should_exit = True
+            server.should_exit = server.force_exit = True  # browsers keep connections open
             thread.join(30)
 
 
