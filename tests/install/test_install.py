@@ -37,6 +37,8 @@ def expected_sources() -> set[str]:
         ("benchmarks", "ovsdino/benchmarks"),
     ):
         names |= {f"{package}/{path.relative_to(ROOT / folder).as_posix()}" for path in (ROOT / folder).rglob("*.py")}
+    names -= {"ovsdino/deploy/triton/client.py"}  # an example to copy
+    names |= {f"ovsdino/serve/{name}" for name in ("page.css", "viewer.js")}
     names |= {f"ovsdino/configs/{path.name}" for path in (ROOT / "configs").glob("*.*")}
     return names | {"ovsdino/py.typed", "ovsdino/contrast.txt", "ovsdino/grounded.txt", "ovsdino/ops/measured.json"}
 
