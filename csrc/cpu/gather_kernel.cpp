@@ -1,9 +1,10 @@
 // The gather kernel of mask_pool; compiled once per instruction set (see simd.h).
 //
-// Each block of rows is copied, or widened to float32, span of kSpan vectors of channels by span; then each list adds
-// its rows of the block in registers, one span after the other, which fits the level 1 cache. Where they lie, rows of
-// 768 channels would share half of that cache's sets and push each other out: 3 cycles a vector and not 1. A sum is
-// thus made of short partial sums, which also keeps its rounding error below a plain loop's.
+// A mask is a few runs of neighboring tokens. So the rows of a block are copied, or widened to float32, together with
+// the sums of each aligned two and four of them, and a run of twelve rows costs about four additions. This is done for
+// kSpan vectors of channels at a time, 28 KB that stay in the level 1 cache while each set adds its slots in
+// registers. Where they lie, rows of 768 channels would share half of that cache's sets and push each other out. A sum
+// is thus made of short partial sums, which also keeps its rounding error below a plain loop's.
 #include "gather_kernel.h"
 
 #include "ovsdino/detail/number.h"
@@ -17,34 +18,48 @@ constexpr int kSpan = 8;
 constexpr int64_t kSpanChannels = kSpan * kLanes;
 static_assert(kSpanChannels <= kMostSpanChannels, "the block is too small");
 
-struct Entries {
-  const int32_t* row;
+// Slots of rows are 0 to 31; that of rows r and r + 1 is 32 + r, that of r to r + 3 is 33 + r.
+OVSDINO_INLINE uint64_t slots_of(uint32_t rows) {
+  const uint32_t two = rows & (rows >> 1) & 0x55555555u;
+  const uint32_t four = two & (two >> 2) & 0x11111111u;
+  const uint32_t ones = rows & ~(two | two << 1), twos = two & ~(four | four << 2);
+  return static_cast<uint64_t>(twos | four << 1) << 32 | ones;
+}
+
+// Where the slots of a block lie: slot s, channel 0 of the span, at data + s * stride. The weight of slot s in set i is
+// weight[i * set_stride + s * row_stride]; null: all 1.
+struct Slots {
+  const float* data;
+  int64_t stride;
   const float* weight;
-  int64_t count;
+  int64_t set_stride, row_stride;
 };
 
 template <int kVectors>
-OVSDINO_INLINE void add_rows(const Entries& entries, const float* in, int64_t stride, float* out) {
+OVSDINO_INLINE void add_slots(const Piece& piece, const Slots& from, float* out) {
   Floats sum[kVectors] = {};
-  if (entries.weight) {
-    for (int64_t e = 0; e < entries.count; ++e) {
-      const float* from = in + entries.row[e] * stride;
-      const float weight = entries.weight[e];
-      for (int v = 0; v < kVectors; ++v) sum[v] += load(from + v * kLanes) * weight;
+  if (from.weight) {
+    const float* weights = from.weight + piece.set * from.set_stride;
+    for (uint64_t left = piece.slots; left; left &= left - 1) {
+      const int64_t slot = __builtin_ctzll(left);
+      const float weight = weights[slot * from.row_stride];
+      for (int v = 0; v < kVectors; ++v) sum[v] += load(from.data + slot * from.stride + v * kLanes) * weight;
     }
   } else {
-    for (int64_t e = 0; e < entries.count; ++e) {
-      const float* from = in + entries.row[e] * stride;
-      for (int v = 0; v < kVectors; ++v) sum[v] += load(from + v * kLanes);
+    for (uint64_t left = piece.slots; left; left &= left - 1) {
+      const float* row = from.data + __builtin_ctzll(left) * from.stride;
+      for (int v = 0; v < kVectors; ++v) sum[v] += load(row + v * kLanes);
     }
   }
   for (int v = 0; v < kVectors; ++v) store(out + v * kLanes, load(out + v * kLanes) + sum[v]);
 }
 
-OVSDINO_INLINE void add_rows_scalar(const Entries& entries, const float* in, int64_t stride, float* out) {
+OVSDINO_INLINE void add_slots_scalar(const Piece& piece, const Slots& from, float* out) {
   float sum = 0.0f;
-  for (int64_t e = 0; e < entries.count; ++e) {
-    sum += in[entries.row[e] * stride] * (entries.weight ? entries.weight[e] : 1.0f);
+  for (uint64_t left = piece.slots; left; left &= left - 1) {
+    const int64_t slot = __builtin_ctzll(left);
+    const float weight = from.weight ? from.weight[piece.set * from.set_stride + slot * from.row_stride] : 1.0f;
+    sum += from.data[slot * from.stride] * weight;
   }
   *out += sum;
 }
@@ -69,68 +84,76 @@ struct Pieces {
   int64_t count;
 };
 
-// in: row 0 of all rows, at the first of the channels; out: the lists' sums there.
+// out: the sets' sums at the first of the channels.
 template <int kVectors>
-OVSDINO_INLINE void add_pieces(const Pieces& pieces, const RowLists& lists, const float* in, int64_t stride, float* out,
-                               int64_t out_stride, Ahead& ahead, int64_t lines) {
+OVSDINO_INLINE void add_pieces(const Pieces& pieces, const Slots& from, float* out, int64_t out_stride, Ahead& ahead,
+                               int64_t lines) {
   for (int64_t p = 0; p < pieces.count; ++p) {
     const Piece& piece = pieces.piece[p];
     ahead.ask(lines);
-    const Entries entries = {lists.row + piece.first, lists.weight ? lists.weight + piece.first : nullptr, piece.count};
     if (kVectors > 0) {
-      add_rows<kVectors>(entries, in, stride, out + piece.list * out_stride);
+      add_slots<kVectors>(piece, from, out + piece.set * out_stride);
     } else {
-      add_rows_scalar(entries, in, stride, out + piece.list * out_stride);
+      add_slots_scalar(piece, from, out + piece.set * out_stride);
     }
   }
 }
 
 // The same of `channels`, kSpanChannels at most.
-OVSDINO_INLINE void add_span(const Pieces& pieces, const RowLists& lists, const float* in, int64_t stride,
-                             int64_t channels, float* out, int64_t out_stride, Ahead& ahead, int64_t lines) {
-  if (channels == kSpanChannels) return add_pieces<kSpan>(pieces, lists, in, stride, out, out_stride, ahead, lines);
+OVSDINO_INLINE void add_span(const Pieces& pieces, Slots from, int64_t channels, float* out, int64_t out_stride,
+                             Ahead& ahead, int64_t lines) {
+  if (channels == kSpanChannels) return add_pieces<kSpan>(pieces, from, out, out_stride, ahead, lines);
   int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes)
-    add_pieces<1>(pieces, lists, in + c, stride, out + c, out_stride, ahead, lines);
-  for (; c < channels; ++c) add_pieces<0>(pieces, lists, in + c, stride, out + c, out_stride, ahead, lines);
+  for (; c + kLanes <= channels; c += kLanes, from.data += kLanes)
+    add_pieces<1>(pieces, from, out + c, out_stride, ahead, lines);
+  for (; c < channels; ++c, ++from.data) add_pieces<0>(pieces, from, out + c, out_stride, ahead, lines);
 }
 
-// Rows in order, as they lie in memory; each span of channels goes to a place of its own.
+// Rows r to r + 3, or fewer at the end, and their sums.
+template <typename T>
+OVSDINO_INLINE void copy_four(const T* from, int64_t stride, int64_t count, int64_t channels, float* row, float* sum) {
+  if (count == 4) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const float a = to_float(from[c]), b = to_float(from[stride + c]);
+      const float d = to_float(from[2 * stride + c]), e = to_float(from[3 * stride + c]);
+      row[c] = a;
+      row[kSpanChannels + c] = b;
+      row[2 * kSpanChannels + c] = d;
+      row[3 * kSpanChannels + c] = e;
+      sum[c] = a + b;
+      sum[2 * kSpanChannels + c] = d + e;
+      sum[kSpanChannels + c] = (a + b) + (d + e);
+    }
+    return;
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t c = 0; c < channels; ++c) row[r * kSpanChannels + c] = to_float(from[r * stride + c]);
+  }
+  if (count < 2) return;
+  for (int64_t c = 0; c < channels; ++c) sum[c] = row[c] + row[kSpanChannels + c];
+}
+
 template <typename T>
 OVSDINO_INLINE void copy_rows(const T* from, int64_t stride, int64_t rows, int64_t channels, float* block) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < channels; c += kSpanChannels) {
-      const int64_t count = c + kSpanChannels < channels ? kSpanChannels : channels - c;
-      float* to = block + c * kBlockRows + r * kSpanChannels;
-      for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[r * stride + c + i]);
+  for (int64_t r = 0; r < rows; r += 4) {
+    float* row = block + r * kSpanChannels;
+    float* sum = row + kBlockRows * kSpanChannels;
+    const int64_t count = rows - r < 4 ? rows - r : 4;
+    if (channels == kSpanChannels) {
+      copy_four(from + r * stride, stride, count, kSpanChannels, row, sum);
+    } else {
+      copy_four(from + r * stride, stride, count, channels, row, sum);
     }
   }
 }
 
 template <typename T>
 OVSDINO_INLINE void divide_and_store(const Gather& g, const float* sums, int64_t sums_stride) {
-  for (int64_t i = 0; i < g.lists.count; ++i) {
+  for (int64_t i = 0; i < g.sets.count; ++i) {
     const float divisor = g.divisor ? g.divisor[i] : 1.0f;
     T* out = static_cast<T*>(g.out) + i * g.out_stride;
     for (int64_t c = 0; c < g.channels; ++c) from_float(sums[i * sums_stride + c] / divisor, out + c);
   }
-}
-
-constexpr int32_t kNone = 0x7fffffff;
-
-// Bit i is set where row[i] < end, of kLanes.
-OVSDINO_INLINE uint32_t below(const int32_t* row, int64_t end) {
-  return negative(load(row) - splat(static_cast<int32_t>(end)));
-}
-
-// How many of `count` ascending rows are below `end`.
-OVSDINO_INLINE int64_t count_below(const int32_t* row, int64_t count, int64_t end) {
-  int64_t found = 0;
-  for (int step = kLanes; step == kLanes && found < count; found += step) {
-    const uint32_t whole = count - found < kLanes ? (1u << (count - found)) - 1u : ~0u;
-    step = __builtin_popcount(below(row + found, end) & whole);
-  }
-  return found;
 }
 
 template <typename T>
@@ -139,46 +162,55 @@ OVSDINO_INLINE Ahead rows_ahead(const Gather& g, int64_t first) {
   return {static_cast<const char*>(g.in) + first * g.in_stride * size, rows, g.in_stride * size, g.channels * size, 0};
 }
 
+// Lists the sets that hold rows of a block, each with its rows; returns how many, and adds up their rows.
+OVSDINO_INLINE int64_t list_pieces(const RowSets& sets, const uint32_t* words, Piece* pieces, int64_t& rows) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < sets.count; i += kSetGroup) {
+    uint32_t any = 0;
+    for (int64_t j = 0; j < kSetGroup; j += kLanes) {
+      Ints group;
+      memcpy(&group, words + i + j, sizeof(group));
+      any |= negative(group != Ints{}) << j;
+    }
+    for (; any; any &= any - 1) {
+      const int64_t set = i + __builtin_ctz(any);
+      pieces[count++] = {set, words[set]};
+      rows += __builtin_popcount(words[set]);
+    }
+  }
+  return count;
+}
+
 template <typename T>
 OVSDINO_INLINE void gather(const Gather& g) {
   constexpr bool kIsFloat = sizeof(T) == sizeof(float);
-  const RowLists& lists = g.lists;
+  const RowSets& sets = g.sets;
   float* sums = kIsFloat ? static_cast<float*>(g.out) : g.sums;
   const int64_t sums_stride = kIsFloat ? g.out_stride : g.channels;
-  for (int64_t i = 0; i < lists.count; ++i) {
+  for (int64_t i = 0; i < sets.count; ++i) {
     for (int64_t c = 0; c < g.channels; ++c) sums[i * sums_stride + c] = 0.0f;
-    g.cursor[i] = lists.begin[i];
-    g.head[i] = lists.begin[i] < lists.begin[i + 1] ? lists.row[lists.begin[i]] : kNone;
   }
-  for (int64_t i = lists.count; i % kLanes; ++i) g.head[i] = kNone;
   for (int64_t first = 0; first < g.rows; first += kBlockRows) {
     const int64_t end = first + kBlockRows < g.rows ? first + kBlockRows : g.rows;
-    int64_t count = 0, entries = 0;
-    for (int64_t i = 0; i < lists.count; i += kLanes) {
-      for (uint32_t bits = below(g.head + i, end); bits; bits &= bits - 1) {
-        const int64_t list = i + __builtin_ctz(bits), begin = g.cursor[list], stop = lists.begin[list + 1];
-        const int64_t found = count_below(lists.row + begin, stop - begin, end);
-        g.cursor[list] = begin + found;
-        g.head[list] = begin + found < stop ? lists.row[begin + found] : kNone;
-        g.pieces[count++] = {list, begin, found};
-        entries += found;
-      }
-    }
+    int64_t entries = 0;
+    const int64_t count = list_pieces(sets, sets.words + first / kBlockRows * sets.stride, g.pieces, entries);
     if (count == 0) continue;
     const Pieces pieces = {g.pieces, count};
     const T* from = static_cast<const T*>(g.in) + first * g.in_stride;
     const bool copied = !kIsFloat || entries > end - first;  // a row that is added once is not worth a copy
-    if (copied) copy_rows(from, g.in_stride, end - first, g.channels, g.block);
+    if (copied && !sets.weight) {
+      for (int64_t p = 0; p < count; ++p) g.pieces[p].slots = slots_of(static_cast<uint32_t>(g.pieces[p].slots));
+    }
     Ahead ahead = rows_ahead<T>(g, end);
     const int64_t spans = (g.channels + kSpanChannels - 1) / kSpanChannels;
     const int64_t lines = (ahead.rows * ((ahead.width + 63) / 64) + count * spans - 1) / (count * spans);
     for (int64_t c = 0; c < g.channels; c += kSpanChannels) {
       const int64_t channels = c + kSpanChannels < g.channels ? kSpanChannels : g.channels - c;
-      // Row 0 of all rows, which may lie before those held.
-      const float* in = copied ? g.block + c * kBlockRows - first * kSpanChannels
-                               : reinterpret_cast<const float*>(from) - first * g.in_stride + c;
-      const int64_t stride = copied ? kSpanChannels : g.in_stride;
-      add_span(pieces, lists, in, stride, channels, sums + c, sums_stride, ahead, lines);
+      if (copied) copy_rows(from + c, g.in_stride, end - first, channels, g.block);
+      const Slots slots = {
+          copied ? g.block : reinterpret_cast<const float*>(from) + c, copied ? kSpanChannels : g.in_stride,
+          sets.weight ? sets.weight + first * sets.row_stride : nullptr, sets.set_stride, sets.row_stride};
+      add_span(pieces, slots, channels, sums + c, sums_stride, ahead, lines);
     }
   }
   if (g.divisor || !kIsFloat) divide_and_store<T>(g, sums, sums_stride);
@@ -231,39 +263,25 @@ OVSDINO_INLINE uint64_t last_bits(const uint8_t* from, int64_t count) {
   return bits;
 }
 
-int64_t count_set(const uint8_t* bytes, int64_t count) {
-  int64_t found = 0, i = 0;
-  for (; i + kBytes <= count; i += kBytes) found += __builtin_popcountll(set_bits(bytes + i));
-  return found + __builtin_popcountll(last_bits(bytes + i, count - i));
-}
-
-OVSDINO_INLINE int32_t* list_bits(uint64_t bits, int32_t first, int32_t* to) {
-#if defined(__AVX512F__)
-  const __m512i steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  for (; bits; bits >>= 16, first += 16) {
-    const auto mask = static_cast<__mmask16>(bits);
-    const int found = __builtin_popcount(mask);
-    // Not the compressing store, which is microcoded on Zen 4, and not a whole one: the next list is another thread's.
-    const __m512i packed = _mm512_maskz_compress_epi32(mask, _mm512_add_epi32(_mm512_set1_epi32(first), steps));
-    _mm512_mask_storeu_epi32(to, static_cast<__mmask16>((1u << found) - 1u), packed);
-    to += found;
+int64_t read_set(const uint8_t* bytes, int64_t count, uint32_t* words, int64_t stride) {
+  static_assert(kBytes == 2 * kBlockRows, "two words at a time");
+  int64_t found = 0;
+  for (int64_t i = 0; i < count; i += kBytes) {
+    const uint64_t bits = i + kBytes <= count ? set_bits(bytes + i) : last_bits(bytes + i, count - i);
+    found += __builtin_popcountll(bits);
+    *words = static_cast<uint32_t>(bits);
+    words += stride;
+    if (i + kBlockRows < count) {
+      *words = static_cast<uint32_t>(bits >> kBlockRows);
+      words += stride;
+    }
   }
-#else
-  for (; bits; bits &= bits - 1) *to++ = first + __builtin_ctzll(bits);
-#endif
-  return to;
-}
-
-void list_set(const uint8_t* bytes, int64_t count, int32_t first, int32_t* places) {
-  int64_t i = 0;
-  for (; i + kBytes <= count; i += kBytes)
-    places = list_bits(set_bits(bytes + i), first + static_cast<int32_t>(i), places);
-  list_bits(last_bits(bytes + i, count - i), first + static_cast<int32_t>(i), places);
+  return found;
 }
 
 }  // namespace
 
-const GatherKernel kGather = {run, count_set, list_set};
+const GatherKernel kGather = {run, read_set};
 
 }  // namespace OVSDINO_ISA
 }  // namespace ovsdino

@@ -7,46 +7,48 @@
 
 namespace ovsdino {
 
-// Room for a vector of the widest instruction set.
-constexpr int64_t kListPad = 16;
+// Rows that are added together, one bit of a word each, and how many of their channels at most.
+constexpr int64_t kBlockRows = 32, kMostSpanChannels = 128;
 
-// Sparse lists of weighted rows: list i is entries begin[i] .. begin[i + 1], in ascending order of `row`.
-struct RowLists {
+// A row's channels, the sums of two and the sums of four neighbors of a block have a slot each.
+constexpr int64_t kSlots = 2 * kBlockRows;
+
+// Sets are looked at this many at a time: a line of the cache.
+constexpr int64_t kSetGroup = 16;
+
+// Sets of weighted rows. Bit r of words[b * stride + i] says that set i holds row b * kBlockRows + r.
+struct RowSets {
   int64_t count;
-  const int64_t* begin;
-  const int32_t* row;   // kListPad more may be read
-  const float* weight;  // null: all 1
+  const uint32_t* words;
+  int64_t stride;       // a multiple of kSetGroup; the words past `count` are 0
+  const float* weight;  // of row n in set i: weight[i * set_stride + n * row_stride]; null: all 1
+  int64_t set_stride, row_stride;
 };
 
-// Rows that are added together, and how many of their channels at most: 24 KB fit the level 1 cache.
-constexpr int64_t kBlockRows = 48, kMostSpanChannels = 128;
-
-// What a list holds of one block of rows.
+// What a set holds of one block: slots to add.
 struct Piece {
-  int64_t list, first, count;
+  int64_t set;
+  uint64_t slots;
 };
 
-// out(i, c) = (sum over list i of weight * in(row, c)) / divisor[i], for `channels` channels.
+// out(i, c) = (sum over set i of weight * in(row, c)) / divisor[i], for `channels` channels.
 struct Gather {
-  RowLists lists;
+  RowSets sets;
   const void* in;  // (rows, channels), stride in_stride between rows, channels contiguous
   DType dtype;     // of in and out: float32, float16 or bfloat16
   int64_t rows, in_stride, channels;
   void* out;
   int64_t out_stride;
   const float* divisor;  // null: all 1
-  float* sums;           // scratch, count * channels; null for float32, whose sums are made in `out`
-  float* block;          // scratch, kBlockRows * (channels, rounded up to kMostSpanChannels), 64-byte aligned
-  int64_t* cursor;       // scratch, count
-  int32_t* head;         // scratch, count + kListPad: the next row of each list
-  Piece* pieces;         // scratch, count
+  float* sums;           // scratch, sets.count * channels; null for float32, whose sums are made in `out`
+  float* block;          // scratch, kSlots * kMostSpanChannels, 64-byte aligned
+  Piece* pieces;         // scratch, sets.count
 };
 
 struct GatherKernel {
   void (*run)(const Gather& gather);
-  // How many of `count` bytes are not 0, and their places: from `first` on, in order.
-  int64_t (*count_set)(const uint8_t* bytes, int64_t count);
-  void (*list_set)(const uint8_t* bytes, int64_t count, int32_t first, int32_t* places);
+  // Writes which of `count` bytes are not 0, a bit each, to words[0], words[stride], ...; returns how many.
+  int64_t (*read_set)(const uint8_t* bytes, int64_t count, uint32_t* words, int64_t stride);
 };
 
 namespace baseline {

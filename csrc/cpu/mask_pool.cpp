@@ -1,7 +1,8 @@
-// mask_pool on the CPU. SAM's masks hold a few per cent of the tokens: each mask becomes a list of its tokens, and only
-// those tokens' features are read; a dense product reads them all. The inner sums are in gather_kernel.cpp.
+// mask_pool on the CPU. SAM's masks hold a few per cent of the tokens: each mask becomes a bit a token, and only the
+// set tokens' features are added; a dense product adds them all. The inner sums are in gather_kernel.cpp.
 #include "ovsdino/mask_pool.h"
 
+#include <atomic>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -31,101 +32,96 @@ const GatherKernel& kernel() {
 
 int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
-// Calls visit(token, weight) for the tokens of non-zero weight, in order.
-template <typename Visit>
-void for_each_token(const MaskPool& op, const void* row, const Visit& visit) {
-  for (int64_t n = 0; n < op.tokens; ++n) {
-    const float weight = mask_weight(row, op.masks_dtype, op.masks_stride_n, n);
-    if (weight != 0.0f) visit(n, weight);
-  }
-}
+// The tokens of the masks of all images as bits, an eighth of the masks' bytes.
+struct MaskWords {
+  int64_t blocks, stride;  // of one image: blocks of tokens, and words of a block
+  std::unique_ptr<uint32_t[]> words;
+  int64_t set;  // bits, of all images
 
-// The tokens of masks (or, transposed, the masks of tokens); lists of several images follow one another.
-struct TokenLists {
-  std::vector<int64_t> begin;
-  std::unique_ptr<int32_t[]> token;
-  std::unique_ptr<float[]> weight;  // soft masks only
-
-  RowLists view(int64_t first, int64_t count) const { return {count, begin.data() + first, token.get(), weight.get()}; }
+  const uint32_t* of(int64_t batch) const { return words.get() + batch * blocks * stride; }
 };
 
-const void* row_of(const MaskPool& op, int64_t list) {
-  const int64_t batch = list / op.mask_count, mask = list % op.mask_count;
+int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+const void* row_of(const MaskPool& op, int64_t batch, int64_t mask) {
   return mask_row(op.masks, op.masks_dtype, batch * op.masks_stride_b + mask * op.masks_stride_m);
 }
 
-// Writes the areas and makes the lists of all images' masks; none (an empty `begin`) if denser than max_density.
-TokenLists read_masks(const MaskPool& op, double max_density, int threads) {
-  constexpr int64_t kGrain = 16;
-  const int64_t count = op.batch * op.mask_count;
-  if (threads > count * op.tokens / kWorkPerThread) threads = static_cast<int>(count * op.tokens / kWorkPerThread);
-  const bool bytes = op.masks_dtype == DType::kUint8 && op.masks_stride_n == 1;
-  TokenLists lists;
-  std::vector<int64_t> begin(static_cast<size_t>(count) + 1, 0);
-  parallel_for(count, kGrain, threads, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      int64_t tokens = 0;
-      double area = 0.0;
-      if (bytes) {
-        tokens = kernel().count_set(static_cast<const uint8_t*>(row_of(op, i)), op.tokens);
-        area = static_cast<double>(tokens);
-      } else {
-        for_each_token(op, row_of(op, i), [&](int64_t, float weight) {
-          ++tokens;
-          area += weight;
-        });
-      }
-      begin[i + 1] = tokens;
-      op.areas[i] = static_cast<float>(area);
-    }
-  });
-  for (int64_t i = 0; i < count; ++i) begin[i + 1] += begin[i];
-  const int64_t total = begin.back();
-  if (static_cast<double>(total) > max_density * static_cast<double>(count * op.tokens)) return lists;
-  const bool soft = op.masks_dtype == DType::kFloat32;
-  lists.token.reset(new int32_t[static_cast<size_t>(total + kListPad)]);
-  if (soft) lists.weight.reset(new float[static_cast<size_t>(total)]);
-  parallel_for(count, kGrain, threads, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      int64_t at = begin[i];
-      if (bytes) {
-        kernel().list_set(static_cast<const uint8_t*>(row_of(op, i)), op.tokens, 0, lists.token.get() + at);
-        continue;
-      }
-      for_each_token(op, row_of(op, i), [&](int64_t n, float weight) {
-        lists.token[at] = static_cast<int32_t>(n);
-        if (soft) lists.weight[at] = weight;
-        ++at;
-      });
-    }
-  });
-  lists.begin = std::move(begin);
-  return lists;
+// Sets the bits of one mask, and returns how many; adds its weights to `area`.
+int64_t read_weights(const MaskPool& op, const void* row, uint32_t* words, int64_t stride, double* area) {
+  int64_t found = 0;
+  for (int64_t n = 0; n < op.tokens; ++n) {
+    const float weight = mask_weight(row, op.masks_dtype, op.masks_stride_n, n);
+    if (weight == 0.0f) continue;
+    words[n / kBlockRows * stride] |= uint32_t{1} << n % kBlockRows;
+    ++found;
+    *area += weight;
+  }
+  return found;
 }
 
-// For each token of one image the masks that hold it: the same entries, sorted by token.
-TokenLists transpose(const RowLists& lists, int64_t tokens) {
-  TokenLists turned;
-  turned.begin.assign(static_cast<size_t>(tokens) + 1, 0);
-  const int64_t first = lists.begin[0], total = lists.begin[lists.count] - first;
-  for (int64_t e = first; e < first + total; ++e) ++turned.begin[lists.row[e] + 1];
-  for (int64_t n = 0; n < tokens; ++n) turned.begin[n + 1] += turned.begin[n];
-  turned.token.reset(new int32_t[static_cast<size_t>(total + kListPad)]);
-  if (lists.weight) turned.weight.reset(new float[static_cast<size_t>(total)]);
-  std::vector<int64_t> next(turned.begin.begin(), turned.begin.end() - 1);
-  for (int64_t m = 0; m < lists.count; ++m) {
-    for (int64_t e = lists.begin[m]; e < lists.begin[m + 1]; ++e) {
-      const int64_t to = next[lists.row[e]]++;
-      turned.token[to] = static_cast<int32_t>(m);
-      if (lists.weight) turned.weight[to] = lists.weight[e];
+// Writes the areas and the words of all masks; no words if the masks are denser than max_density.
+MaskWords read_masks(const MaskPool& op, double max_density, int threads) {
+  const int64_t work = op.batch * op.mask_count * op.tokens;
+  if (threads > work / kWorkPerThread) threads = static_cast<int>(work / kWorkPerThread);
+  const bool bytes = op.masks_dtype == DType::kUint8 && op.masks_stride_n == 1;
+  MaskWords masks{(op.tokens + kBlockRows - 1) / kBlockRows, round_up(op.mask_count, kSetGroup), nullptr, 0};
+  masks.words.reset(new uint32_t[static_cast<size_t>(op.batch * masks.blocks * masks.stride)]());
+  std::atomic<int64_t> total{0};
+  // Groups of masks: no two threads write to one line of the words.
+  const int64_t groups = masks.stride / kSetGroup;
+  parallel_for(op.batch * groups, 1, threads, [&](int64_t begin, int64_t end) {
+    int64_t found = 0;
+    for (int64_t group = begin; group < end; ++group) {
+      const int64_t batch = group / groups, first = group % groups * kSetGroup;
+      uint32_t* words = masks.words.get() + batch * masks.blocks * masks.stride;
+      for (int64_t m = first; m < first + kSetGroup && m < op.mask_count; ++m) {
+        const void* row = row_of(op, batch, m);
+        double area = 0.0;
+        int64_t tokens = 0;
+        if (bytes) {
+          tokens = kernel().read_set(static_cast<const uint8_t*>(row), op.tokens, words + m, masks.stride);
+          area = static_cast<double>(tokens);
+        } else {
+          tokens = read_weights(op, row, words + m, masks.stride, &area);
+        }
+        op.areas[batch * op.mask_count + m] = static_cast<float>(area);
+        found += tokens;
+      }
+    }
+    total.fetch_add(found);
+  });
+  masks.set = total.load();
+  if (static_cast<double>(masks.set) > max_density * static_cast<double>(work)) masks.words.reset();
+  return masks;
+}
+
+// For each token of one image the masks that hold it: a word holds 32 masks, and tokens follow one another.
+MaskWords transpose(const uint32_t* words, int64_t stride, int64_t mask_count, int64_t tokens) {
+  MaskWords turned{(mask_count + kBlockRows - 1) / kBlockRows, round_up(tokens, kSetGroup), nullptr, 0};
+  turned.words.reset(new uint32_t[static_cast<size_t>(turned.blocks * turned.stride)]());
+  for (int64_t first = 0; first < tokens; first += kBlockRows, words += stride) {
+    for (int64_t m = 0; m < mask_count; ++m) {
+      uint32_t* to = turned.words.get() + m / kBlockRows * turned.stride + first;
+      for (uint32_t left = words[m]; left; left &= left - 1) {
+        to[__builtin_ctz(left)] |= uint32_t{1} << m % kBlockRows;
+      }
     }
   }
   return turned;
 }
 
+// Row sets of one image: masks of tokens or, turned, tokens of masks.
+RowSets row_sets(const MaskPool& op, int64_t batch, const uint32_t* words, int64_t stride, bool turned) {
+  const bool soft = op.masks_dtype == DType::kFloat32;
+  const float* weight = soft ? static_cast<const float*>(row_of(op, batch, 0)) : nullptr;
+  if (turned) return {op.tokens, words, stride, weight, op.masks_stride_n, op.masks_stride_m};
+  return {op.mask_count, words, stride, weight, op.masks_stride_m, op.masks_stride_n};
+}
+
 // Runs `all` (pointers for channel 0, no scratch yet) with its channels split over threads.
-void gather_channels(const Gather& all, int threads) {
-  const int64_t work = (all.lists.begin[all.lists.count] - all.lists.begin[0]) * all.channels;
+void gather_channels(const Gather& all, int64_t set, int threads) {
+  const int64_t work = set * all.channels;
   if (threads > work / kWorkPerThread) threads = static_cast<int>(work / kWorkPerThread);
   threads = threads < 1 ? 1 : threads;
   const int64_t spans = (all.channels + kChannelGrain - 1) / kChannelGrain;
@@ -136,18 +132,13 @@ void gather_channels(const Gather& all, int threads) {
     part.channels = (end * kChannelGrain < all.channels ? end * kChannelGrain : all.channels) - first;
     part.in = static_cast<const char*>(all.in) + first * element_size(all.dtype);
     part.out = static_cast<char*>(all.out) + first * element_size(all.dtype);
-    const std::unique_ptr<int64_t[]> cursor(new int64_t[static_cast<size_t>(all.lists.count)]);
-    const std::unique_ptr<int32_t[]> head(new int32_t[static_cast<size_t>(all.lists.count + kListPad)]);
-    const std::unique_ptr<Piece[]> pieces(new Piece[static_cast<size_t>(all.lists.count)]);
+    const std::unique_ptr<Piece[]> pieces(new Piece[static_cast<size_t>(all.sets.count)]);
     struct alignas(64) Line {  // a vector across two lines of the cache is loaded in two cycles
       float values[16];
     };
-    const int64_t held = (part.channels + kMostSpanChannels - 1) / kMostSpanChannels * kMostSpanChannels;
-    const std::unique_ptr<Line[]> block(new Line[static_cast<size_t>(kBlockRows * held / 16)]);
+    const std::unique_ptr<Line[]> block(new Line[kSlots * kMostSpanChannels / 16]);
     std::unique_ptr<float[]> sums;
-    if (all.dtype != DType::kFloat32) sums.reset(new float[static_cast<size_t>(all.lists.count * part.channels)]);
-    part.cursor = cursor.get();
-    part.head = head.get();
+    if (all.dtype != DType::kFloat32) sums.reset(new float[static_cast<size_t>(all.sets.count * part.channels)]);
     part.pieces = pieces.get();
     part.sums = sums.get();
     part.block = reinterpret_cast<float*>(block.get());
@@ -159,8 +150,8 @@ void gather_channels(const Gather& all, int threads) {
 
 bool mask_pool_cpu(const MaskPool& op, double max_density, int threads) {
   check_mask_pool(op, false);
-  const TokenLists lists = read_masks(op, max_density, threads);
-  if (lists.begin.empty()) return false;
+  const MaskWords masks = read_masks(op, max_density, threads);
+  if (!masks.words) return false;
   std::vector<float> divisor(static_cast<size_t>(op.mask_count));
   for (int64_t b = 0; b < op.batch; ++b) {
     for (int64_t m = 0; m < op.mask_count; ++m) {
@@ -168,7 +159,7 @@ bool mask_pool_cpu(const MaskPool& op, double max_density, int threads) {
       divisor[m] = area == 0.0f ? std::numeric_limits<float>::infinity() : area;
     }
     Gather gather{};
-    gather.lists = lists.view(b * op.mask_count, op.mask_count);
+    gather.sets = row_sets(op, b, masks.of(b), masks.stride, false);
     gather.in = static_cast<const char*>(op.features) + b * op.features_stride_b * element_size(op.features_dtype);
     gather.dtype = op.features_dtype;
     gather.rows = op.tokens;
@@ -177,7 +168,7 @@ bool mask_pool_cpu(const MaskPool& op, double max_density, int threads) {
     gather.out = static_cast<char*>(op.means) + b * op.mask_count * op.channels * element_size(op.features_dtype);
     gather.out_stride = op.channels;
     gather.divisor = divisor.data();
-    gather_channels(gather, threads);
+    gather_channels(gather, masks.set / op.batch, threads);
   }
   return true;
 }
@@ -185,12 +176,12 @@ bool mask_pool_cpu(const MaskPool& op, double max_density, int threads) {
 bool mask_pool_backward_cpu(const MaskPool& op, double max_density, int threads) {
   check_mask_pool(op, true);
   if (op.batch > 0 && op.mask_count > 0 && !op.areas) throw std::invalid_argument("mask_pool: areas has no memory");
-  const TokenLists lists = read_masks(op, max_density, threads);
-  if (lists.begin.empty()) return false;
+  const MaskWords masks = read_masks(op, max_density, threads);
+  if (!masks.words) return false;
   for (int64_t b = 0; b < op.batch; ++b) {
-    const TokenLists turned = transpose(lists.view(b * op.mask_count, op.mask_count), op.tokens);
+    const MaskWords turned = transpose(masks.of(b), masks.stride, op.mask_count, op.tokens);
     Gather gather{};
-    gather.lists = turned.view(0, op.tokens);
+    gather.sets = row_sets(op, b, turned.of(0), turned.stride, true);
     gather.in = static_cast<const float*>(op.means) + b * op.mask_count * op.channels;
     gather.dtype = DType::kFloat32;
     gather.rows = op.mask_count;
@@ -198,7 +189,7 @@ bool mask_pool_backward_cpu(const MaskPool& op, double max_density, int threads)
     gather.channels = op.channels;
     gather.out = const_cast<float*>(static_cast<const float*>(op.features)) + b * op.tokens * op.channels;
     gather.out_stride = op.channels;
-    gather_channels(gather, threads);
+    gather_channels(gather, masks.set / op.batch, threads);
   }
   return true;
 }

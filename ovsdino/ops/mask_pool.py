@@ -28,8 +28,8 @@ def mask_pool(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Means (B, M, C) in the dtype of `features` and areas (B, M), float32 (float64 for float64 features).
 
-    The same inputs give the same bits: every kernel adds in the order of the tokens (backward: of the masks), without
-    atomics and whatever the number of threads. A matrix product (dense masks on the CPU, the gradient of soft masks)
+    The same inputs give the same bits: every kernel adds in an order that the masks alone decide, without atomics and
+    whatever the number of threads. A matrix product (dense masks on the CPU, the gradient of soft masks)
     gives the same bits on as many threads.
 
     A NaN or infinite feature makes the means of the masks that hold its token non-finite; what it does to other masks

@@ -129,6 +129,25 @@ def test_every_byte_of_a_word_counts_wherever_the_mask_starts(start: int, backen
     torch.testing.assert_close(means[0, 1] * 6, features[0, masks[0, 1] > 0].sum(0))
 
 
+@needs_native
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("tokens", [37, 39])  # 32 and a ragged block
+def test_runs_of_any_length_and_place_are_right_and_keep_their_nan(tokens: int, isa: str) -> None:
+    # The CPU kernel adds sums of two and four tokens, each made once for all masks.
+    runs = [(first, end) for first in range(tokens) for end in range(first + 1, tokens + 1)]
+    masks = np.zeros((1, 2 * len(runs), tokens), bool)  # half of them empty, for the density
+    for row, (first, end) in zip(masks[0], runs, strict=False):
+        row[first:end] = True
+    features = torch.randn(1, tokens, 20)
+    given_masks = torch.from_numpy(masks)
+    with instruction_set(isa), use_backend("cpu"):
+        assert_right(*mask_pool(features, given_masks), features, masks)
+        features[0, 6] = math.nan
+        means = mask_pool(features, given_masks)[0]
+    assert torch.equal(means.isnan().all(-1), given_masks[..., 6])
+    assert torch.equal(means.isnan().any(-1), given_masks[..., 6])
+
+
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_strided_inputs(backend: str) -> None:
     features, masks = torch.randn(1, 40, 99), draw_masks(1, 5, 99, 0.1)
