@@ -94,7 +94,7 @@ class Latency(ReportOptions):
         from ovsdino.benchmarks.lib.latency_measure import add_memory, facts, measure
         from ovsdino.benchmarks.lib.latency_report import markdown, plot
         from ovsdino.benchmarks.lib.latency_roofline import roofline_rows
-        from ovsdino.edge.segmenter import available_threads
+        from ovsdino.edge.runtimes import available_threads
 
         self._check()
         device = self._device()

@@ -37,7 +37,7 @@ class Verify(ModelSource, VerifyOptions):
     def run(self) -> int:
         from ovsdino.deploy.export.compare import verify
         from ovsdino.deploy.export.publish import Exported
-        from ovsdino.edge.segmenter import runtime_of
+        from ovsdino.edge.runtimes import runtime_of
 
         model, exported = self.load(), Exported.read(self.file)
         images = self.find()

@@ -35,7 +35,8 @@ from ovsdino.data.names import CAMVID
 from ovsdino.deploy.export.publish import publish
 from ovsdino.deploy.export.trace import export_graph
 from ovsdino.edge.bank import TextBank
-from ovsdino.edge.segmenter import EdgeSegmenter, Runtime, available_threads
+from ovsdino.edge.runtimes import Runtime, available_threads
+from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.models import folded, score_attention
 from ovsdino.models.weights import weights_digest
 from ovsdino.parsing import run_script

@@ -34,7 +34,8 @@ from ovsdino.data.names import CAMVID
 from ovsdino.deploy.export.publish import publish
 from ovsdino.deploy.export.trace import export_graph
 from ovsdino.edge.bank import TextBank
-from ovsdino.edge.segmenter import EdgeSegmenter, Runtime
+from ovsdino.edge.runtimes import Runtime
+from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.models.weights import weights_digest
 from ovsdino.ops import use_backend
 from ovsdino.parsing import run_script

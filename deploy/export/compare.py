@@ -18,7 +18,7 @@ from ovsdino.deploy.export.inputs import Images, contrast_rows, text_rows
 from ovsdino.deploy.export.publish import Exported
 from ovsdino.edge.labels import upsample_argmax
 from ovsdino.edge.pixels import preprocess
-from ovsdino.edge.segmenter import open_graph
+from ovsdino.edge.runtimes import open_graph
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensors import text_inputs
 from ovsdino.errors import OVSDinoError
@@ -155,7 +155,7 @@ def runner(exported: Exported, text: np.ndarray, runtime: str = "onnxruntime") -
     Args:
         exported: The file; a float16 graph is run with its roundings, by ONNX Runtime.
         text: (K, D) or (K, W, D) float32, rows of length one.
-        runtime: Of a graph: one of `ovsdino.edge.segmenter.Runtime`, not "auto".
+        runtime: Of a graph: one of `ovsdino.edge.runtimes.Runtime`, not "auto".
 
     Raises:
         OVSDinoError: The runtime refuses the file.

@@ -8,7 +8,7 @@ from pathlib import Path
 from ovsdino.deploy.export.compare import Verification, compare_engine
 from ovsdino.deploy.export.inputs import Images, bank_rows, random_rows
 from ovsdino.deploy.export.publish import Exported
-from ovsdino.edge.segmenter import check_machine
+from ovsdino.edge.runtimes import check_machine
 from ovsdino.errors import OVSDinoError
 
 __all__ = ["graph_of", "prove"]

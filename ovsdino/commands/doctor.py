@@ -180,7 +180,7 @@ def _ops() -> dict[str, dict[str, list[str]]]:
 
 
 def _devices() -> list[dict[str, str]]:
-    from ovsdino.edge.segmenter import available_threads, fastest_runtime
+    from ovsdino.edge.runtimes import available_threads, fastest_runtime
 
     torch = _torch()
     what = f"{available_threads()} threads"

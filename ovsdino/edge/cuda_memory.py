@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Sequence
-from typing import Any
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from ovsdino.errors import OVSDinoError, one_line
 
-__all__ = ["Buffer", "as_bytes", "cuda_runtime", "fit_all", "ok", "take_all"]
-
-ALIGNMENT = 256  # bytes; a frame of a batch begins at a multiple, as memory of cudaMalloc does
+__all__ = ["Buffer", "Lease", "Pool", "as_bytes", "cuda_runtime", "ok"]
 
 
 def cuda_runtime() -> Any:
@@ -84,6 +84,19 @@ class Buffer:
             kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
             ok(self._cuda, self._cuda.cudaMemcpyAsync(self._host_address, self.device, size, kind, stream))
 
+    def read(self, size: int) -> np.ndarray:
+        """Return the first bytes of the device's side on the host, (size,) uint8; wait until they are there."""
+        if not self._mapped and self.host.size:
+            kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+            ok(self._cuda, self._cuda.cudaMemcpy(self._host_address, self.device, size, kind))
+        return self.host[:size]
+
+    def write(self, size: int) -> None:
+        """Bring the first bytes of the host's side to the device, where that is another memory, and wait for it."""
+        if not self._mapped and self.host.size:
+            kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+            ok(self._cuda, self._cuda.cudaMemcpy(self.device, self._host_address, size, kind))
+
     def free(self) -> None:
         """Give both sides back."""
         if self.device and not self._mapped:
@@ -93,6 +106,10 @@ class Buffer:
         self.device = self._host_address = self._size = 0
         self._host = None
 
+    def close(self) -> None:
+        """Give everything back for good."""
+        self.free()
+
 
 def _view(address: int, size: int) -> np.ndarray:
     """Return memory of the host as (size,) uint8."""
@@ -101,20 +118,51 @@ def _view(address: int, size: int) -> np.ndarray:
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
 
-def fit_all(buffer: Buffer, arrays: Sequence[np.ndarray]) -> list[int]:
-    """Make room for arrays one after the other, and return where each begins, in bytes."""
-    places, end = [], 0
-    for array in arrays:
-        places.append(end)
-        end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    buffer.fit(end)
-    return places
+B = TypeVar("B", bound=Buffer)
 
 
-def take_all(buffer: Buffer, arrays: Sequence[np.ndarray], places: Sequence[int]) -> None:
-    """Fill arrays with what the host's side of a buffer holds at their places."""
-    for array, place in zip(arrays, places, strict=True):
-        as_bytes(array)[:] = buffer.host[place : place + array.nbytes]
+class Lease(Generic[B]):
+    """A buffer of a `Pool`, which goes back to it when nobody refers to the lease any more."""
+
+    def __init__(self, pool: Pool[B], buffer: B) -> None:
+        self.buffer = buffer
+        weakref.finalize(self, pool.give, buffer).atexit = False
+
+
+class Pool(Generic[B]):
+    """Buffers that are used again and again, so that no frame allocates memory.
+
+    Args:
+        make: Makes an empty buffer.
+    """
+
+    def __init__(self, make: Callable[[], B]) -> None:
+        self._make = make
+        self._free: deque[B] = deque()  # its ends need no lock: a lease ends in any thread, at any moment
+        self._closed = False
+
+    def take(self, size: int) -> Lease[B]:
+        """Return a buffer with room for `size` bytes; the one that was not used for longest."""
+        try:
+            buffer = self._free.popleft()
+        except IndexError:
+            buffer = self._make()
+        lease = Lease(self, buffer)
+        buffer.fit(size)
+        return lease
+
+    def give(self, buffer: B) -> None:
+        """Take a buffer back."""
+        if self._closed:
+            buffer.close()
+        else:
+            self._free.append(buffer)
+
+    def close(self) -> None:
+        """Free the buffers, each when its lease ends."""
+        self._closed = True
+        while self._free:
+            self._free.popleft().close()
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:

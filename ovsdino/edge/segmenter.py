@@ -7,18 +7,21 @@ version of TensorRT, the device, and the file's SHA-256 (`ovsdino.edge.sidecar`)
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import threading
+from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from ovsdino.edge.bank import TextBank
-from ovsdino.edge.labels import Found, Wish, class_scores, leave_out_unfound
+from ovsdino.edge.device_array import DeviceSegmentation
+from ovsdino.edge.labels import Wish, class_scores, leave_out_unfound
 from ovsdino.edge.pixels import check_image
+from ovsdino.edge.runtimes import Graph, Runtime, available_threads, check_machine, open_graph, runtime_of
 from ovsdino.edge.shipped_graph import ShippedGraph, shipped_model
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
@@ -27,48 +30,10 @@ from ovsdino.results import Segmentation
 from ovsdino.timing import Clock
 from ovsdino.vocabulary import LEAST_CERTAINTY, LEAST_SHARE, background_threshold, label_dtype
 
-__all__ = [
-    "EdgeSegmenter",
-    "Graph",
-    "Runtime",
-    "available_threads",
-    "check_machine",
-    "fastest_runtime",
-    "multiplies_bfloat16",
-    "open_graph",
-    "runtime_of",
-]
+if TYPE_CHECKING:
+    from ovsdino.edge.tensorrt_graph import TensorRTGraph
 
-Runtime = Literal["auto", "onnxruntime", "openvino", "openvino_bfloat16"]
-
-
-class Graph(Protocol):
-    """A graph on its device: `OnnxGraph`, `OpenVinoGraph` or `TensorRTGraph`."""
-
-    least_batch: int
-
-    def set_text(self, text: np.ndarray, contrast: np.ndarray | None = None) -> None:
-        """Take another text bank: (K, D) or (K, W, D), and (C, D) or None for no contrast; float32."""
-
-    def infer(self, image: np.ndarray) -> np.ndarray:
-        """Compute logits of normalized images (B, 3, H, W): (B, K, h, w) float32, K + 1 maps with a contrast.
-
-        A graph with a memory begins anew.
-        """
-
-    def run(
-        self, frames: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], wish: Wish, clock: Clock
-    ) -> list[Found]:
-        """Turn frames of cameras (RGB or NV12), at most the graph's batch, into labels of their sizes (H, W).
-
-        Fewer than the graph's least batch are filled up.
-        """
-
-    def reset(self) -> None:
-        """Forget the frames that `run` saw, where the graph has a memory."""
-
-    def close(self) -> None:
-        """Free the graph."""
+__all__ = ["EdgeSegmenter"]
 
 
 class EdgeSegmenter:
@@ -146,6 +111,8 @@ class EdgeSegmenter:
         bank, self._partition, self._threshold = self._checked(text_bank)
         self._sizes: list[tuple[int, int]] = []  # of the last frames
         self._lock = threading.Lock()  # the graph has one input buffer and one stream
+        self._staging = threading.Lock()
+        self._staged: dict[int, deque[tuple[object, np.ndarray]]] = {}  # by camera: images, and their pixels
         self._runtime: Runtime = "onnxruntime"
         graph: Graph
         if own is not None:
@@ -287,24 +254,16 @@ class EdgeSegmenter:
             )
         clock = Clock()
         with clock("load"):
-            planar = [nv12 and isinstance(image, np.ndarray) and image.ndim == 2 for image in images]
-            frames, sizes = [], []
-            for image, is_nv12 in zip(images, planar, strict=True):
-                # a copy, for a camera's buffer changes
-                pixels = np.asarray(image) if is_nv12 else load_image(image, copy=True, bgr=bgr)
-                check_image(pixels, is_nv12)
-                frames.append(pixels)
-                sizes.append((pixels.shape[0] * 2 // 3 if is_nv12 else pixels.shape[0], pixels.shape[1]))
+            planar = [_is_planar(image, nv12) for image in images]
+            frames = [self._staged_or_loaded(image, one, bgr) for image, one in zip(images, planar, strict=True)]
+            sizes = [_size(pixels) for pixels in frames]
         with self._lock:
             names, partition, threshold = self.names, self._partition, self._threshold
-            asked = None if partition or not self._least_certainty else self._least_certainty
-            wish = Wish(threshold=threshold, confidence=scores or confidence, certainty=asked)
-            if self._sizes not in ([], sizes):  # another camera, or one that was set anew
-                self._open().reset()
-            self._sizes = sizes
+            wish = self._wish(scores or confidence)
+            self._begin_anew_for(sizes)
             found = self._open().run(frames, sizes, wish, clock)
         with clock("postprocess"):
-            labels = [self._labels(one, names, partition) for one in found]
+            labels = [one.labels if partition else self._found_alone(one.labels, one.sure, len(names)) for one in found]
             certainties = [one.confidence for one in found]
             means = [
                 class_scores(own, certainty, len(names)) if scores and certainty is not None else None
@@ -325,15 +284,108 @@ class EdgeSegmenter:
             for place, image in enumerate(images)
         ]
 
-    def _labels(self, found: Found, names: tuple[str, ...], partition: bool) -> np.ndarray:
-        """Return the labels of a frame without the words that are not found."""
-        if partition:
-            return found.labels
+    def segment_on_device(
+        self, image: ImageLike, *, nv12: bool = False, bgr: bool = False, confidence: bool = False
+    ) -> DeviceSegmentation:
+        """Label every pixel of one image by an engine, and leave the labels on its device, as for a planner there.
+
+        Their memory is theirs, and is used again once nobody refers to them, see `DeviceArray`. Words that are not
+        found are taken out on the host: without a partition labels go there and back, or are changed in place where
+        both sides share the memory.
+
+        Args:
+            image: See `segment`, as the rest.
+            nv12: See above.
+            bgr: See above.
+            confidence: Also leave the confidence of each pixel there, as float32.
+
+        Returns:
+            The result; what it holds is there, and no stream has to be waited for.
+
+        Raises:
+            OVSDinoError: The file is an .onnx file, which runs on the CPU; or see `segment`.
+        """
+        engine = self._engine()
+        if engine is None:
+            raise OVSDinoError(f"{self.sidecar.file}: runs on the CPU; labels stay on a device with an engine")
+        if nv12:
+            check_image(np.asarray(image), nv12)
+        clock = Clock()
+        with clock("load"):
+            pixels = self._staged_or_loaded(image, _is_planar(image, nv12), bgr)
+        with self._lock:
+            self._begin_anew_for([_size(pixels)])
+            names, partition, threshold = self.names, self._partition, self._threshold
+            found = engine.run_on_device(pixels, _size(pixels), self._wish(confidence), clock)
+        if not partition:
+            with clock("postprocess"):
+                found.labels.change(lambda labels: self._found_alone(labels, found.sure, len(names)))
+        return DeviceSegmentation(
+            labels=found.labels,
+            names=names,
+            confidence=found.confidence,
+            background=threshold is not None or not partition,
+            stages_ms=dict(clock.ms),
+        )
+
+    def stage(self, image: ImageLike, *, nv12: bool = False, bgr: bool = False, camera: int = 0) -> None:
+        """Begin to bring an image to the engine's device, while another one is segmented, from any thread.
+
+        `segment`, `segment_batch` and `segment_on_device` find it there when they are given this same object. Of each
+        camera the last two are kept; one that nobody asks for costs its copy. Nothing is done for an .onnx file.
+
+        Args:
+            image: See `segment`, as the rest.
+            nv12: See above.
+            bgr: See above.
+            camera: Whose image it is.
+
+        Raises:
+            OVSDinoError: The image cannot be read, CUDA refuses, or the segmenter was closed.
+        """
+        with self._staging:
+            engine = self._engine()
+            if engine is not None:
+                pixels = _load(image, _is_planar(image, nv12), bgr)
+                engine.stage(pixels, camera)
+                self._staged.setdefault(camera, deque(maxlen=2)).append((image, pixels))
+
+    def _engine(self) -> TensorRTGraph | None:
+        """Return the graph where it is an engine."""
+        graph = self._open()
+        if self.sidecar.backend == "onnx":
+            return None
+        from ovsdino.edge.tensorrt_graph import TensorRTGraph
+
+        assert isinstance(graph, TensorRTGraph)
+        return graph
+
+    def _staged_or_loaded(self, image: ImageLike, planar: bool, bgr: bool) -> np.ndarray:
+        """Return the pixels of an image, those that were staged where they were."""
+        for waiting in self._staged.copy().values():
+            for staged in tuple(waiting):
+                if staged[0] is image:
+                    with suppress(ValueError):  # a newer one has just taken its place
+                        waiting.remove(staged)
+                    return staged[1]
+        return _load(image, planar, bgr)
+
+    def _begin_anew_for(self, sizes: list[tuple[int, int]]) -> None:
+        """Forget the frames so far where others come: of another camera, or of one that was set anew."""
+        if self._sizes not in ([], sizes):
+            self._open().reset()
+        self._sizes = sizes
+
+    def _wish(self, confidence: bool) -> Wish:
+        asked = None if self._partition or not self._least_certainty else self._least_certainty
+        return Wish(threshold=self._threshold, confidence=confidence, certainty=asked)
+
+    def _found_alone(self, found: np.ndarray, sure: np.ndarray | None, classes: int) -> np.ndarray:
+        """Return labels, changed in place, without the words that are not found."""
         # below the threshold is the label after the contrast's
-        labels = np.minimum(found.labels, len(names), out=found.labels)
-        labels = labels.astype(label_dtype(len(names)), copy=False)
-        leave_out_unfound(labels, len(names), self._least_share, found.sure)
-        return labels
+        labels = np.minimum(found, classes, out=found)
+        leave_out_unfound(labels, classes, self._least_share, sure)
+        return labels.astype(label_dtype(classes), copy=False)
 
     def infer(self, image: np.ndarray) -> np.ndarray:
         """Run the graph alone.
@@ -368,8 +420,9 @@ class EdgeSegmenter:
 
     def close(self) -> None:
         """Free the graph and its memory; the instance cannot be used afterwards. A second call does nothing."""
-        with self._lock:
+        with self._lock, self._staging:
             graph, self._graph = self._graph, None
+            self._staged.clear()
             if graph is not None:
                 graph.close()
 
@@ -406,103 +459,17 @@ def _take(graph: Graph, bank: TextBank, partition: bool) -> None:
     graph.set_text(bank.padded() if bank.words else bank.text, None if partition else bank.contrast)
 
 
-def check_machine(sidecar: Sidecar, device: int) -> None:
-    """Refuse a file that this machine cannot run, before the file is read.
-
-    Args:
-        sidecar: The file's sidecar.
-        device: Index of the CUDA device.
-
-    Raises:
-        OVSDinoError: TensorRT is missing, of another version, or the engine is for another device.
-    """
-    if sidecar.backend == "onnx":
-        return
-    from ovsdino.edge.tensorrt_graph import device_sm, tensorrt_module
-
-    version = tensorrt_module(sidecar.backend).__version__
-    # the version first, with a device that the engine was built for: it can be told where there is no device
-    sidecar.check_runtime(sidecar.backend, version, sidecar.target.split(",")[0])
-    sidecar.check_runtime(sidecar.backend, version, device_sm(device))
+def _is_planar(image: ImageLike, nv12: bool) -> bool:
+    return nv12 and isinstance(image, np.ndarray) and image.ndim == 2
 
 
-def open_graph(data: bytes, sidecar: Sidecar, threads: int, device: int, runtime: str = "onnxruntime") -> Graph:
-    """Deserialize an exported file.
-
-    Args:
-        data: Content of the file, checked by `Sidecar.read`.
-        sidecar: The file's sidecar.
-        threads: Threads on the CPU.
-        device: Index of the CUDA device.
-        runtime: Of an .onnx file, as `runtime_of` gives it.
-
-    Raises:
-        OVSDinoError: The runtime is missing or refuses the file.
-    """
-    if sidecar.backend == "onnx" and runtime != "onnxruntime":
-        from ovsdino.edge.openvino_graph import OpenVinoGraph
-
-        return OpenVinoGraph(data, sidecar, threads, "bfloat16" if runtime == "openvino_bfloat16" else "float32")
-    if sidecar.backend == "onnx":
-        from ovsdino.edge.onnx_graph import OnnxGraph
-
-        return OnnxGraph(data, sidecar, threads)
-    from ovsdino.edge.tensorrt_graph import TensorRTGraph, tensorrt_module
-
-    return TensorRTGraph(tensorrt_module(sidecar.backend), data, sidecar, device)
+def _load(image: ImageLike, planar: bool, bgr: bool) -> np.ndarray:
+    """Return an image's pixels, (H, W, 3) RGB or NV12; a copy of RGB, for a camera's buffer changes."""
+    pixels = np.asarray(image) if planar else load_image(image, copy=True, bgr=bgr)
+    check_image(pixels, planar)
+    return pixels
 
 
-def runtime_of(sidecar: Sidecar, asked: Runtime = "auto") -> Runtime:
-    """Return the CPU runtime of a file: the one asked for, or `fastest_runtime`.
-
-    Args:
-        sidecar: The file's sidecar.
-        asked: What the caller wants.
-
-    Raises:
-        OVSDinoError: bfloat16 is asked of a file that is not float32.
-    """
-    if asked == "openvino_bfloat16" and sidecar.precision != "float32":
-        raise OVSDinoError(f"{sidecar.file}: {sidecar.precision}; bfloat16 arithmetic takes a float32 graph")
-    if sidecar.memory is not None:
-        if asked.startswith("openvino"):
-            raise OVSDinoError(f"{sidecar.file}: a graph with a memory runs in ONNX Runtime; leave out {asked}")
-        return "onnxruntime"
-    return fastest_runtime(sidecar.model, sidecar.precision) if asked == "auto" else asked
-
-
-def fastest_runtime(model: str, precision: str) -> Runtime:
-    """Return the CPU runtime that was measured to be fastest for a graph (`benchmarks/results/cpu_backends.json`).
-
-    For nano in float32 that is OpenVINO partly in bfloat16 where the CPU multiplies in it, else OpenVINO; for nano in
-    int8 OpenVINO. Nothing else was measured; it is ONNX Runtime then, and without OpenVINO.
-
-    Args:
-        model: Name of the model.
-        precision: Of the file.
-    """
-    measured = model == "nano" and precision in ("float32", "int8")
-    if not measured or importlib.util.find_spec("openvino") is None:
-        return "onnxruntime"
-    return "openvino_bfloat16" if precision == "float32" and multiplies_bfloat16() else "openvino"
-
-
-def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Return whether the CPU has instructions for products in bfloat16 (AVX512_BF16 or AMX); False off Linux.
-
-    OpenVINO's own list of capabilities has bfloat16 on every CPU with AVX-512, emulated.
-
-    Args:
-        cpuinfo: The kernel's description of the CPU.
-    """
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def available_threads() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _size(pixels: np.ndarray) -> tuple[int, int]:
+    """Return (H, W) of RGB or NV12."""
+    return (pixels.shape[0] if pixels.ndim == 3 else pixels.shape[0] * 2 // 3), pixels.shape[1]

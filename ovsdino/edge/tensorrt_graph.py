@@ -2,10 +2,11 @@
 
 One stream carries a frame from its pixels to its labels:
 
-    host -> device copy, `preprocess_cuda`, the engine as a CUDA graph, `upsample_argmax_cuda`, device -> host copy
+    `preprocess_cuda`, the engine as a CUDA graph, `upsample_argmax_cuda`, device -> host copy where labels do not stay
 
-Every buffer is allocated before the first frame or when a frame or a vocabulary is larger than any before it. The two
-kernels are those of `ovsdino._C`, which takes device pointers and the stream's handle and needs no torch.
+The frame itself comes on another stream, before its turn where it was staged (`ovsdino.edge.uploads`). Every buffer is
+allocated before the first frame or when a frame or a vocabulary is larger than any before it. The two kernels are those
+of `ovsdino._C`, which takes device pointers and the stream's handle and needs no torch.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from ovsdino.edge.cuda_memory import Buffer, as_bytes, cuda_runtime, fit_all, ok, take_all
+from ovsdino.edge.cuda_memory import Buffer, Lease, Pool, as_bytes, cuda_runtime, ok
+from ovsdino.edge.device_array import DeviceArray, DeviceFound
 from ovsdino.edge.labels import Found, Wish, sure_shares
 from ovsdino.edge.pixels import gain_and_shift
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensors import check_tensors, logits_shape, text_inputs
+from ovsdino.edge.uploads import Upload, Uploads
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.native import native
 from ovsdino.timing import Clock
@@ -113,7 +116,8 @@ class TensorRTGraph:
         # Normalized images and logits stay on the device unless `infer` is called.
         self._image, self._logits = Buffer(cuda, 4 * int(np.prod(sidecar.input))), Buffer(cuda)
         self._text = {name: Buffer(cuda, mapped=mapped) for name in texts}
-        self._frame, self._labels, self._confidence = (Buffer(cuda, mapped=mapped) for _ in range(3))
+        self._uploads = Uploads(cuda, mapped=mapped)
+        self._labels, self._confidence = (Pool(lambda: Buffer(cuda, mapped=mapped)) for _ in range(2))
 
     def set_text(self, text: np.ndarray, contrast: np.ndarray | None = None) -> None:
         """Take another text bank: set shapes and addresses and capture the graph again; see `Graph.set_text`."""
@@ -142,6 +146,16 @@ class TensorRTGraph:
         as_bytes(logits)[:] = self._logits.host[: logits.nbytes]
         return logits[:, : self._maps]
 
+    def stage(self, pixels: np.ndarray, camera: int) -> None:
+        """Begin to bring a frame to the device, for `run` to find it there; while another runs, from any thread.
+
+        Args:
+            pixels: The array that `run` will be given, RGB or NV12.
+            camera: Whose frame it is; of each the last two are kept.
+        """
+        ok(self._cuda, self._cuda.cudaSetDevice(self._device))
+        self._uploads.stage(pixels, camera)
+
     def run(
         self, frames: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], wish: Wish, clock: Clock
     ) -> list[Found]:
@@ -150,32 +164,43 @@ class TensorRTGraph:
         The graph is recorded for the most frames that came at once, and fewer are filled up: another recording costs
         more than a frame.
         """
+        found = self._compute(frames, sizes, wish, clock, download=True)
+        with clock("postprocess"):
+            return [
+                Found(labels.downloaded(), None if confidence is None else confidence.downloaded(), sure)
+                for labels, confidence, sure in found
+            ]
+
+    def run_on_device(self, pixels: np.ndarray, size: tuple[int, int], wish: Wish, clock: Clock) -> DeviceFound:
+        """Turn a frame into labels that stay on the device, and are there when this returns; see `run`."""
+        return self._compute([pixels], [size], wish, clock, download=False)[0]
+
+    def _compute(
+        self,
+        frames: Sequence[np.ndarray],
+        sizes: Sequence[tuple[int, int]],
+        wish: Wish,
+        clock: Clock,
+        *,
+        download: bool,
+    ) -> list[DeviceFound]:
         cuda, stream = self._cuda, self._stream
         ok(cuda, cuda.cudaSetDevice(self._device))
         self._most = max(self._most, len(frames))
         if self._batch != self._most:
             self._set_shapes(self._most)
-        frames = [np.ascontiguousarray(pixels) for pixels in frames]
-        labels = [np.empty(size, label_dtype(self._maps)) for size in sizes]
-        certainties = [np.empty(size, np.float32) for size in sizes] if wish.confidence else []
-        places = fit_all(self._frame, frames)
-        for pixels, place in zip(frames, places, strict=True):
-            with clock("preprocess"):  # the copy into page-locked memory; the device's share is added below
-                self._frame.host[place : place + pixels.nbytes] = as_bytes(pixels)
+        with clock("preprocess"):  # the copy into page-locked memory; the device's share is added below
+            uploads = [self._uploads.take(pixels) for pixels in frames]
         self._record(0)
-        self._frame.upload(places[-1] + frames[-1].nbytes, stream)
-        for index, (pixels, size, place) in enumerate(zip(frames, sizes, places, strict=True)):
-            self._preprocess(pixels, size, place, index)
+        for index, (pixels, size, upload) in enumerate(zip(frames, sizes, uploads, strict=True)):
+            upload.buffer.wait(stream)
+            self._preprocess(pixels, size, upload, index)
         self._record(1)
         self._launch()
         self._record(2)
-        label_places, certainty_places = fit_all(self._labels, labels), fit_all(self._confidence, certainties)
-        for index, own in enumerate(labels):
-            certain = self._confidence.device + certainty_places[index] if certainties else 0
-            self._postprocess(index, own, self._labels.device + label_places[index], certain, wish.threshold)
-        self._labels.download(label_places[-1] + labels[-1].nbytes, stream)
-        if certainties:
-            self._confidence.download(certainty_places[-1] + certainties[-1].nbytes, stream)
+        found = [self._postprocess(index, size, wish) for index, size in enumerate(sizes)]
+        for one in (array for labels, confidence, _ in found for array in (labels, confidence) if download and array):
+            one.download(stream)
         if wish.certainty is not None:
             self._logits.download(4 * int(np.prod(self._shape)), stream)
         self._record(3)
@@ -183,16 +208,14 @@ class TensorRTGraph:
         for event, stage in enumerate(("preprocess", "encode", "postprocess")):
             elapsed = ok(cuda, cuda.cudaEventElapsedTime(self._events[event], self._events[event + 1]))
             clock.add(stage, elapsed)
+        if wish.certainty is None:
+            return found
         with clock("postprocess"):
-            take_all(self._labels, labels, label_places)
-            take_all(self._confidence, certainties, certainty_places)
-            sures: list[np.ndarray | None] = [None] * len(frames)
-            if wish.certainty is not None:
-                logits = self._logits.host[: 4 * int(np.prod(self._shape))].view(np.float32).reshape(self._shape)
-                sures = [sure_shares(logits[index, : self._maps], wish.certainty) for index in range(len(frames))]
-        return [
-            Found(own, certainties[index] if certainties else None, sures[index]) for index, own in enumerate(labels)
-        ]
+            logits = self._logits.host[: 4 * int(np.prod(self._shape))].view(np.float32).reshape(self._shape)
+            return [
+                one._replace(sure=sure_shares(logits[index, : self._maps], wish.certainty))
+                for index, one in enumerate(found)
+            ]
 
     def reset(self) -> None:
         """Do nothing: an engine that is run has no memory."""
@@ -203,8 +226,11 @@ class TensorRTGraph:
         self._wait()
         self._drop_capture()
         del self._context, self._engine, self._runtime
-        for buffer in (self._image, *self._text.values(), self._logits, self._frame, self._labels, self._confidence):
-            buffer.free()
+        for buffer in (self._image, *self._text.values(), self._logits):
+            buffer.close()
+        for pool in (self._labels, self._confidence):
+            pool.close()
+        self._uploads.close()
         for event in self._events:
             ok(cuda, cuda.cudaEventDestroy(event))
         ok(cuda, cuda.cudaStreamDestroy(self._stream))
@@ -244,14 +270,14 @@ class TensorRTGraph:
         self._batch = batch
         self._capture()
 
-    def _preprocess(self, pixels: np.ndarray, size: tuple[int, int], place: int, index: int) -> None:
-        """Turn a frame, `place` bytes into the buffer of all, into one image of the batch."""
+    def _preprocess(self, pixels: np.ndarray, size: tuple[int, int], upload: Lease[Upload], index: int) -> None:
+        """Turn a frame into one image of the batch."""
         assert native is not None  # checked in __init__
         sidecar = self._sidecar
         planar = pixels.ndim == 2
         strides = (pixels.size, pixels.shape[1], 1, 0) if planar else (pixels.size, 3 * pixels.shape[1], 3, 1)
         native.preprocess_cuda(
-            self._frame.device + place,
+            upload.buffer.device,
             "nv12" if planar else "rgb",
             (1, *size),
             strides,
@@ -263,23 +289,30 @@ class TensorRTGraph:
             int(self._stream),
         )
 
-    def _postprocess(self, index: int, labels: np.ndarray, to: int, certain: int, threshold: float | None) -> None:
-        """Turn the logits of one image into labels at the address `to`, and its confidence at `certain`, if not 0."""
+    def _postprocess(self, index: int, size: tuple[int, int], wish: Wish) -> DeviceFound:
+        """Turn the logits of one image into labels, and its confidence where that is wished for."""
         assert native is not None
         _, classes, height, width = self._shape
         plane = height * width
+        labels = self._array(self._labels, size, label_dtype(self._maps))
+        confidence = self._array(self._confidence, size, np.float32) if wish.confidence else None
         native.upsample_argmax_cuda(
             self._logits.device + 4 * index * classes * plane,
             "float32",
             (1, self._maps, height, width),
             (classes * plane, plane, width, 1),
-            labels.shape,
-            to,
+            size,
+            labels.address,
             labels.dtype.name,
-            certain,
-            threshold,
+            0 if confidence is None else confidence.address,
+            wish.threshold,
             int(self._stream),
         )
+        return DeviceFound(labels, confidence, None)
+
+    def _array(self, pool: Pool[Buffer], size: tuple[int, int], dtype: Any) -> DeviceArray:
+        lease = pool.take(int(np.prod(size)) * np.dtype(dtype).itemsize)
+        return DeviceArray(lease, size, dtype, self._device)
 
     def _launch(self) -> None:
         if self._captured is None:

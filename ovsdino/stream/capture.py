@@ -85,6 +85,7 @@ class LatestFrame(Generic[N]):
 
     Attributes:
         bell: Set when a frame is stored, for a reader of several; None: no bell.
+        before: Called with a frame by its writer before it is stored, as to bring it to a device; None: nothing.
 
     Args:
         keep_all: The writer waits until its frame was taken, so that none is dropped: for files, not for cameras.
@@ -93,6 +94,7 @@ class LatestFrame(Generic[N]):
     def __init__(self, keep_all: bool = False) -> None:
         self.keep_all = keep_all
         self.bell: threading.Event | None = None
+        self.before: Callable[[N], None] | None = None
         self._condition = threading.Condition()
         self._frame: N | None = None
         self._newest = 0
@@ -107,9 +109,12 @@ class LatestFrame(Generic[N]):
 
     def put(self, frame: N) -> bool:
         """Store a frame in place of the last; return False for one older than the newest, and after `close`."""
+        if self.before is not None:
+            with self._condition:
+                self._wait_for_room()
+            self.before(frame)
         with self._condition:
-            while self.keep_all and self._frame is not None and not self._closed:
-                self._condition.wait()
+            self._wait_for_room()
             if self._closed:
                 return False
             if frame.sequence <= self._newest:  # from a reader that was given up and came back late
@@ -121,6 +126,9 @@ class LatestFrame(Generic[N]):
         if self.bell is not None:
             self.bell.set()
         return True
+
+    def _wait_for_room(self) -> None:
+        self._condition.wait_for(lambda: not self.keep_all or self._frame is None or self._closed)
 
     def take(self, timeout: float) -> N | None:
         """Return the newest frame, each at most once, or None where none comes within `timeout` seconds."""

@@ -19,8 +19,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,8 +50,8 @@ class Segments(Protocol):
 class Engine:
     """A segmenter, its name in reports, and the options of its `segment`.
 
-    A segmenter with `segment_batch` and a `batch` above 1 takes the frames of several cameras at once, see
-    `EdgeSegmenter`.
+    A segmenter with `segment_batch` and a `batch` above 1 takes the frames of several cameras at once, and one with
+    `stage` is told of each frame as it comes, see `EdgeSegmenter`.
     """
 
     name: str
@@ -65,6 +66,13 @@ class Engine:
     def segment(self, pixels: np.ndarray) -> Any:
         """Label one frame."""
         return self.segmenter.segment(pixels, **self.options)
+
+    def stage(self, pixels: np.ndarray, camera: int) -> None:
+        """Begin to bring a frame to the segmenter's device, while it segments another, where it has one."""
+        begin = getattr(self.segmenter, "stage", None)
+        if begin is not None:
+            form = {name: self.options[name] for name in ("nv12", "bgr") if name in self.options}
+            begin(pixels, camera=camera, **form)
 
     def segment_all(self, frames: Sequence[np.ndarray]) -> list[Any]:
         """Label frames of several cameras, at most `batch`."""
@@ -120,6 +128,8 @@ class Streams:
         self._cameras, self._engines, self._watchdog = list(cameras), engines, watchdog
         self._frames, self._seconds, self._report_s = frames, seconds, report_s
         self._say, self._clock, self._between = say, clock, between
+        for place, camera in enumerate(self._cameras):
+            camera.slot.before = partial(self._stage, place)
         self._several = len(self._cameras) > 1
         self._bell = threading.Event()
         if self._several:
@@ -184,6 +194,11 @@ class Streams:
             if not taken and all(finished):
                 failed = all(camera.capture.error is not None for camera in self._cameras)
                 return "error" if failed else "source"
+
+    def _stage(self, place: int, frame: Frame) -> None:
+        """Bring a frame to the device, in the thread that captured it."""
+        with suppress(Exception):  # what is wrong with it is told when it is segmented
+            self._engines[self._level].stage(frame.pixels, place)
 
     def _segment(self, taken: list[tuple[Camera, Frame]]) -> list[StreamResult]:
         """Segment frames that wait; nothing comes of one that was used to warm up, or that the engine refused."""

@@ -66,6 +66,7 @@ SKIPPED = [
     (r"ovsdino\.train\.package", "writes into the package"),
     (r"^curl |urllib\.request", "asks a running server: tests/serve/test_commands.py"),
     (r"push_to_hub", "needs a login at the hub"),
+    (r"segment_on_device", "needs a GPU: tests/edge/test_device_memory.py"),
     (r"scripts\.reliability", "minutes: tests/test_reliability.py runs a part of it"),
 ]
 # What makes a command quick, added to it.

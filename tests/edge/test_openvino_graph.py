@@ -12,8 +12,9 @@ import torch
 
 from ovsdino.deploy.export.publish import Exported, publish
 from ovsdino.deploy.export.trace import export_graph
-from ovsdino.edge import segmenter as edge
-from ovsdino.edge.segmenter import EdgeSegmenter, open_graph, runtime_of
+from ovsdino.edge import runtimes as edge
+from ovsdino.edge.runtimes import open_graph, runtime_of
+from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from tests.support import tiny

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ovsdino.deploy.export.trace import write_facts
 from ovsdino.edge import onnx_graph as runtime_onnx
-from ovsdino.edge import segmenter as trt_runtime
+from ovsdino.edge import runtimes
 from ovsdino.edge import tensorrt_graph as runtime_tensorrt
 from ovsdino.edge.labels import upsample_argmax
 from ovsdino.edge.pixels import preprocess as numpy_preprocess
@@ -468,4 +468,4 @@ def test_a_missing_tensorrt_is_said_in_one_line(model: Path) -> None:
 
 
 def test_threads_default_to_the_processors_of_this_process() -> None:
-    assert trt_runtime.available_threads() >= 1
+    assert runtimes.available_threads() >= 1

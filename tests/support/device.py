@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
+from ovsdino.edge import tensorrt_graph
+from ovsdino.edge.bank import TextBank
+from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.native import native
 from tests.support import tiny
 
@@ -21,6 +26,7 @@ class Cuda:
 
     cudaHostAllocMapped = 2
     cudaStreamNonBlocking = 1
+    cudaEventDisableTiming = 2
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down")
     cudaError_t = SimpleNamespace(cudaSuccess=0)
     cudaDeviceAttr = SimpleNamespace(cudaDevAttrIntegrated="integrated")
@@ -33,6 +39,7 @@ class Cuda:
         self.calls: list[str] = []
         self.streams = 0
         self.recorded: list[Callable[[], None]] | None = None
+        self.meanwhile: Callable[[], None] = lambda: None  # while the host waits for a stream
 
     def _take(self, kind: str, size: int) -> tuple[int, int]:
         memory = ctypes.create_string_buffer(size)
@@ -56,6 +63,11 @@ class Cuda:
         ctypes.memmove(to, source, size)
         self.copies.append(kind)
         self.calls.append(f"{kind} {stream}")
+        return (0,)
+
+    def cudaMemcpy(self, to: int, source: int, size: int, kind: str) -> tuple[int]:
+        ctypes.memmove(to, source, size)
+        self.copies.append(kind)
         return (0,)
 
     def _drop(self, address: int, *kinds: str) -> tuple[int]:
@@ -97,10 +109,22 @@ class Cuda:
             step()
         return (0,)
 
+    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
+        self.calls.append(f"synchronize {stream}")
+        self.meanwhile()
+        return (0,)
+
+    def cudaStreamWaitEvent(self, stream: int, event: Any, flags: int) -> tuple[int]:
+        self.calls.append(f"wait {stream}")
+        return (0,)
+
     def cudaEventElapsedTime(self, first: Any, second: Any) -> tuple[int, float]:
         return 0, 1.0
 
     def cudaEventCreate(self) -> tuple[int, object]:
+        return 0, object()
+
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[int, object]:
         return 0, object()
 
     def __getattr__(self, name: str) -> Callable[..., tuple[int]]:
@@ -110,13 +134,15 @@ class Cuda:
 
 
 class Engine:
-    """An engine of the tiny graph, and its execution context."""
+    """An engine of the tiny graph, and its execution context.
 
-    names = ("image", "text", "logits")
-    num_io_tensors = 3
+    With a contrast its words are in groups of one, and the contrast's first row is the last map's.
+    """
 
-    def __init__(self, cuda: Cuda, most: int) -> None:
-        self.cuda, self.most = cuda, most
+    def __init__(self, cuda: Cuda, most: int, *, contrast: bool = False) -> None:
+        self.cuda, self.most, self.contrast = cuda, most, contrast
+        self.names = ("image", "text", "contrast", "logits") if contrast else ("image", "text", "logits")
+        self.num_io_tensors = len(self.names)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.batches: list[int] = []
@@ -136,9 +162,10 @@ class Engine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         if self.shapes and name == "logits":
             cells = tiny.HEIGHT // tiny.PATCH, tiny.WIDTH // tiny.PATCH
-            return self.shapes["image"][0], self.shapes["text"][0], *cells
-        free = {"image": (-1, 3, tiny.HEIGHT, tiny.WIDTH), "text": (-1, tiny.DIM), "logits": (-1, -1, 6, 8)}
-        return free[name]
+            return self.shapes["image"][0], self.shapes["text"][0] + self.contrast, *cells
+        text = (-1, -1, tiny.DIM) if self.contrast else (-1, tiny.DIM)
+        free = {"image": (-1, 3, tiny.HEIGHT, tiny.WIDTH), "text": text, "contrast": (-1, tiny.DIM)}
+        return free.get(name, (-1, -1, 6, 8))
 
     def create_execution_context(self) -> Engine:
         return self
@@ -159,7 +186,8 @@ class Engine:
         return True
 
     def _compute(self) -> None:
-        images, text, logits = (self._array(name) for name in self.names)
+        images, *rows, logits = (self._array(name) for name in self.names)
+        text = np.concatenate([rows[0][:, 0], rows[1][:1]]) if self.contrast else rows[0]
         self.batches.append(len(images))
         for image, out in zip(images, logits, strict=True):
             out[:] = tiny.expected_logits(image, text)
@@ -177,6 +205,7 @@ def tensorrt(engine: Engine) -> Any:
         Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
 
     return SimpleNamespace(
+        __version__="10.3.0",
         ILogger=ILogger,
         Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda data: engine),
         TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
@@ -191,3 +220,19 @@ def kernels() -> Any:
         preprocess_cuda=lambda *arguments: native.preprocess_host(*arguments[:-1]),
         upsample_argmax_cuda=lambda *arguments: native.upsample_argmax_host(*arguments[:-1]),
     )
+
+
+def segmenter(patch: pytest.MonkeyPatch, folder: Path, cuda: Cuda, bank: TextBank, **options: Any) -> EdgeSegmenter:
+    """Return an engine of the tiny graph, for up to three images, on a device that this process plays."""
+    patch.setattr(tensorrt_graph, "cuda_runtime", lambda: cuda)
+    patch.setattr(tensorrt_graph, "native", kernels())
+    patch.setattr(tensorrt_graph, "device_sm", lambda device: "sm87")
+    patch.setattr(tensorrt_graph, "tensorrt_module", lambda backend: tensorrt(Engine(cuda, 3, contrast=contrast)))
+    contrast = bank.contrast is not None
+    path = folder / "tiny.engine"
+    path.write_bytes(b"an engine")
+    facts: dict[str, Any] = {"kind": "engine", "backend": "tensorrt", "version": "10.3.0", "target": "sm87"}
+    if contrast:
+        facts.update(words=(1, 4), contrast=(1, 8))
+    tiny.sidecar(path, input=(3, 3, tiny.HEIGHT, tiny.WIDTH), **facts).save(path)
+    return EdgeSegmenter(path, bank, **options)
