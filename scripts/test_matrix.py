@@ -1,10 +1,11 @@
 """Run chosen tests on the oldest releases that are supported: Python 3.10, numpy 1.26, and torch 2.5 and 2.8.
 
-    python scripts/test_matrix.py --python python3.10 --folder outputs/matrix --torch 2.5.1 2.8.0
+    python scripts/test_matrix.py --python python3.10 --folder outputs/matrix --torch 2.5.1 2.8.0 --json matrix.json
 
 Each release gets an environment of its own below the folder, which is removed afterwards unless --keep. An environment
-takes some 6 GB where the index has torch with CUDA only. The last release is also what an install without torch is held
-against (`scripts/torch_free.py`). `make test-matrix` runs it.
+takes some 6 GB where the index has torch with CUDA only. What runs without torch is tested on the last release alone,
+which is also what an install without torch is held against (`scripts/torch_free.py`). With --resume the steps that were
+green before, by `matrix.json` in the folder, are not repeated. `make test-matrix` runs it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 VISION = {"2.5.1": "0.20.1", "2.6.0": "0.21.0", "2.7.1": "0.22.1", "2.8.0": "0.23.0"}  # torchvision of each torch
@@ -25,19 +31,24 @@ PACKAGES = (
     *("expecttest", "hypothesis", "pytest"),
     *("cmake", "ninja", "pybind11", "setuptools>=78.1.1,<82", "wheel"),
 )
-TESTS = (
-    *("tests/models", "tests/edge", "tests/ops/test_compat.py"),
-    *("tests/test_pipeline.py", "tests/commands/test_segment.py"),
-    *("tests/deploy/test_export_onnx.py", "tests/deploy/test_verify.py"),
-)
+# Steps of tests: on each release, and on the last.
+EACH = {
+    "models": ("tests/models", "tests/ops/test_compat.py"),
+    "segment": ("tests/test_pipeline.py", "tests/commands/test_segment.py"),
+    "export": ("tests/deploy/test_export_onnx.py", "tests/deploy/test_verify.py", "tests/edge/test_segmenter_nano.py"),
+}
+LAST = {"edge": ("tests/edge", "--ignore=tests/edge/test_segmenter_nano.py")}
 # They need open_clip, pycocotools or TensorRT-RTX, which a board has not.
 LEFT_OUT = (
     *("--ignore=tests/models/test_official.py", "--ignore=tests/edge/test_segmenter.py"),
     "--deselect=tests/models/test_text.py::test_clip_offline_says_what_to_do",
     "--deselect=tests/commands/test_segment.py::test_files_of_labeling_tools_are_written_with_the_pictures",
 )
-# torch 2.5 cannot export a batch norm ("'tuple' object has no attribute 'dtype'"), and these export nano.
-CANNOT = {"2.5.1": ("--ignore=tests/edge/test_segmenter_nano.py",)}
+VERSIONS = """
+import importlib.metadata as m, json, platform
+names = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript", "onnxruntime")
+print(json.dumps({"python": platform.python_version(), **{name: m.version(name) for name in names}}))
+"""
 IMPORT_ALL = """
 import importlib, sys
 from pathlib import Path
@@ -53,9 +64,50 @@ for folder, package in (("ovsdino", "ovsdino"), ("kernels/triton", "ovsdino.kern
             importlib.import_module(name)
         except Exception as error:
             failed.append(f"{name}: {type(error).__name__}: {error}")
-print(f"imported {count - len(failed)} of {count} modules", *failed, sep="\\n")
+print(*failed, f"{count - len(failed)} of {count}", sep="\\n")
 sys.exit(bool(failed))
 """
+
+
+class Record:
+    """What each step of each release gave, kept in a file so that a later run can go on.
+
+    Args:
+        path: The file.
+        resume: Read it; otherwise begin anew.
+    """
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        self._path = path
+        self.runs: dict[str, dict[str, Any]] = {}
+        if resume and path.is_file():
+            self.runs = json.loads(path.read_text(encoding="utf-8"))
+
+    def green(self, torch: str, step: str) -> bool:
+        """Tell whether a step of a release has passed."""
+        return bool(self.runs.get(torch, {}).get(step, {}).get("green"))
+
+    def add(self, torch: str, step: str, found: dict[str, Any]) -> None:
+        """Take what a step gave, with `green` in it."""
+        print(f"torch {torch}, {step}: {json.dumps(found)}", flush=True)
+        self.runs.setdefault(torch, {})[step] = found
+        part = self._path.with_name(f"{self._path.name}.part")
+        part.write_text(json.dumps(self.runs, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, self._path)
+
+    def report(self) -> dict[str, Any]:
+        """Return the steps, ready for JSON, with the tests of each release summed up."""
+        for steps in self.runs.values():
+            counted = [step for step in steps.values() if "passed" in step]
+            steps["tests"] = {key: sum(step[key] for step in counted) for key in ("passed", "skipped", "failed")}
+        return {"left_out": list(LEFT_OUT), "torch": self.runs}
+
+
+def output(*command: str | Path, cwd: Path = ROOT) -> tuple[int, str]:
+    """Run a command and return its exit code and what it printed; its errors are shown."""
+    words = [str(part) for part in command]
+    done = subprocess.run(words, cwd=cwd, stdout=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stdout
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **env: str) -> int:
@@ -81,50 +133,96 @@ def prepare(python: str, torch: str, folder: Path) -> Path:
     return inner
 
 
-def leaves_alone(python: Path) -> bool:
-    """Tell whether pip would install this checkout, alone and with torch's extra, and change no other package."""
+def installs(python: Path) -> dict[str, Any]:
+    """Return which packages pip would install with this checkout, alone and with torch's extra: it alone is right."""
+    changed = {}
     for extra in ("", "[torch]"):
-        command = (python, "-m", "pip", "install", "--dry-run", "--report", "-", "--quiet", "-e", f"{ROOT}{extra}")
-        done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(done.stderr)
-            return False
-        changed = [entry["metadata"]["name"] for entry in json.loads(done.stdout)["install"]]
-        print(f"pip install -e .{extra} would change: {', '.join(changed)}", flush=True)
-        if changed != ["ovsdino"]:
-            return False
-    return True
+        command = ("install", "--dry-run", "--report", "-", "--quiet", "-e", f"{ROOT}{extra}")
+        code, text = output(python, "-m", "pip", *command)
+        changed[f"-e .{extra}"] = [] if code else [entry["metadata"]["name"] for entry in json.loads(text)["install"]]
+    return {"changed": changed, "green": all(names == ["ovsdino"] for names in changed.values())}
+
+
+def imports(python: Path, folder: Path) -> dict[str, Any]:
+    """Return how many modules of the checkout can be imported."""
+    code, text = output(python, "-c", IMPORT_ALL, ROOT, cwd=folder)
+    *failed, imported = text.splitlines() or [""]
+    return {"imported": imported, "failures": failed, "green": code == 0}
+
+
+def tests(python: Path, folder: Path, paths: tuple[str, ...]) -> dict[str, Any]:
+    """Run some tests and return how many passed, were skipped and failed."""
+    table, started = folder / "tests.xml", time.monotonic()
+    table.unlink(missing_ok=True)
+    code = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={table}", *LEFT_OUT, *paths)
+    counts = dict.fromkeys(("tests", "skipped", "failures", "errors"), 0)
+    if table.is_file():
+        for suite in ElementTree.parse(table).getroot().iter("testsuite"):
+            counts = {key: value + int(suite.get(key, 0)) for key, value in counts.items()}
+    failed = counts["failures"] + counts["errors"]
+    passed = counts["tests"] - failed - counts["skipped"]
+    seconds = round(time.monotonic() - started)
+    return {"passed": passed, "skipped": counts["skipped"], "failed": failed, "seconds": seconds, "green": code == 0}
+
+
+def torch_free(python: Path, without: str, folder: Path) -> dict[str, Any]:
+    """Return what an install without torch gives, held against the release in `python`; see `scripts/torch_free.py`."""
+    report, work = folder / "torch-free.json", folder / "torch-free"
+    script = ROOT / "scripts" / "torch_free.py"
+    code = run(python, script, "--python", without, "--folder", work, "--json", report)
+    found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    return {**{key: found[key] for key in ("pixels", "differing") if key in found}, "green": code == 0}
+
+
+def steps_of(python: Path, without: str, folder: Path, last: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return the steps of a release by name.
+
+    Args:
+        python: Interpreter that has it.
+        without: Interpreter of an environment without torch.
+        folder: For what the steps write.
+        last: It is the last release.
+    """
+    groups = {**EACH, **(LAST if last else {})}
+    steps: dict[str, Callable[[], dict[str, Any]]] = {
+        "versions": lambda: {**json.loads(output(python, "-c", VERSIONS)[1]), "green": True},
+        "imports": partial(imports, python, folder),
+        "installs": partial(installs, python),
+        **{name: partial(tests, python, folder, paths) for name, paths in groups.items()},
+    }
+    return {**steps, "torch_free": partial(torch_free, python, without, folder)} if last else steps
 
 
 def main() -> int:
-    """Make the environments one after the other and run the tests in each."""
+    """Make the environments one after the other and run the steps in each."""
     parser = argparse.ArgumentParser(description="run chosen tests on old releases of torch, numpy and Python")
     parser.add_argument("--python", default="python3.10", help="interpreter of the environments")
     parser.add_argument("--torch", nargs="+", default=["2.5.1", "2.8.0"], help="releases of torch")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "matrix", help="folder of the environments")
     parser.add_argument("--keep", action="store_true", help="keep the environments, and take those that are there")
+    parser.add_argument("--resume", action="store_true", help="leave out the steps that were green before")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
-    failed = []
+    folder = arguments.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    record = Record(folder / "matrix.json", arguments.resume)
     for torch in arguments.torch:
-        folder = arguments.folder.absolute() / f"torch-{torch}"
-        python = folder / "bin" / "python"
+        last = torch == arguments.torch[-1]
+        inside = folder / f"torch-{torch}"
+        python = inside / "bin" / "python"
+        steps = steps_of(python, arguments.python, inside, last)
+        missing = [name for name in steps if not record.green(torch, name)]
         try:
-            if not (arguments.keep and python.exists()):
-                python = prepare(arguments.python, torch, folder)
-            imported = run(python, "-c", IMPORT_ALL, ROOT, cwd=folder)
-            tested = run(
-                python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *LEFT_OUT, *CANNOT.get(torch, ()), *TESTS
-            )
-            if imported or tested or not leaves_alone(python):
-                failed.append(torch)
-            if torch == arguments.torch[-1]:
-                free = arguments.folder.absolute() / "torch-free"
-                alone = (python, ROOT / "scripts" / "torch_free.py", "--python", arguments.python, "--folder", free)
-                if run(*alone):
-                    failed.append("none")
+            if missing and not (arguments.keep and python.exists()):
+                prepare(arguments.python, torch, inside)
+            for name in missing:
+                record.add(torch, name, steps[name]())
         finally:
             if not arguments.keep:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(inside, ignore_errors=True)
+    failed = [f"{t} {step}" for t, steps in record.runs.items() for step, found in steps.items() if not found["green"]]
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(record.report(), indent=1) + "\n", encoding="utf-8")
     print(f"failed: torch {', '.join(failed)}" if failed else f"green: torch {', '.join(arguments.torch)}")
     return int(bool(failed))
 

@@ -28,9 +28,10 @@ from ovsdino.edge.sidecar import GRAPH_KEY, Sidecar
 from ovsdino.errors import OVSDinoError, one_line
 from ovsdino.models.backbone import ViTBackbone
 from ovsdino.models.config import ModelConfig
+from ovsdino.models.folded import fold_norms
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.models.weights import weights_digest
-from ovsdino.ops.compat import recording
+from ovsdino.ops.compat import exports_norms, recording
 
 __all__ = ["OPSET", "default_size", "export_graph", "quiet", "traced", "write_facts"]
 
@@ -167,7 +168,8 @@ def for_export(model: OVSDINO, height: int, width: int, precision: Precision) ->
     """Return a copy with positions of one size and timm's attention in its explicit form, without the text tower.
 
     In 16 bits, which are for TensorRT, q, k and v are three products: see `split_attention`. ONNX Runtime leaves
-    linears that share an input in float, so graphs in float32 keep the one.
+    linears that share an input in float, so graphs in float32 keep the one. Batch norms are folded where torch cannot
+    export them.
     """
     prepared = copy.deepcopy(model, {id(model.text_tower): nn.Module()}).cpu().float().eval()
     prepared.backbone.fix_size(height, width)
@@ -176,7 +178,7 @@ def for_export(model: OVSDINO, height: int, width: int, precision: Precision) ->
     for module in prepared.modules():
         if hasattr(module, "fused_attn"):
             setattr(module, "fused_attn", False)  # noqa: B010  (nn.Module types its attributes as tensors)
-    return prepared
+    return prepared if exports_norms() else fold_norms(prepared)
 
 
 def _traced(

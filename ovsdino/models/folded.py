@@ -2,13 +2,14 @@
 
     conv(x, W) * g + h = conv(x, g W) + h        g = gamma / sqrt(var + eps), h = beta - g mean
 
-The arithmetic is that of the network but for roundings. Weights are stored once more, in oneDNN's own layout; the
+`fold_norms` does the first part alone, with PyTorch's own convolutions, for exporters. The arithmetic is that of the network but for roundings. Weights are stored once more, in oneDNN's own layout; the
 network itself, and the keys of its state, stay as they are.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ovsdino.ops.compat import inferring
 # groups changes 0.28 % of the labels, in each later part of the network 0.03 to 0.07 %.
 EXACT = 15
 
-__all__ = ["FoldedForms", "by_pixel", "computes_bfloat16", "folded"]
+__all__ = ["FoldedForms", "by_pixel", "computes_bfloat16", "fold_norms", "folded"]
 
 
 def computes_bfloat16() -> bool:
@@ -83,18 +84,48 @@ def folded(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     made = copy.deepcopy(network).to(dtype)
     own = dict(network.named_modules())
     exact = [path for path, module in own.items() if isinstance(module, nn.Conv2d)][:EXACT]
-    for path, parent in [*made.named_modules()]:
+    for path, parent, conv, norm in [*_pairs(made)]:
+        kind = torch.float32 if path + conv in exact else dtype
+        setattr(parent, conv, _Convolution(own[path + conv], own[path + norm], kind))
+        setattr(parent, norm, nn.Identity())
+    return made
+
+
+def fold_norms(network: nn.Module) -> nn.Module:
+    """Fold each batch norm that follows a convolution, in the same module, into that convolution, in place.
+
+    Args:
+        network: A network in eval mode. Its norms' activations stay.
+
+    Returns:
+        The network.
+    """
+    for _, parent, name, norm_name in [*_pairs(network)]:
+        conv, norm = getattr(parent, name), getattr(parent, norm_name)
+        weight, bias = _fused(conv, norm)
+        conv.weight, conv.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+        setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
+    return network
+
+
+def _pairs(network: nn.Module) -> Iterator[tuple[str, nn.Module, str, str]]:
+    """Yield each convolution that a batch norm follows: path of its parent with a dot, parent, and the two names."""
+    for path, parent in network.named_modules():
         before = ""
-        for name, child in [*parent.named_children()]:
+        for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d):
                 before = name
             elif isinstance(child, nn.BatchNorm2d) and before:
-                prefix = f"{path}." if path else ""
-                kind = torch.float32 if prefix + before in exact else dtype
-                setattr(parent, before, _Convolution(own[prefix + before], own[prefix + name], kind))
-                setattr(parent, name, nn.Identity())
+                yield f"{path}." if path else "", parent, before, name
                 before = ""
-    return made
+
+
+def _fused(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a convolution with its batch norm."""
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    return weight.detach(), bias.detach()
 
 
 class _Convolution(nn.Module):
@@ -102,11 +133,9 @@ class _Convolution(nn.Module):
 
     def __init__(self, conv: Any, norm: Any, dtype: torch.dtype) -> None:
         super().__init__()
-        weight, bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        self.weight = weight.detach().to(dtype)
-        self.bias = bias.detach().to(dtype)
+        weight, bias = _fused(conv, norm)
+        self.weight = weight.to(dtype)
+        self.bias = bias.to(dtype)
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
         self.padding, self.kernel_size = conv.padding, conv.kernel_size
         # Ours and timm's: what to add depends on the image's size.

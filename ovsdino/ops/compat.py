@@ -67,6 +67,11 @@ def unpickles_safely(version: str = torch.__version__) -> bool:
     return release(version) >= (2, 10)
 
 
+def exports_norms(version: str = torch.__version__) -> bool:
+    """Return whether a torch release exports batch norms as ONNX; 2.5.1: "'tuple' object has no attribute 'dtype'"."""
+    return release(version) >= (2, 6)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return scaled_dot_product_attention with a scale of 1.
 

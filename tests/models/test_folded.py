@@ -13,7 +13,7 @@ from ovsdino.models.backbone import build_backbone, freeze
 from ovsdino.models.catalog import NANO
 from ovsdino.models.config import BackboneConfig
 from ovsdino.models.efficientnet import EfficientNetLite
-from ovsdino.models.folded import EXACT, FoldedForms, _Convolution, folded
+from ovsdino.models.folded import EXACT, FoldedForms, _Convolution, fold_norms, folded
 from tests.support.cnn import CNN, JOINED
 
 NETWORKS = {"lite": NANO.backbone, "swish": CNN, "joined": JOINED}
@@ -99,3 +99,13 @@ def test_under_autocast_the_network_runs_in_bfloat16() -> None:
     kinds = [module.weight.dtype for module in form.modules() if isinstance(module, _Convolution)]
     assert kinds[:EXACT] == [torch.float32] * EXACT and set(kinds[EXACT:]) == {torch.bfloat16}
     assert torch.nn.functional.cosine_similarity(found.float().flatten(), expected.flatten(), dim=0) > 0.98
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_norms_folded_in_place_leave_the_maps_as_they_were(name: str) -> None:
+    backbone, image = lively(NETWORKS[name]), torch.randn(1, 3, 48, 80)
+    with torch.no_grad():
+        expected, _ = backbone(image)
+        found, _ = fold_norms(backbone)(image)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))

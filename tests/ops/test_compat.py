@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ovsdino.ops.compat import constant, unpickles_safely
+from ovsdino.ops.compat import constant, exports_norms, unpickles_safely
 
 
 def test_mark_of_a_constant_is_torchs_own() -> None:
@@ -25,3 +25,8 @@ def test_mark_of_a_constant_is_torchs_own() -> None:
 )
 def test_pickled_files_are_read_from_the_release_on_that_closed_the_holes(version, safe):
     assert unpickles_safely(version) is safe
+
+
+@pytest.mark.parametrize(("version", "exports"), [("2.5.1+cu124", False), ("2.6.0", True), ("2.11.0+cpu", True)])
+def test_norms_are_exported_from_the_release_on_that_can(version, exports):
+    assert exports_norms(version) is exports
