@@ -24,6 +24,7 @@ from ovsdino.commands.text import Text
 from ovsdino.commands.train import Train
 from ovsdino.console import run_command
 from ovsdino.deploy.export_onnx import ExportOnnx
+from ovsdino.deploy.export_text import ExportText
 from ovsdino.deploy.export_trt import ExportTrt
 from ovsdino.deploy.quantize import Quantize
 from ovsdino.deploy.verify import Verify
@@ -38,8 +39,8 @@ COMMANDS: Commands = {
     "demo": Demo,
     "serve": Serve,
     "export": Group(
-        summary="Export a model as an ONNX graph or a TensorRT engine.",
-        commands={"onnx": ExportOnnx, "engine": ExportTrt},
+        summary="Export a model as an ONNX graph or a TensorRT engine, or its text tower.",
+        commands={"onnx": ExportOnnx, "engine": ExportTrt, "text": ExportText},
     ),
     "quantize": Quantize,
     "verify": Verify,

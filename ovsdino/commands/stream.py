@@ -17,6 +17,7 @@ from ovsdino.vocabulary import DEFAULT_BACKGROUND, LEAST_CERTAINTY, LEAST_SHARE,
 if TYPE_CHECKING:
     import numpy as np
 
+    from ovsdino.edge.bank import TextBank
     from ovsdino.stream.cameras import Camera
     from ovsdino.stream.loop import Engine, Streams
     from ovsdino.stream.result import StreamResult
@@ -115,6 +116,9 @@ class StreamCommand:
     words: str | None = None
     """Take other words while it runs: from a file with one class list, read anew when it changes or at SIGHUP; or "-"
     for lines on standard input."""
+    tower: Path | None = None
+    """With --words and an engine of CLIP's words: its text tower, written by `ovsdino export text`, so that other words
+    need no torch."""
     labels: str | None = None
     """Write the labels: a folder for a PNG of each frame (of several sources in folders of it: 0, 1, ...); or "-" for a
     JSON line of each on stdout."""
@@ -237,10 +241,24 @@ class StreamCommand:
 
     def _feed(self, engines: list[Engine]) -> Callable[[], None]:
         if self.words is None:
+            if self.tower is not None:
+                raise OVSDinoError("--tower goes with --words: the words at the start are in the --bank")
             return lambda: None
         from ovsdino.stream.feed import WordFeed
 
-        return WordFeed(self.words, lambda text: _set_words(engines, text), say)
+        readers = self._readers(engines)
+        return WordFeed(self.words, lambda text: _set_words(engines, readers, text), say)
+
+    def _readers(self, engines: list[Engine]) -> list[Callable[[str], TextBank]]:
+        """Return what makes banks of other words for each engine; nothing for a model of the zoo."""
+        from ovsdino.edge.clip_tower import ClipTower
+        from ovsdino.stream.words import WordReader
+
+        segmenters: list[Any] = [engine.segmenter for engine in engines]
+        if isinstance(segmenters[0], _ZooSegmenter):
+            return []
+        tower = None if self.tower is None else ClipTower.load(self.tower)
+        return [WordReader(segmenter.sidecar, tower=tower) for segmenter in segmenters]
 
     def _label_writer(self) -> Any:
         from ovsdino.stream.labels import LabelWriter
@@ -336,7 +354,7 @@ class StreamCommand:
         engines = () if self.engine is None else (self.engine, *self.fallback)
         adapted = () if self.adapted is None else (self.adapted,)
         files = [path for source in self._sources() for path in files_of(source)]
-        return [*files, *engines, *self.bank, *adapted]
+        return [*files, *engines, *self.bank, *adapted, *([] if self.tower is None else [self.tower])]
 
     def _metrics(self, stream: Streams) -> Any:
         if self.metrics is None:
@@ -387,19 +405,22 @@ def _each(*takers: Callable[[StreamResult], None]) -> Callable[[StreamResult], N
     return take
 
 
-def _set_words(engines: list[Engine], text: str) -> None:
+def _set_words(engines: list[Engine], readers: list[Callable[[str], TextBank]], text: str) -> None:
     """Give all engines other words, or none of them.
+
+    Args:
+        engines: Those of the stream.
+        readers: See `StreamCommand._readers`.
+        text: A class list.
 
     Raises:
         OVSDinoError: The words cannot be read.
     """
-    from ovsdino.stream.words import WordReader
-
     if isinstance(engines[0].segmenter, _ZooSegmenter):
         engines[0].segmenter.set_words(text)
         return
     segmenters: list[Any] = [engine.segmenter for engine in engines]
-    banks = [WordReader(segmenter.sidecar)(text) for segmenter in segmenters]
+    banks = [reader(text) for reader in readers]
     for segmenter, bank in zip(segmenters, banks, strict=True):
         segmenter.set_bank(bank)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovsdino.console import print_json
+from ovsdino.errors import OVSDinoError
 from ovsdino.options import SegmenterOptions
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class Text(SegmenterOptions):
     """Write the text bank of a class list, which an exported model takes with the image.
 
-    The shipped model's needs no torch.
+    The shipped model's needs no torch, nor do those of a text tower that `ovsdino export text` wrote.
     """
 
     classes: str
@@ -29,6 +30,8 @@ class Text(SegmenterOptions):
     partition: bool | None = None
     """Every pixel gets one of the words. Default: contrast rows go along, if the model was trained with them, and
     pixels that are none of the words stay unlabeled; --no-partition adds them for any model."""
+    tower: Path | None = None
+    """Text tower of a model of CLIP's words, written by `ovsdino export text`: in place of --model, without torch."""
     output: Path = Path("bank.safetensors")
     """File to write."""
     json: bool = False
@@ -39,7 +42,7 @@ class Text(SegmenterOptions):
         from ovsdino.vocabulary import Vocabulary
 
         vocabulary = Vocabulary.of(self.classes, self.average_words)
-        refuse_inputs([self.output], self.input_files)
+        refuse_inputs([self.output], [*self.input_files, *([] if self.tower is None else [self.tower])])
         bank = self._bank(vocabulary)
         path = bank.save(self.output)
         if self.json:
@@ -60,13 +63,24 @@ class Text(SegmenterOptions):
         return 0
 
     def _bank(self, vocabulary: Vocabulary) -> TextBank:
-        """Return the bank, by the model in torch; the shipped model's in NumPy where torch is not installed."""
+        """Return the bank, by the model in torch; without torch by NumPy or an exported tower."""
         from ovsdino.stream.words import bank_of
 
+        if self.tower is not None:
+            from ovsdino.edge.clip_tower import ClipTower
+
+            if self.input_files:
+                raise OVSDinoError("--tower holds its weights: leave out the other files, or export it with them")
+            return ClipTower.load(self.tower).bank(vocabulary, self.partition)
         try:
             import torch  # noqa: F401
-        except ModuleNotFoundError:
-            if self.input_files or self.model != "nano":
+        except ModuleNotFoundError as error:
+            if self.model != "nano":
+                raise OVSDinoError(
+                    f"this needs torch for the words of {self.model}: pip install 'ovsdino[torch]', or take a text "
+                    f"tower that `ovsdino export text --model {self.model}` wrote where torch is: --tower FILE"
+                ) from error
+            if self.input_files:
                 raise
             from ovsdino.edge.words import make_bank
 

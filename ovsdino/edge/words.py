@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from ovsdino.models.shipped import packaged, read_bytes_of
 from ovsdino.models.spelling import READ_AS_BELOW, UNKNOWN_BELOW, Speller, word_pieces
 from ovsdino.vocabulary import Classes, Vocabulary, has_background
 
-__all__ = ["WordTower", "image_digest", "make_bank", "read_state"]
+__all__ = ["WordTower", "bank_of_rows", "image_digest", "make_bank", "read_state"]
 
 log = logging.getLogger("ovsdino")
 
@@ -31,6 +31,8 @@ HEADS = 2
 EPSILON = 1e-5  # of the norm
 LEVELS = np.array([-1.51, -0.4528, 0.4528, 1.51], np.float32)  # those of `ovsdino.models.lexicon`
 PREFIX = "text_tower."
+
+Encode = Callable[[Sequence[str]], np.ndarray]
 
 _erf = np.vectorize(math.erf, otypes=[np.float32])
 
@@ -171,9 +173,26 @@ def make_bank(vocabulary: Classes, partition: bool | None = None, model: str = "
         grounded_phrases(),
     )
     _warn_of_unknown(tower, vocabulary.words)
+    weights = image_digest(state)
+    return bank_of_rows(tower.encode, vocabulary, partition, model=model, weights=weights, contrast=config.contrast)
+
+
+def bank_of_rows(
+    encode: Encode, vocabulary: Vocabulary, partition: bool | None, *, model: str, weights: str, contrast: bool
+) -> TextBank:
+    """Return the text bank of a vocabulary by a text tower.
+
+    Args:
+        encode: The tower: words in, rows (n, D) float32 of length one out.
+        vocabulary: The classes and their words.
+        partition: Leave out the contrast rows; None: as the model was trained, and not with a class "background".
+        model: Name of the model.
+        weights: Digest of its image side.
+        contrast: The model was trained with contrast rows.
+    """
     if partition is None:
-        partition = not config.contrast or has_background(vocabulary.names)
-    words = tower.encode(vocabulary.words)
+        partition = not contrast or has_background(vocabulary.names)
+    words = encode(vocabulary.words)
     counts = [len(texts) for texts in vocabulary.texts]
     text = words
     if vocabulary.single:
@@ -184,15 +203,15 @@ def make_bank(vocabulary: Classes, partition: bool | None = None, model: str = "
         names=vocabulary.names,
         text=text,
         model=model,
-        weights=image_digest(state),
+        weights=weights,
         words=tuple(counts),
-        contrast=None if partition else _contrast(tower, vocabulary, words),
+        contrast=None if partition else _contrast(encode, vocabulary, words),
     )
 
 
-def _contrast(tower: WordTower, vocabulary: Vocabulary, words: np.ndarray) -> np.ndarray | None:
+def _contrast(encode: Encode, vocabulary: Vocabulary, words: np.ndarray) -> np.ndarray | None:
     """Return the rows of the contrast phrases that mean none of the words; see `ovsdino.text_banks`."""
-    bank = tower.encode(contrast_phrases())
+    bank = encode(contrast_phrases())
     center = bank.mean(0)
     cosines = _unit(bank - center) @ _unit(words - center).T
     competing = np.zeros(len(bank), bool)

@@ -2,8 +2,9 @@
 
     conv(x, W) * g + h = conv(x, g W) + h        g = gamma / sqrt(var + eps), h = beta - g mean
 
-`fold_norms` does the first part alone, with PyTorch's own convolutions, for exporters. The arithmetic is that of the network but for roundings. Weights are stored once more, in oneDNN's own layout; the
-network itself, and the keys of its state, stay as they are.
+`fold_norms` does that alone, with PyTorch's own convolutions, for exporters. The arithmetic is that of the network but
+for roundings. In `folded` weights are stored once more, in oneDNN's own layout; the network itself, and the keys of its
+state, stay as they are.
 """
 
 from __future__ import annotations

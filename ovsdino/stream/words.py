@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovsdino.edge.bank import TextBank
+from ovsdino.edge.clip_tower import ClipTower
 from ovsdino.edge.sidecar import Sidecar
+from ovsdino.errors import OVSDinoError
 from ovsdino.vocabulary import Classes, Vocabulary
 
 if TYPE_CHECKING:
@@ -14,19 +16,35 @@ if TYPE_CHECKING:
 
 __all__ = ["WordReader", "bank_of"]
 
+REMEDY = "export both of the same files"
+
 
 class WordReader:
     """A function from words to a text bank, without torch for the shipped nano.
 
-    The text side of another model, or of other weights, is loaded with torch at the first call.
+    The text side of another model, or of other weights, is loaded with torch at the first call, unless it is given as a
+    file that needs none.
 
     Args:
         sidecar: The sidecar of the exported file.
         checkpoint: Weights that the file was exported from, where they are not the shipped ones.
         partition: See `ovsdino.edge.EdgeSegmenter`; contrast rows are left out where the file takes none.
+        tower: Text tower of the same model.
+
+    Raises:
+        OVSDinoError: The tower is of other weights than the file.
     """
 
-    def __init__(self, sidecar: Sidecar, checkpoint: Path | None = None, partition: bool | None = None) -> None:
+    def __init__(
+        self,
+        sidecar: Sidecar,
+        checkpoint: Path | None = None,
+        partition: bool | None = None,
+        tower: ClipTower | None = None,
+    ) -> None:
+        if tower is not None and tower.facts.weights != sidecar.weights:
+            raise OVSDinoError(f"{tower.name}: its words are of other weights than {sidecar.file}; {REMEDY}")
+        self._tower = tower
         self._model, self._checkpoint = sidecar.model, checkpoint
         self._partition = partition if sidecar.grouped else True
         self._average = not sidecar.grouped
@@ -42,6 +60,8 @@ class WordReader:
             OVSDinoError: They are not a class list, or the model's text side cannot be loaded here.
         """
         vocabulary = Vocabulary.of(words, self._average)
+        if self._tower is not None:
+            return self._tower.bank(vocabulary, self._partition)
         if self._model == "nano" and self._checkpoint is None:
             from ovsdino.edge.words import make_bank
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 OPTIONS = {  # the dataclass of a script's options
     "deploy/export_onnx.py": "ExportOnnx",
+    "deploy/export_text.py": "ExportText",
     "deploy/export_trt.py": "ExportTrt",
     "deploy/quantize.py": "Quantize",
     "deploy/verify.py": "Verify",

@@ -44,6 +44,7 @@ PARSED = [
     (r"runs/recipe|\$SMALL", "minutes: tests/train/weak/test_paper_recipe.py runs the same with less"),
     (r"deploy/export_trt\.py|export engine", "minutes, or a GPU: tests/deploy/test_export_trt.py builds an engine"),
     (r"sm87|/dev/video0 .*--width|\$CSI|ovsdino stream 0", "needs a board with TensorRT, or a camera"),
+    (r"b14_text|export text", "needs the hub's weights: tests/deploy/export/test_tower.py"),
     (r"docs/jetson\.md: python deploy/", "the same exports as in docs/edge.md"),
     (r"nano_fp16|--precision float16", "a second export: tests/deploy does it"),
     (r"mugs/|own\.safetensors", "needs labelled images of one's own: tests/commands/test_adapt.py"),
