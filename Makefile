@@ -19,24 +19,37 @@ NATIVE_SOURCES := CMakeLists.txt scripts/build_native.py $(shell find csrc -type
 CLANG_FORMAT_SOURCES := $(shell find csrc deploy/cpp -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: help setup demo sbom shipped-graph test test-page test-install test-matrix test-aarch64 lint format docs bench weak-data gpu-check clean
-setup: $(VENV)/.native  ## the whole environment in .venv: development, training, export, native code (6 GB, 5 minutes)
+setup:  ## the whole environment in .venv: development, training, export, native code (6 GB, 3 minutes)
+	@$(MAKE) --no-print-directory -j 3 $(addprefix $(VENV)/.,large native others package)
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z0-9-]+:.*##/ {printf "make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# The build tools come first, so that pip builds with them and ninja's second run finds nothing changed. constraints.txt
-# lists all that is needed, so pip resolves nothing and takes only files with the hashes that are written there.
+# constraints.txt lists all that is needed, so pip resolves nothing and takes only files with the hashes that are written
+# there. pip and its unpacking use one core: the large files, the others and the native module go on at the same time.
+# Bytecode is compiled where it is imported: of all the files, that takes pip 50 s.
 BUILD_TOOLS := setuptools|wheel|packaging|pybind11|ninja|cmake
-HASHED := $(PY) -m pip install --require-hashes --no-deps --no-build-isolation
-$(VENV)/.installed: pyproject.toml constraints.txt setup.py
+LARGE := nvidia-.*|torch|triton|tensorrt-rtx-cu13-libs
+HASHED := $(PY) -m pip install -qq --require-hashes --no-deps --no-build-isolation --no-compile
+PICK = awk '/^[a-z]/ {kept = /^($(1))==/} kept' constraints.txt
+$(VENV)/.tools: constraints.txt
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	awk '/^[a-z]/ {kept = /^($(BUILD_TOOLS))==/} kept' constraints.txt > $(VENV)/build-tools.txt
-	$(HASHED) -q -r $(VENV)/build-tools.txt
-	$(HASHED) -r constraints.txt
-	$(PY) -m pip install --no-deps --no-build-isolation -e .
+	$(call PICK,$(BUILD_TOOLS)) > $(VENV)/tools.txt
+	$(call PICK,$(LARGE)) > $(VENV)/large.txt
+	awk '/^[a-z]/ {kept = !/^($(BUILD_TOOLS)|$(LARGE))==/} kept' constraints.txt > $(VENV)/others.txt
+	$(HASHED) -r $(VENV)/tools.txt
 	touch $@
 
-$(VENV)/.native: $(VENV)/.installed $(NATIVE_SOURCES)
+$(VENV)/.large $(VENV)/.others: $(VENV)/.%: $(VENV)/.tools
+	$(HASHED) -r $(VENV)/$*.txt
+	touch $@
+
+# CXX=none: the module is compiled by the next rule.
+$(VENV)/.package: $(VENV)/.tools pyproject.toml setup.py
+	CXX=none $(PY) -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.native: $(VENV)/.tools $(NATIVE_SOURCES)
 	$(PY) scripts/build_native.py
 	touch $@
 
@@ -97,7 +110,7 @@ format: setup  ## format and repair what the tools can
 DOCS_ENV := build/docs-env
 $(DOCS_ENV)/.installed: docs/requirements.txt
 	$(PYTHON) -m venv $(DOCS_ENV)
-	$(DOCS_ENV)/bin/python -m pip install -q --require-hashes --no-deps -r docs/requirements.txt
+	$(DOCS_ENV)/bin/python -m pip install -qq --require-hashes --no-deps -r docs/requirements.txt
 	touch $@
 
 docs: $(DOCS_ENV)/.installed  ## the documents as a site in build/

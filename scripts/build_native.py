@@ -191,6 +191,7 @@ def build(output_dir: Path) -> Path:
     ]
     if nvcc:
         configure += [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DOVSDINO_CUDA_ARCHS={';'.join(choose_archs(nvcc))}"]
+        configure += [f"-DCMAKE_CUDA_COMPILER_LAUNCHER={sys.executable};{ROOT / 'scripts' / 'keep_report.py'}"]
     remedy = "OVSDINO_CUDA=0 builds without CUDA" if nvcc else "repair the compiler or the source"
     _run(configure, remedy)
     _run([cmake, "--build", str(build_dir), "--target", "_C", "--parallel", choose_jobs()], remedy)

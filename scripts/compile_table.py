@@ -63,7 +63,7 @@ def nvcc_kernels(source: Path, arch: int) -> list[Kernel]:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{source.name} for sm_{arch}: {done.stderr}")
-    return parse(demangled(done.stdout + done.stderr), arch)
+    return parse(demangled(done.stdout + done.stderr))
 
 
 def demangled(text: str) -> str:
@@ -74,11 +74,11 @@ def demangled(text: str) -> str:
     return subprocess.run([tool], input=text, capture_output=True, text=True, check=True).stdout
 
 
-def parse(report: str, arch: int) -> list[Kernel]:
+def parse(report: str) -> list[Kernel]:
     """The kernels of a ``-Xptxas -v`` report."""
     found = []
     for block in report.split("Compiling entry function")[1:]:
-        signature = re.search(r"'(.*)' for 'sm_", block)[1]  # type: ignore[index]
+        signature, arch = re.search(r"'(.*)' for 'sm_(\d+)", block).groups()  # type: ignore[union-attr]
         plain = re.sub(r"\(anonymous namespace\)::|ovsdino::|^void ", "", signature)
         name, variant = re.match(r"(\w+)(?:<(.*)>)?", plain.rsplit("(", 1)[0]).groups()  # type: ignore[union-attr]
         stack = sum(int(n) for n in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", block))
@@ -88,13 +88,25 @@ def parse(report: str, arch: int) -> list[Kernel]:
                 compiler="nvcc",
                 name=name.removesuffix("_kernel"),
                 variant=variant or "",
-                arch=arch,
+                arch=int(arch),
                 registers=int(re.search(r"Used (\d+) registers", block)[1]),  # type: ignore[index]
                 shared=int(shared[1]) if shared else 0,
                 spills=stack,
             )
         )
     return found
+
+
+def built_kernels(archs: Sequence[int]) -> list[Kernel] | None:
+    """Return the kernels of the built module; None where the sources are newer or other architectures were built."""
+    newest = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*") if path.is_file())
+    for folder in sorted((ROOT / "build" / "native").glob("*-cuda-*/CMakeFiles/_C.dir/csrc/cuda")):
+        reports = [folder / f"{source.name}.o.txt" for source in sources()]
+        if all(report.is_file() and report.stat().st_mtime > newest for report in reports):
+            kernels = [kernel for report in reports for kernel in parse(demangled(report.read_text()))]
+            if {kernel.arch for kernel in kernels} == set(archs):
+                return kernels
+    return None
 
 
 def all_nvcc_kernels(archs: Sequence[int]) -> list[Kernel]:

@@ -304,7 +304,7 @@ def attention_cases(s: Setting) -> Iterator[Case]:
         main = dtype == s.dtype
         backends = [name for name in own if not why_not("structure_attention", name, s.device, dtype)]
         for tokens, floor in floors.items():
-            inputs = attention_inputs(s, s.size(tokens, tokens // 64), dtype=dtype)
+            inputs = attention_inputs(s, s.size(tokens, tokens // 256), dtype=dtype)
             shared = {"dtype": name_of(dtype), "rival": "sdpa", "slow": not main or floor is None}
             for backend in backends:
                 yield case(inputs, backend, "folded SDPA", folded, floor=floor if main else None, **shared)
@@ -320,7 +320,7 @@ def attention_cases(s: Setting) -> Iterator[Case]:
                 yield case(inputs, best, "FlexAttention, bias as score_mod", flexible(), slow=True)
 
         for tokens in floors:
-            drawn = attention_inputs(s, s.size(tokens, tokens // 64), dtype=dtype)
+            drawn = attention_inputs(s, s.size(tokens, tokens // 256), dtype=dtype)
             leaves = (*(x.requires_grad_() for x in drawn), s.randn(*drawn[2].shape, dtype=dtype))
             for backend in backends:
                 yield case(

@@ -59,6 +59,7 @@ def test_both_sides_of_every_row_do_the_same(cases, gpu: bool) -> None:
     assert seen or (gpu and cases is op_cases.attention_cases)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_computes_the_op() -> None:
     inputs = op_cases.attention_inputs(op_cases.Setting(device="cpu", gpu=False, tiny=True), 20)
     torch.testing.assert_close(

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from ovsdino.deploy.export.publish import publish
-from ovsdino.deploy.export.trace import export_graph
-from tests.support.small import SIZE, small_model
+from tests.support.graphs import exported
 
 
 @pytest.fixture
@@ -36,5 +35,5 @@ def rtx() -> ModuleType:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trt") / "small.onnx"
-    publish(path, export_graph(small_model(), **SIZE, batch=(1, 2), classes=(1, 40), precision="float16"))
+    publish(path, exported(batch=(1, 2), classes=(1, 40), precision="float16"))
     return path

@@ -17,14 +17,13 @@ import pytest
 from PIL import Image
 
 from ovsdino.deploy.export.publish import publish
-from ovsdino.deploy.export.trace import export_graph
 from ovsdino.edge.bank import TextBank
 from ovsdino.edge.labels import leave_out_unfound, sure_shares, upsample_argmax
 from ovsdino.edge.pixels import preprocess
 from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.edge.sidecar import Sidecar, sidecar_path
 from tests.support import tiny
-from tests.support.small import SIZE, small_model
+from tests.support.graphs import exported
 
 SOURCE = Path(__file__).resolve().parents[2] / "deploy" / "cpp"
 
@@ -333,7 +332,7 @@ def test_groups_of_rows_through_onnx_runtime_give_the_labels_of_python(tmp_path:
         pytest.skip("ONNX Runtime's C header and library are not below CMAKE_PREFIX_PATH")
     segment = build(tmp_path / "build", "-DOVSDINO_WITH_ONNXRUNTIME=ON") / "ovsdino_segment"
     model = tmp_path / "small.onnx"
-    publish(model, export_graph(small_model(contrast=True), **SIZE, classes=(1, 40)))
+    publish(model, exported(grouped=True, classes=(1, 40)))
     facts = Sidecar.load(model)
     rows = np.random.default_rng(0).standard_normal((37, facts.embed_dim)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)

@@ -15,6 +15,7 @@ from ovsdino.deploy.export.trace import default_size, export_graph
 from ovsdino.edge import TextBank
 from ovsdino.edge.onnx_graph import open_session
 from ovsdino.models.catalog import get_config
+from tests.support.graphs import exported
 from tests.support.small import SIZE, small_model
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -77,7 +78,7 @@ def test_triton_takes_the_graph_with_the_words_inside(small: Exported) -> None:
 def test_triton_takes_the_graph_with_two_inputs() -> None:
     config = parsed("ovsdino")
     assert config.max_batch_size == 0
-    single = export_graph(small_model(), **SIZE, classes=(1, 40), contrast=False)
+    single = exported(grouped=True, classes=(1, 40), contrast=False)
     nano = get_config("nano")
     assert tensors(config) == resized(of_graph(single, batched=False), (48, 80), default_size(nano), nano.embed_dim)
 

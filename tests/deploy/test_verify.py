@@ -11,11 +11,11 @@ from PIL import Image
 
 from ovsdino.deploy.export.inputs import synthetic
 from ovsdino.deploy.export.publish import publish
-from ovsdino.deploy.export.trace import export_graph
 from ovsdino.deploy.verify import Verify
 from ovsdino.models.ovsdino import OVSDINO
 from ovsdino.parsing import run_script
-from tests.support.small import SIZE, small_model
+from tests.support.graphs import exported
+from tests.support.small import small_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class VerifySmall(Verify):
 
 def test_figures_and_layers_are_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, images = tmp_path / "small.onnx", tmp_path / "images"
-    publish(path, export_graph(small_model(decoder=False), **SIZE))
+    publish(path, exported(decoder=False))
     images.mkdir()
     Image.fromarray(synthetic(1).pixels[0]).save(images / "a.png")
     arguments = ["--file", str(path), "--images", str(images), "--per-layer", "--json"]
@@ -48,7 +48,7 @@ def test_a_graph_is_compared_by_the_runtime_that_was_asked_for(
 ) -> None:
     pytest.importorskip("openvino", reason="needs the openvino extra")
     path = tmp_path / "small.onnx"
-    publish(path, export_graph(small_model(decoder=False), **SIZE))
+    publish(path, exported(decoder=False))
     images = tmp_path / "images"
     images.mkdir()
     Image.fromarray(synthetic(1).pixels[0]).save(images / "a.png")

@@ -10,7 +10,6 @@ import pytest
 
 from tests.ops.native_build import ROOT, VARIANTS, common, compile_objects, link, run, tool
 
-CASES = 2000  # random shapes, strides and dtypes of each op under the sanitizers
 SANITIZE = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # The compiler's own half where there is one is tested from Python; here it is the portable conversion.
 SANITIZE_FLAGS = (*SANITIZE, "-DOVSDINO_SOFT_HALF")
@@ -24,12 +23,14 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, list
     return compiler, folder, compile_objects(compiler, folder, variants, *SANITIZE_FLAGS)
 
 
-def test_kernels_are_right_and_clean_under_address_and_undefined_behaviour_sanitizers(sanitized) -> None:
+@pytest.mark.parametrize("cases", [500, pytest.param(5000, marks=pytest.mark.slow)])
+def test_kernels_are_right_and_clean_under_address_and_undefined_behaviour_sanitizers(sanitized, cases: int) -> None:
+    """With random shapes, strides and dtypes of each op."""
     compiler, folder, objects = sanitized
     program = link(compiler, objects, folder / "check", *SANITIZE_FLAGS)
     # Two processes, each with half of the cases.
     with ThreadPoolExecutor(2) as pool:
-        halves = pool.map(run, [[program, str(CASES // 2), str(1 + half * CASES // 2)] for half in (0, 1)])
+        halves = pool.map(run, [[program, str(cases // 2), str(1 + half * cases // 2)] for half in (0, 1)])
     for done in halves:
         assert done.returncode == 0, done.stdout + done.stderr
         lines = done.stdout.splitlines()

@@ -24,7 +24,7 @@ RUNS = [
     *(pytest.param(name, "cuda", id=f"{name}-cuda", marks=pytest.mark.gpu) for name in ("sdpa", "triton", "cuda")),
 ]
 # (tokens, d, dv, r): 48, 64, 15 is the decoder's; r = 16 leaves no spare lane; 100 is not a multiple of 16.
-SHAPES = [(1, 48, 64, 15), (33, 40, 32, 3), (70, 64, 64, 16), (97, 48, 64, 15)]
+SHAPES = [(1, 48, 64, 15), (33, 40, 32, 3), (40, 64, 64, 16), (65, 48, 64, 15)]
 LARGE = [(1025, 48, 64, 15), (1025, 40, 32, 3), (1024, 64, 64, 16), (4096, 48, 64, 15)]
 
 
@@ -275,7 +275,7 @@ def test_gradients_are_the_same_bits_at_every_run(backend: str, device: str) -> 
     if backend == "sdpa":
         pytest.skip("torch's CUDA backward adds in any order")
     skip_unless_it_runs(backend, device, torch.float16)
-    tokens = 70 if device == "cpu" else 1025
+    tokens = 40 if device == "cpu" else 1025
     inputs = [x.half() for x in draw(1, 2, tokens, 48, 64, 15, device=device)]
     grad = torch.randn_like(inputs[2])
     with use_backend(backend):

@@ -6,8 +6,8 @@ import onnx
 import torch
 
 from ovsdino.deploy.export.attention import SplitAttention, split_attention
-from ovsdino.deploy.export.trace import export_graph
-from tests.support.small import SIZE, small_model
+from tests.support.graphs import exported
+from tests.support.small import small_model
 
 
 def test_three_products_are_the_attention() -> None:
@@ -22,8 +22,8 @@ def test_three_products_are_the_attention() -> None:
 
 
 def test_graphs_in_float16_hold_three_products_and_those_in_float32_one() -> None:
-    for precision, products in (("float16", {"q", "k", "v"}), ("float32", {"qkv"})):
-        data, _ = export_graph(small_model(decoder=False), **SIZE, precision=precision)  # type: ignore[arg-type]
-        names = [node.name for node in onnx.load_model_from_string(data).graph.node if node.op_type == "MatMul"]
+    half = exported(decoder=False, precision="float16")
+    for graph, products in ((half, {"q", "k", "v"}), (exported(decoder=False), {"qkv"})):
+        names = [node.name for node in onnx.load_model_from_string(graph.data).graph.node if node.op_type == "MatMul"]
         inner = {name.split("/")[0].rpartition(".")[2] for name in names if ".blocks.0.attn." in name}
         assert inner - {"proj"} == products

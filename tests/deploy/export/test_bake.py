@@ -13,25 +13,25 @@ from ovsdino.deploy.export.engine import build_engine
 from ovsdino.deploy.export.inputs import Images, synthetic
 from ovsdino.deploy.export.options import BuildOptions
 from ovsdino.deploy.export.publish import Exported, publish
-from ovsdino.deploy.export.trace import export_graph
 from ovsdino.edge import EdgeSegmenter, TextBank
 from ovsdino.edge.onnx_graph import open_session
 from ovsdino.edge.pixels import resize
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
-from tests.support.small import SIZE, small_model
+from tests.support.graphs import exported
+from tests.support.small import SIZE
 
 NAMES = ("road", "car", "sky")
 
 
 @pytest.fixture(scope="module")
 def grouped() -> Exported:
-    return export_graph(small_model(), **SIZE, classes=(1, 40), contrast=True)
+    return exported(grouped=True, classes=(1, 40))
 
 
 @pytest.fixture(scope="module")
 def half() -> Exported:
-    return export_graph(small_model(), **SIZE, batch=(1, 2), classes=(1, 40), precision="float16")
+    return exported(batch=(1, 2), classes=(1, 40), precision="float16")
 
 
 @pytest.fixture(scope="module")

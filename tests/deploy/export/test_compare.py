@@ -17,16 +17,16 @@ from ovsdino.deploy.export.inputs import Images, bank_rows, random_rows, synthet
 from ovsdino.deploy.export.layers import per_layer
 from ovsdino.deploy.export.publish import Exported, publish
 from ovsdino.deploy.export.rounded import Rounded
-from ovsdino.deploy.export.trace import export_graph
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.zoo import CONFIGS
 from tests.support import tiny
-from tests.support.small import SIZE, small_model
+from tests.support.graphs import exported
+from tests.support.small import small_model
 
 
 @pytest.fixture(scope="module")
 def half() -> Exported:
-    return export_graph(small_model(), **SIZE, batch=2, precision="float16")
+    return exported(batch=(1, 2), classes=(1, 40), precision="float16")
 
 
 def damaged(exported: Exported, part: str) -> Exported:

@@ -19,19 +19,19 @@ from ovsdino.deploy.export.engine import _shapes
 from ovsdino.deploy.export.inputs import synthetic
 from ovsdino.deploy.export.publish import Exported, publish
 from ovsdino.deploy.export.rounded import Rounded
-from ovsdino.deploy.export.trace import export_graph
 from ovsdino.edge import EdgeSegmenter, TextBank
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.weights import weights_digest
 from ovsdino.pipeline import Segmenter
+from tests.support import graphs
 from tests.support.small import SIZE, small_model
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("grouped") / "small.onnx"
-    publish(path, export_graph(small_model(contrast=True), **SIZE, classes=(1, 40)))
+    publish(path, graphs.exported(grouped=True, classes=(1, 40)))
     return path
 
 
@@ -68,7 +68,7 @@ def test_float16_stays_close(exported: Path) -> None:
 def test_the_form_is_in_the_sidecar_and_follows_the_model_unless_told(exported: Path) -> None:
     sidecar = Sidecar.load(exported)
     assert (sidecar.words, sidecar.contrast, sidecar.grouped) == (WORDS, CONTRAST, True)
-    plain = export_graph(small_model(contrast=True), **SIZE, contrast=False).sidecar
+    plain = graphs.exported(grouped=True, classes=(1, 40), contrast=False).sidecar
     assert not plain.grouped and b"words" not in plain.to_bytes()
 
 
@@ -162,7 +162,7 @@ def test_banks_that_do_not_fit_are_refused(exported: Path, tmp_path: Path) -> No
     with pytest.raises(OVSDinoError, match="no contrast rows; make it with `ovsdino text --no-partition`"):
         EdgeSegmenter(exported, plain, threads=1, partition=False)
     single = tmp_path / "single.onnx"
-    publish(single, export_graph(small_model(contrast=True), **SIZE, contrast=False))
+    publish(single, graphs.exported(grouped=True, classes=(1, 40), contrast=False))
     with pytest.raises(OVSDinoError, match="takes one row a class; export it again with --contrast"):
         EdgeSegmenter(single, words, threads=1)
     with EdgeSegmenter(single, words, threads=1, partition=True) as edge:  # without its contrast it fits

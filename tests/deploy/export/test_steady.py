@@ -22,6 +22,7 @@ from ovsdino.edge.tensors import beginning, text_inputs
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.memory import MemoryConfig, remembered
 from ovsdino.models.ovsdino import OVSDINO
+from tests.support.graphs import exported
 from tests.support.small import SIZE, small_model
 
 WORDS = ("road", "sky", "tree")
@@ -51,6 +52,12 @@ def steady(plain: Exported) -> Exported:
 
 
 @pytest.fixture(scope="module")
+def uncut(plain: Exported) -> Exported:
+    """The first frame, too, takes from a memory that is there."""
+    return with_memory(plain, MemoryConfig(cut=0.0))
+
+
+@pytest.fixture(scope="module")
 def frames() -> tuple[np.ndarray, ...]:
     """Four frames of a camera that moves over noise, and two of another scene."""
     generator = np.random.default_rng(0)
@@ -74,10 +81,9 @@ def test_the_joined_step_is_that_of_pytorch(plain: Exported, steady: Exported, f
 
 
 def test_a_clip_gives_the_logits_and_labels_of_pytorch(
-    model: OVSDINO, plain: Exported, frames: tuple[np.ndarray, ...]
+    model: OVSDINO, uncut: Exported, frames: tuple[np.ndarray, ...]
 ) -> None:
-    always = MemoryConfig(cut=0.0)  # the first frame, too, would take from a memory that is there
-    found = compare_clip(model, with_memory(plain, always), Images(frames, WORDS, "noise"), always)
+    found = compare_clip(model, uncut, Images(frames, WORDS, "noise"), MemoryConfig(cut=0.0))
     assert found.images == 6 and found.worst_cosine > 0.99999 and found.label_agreement > 0.999
 
 
@@ -129,13 +135,13 @@ def test_a_segmenter_remembers_until_it_is_told_not_to(
         EdgeSegmenter(tmp_path / "steady.onnx", bank, runtime="openvino")
 
 
-def test_settings_are_in_the_graph(model: OVSDINO, plain: Exported, steady: Exported) -> None:
+def test_settings_are_in_the_graph(model: OVSDINO, plain: Exported, uncut: Exported) -> None:
     frame = np.random.default_rng(0).integers(0, 255, (SIZE["height"], SIZE["width"], 3), dtype=np.uint8)
     bright = (frame // 2 + 100).astype(np.uint8)
     text = random_rows(model.config.embed_dim, (3, 3))
     found = []
-    for exported in (plain, with_memory(plain, MemoryConfig(most=0.0)), with_memory(plain, MemoryConfig(cut=0.0))):
-        side, session = exported.sidecar, open_session(exported.data, "graph", 1)
+    for given in (plain, with_memory(plain, MemoryConfig(most=0.0)), uncut):
+        side, session = given.sidecar, open_session(given.data, "graph", 1)
         state = beginning(side, 3)
         for image in (frame, bright):
             pixels = preprocess(image, (SIZE["height"], SIZE["width"]), side.mean, side.std)[None]
@@ -151,4 +157,4 @@ def test_what_can_have_no_memory_is_refused(steady: Exported) -> None:
         with_memory(steady)
     torch.manual_seed(0)
     with pytest.raises(OVSDinoError, match="score attention"):
-        with_memory(export_graph(small_model(decoder=False), **SIZE))
+        with_memory(exported(decoder=False))
