@@ -1,6 +1,11 @@
-// guided_upsample on CUDA: a thread a fine pixel, and for the coarse gradients a thread a cell and four channels; the
-// bodies are in detail/guided_pixel.h. Neighbouring threads lie along x, so fine rows are read and written whole.
+// guided_upsample on CUDA: in 16 bits a warp for 16 pixels of a cell, on tensor cores (detail/guided_block.h); else,
+// and for the gradients, a thread a fine pixel, or a cell and four channels (detail/guided_pixel.h), where neighboring
+// threads lie along x, so that fine rows are read and written whole.
+#include <type_traits>
+
 #include "launch.h"
+#include "ovsdino/detail/attention_lanes.h"
+#include "ovsdino/detail/guided_block.h"
 #include "ovsdino/detail/guided_pixel.h"
 #include "ovsdino/guided_upsample.h"
 
@@ -29,6 +34,13 @@ __global__ void __launch_bounds__(kThreads) guided_cell_grad_kernel(GuidedUpsamp
   }
 }
 
+template <typename T>
+__global__ void __launch_bounds__(32 * kGuidedWarps, 4) guided_tensor_kernel(GuidedUpsample op) {
+  __shared__ alignas(16) unsigned char shared[kGuidedShared];
+  BlockLanes lanes(shared);
+  guided_block<T>(op, blockIdx.x, lanes);
+}
+
 unsigned blocks_of_threads(int64_t jobs) {
   constexpr int64_t kMost = 1 << 20;
   const int64_t blocks = (jobs + kThreads - 1) / kThreads;
@@ -39,6 +51,14 @@ template <typename T>
 void forward(const GuidedUpsample& op, cudaStream_t stream) {
   const int64_t pixels = op.batch * op.h * op.w * op.scale * op.scale;
   if (pixels == 0 || op.classes == 0) return;
+  if constexpr (!std::is_same_v<T, float>) {
+    constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;
+    const int64_t blocks = (guided_jobs(op) + kGuidedWarps - 1) / kGuidedWarps;
+    if (op.scale >= kLeastTensorScale && blocks <= kMostBlocks) {
+      guided_tensor_kernel<T><<<static_cast<unsigned>(blocks), 32 * kGuidedWarps, 0, stream>>>(op);
+      return check_launch("guided_upsample");
+    }
+  }
   guided_kernel<T><<<blocks_of_threads(pixels), kThreads, 0, stream>>>(op, pixels);
   check_launch("guided_upsample");
 }

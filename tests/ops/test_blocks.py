@@ -1,4 +1,4 @@
-"""The CUDA kernels of mask_pool and upsample_argmax without a GPU: their very source on emulated threads."""
+"""The CUDA kernels of mask_pool, upsample_argmax and guided_upsample without a GPU: their very source on emulated threads."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ovsdino.ops.guided_upsample import guided_upsample_reference
 from ovsdino.ops.mask_pool import mask_pool_reference
 from ovsdino.ops.upsample_argmax import upsample_argmax_confidence_reference, upsample_argmax_reference
 from tests.ops.simt.blocks import BlockEmulator
@@ -82,6 +83,7 @@ def test_a_missing_barrier_is_found(emulator: BlockEmulator, fault: str) -> None
     code = MUTATIONS.index(fault)
     assert emulator.mask_pool(features_of(97, 8), masks_of(3, 97), fault=code)[-1].faults > 0
     assert emulator.upsample_argmax(torch.randn(1, 40, 3, 5), (60, 80), fault=code)[-1].faults > 0
+    assert emulator.guided_upsample(*guided_inputs((1, 3, 16, 2, 2, 4), torch.float16), 1.0, fault=code)[-1].faults > 0
 
 
 # Tiles of cells: ragged ends, a tile and a part of one, single rows. Strips: small cells, the same size, shrinking.
@@ -140,3 +142,42 @@ def test_neighbouring_lanes_read_neighbouring_logits(emulator: BlockEmulator) ->
     strips = emulator.upsample_argmax(logits_of((1, 19, 9, 64)), (36, 256))[-1]
     assert sectors_a_load(tiles, 4) <= 5
     assert sectors_a_load(strips, 4) <= 3
+
+
+# batch, classes, channels, h, w, scale: a cell of 16 pixels, of fewer, of more; ragged classes and channels.
+GUIDED = [(2, 19, 64, 3, 4, 4), (1, 8, 20, 2, 5, 3), (1, 5, 7, 1, 3, 5), (1, 1, 16, 6, 1, 4)]
+
+
+def guided_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    batch, classes, channels, h, w, scale = shape
+    random = torch.Generator().manual_seed(channels)
+    logits = torch.randn(batch, classes, h, w, generator=random).to(dtype)
+    low = torch.randn(batch, channels, h, w, generator=random).to(dtype) / 2
+    return logits, low, torch.randn(batch, channels, scale * h, scale * w, generator=random).to(dtype) / 2
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", GUIDED)
+def test_tensor_cores_upsample_as_the_reference(
+    emulator: BlockEmulator, shape: tuple[int, ...], dtype: torch.dtype, schedule: str
+) -> None:
+    logits, low, high = guided_inputs(shape, dtype)
+    out, report = emulator.guided_upsample(logits, low, high, 0.3, schedule=schedule)
+    assert report.faults == 0, report.first_fault
+    expected = guided_upsample_reference(logits.float(), low.float(), high.float(), torch.tensor(0.3))
+    most = TOLERANCE[dtype]
+    torch.testing.assert_close(out.float(), expected, atol=most, rtol=most)
+
+
+def test_tensor_cores_read_any_strides_and_keep_nan_and_infinity_where_they_belong(emulator: BlockEmulator) -> None:
+    logits, low, high = guided_inputs((1, 3, 6, 7, 7, 4), torch.float16)
+    high = high.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    low = torch.cat([low, low], 3)[..., :7]
+    logits[0, 1], logits[0, 2, 0, 0], high[0, 2, 25, 25] = -math.inf, math.nan, math.nan
+    low[0, :, 3, 3] = 4.0  # its weight is below what float16 can hold
+    out, report = emulator.guided_upsample(logits, low, high, 0.5)
+    assert report.faults == 0, report.first_fault
+    expected = guided_upsample_reference(logits.float(), low.float(), high.float(), torch.tensor(0.5))
+    assert torch.equal(out.isnan(), expected.isnan()) and out[0, 1].isneginf().sum() == 28 * 28 - 1
+    torch.testing.assert_close(out[0, 0].float(), expected[0, 0], atol=2e-3, rtol=2e-3, equal_nan=True)

@@ -19,6 +19,7 @@ BOUNDS = {
     "guided": (128, 4),
     "guided_cell_grad": (128, 8),
     "guided_pixel_grad": (128, 3),
+    "guided_tensor": (128, 4),
     "mask_pool": (256, 4),
     "mask_pool_backward": (256, 3),
     "prepare_structure": (256, 2),

@@ -1,7 +1,9 @@
-// mask_pool and upsample_argmax as CUDA would run them, block by block, on emulated threads. Called through ctypes.
+// mask_pool, upsample_argmax and guided_upsample as CUDA would run them, block by block, on emulated threads. Called
+// through ctypes.
 #include <exception>
 
 #include "ovsdino/detail/block.h"
+#include "ovsdino/detail/guided_block.h"
 #include "ovsdino/detail/mask_pool_block.h"
 #include "ovsdino/detail/upsample_block.h"
 #include "simt.h"
@@ -108,6 +110,24 @@ void upsample(const ovsdino::UpsampleArgmax& op, const simt::Options& options, s
       [&](int64_t tile, simt::Lanes& lane) { ovsdino::upsample_tile<T, Label>(op, tile, UpsampleBlock(&lane)); });
 }
 
+void allow(const ovsdino::GuidedUpsample::View& view, const int64_t (&size)[4], simt::Global* memory) {
+  const int64_t last = (size[0] - 1) * view.stride_b + (size[1] - 1) * view.stride_c + (size[2] - 1) * view.stride_y +
+                       (size[3] - 1) * view.stride_x;
+  memory->allow(view.data, size_of(view.dtype) * (last + 1), false);
+}
+
+template <typename T>
+void guided(const ovsdino::GuidedUpsample& op, const simt::Options& options, simt::Report* report) {
+  simt::Global memory;
+  allow(op.logits, {op.batch, op.classes, op.h, op.w}, &memory);
+  allow(op.guide_lo, {op.batch, op.channels, op.h, op.w}, &memory);
+  allow(op.guide_hi, {op.batch, op.channels, op.h * op.scale, op.w * op.scale}, &memory);
+  memory.allow(op.out, size_of(op.logits.dtype) * op.batch * op.classes * op.h * op.w * op.scale * op.scale, true);
+  const int64_t blocks = (ovsdino::guided_jobs(op) + ovsdino::kGuidedWarps - 1) / ovsdino::kGuidedWarps;
+  run_blocks(blocks, ovsdino::kGuidedShared, 32 * ovsdino::kGuidedWarps, memory, options, report,
+             [&](int64_t block, simt::Lanes& lane) { ovsdino::guided_block<T>(op, block, lane); });
+}
+
 // Returns whether the arguments pass the check; if not, first_fault says why.
 template <typename Check>
 bool passes(const Check& check, simt::Report* report) {
@@ -137,5 +157,13 @@ extern "C" bool simt_upsample_argmax(const ovsdino::UpsampleArgmax* op, const si
   if (op->logits_dtype == ovsdino::DType::kFloat32) upsample<float, uint8_t>(*op, *options, report);
   if (op->logits_dtype == ovsdino::DType::kFloat16) upsample<ovsdino::Half, uint8_t>(*op, *options, report);
   if (op->logits_dtype == ovsdino::DType::kBFloat16) upsample<ovsdino::BFloat16, uint8_t>(*op, *options, report);
+  return true;
+}
+
+extern "C" bool simt_guided_upsample(const ovsdino::GuidedUpsample* op, const simt::Options* options,
+                                     simt::Report* report) {
+  if (!passes([&] { ovsdino::check_guided(*op), ovsdino::check_guided_layout(*op); }, report)) return false;
+  if (op->logits.dtype == ovsdino::DType::kFloat16) guided<ovsdino::Half>(*op, *options, report);
+  if (op->logits.dtype == ovsdino::DType::kBFloat16) guided<ovsdino::BFloat16>(*op, *options, report);
   return true;
 }

@@ -1,4 +1,4 @@
-"""The CUDA kernels of mask_pool and upsample_argmax on emulated threads (simt.h), called on CPU tensors."""
+"""The CUDA kernels of mask_pool, upsample_argmax and guided_upsample on emulated threads (simt.h), called on CPU tensors."""
 
 from __future__ import annotations
 
@@ -49,13 +49,38 @@ class UpsampleArgmax(ctypes.Structure):
     )
 
 
+class View(ctypes.Structure):
+    """ovsdino::GuidedUpsample::View."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        *((f"stride_{axis}", ctypes.c_int64) for axis in "bcyx"),
+    )
+
+    @classmethod
+    def of(cls, x: Tensor) -> View:
+        return cls(x.data_ptr(), CODES[str(x.dtype)[6:]], *x.stride())
+
+
+class GuidedUpsample(ctypes.Structure):
+    """ovsdino::GuidedUpsample."""
+
+    _fields_ = (
+        *((name, View) for name in ("logits", "guide_lo", "guide_hi")),
+        *((name, ctypes.c_int64) for name in ("batch", "classes", "channels", "h", "w", "scale")),
+        ("beta", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+    )
+
+
 class BlockEmulator:
     """The shared library, compiled into a folder."""
 
     def __init__(self, folder: Path) -> None:
         objects = compile_objects(folder, SOURCES, "-O2")
         self.library = ctypes.CDLL(str(link(objects, folder / "blocks.so", "-shared")))
-        for name in ("simt_mask_pool", "simt_upsample_argmax"):
+        for name in ("simt_mask_pool", "simt_upsample_argmax", "simt_guided_upsample"):
             getattr(self.library, name).restype = ctypes.c_bool
 
     def mask_pool(
@@ -91,6 +116,17 @@ class BlockEmulator:
             labels.data_ptr(), CODES["uint8"], None if sure is None else sure.data_ptr(), False, 0.0,
         )  # fmt: skip
         return labels, sure, self._launch(self.library.simt_upsample_argmax, op, schedule, fault)
+
+    def guided_upsample(
+        self, logits: Tensor, low: Tensor, high: Tensor, beta: float, *, schedule: str = "random", fault: int = 0
+    ) -> tuple[Tensor, Report]:
+        """Return the fine logits by the kernel on tensor cores, and what the emulator saw; 16-bit tensors."""
+        batch, classes, h, w = logits.shape
+        factor = torch.tensor(beta)
+        out = torch.full((batch, classes, *high.shape[2:]), float("nan"), dtype=logits.dtype)
+        sizes = (batch, classes, low.shape[1], h, w, high.shape[2] // h)
+        op = GuidedUpsample(*map(View.of, (logits, low, high)), *sizes, factor.data_ptr(), out.data_ptr())
+        return out, self._launch(self.library.simt_guided_upsample, op, schedule, fault)
 
     def _launch(self, function: ctypes._NamedFuncPointer, op: ctypes.Structure, schedule: str, fault: int) -> Report:
         report = Report()
