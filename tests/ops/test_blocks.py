@@ -1,4 +1,4 @@
-"""The CUDA kernels of mask_pool, upsample_argmax and guided_upsample without a GPU: their very source on emulated threads."""
+"""The CUDA kernels of mask_pool, upsample_argmax and guided_upsample without a GPU: their source on emulated lanes."""
 
 from __future__ import annotations
 

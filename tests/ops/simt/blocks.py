@@ -1,4 +1,4 @@
-"""The CUDA kernels of mask_pool, upsample_argmax and guided_upsample on emulated threads (simt.h), called on CPU tensors."""
+"""The CUDA kernels of mask_pool, upsample_argmax and guided_upsample on emulated threads (simt.h)."""
 
 from __future__ import annotations
 
