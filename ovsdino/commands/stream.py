@@ -84,7 +84,8 @@ class StreamCommand:
     itself where format=NV12 is the last format that the pipeline names."""
     source_latency_ms: float = 0.0
     """Age of a camera's frame when it arrives, where the camera does not tell when it was taken. V4L2 cameras tell it,
-    and GStreamer pipelines where GStreamer's own Python binding (python3-gi) is installed; RTSP addresses do not."""
+    and GStreamer pipelines where GStreamer's own Python binding (python3-gi) is installed, of a camera on the network
+    with rtspsrc add-reference-timestamp-meta=true; RTSP addresses do not."""
     every_frame: bool = False
     """Segment every frame of a file or folder, however long it takes; frames then wait, and their age says little."""
     frames: int | None = None

@@ -2,10 +2,15 @@
 
 A buffer's time is its presentation time stamp on the pipeline's clock; with the base time it is that clock's time, and
 the age of a frame is what the clock has gone on since. OpenCV gives neither, so that there a queue's delay goes unseen.
+
+Of a camera on the network that time is when its packets came. When the frame was taken says the camera's own clock: its
+RTCP sender reports pair RTP's times with NTP's (RFC 3550, section 6.4.1), and GStreamer 1.22 or later hands that on
+(`rtspsrc add-reference-timestamp-meta=true`). It holds where the clocks of camera and robot agree, by NTP or PTP.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -19,6 +24,10 @@ __all__ = ["GStreamerSource", "has_gstreamer"]
 FORMATS = ("RGB", "BGR", "NV12", "GRAY8")
 PULL_S = 0.5  # wait for a frame before the pipeline's messages are looked at
 MAX_AGE_S = 30.0  # a time stamp that says more is of another clock
+AHEAD_S = 0.1  # of a camera's clock before ours that passes for none
+NTP = "timestamp/x-ntp"
+NTP_EPOCH_S = 2_208_988_800  # from 1900, where NTP begins, to 1970
+NETWORK = re.compile(r"\b(rtspsrc|udpsrc|tcpclientsrc|srtsrc|rtmp2?src)\b")
 
 
 def has_gstreamer() -> bool:
@@ -35,7 +44,8 @@ class GStreamerSource:
 
     Args:
         pipeline: As gst-launch-1.0 takes it.
-        latency_s: Age of a frame when it arrives, of a pipeline whose buffers have no time.
+        latency_s: Age of a frame when it arrives: of a pipeline whose buffers have no time, and of a camera on the
+            network that does not tell its clock.
     """
 
     live = True
@@ -43,6 +53,7 @@ class GStreamerSource:
 
     def __init__(self, pipeline: str, latency_s: float = 0.0) -> None:
         self._text, self._latency_s = pipeline, latency_s
+        self._arrival_s = latency_s if NETWORK.search(pipeline) else 0.0
         self._pipeline: Any = None
         self._sink: Any = None
         self._sample: Any = None
@@ -100,12 +111,17 @@ class GStreamerSource:
     def _taken(self, buffer: Any, now: float) -> float:
         """Return when a buffer was taken, in seconds of time.monotonic()."""
         Gst, _ = _modules()
+        told = buffer.get_reference_timestamp_meta(Gst.Caps.from_string(NTP))
+        if told is not None:
+            age = time.time() - (told.timestamp / Gst.SECOND - NTP_EPOCH_S)
+            if -AHEAD_S <= age < MAX_AGE_S:
+                return now - max(age, 0.0)
         clock, base = self._pipeline.get_clock(), self._pipeline.get_base_time()
         if clock is not None and buffer.pts != Gst.CLOCK_TIME_NONE:
             running = self._sample.get_segment().to_running_time(Gst.Format.TIME, buffer.pts)
             age = (clock.get_time() - base - running) / Gst.SECOND
             if running != Gst.CLOCK_TIME_NONE and 0 <= age < MAX_AGE_S:
-                return now - age
+                return now - age - self._arrival_s
         return now - self._latency_s
 
     def _check(self, gst: Any) -> None:

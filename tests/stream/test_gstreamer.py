@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +48,86 @@ def test_a_queues_delay_is_part_of_a_frames_age(delay_s: float) -> None:
         source.close()
     assert len(wrong) >= 10 and abs(float(np.median(wrong))) < 0.05  # a busy machine may hold up single frames
     assert float(np.median(ages)) >= 0.95 * delay_s
+
+
+BITS, WIDE = 48, 8  # milliseconds since 1970 as gray blocks
+CAMERA = (
+    "( appsrc name=camera is-live=true format=time do-timestamp=true "
+    f"caps=video/x-raw,format=GRAY8,width={BITS * WIDE},height=16,framerate=30/1 "
+    f"! queue max-size-time=0 max-size-buffers=0 min-threshold-time={int(DELAY_S * 1e9)} "
+    "! videoconvert ! video/x-raw,format=I420 ! jpegenc ! rtpjpegpay name=pay0 )"
+)
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """Address of an RTSP camera whose frames show when they were taken, and leave it DELAY_S later."""
+    if not has_gstreamer():
+        pytest.skip("needs GStreamer's Python binding, python3-gi")
+    gi = pytest.importorskip("gi")
+    try:
+        gi.require_version("GstRtspServer", "1.0")
+    except ValueError:
+        pytest.skip("needs gir1.2-gst-rtsp-server-1.0 and gstreamer1.0-plugins-good")
+    from gi.repository import GLib, Gst, GstRtspServer
+
+    class Media(GstRtspServer.RTSPMedia):
+        def do_setup_rtpbin(self, rtpbin: Any) -> bool:
+            rtpbin.set_property("rtcp-sync-send-time", False)  # its reports tell when a frame was taken, not sent
+            return True
+
+    def film(camera: Any) -> None:
+        good = True
+        while good:
+            bits = (int(1e3 * time.time()) >> np.arange(BITS)) & 1
+            rows = np.tile(np.repeat(bits * 219 + 16, WIDE).astype(np.uint8), (16, 1))
+            good = camera.emit("push-buffer", Gst.Buffer.new_wrapped(rows.tobytes())) == Gst.FlowReturn.OK
+            time.sleep(1 / 30)
+
+    def configure(_factory: Any, media: Any) -> None:
+        camera = media.get_element().get_by_name("camera")
+        threading.Thread(target=film, args=(camera,), daemon=True).start()
+
+    factory, server, loop = GstRtspServer.RTSPMediaFactory(), GstRtspServer.RTSPServer(), GLib.MainLoop()
+    factory.set_launch(CAMERA)
+    factory.set_shared(True)
+    factory.set_media_gtype(Media)
+    factory.connect("media-configure", configure)
+    server.set_address("127.0.0.1")
+    server.set_service("0")
+    server.get_mount_points().add_factory("/camera", factory)
+    server.attach(None)
+    thread = threading.Thread(target=loop.run, daemon=True)
+    thread.start()
+    yield f"rtsp://127.0.0.1:{server.get_bound_port()}/camera"
+    loop.quit()
+    thread.join(5)
+
+
+@needs_gstreamer
+@pytest.mark.parametrize("told", [True, False])
+def test_the_age_of_a_network_cameras_frame_is_the_true_one(address: str, told: bool) -> None:
+    meta = "add-reference-timestamp-meta=true" if told else ""
+    pipeline = f"rtspsrc location={address} latency=50 {meta} ! rtpjpegdepay ! jpegdec ! videoconvert"
+    source = GStreamerSource(f"{pipeline} ! video/x-raw,format=GRAY8 ! appsink", 0.0 if told else DELAY_S)
+    source.open()
+    wrong, end = [], time.monotonic() + 30
+    try:
+        while len(wrong) < 40 and time.monotonic() < end:
+            taken = source.grab()
+            assert taken is not None
+            shift = time.time() - time.monotonic()
+            blocks = source.retrieve()[8, :, 0].reshape(BITS, WIDE)[:, WIDE // 2]
+            shown = int(((blocks > 128).astype(np.int64) << np.arange(BITS)).sum()) / 1e3 - shift
+            buffer = source._sample.get_buffer()
+            if not told or buffer.get_reference_timestamp_meta() is not None:  # the first report takes seconds
+                wrong.append(taken - shown)
+    finally:
+        source.close()
+    print(
+        f"age of {len(wrong)} frames wrong by {1e3 * np.median(wrong):.1f} ms, at most {1e3 * np.abs(wrong).max():.1f}"
+    )
+    assert len(wrong) == 40 and abs(float(np.median(wrong))) < 0.05
 
 
 @needs_gstreamer
