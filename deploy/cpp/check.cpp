@@ -2,6 +2,7 @@
 //   ovsdino_check bank FILE                                names and shape of a text bank
 //   ovsdino_check sha256 FILE
 //   ovsdino_check preprocess IMAGE.ppm H W OUT             the graph's input, (3, H, W) float32; mean 0.5, std 0.25
+//   ovsdino_check nv12 FRAME H W OUT                       (H * 3 / 2, W) bytes of NV12 as (H, W, 3) of RGB
 //   ovsdino_check labels LOGITS K h w H W OUT.pgm [T]      labels of (K, h, w) float32, background below T
 //   ovsdino_check found LOGITS K h w H W OUT.pgm SHARE P   of (K, h, w), the contrast's map last: labels of found words
 #include <cstdio>
@@ -49,6 +50,12 @@ void write_input(char** arguments) {
   write_file(arguments[3], "", out.data(), out.size() * sizeof(float));
 }
 
+void write_rgb(char** arguments) {
+  const Image image = read_image(arguments[0], size_of(arguments[1]), size_of(arguments[2]), true);
+  const Image rgb = to_rgb(image);
+  write_file(arguments[3], "", rgb.pixels.data(), rgb.pixels.size());
+}
+
 struct Logits {
   int64_t sizes[5];  // K, h, w, H, W
   std::vector<float> values;
@@ -94,13 +101,15 @@ int main(int count, char** values) {
       print_sha256(values + 2);
     } else if (command == "preprocess" && count == 6) {
       write_input(values + 2);
+    } else if (command == "nv12" && count == 6) {
+      write_rgb(values + 2);
     } else if (command == "labels" && (count == 9 || count == 10)) {
       write_label_image(values + 2, count == 10 ? values[9] : nullptr);
     } else if (command == "found" && count == 11) {
       write_found(values + 2);
     } else {
       throw std::runtime_error(
-          "usage: ovsdino_check bank|sha256|preprocess|labels|found ...; see deploy/cpp/check.cpp");
+          "usage: ovsdino_check bank|sha256|preprocess|nv12|labels|found ...; see deploy/cpp/check.cpp");
     }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", one_line(error.what()).c_str());

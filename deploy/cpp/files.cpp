@@ -115,9 +115,15 @@ void write_file(const std::string& path, std::string_view header, const void* da
   }
 }
 
-Image read_image(const std::string& path, int64_t height, int64_t width) {
+Image blank_image(int64_t height, int64_t width, bool nv12) {
+  check_size("raw frames", height, width);
+  if (nv12 && (height % 2 != 0 || width % 2 != 0)) fail("raw frames", "NV12 has an even width and height");
+  const int64_t size = nv12 ? height * width * 3 / 2 : height * width * 3;
+  return {height, width, std::vector<uint8_t>(static_cast<size_t>(size)), nv12};
+}
+
+Image read_image(const std::string& path, int64_t height, int64_t width, bool nv12) {
   const bool raw = height > 0 || width > 0;
-  if (raw) check_size(path, height, width);
   std::vector<uint8_t> data = read_file(path, 3 * static_cast<uint64_t>(kMaxPixels) + 1000);
   size_t start = 0;
   if (!raw) {
@@ -130,13 +136,15 @@ Image read_image(const std::string& path, int64_t height, int64_t width) {
     if (levels != 255) fail(path, std::to_string(levels) + " levels: expected 255");
     ++start;  // the one white space before the pixels
   }
-  const auto size = static_cast<size_t>(3 * height * width);
+  Image image = blank_image(height, width, nv12);
+  const size_t size = image.pixels.size();
   if (start > data.size() || data.size() - start != size) {
     fail(path, std::to_string(data.size()) + " bytes, expected " + std::to_string(start + size) + " for " +
-                   std::to_string(width) + "x" + std::to_string(height) + " RGB pixels");
+                   std::to_string(width) + "x" + std::to_string(height) + (nv12 ? " NV12" : " RGB") + " pixels");
   }
   data.erase(data.begin(), data.begin() + static_cast<std::ptrdiff_t>(start));
-  return {height, width, std::move(data)};
+  image.pixels = std::move(data);
+  return image;
 }
 
 void write_labels(const std::string& path, const std::vector<int32_t>& labels, int64_t height, int64_t width,

@@ -32,10 +32,16 @@ class Logger final : public nvinfer1::ILogger {
   }
 };
 
-// Memory on the device and as much page-locked memory on the host; grows, never shrinks.
+enum class Memory {
+  kTwin,    // on the device and as much page-locked memory on the host
+  kMapped,  // one piece for both sides, which is not copied: where the GPU shares the CPU's memory, as on a Jetson
+  kDevice,  // on the device alone
+};
+
+// Grows, never shrinks.
 class Buffer {
  public:
-  Buffer() = default;
+  explicit Buffer(Memory memory) : memory_(memory) {}
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { free(); }
@@ -43,17 +49,24 @@ class Buffer {
   void fit(size_t size) {
     if (size <= size_) return;
     free();
-    check(cudaMalloc(&device_, size), "cudaMalloc");
-    check(cudaMallocHost(&host_, size), "cudaMallocHost");
+    if (memory_ == Memory::kMapped) {
+      check(cudaHostAlloc(&host_, size, cudaHostAllocMapped), "cudaHostAlloc");
+      check(cudaHostGetDevicePointer(&device_, host_, 0), "cudaHostGetDevicePointer");
+    } else {
+      check(cudaMalloc(&device_, size), "cudaMalloc");
+      if (memory_ == Memory::kTwin) check(cudaMallocHost(&host_, size), "cudaMallocHost");
+    }
     size_ = size;
   }
 
   void upload(const void* data, size_t size, cudaStream_t stream) {
     std::memcpy(host_, data, size);
+    if (memory_ == Memory::kMapped) return;
     check(cudaMemcpyAsync(device_, host_, size, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
   }
 
   void download(size_t size, cudaStream_t stream) {
+    if (memory_ == Memory::kMapped) return;
     check(cudaMemcpyAsync(host_, device_, size, cudaMemcpyDeviceToHost, stream), "cudaMemcpyAsync");
   }
 
@@ -62,16 +75,24 @@ class Buffer {
 
  private:
   void free() noexcept {
-    cudaFree(device_);
+    if (memory_ != Memory::kMapped) cudaFree(device_);
     cudaFreeHost(host_);
     device_ = host_ = nullptr;
     size_ = 0;
   }
 
+  const Memory memory_;
   void* device_ = nullptr;
   void* host_ = nullptr;
   size_t size_ = 0;
 };
+
+// Of the buffers that both sides use.
+Memory shared_memory(int device) {
+  int integrated = 0;
+  check(cudaDeviceGetAttribute(&integrated, cudaDevAttrIntegrated, device), "cudaDeviceGetAttribute");
+  return integrated != 0 ? Memory::kMapped : Memory::kTwin;
+}
 
 nvinfer1::IExecutionContext* make_context(nvinfer1::ICudaEngine& engine) {
 #ifdef TRT_MAJOR_RTX
@@ -89,7 +110,13 @@ nvinfer1::IExecutionContext* make_context(nvinfer1::ICudaEngine& engine) {
 class TensorRtGraph final : public Graph {
  public:
   TensorRtGraph(const std::vector<uint8_t>& data, const Sidecar& sidecar, int device)
-      : sidecar_(sidecar), normalize_(sidecar.mean, sidecar.std), device_(device) {
+      : sidecar_(sidecar),
+        normalize_(sidecar.mean, sidecar.std),
+        device_(device),
+        frame_(shared_memory(device)),
+        text_(shared_memory(device)),
+        contrast_(shared_memory(device)),
+        labels_(shared_memory(device)) {
     check(cudaSetDevice(device), "cudaSetDevice");
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     for (cudaEvent_t& event : events_) check(cudaEventCreate(&event), "cudaEventCreate");
@@ -154,10 +181,10 @@ class TensorRtGraph final : public Graph {
   Labels run(const Image& image, const Wish& wish) override {
     check(cudaSetDevice(device_), "cudaSetDevice");
     const size_t pixels = static_cast<size_t>(image.height * image.width);
-    frame_.fit(image.rgb.size());
+    frame_.fit(image.pixels.size());
     labels_.fit(pixels * sizeof(int32_t));
     check(cudaEventRecord(events_[0], stream_), "cudaEventRecord");
-    frame_.upload(image.rgb.data(), image.rgb.size(), stream_);
+    frame_.upload(image.pixels.data(), image.pixels.size(), stream_);
     launch_preprocess(image);
     check(cudaEventRecord(events_[1], stream_), "cudaEventRecord");
     launch();
@@ -202,9 +229,10 @@ class TensorRtGraph final : public Graph {
   void launch_preprocess(const Image& image) const {
     Preprocess op{};
     op.image = static_cast<const uint8_t*>(frame_.device());
-    op.format = PixelFormat::kRgb;
+    op.format = image.nv12 ? PixelFormat::kNv12 : PixelFormat::kRgb;
     op.batch = 1, op.in_h = image.height, op.in_w = image.width;
-    op.stride_b = 3 * image.height * image.width, op.stride_y = 3 * image.width, op.stride_x = 3, op.stride_c = 1;
+    op.stride_b = static_cast<int64_t>(image.pixels.size());
+    op.stride_x = image.nv12 ? 1 : 3, op.stride_y = op.stride_x * image.width, op.stride_c = image.nv12 ? 0 : 1;
     op.out_h = sidecar_.input[2], op.out_w = sidecar_.input[3];
     op.out = image_.device();
     op.out_dtype = DType::kFloat32;
@@ -266,7 +294,8 @@ class TensorRtGraph final : public Graph {
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
-  Buffer frame_, image_, text_, contrast_, logits_, labels_;
+  Buffer frame_, text_, contrast_, labels_;
+  Buffer image_{Memory::kDevice}, logits_{Memory::kTwin};
   int64_t classes_ = 0, maps_ = 0, planes_ = 0, grid_h_ = 0, grid_w_ = 0;  // maps that get labels, and all of them
 };
 

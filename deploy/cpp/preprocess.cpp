@@ -1,6 +1,7 @@
 #include "preprocess.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace ovsdino::edge {
 namespace {
@@ -49,6 +50,8 @@ void resize_row(const uint8_t* row, const Taps& across, uint8_t* out) {
   }
 }
 
+uint8_t to_level(float value) { return static_cast<uint8_t>(std::min(std::max(std::nearbyint(value), 0.0f), 255.0f)); }
+
 }  // namespace
 
 Normalize::Normalize(const std::array<double, 3>& mean, const std::array<double, 3>& std) : gain(), shift() {
@@ -58,9 +61,27 @@ Normalize::Normalize(const std::array<double, 3>& mean, const std::array<double,
   }
 }
 
-Image resize(const Image& image, int64_t height, int64_t width) {
-  Image out{height, width, std::vector<uint8_t>(static_cast<size_t>(3 * height * width))};
-  const Taps across = make_taps(image.width, width), down = make_taps(image.height, height);
+Image to_rgb(const Image& image) {
+  if (!image.nv12) return image;
+  Image out = blank_image(image.height, image.width, false);
+  const uint8_t *luma = image.pixels.data(), *chroma = luma + image.height * image.width;
+  uint8_t* to = out.pixels.data();
+  for (int64_t y = 0; y < image.height; ++y) {
+    for (int64_t x = 0; x < image.width; ++x) {
+      const uint8_t* pair = chroma + y / 2 * image.width + x / 2 * 2;
+      const float gray = 1.164383f * (static_cast<float>(*luma++) - 16.0f);
+      const float blue = static_cast<float>(pair[0]) - 128.0f, red = static_cast<float>(pair[1]) - 128.0f;
+      *to++ = to_level(gray + 1.596027f * red);
+      *to++ = to_level(gray + (-0.391762f * blue - 0.812968f * red));
+      *to++ = to_level(gray + 2.017232f * blue);
+    }
+  }
+  return out;
+}
+
+Image resize(const Image& rgb, int64_t height, int64_t width) {
+  Image out = blank_image(height, width, false);
+  const Taps across = make_taps(rgb.width, width), down = make_taps(rgb.height, height);
   const auto pitch = static_cast<size_t>(3 * width);
   // The two rows that a result needs, each resized once and kept while the next results need it.
   std::vector<uint8_t> rows[2] = {std::vector<uint8_t>(pitch), std::vector<uint8_t>(pitch)};
@@ -70,7 +91,7 @@ Image resize(const Image& image, int64_t height, int64_t width) {
       if (held[slot] == y) return slot;
     }
     const int slot = keep >= 0 ? 1 - keep : (held[0] == y + 1 ? 1 : 0);
-    resize_row(image.rgb.data() + 3 * image.width * y, across, rows[slot].data());
+    resize_row(rgb.pixels.data() + 3 * rgb.width * y, across, rows[slot].data());
     held[slot] = y;
     return slot;
   };
@@ -79,7 +100,7 @@ Image resize(const Image& image, int64_t height, int64_t width) {
     const Tap& tap = down.taps[static_cast<size_t>(y)];
     const int first = fetch(tap.first, -1), second = fetch(tap.second, first);
     const uint8_t *upper = rows[first].data(), *lower = rows[second].data();
-    uint8_t* to = out.rgb.data() + pitch * static_cast<size_t>(y);
+    uint8_t* to = out.pixels.data() + pitch * static_cast<size_t>(y);
     for (size_t x = 0; x < pitch; ++x) {
       to[x] = static_cast<uint8_t>((upper[x] * tap.w_first + lower[x] * tap.w_second + half) >> down.bits);
     }
@@ -88,11 +109,12 @@ Image resize(const Image& image, int64_t height, int64_t width) {
 }
 
 void preprocess(const Image& image, const Normalize& normalize, int64_t height, int64_t width, float* out) {
-  const Image resized = resize(image, height, width);
+  const Image resized = image.nv12 ? resize(to_rgb(image), height, width) : resize(image, height, width);
   const int64_t plane = height * width;
   for (int64_t c = 0; c < 3; ++c) {
     const float gain = normalize.gain[static_cast<size_t>(c)], shift = normalize.shift[static_cast<size_t>(c)];
-    for (int64_t i = 0; i < plane; ++i) out[c * plane + i] = resized.rgb[static_cast<size_t>(3 * i + c)] * gain + shift;
+    for (int64_t i = 0; i < plane; ++i)
+      out[c * plane + i] = resized.pixels[static_cast<size_t>(3 * i + c)] * gain + shift;
   }
 }
 

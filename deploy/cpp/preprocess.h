@@ -16,10 +16,14 @@ struct Normalize {
   Normalize(const std::array<double, 3>& mean, const std::array<double, 3>& std);
 };
 
-// Bilinear with half-pixel centers, without antialias; columns first, each pass rounded to whole levels.
-Image resize(const Image& image, int64_t height, int64_t width);
+// NV12 to RGB as `nv12_to_rgb` of ovsdino/edge/pixels.py: the same float32 operations in the same order, and so the
+// same bytes. An RGB image comes back as it is.
+Image to_rgb(const Image& image);
 
-// out: (3, height, width).
+// Bilinear with half-pixel centers, without antialias; columns first, each pass rounded to whole levels.
+Image resize(const Image& rgb, int64_t height, int64_t width);
+
+// image: RGB or NV12; out: (3, height, width).
 void preprocess(const Image& image, const Normalize& normalize, int64_t height, int64_t width, float* out);
 
 }  // namespace ovsdino::edge

@@ -61,6 +61,9 @@ class Segmenter {
   // Whether the bank in use leaves pixels without a word.
   bool competes() const { return !options_.partition && !bank_.contrast.empty(); }
 
+  // How many values a label can have: the words, and background where there can be any.
+  int64_t label_count() const { return bank_.classes() + (options_.background || competes() ? 1 : 0); }
+
   const TextBank& bank() const { return bank_; }
 
  private:

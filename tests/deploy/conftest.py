@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ovsdino.deploy.export.publish import publish
+from tests.support import cpp
 from tests.support.graphs import exported
 
 
@@ -37,3 +38,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trt") / "small.onnx"
     publish(path, exported(batch=(1, 2), classes=(1, 40), precision="float16"))
     return path
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the programs in C++, without a runtime."""
+    return cpp.build(tmp_path_factory.mktemp("cpp"))

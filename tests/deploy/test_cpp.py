@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -19,47 +17,14 @@ from PIL import Image
 from ovsdino.deploy.export.publish import publish
 from ovsdino.edge.bank import TextBank
 from ovsdino.edge.labels import leave_out_unfound, sure_shares, upsample_argmax
-from ovsdino.edge.pixels import preprocess
+from ovsdino.edge.pixels import nv12_to_rgb, preprocess
 from ovsdino.edge.segmenter import EdgeSegmenter
 from ovsdino.edge.sidecar import Sidecar, sidecar_path
-from tests.support import tiny
+from tests.support import cpp, tiny
+from tests.support.cpp import build, configure, refused, run
 from tests.support.graphs import exported
 
-SOURCE = Path(__file__).resolve().parents[2] / "deploy" / "cpp"
-
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("cmake") and shutil.which("ninja") and shutil.which("c++")), reason="needs CMake and a compiler"
-)
-
-
-def run(*command: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, check=False)
-
-
-def configure(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return run("cmake", "-S", SOURCE, "-B", folder, "-G", "Ninja", "-DCMAKE_CXX_FLAGS=-Werror", *options)
-
-
-def build(folder: Path, *options: str) -> Path:
-    configured = configure(folder, *options)
-    assert configured.returncode == 0, configured.stderr
-    built = run("cmake", "--build", folder)
-    assert built.returncode == 0, built.stdout[-3000:]
-    return folder
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of ovsdino_check and ovsdino_segment, without a runtime."""
-    return build(tmp_path_factory.mktemp("cpp"))
-
-
-def refused(program: Path, *arguments: object) -> str:
-    """The one line of a run that must fail."""
-    done = run(program, *arguments)
-    assert done.returncode == 2 and done.stdout == "", done
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
+pytestmark = cpp.NEEDS_A_COMPILER
 
 
 def test_the_reader_finds_names_and_shape(programs: Path, tmp_path: Path) -> None:
@@ -203,6 +168,20 @@ def test_preprocess_is_that_of_the_python_runtime(programs: Path, tmp_path: Path
         assert done.returncode == 0, done.stderr
         out = np.fromfile(tmp_path / "out", np.float32).reshape(3, *size)
         assert np.array_equal(out, preprocess(image, size, (0.5,) * 3, (0.25,) * 3))
+
+
+def test_nv12_is_the_rgb_of_the_python_runtime_byte_for_byte(programs: Path, tmp_path: Path) -> None:
+    """Every pair of levels of luma and each chroma, and their combinations at random."""
+    frame = np.random.default_rng(0).integers(0, 256, (768, 512), dtype=np.uint8)
+    frame[:256].reshape(-1)[:] = np.arange(256 * 512) // 2 % 256
+    frame[512:, 0::2], frame[512:, 1::2] = np.arange(256)[:, None], np.arange(256)
+    frame.tofile(tmp_path / "frame")
+    done = run(programs / "ovsdino_check", "nv12", tmp_path / "frame", 512, 512, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.fromfile(tmp_path / "out", np.uint8).reshape(512, 512, 3), nv12_to_rgb(frame))
+    assert "NV12 has an even width" in refused(
+        programs / "ovsdino_check", "nv12", tmp_path / "frame", 511, 512, tmp_path / "out"
+    )
 
 
 @pytest.mark.parametrize("classes, threshold", [(5, None), (5, 0.4), (300, None), (255, 0.1), (256, 0.1)])
