@@ -145,10 +145,16 @@ class Network:
             n of (1, K, h, w) float32, K + 1 maps with a contrast, or of many classes the maps that win somewhere; and n
             numbers or None.
         """
+        known = bool(getattr(self.model, "known", None))
+        if wish.recall is not None:
+            with clock("memory"):
+                size = self.inference_size(pixels[0].shape[0], pixels[0].shape[1], wish.short_side)
+                carried = wish.recall.carried(pixels[0], size)
+            if carried is not None:
+                return [carried[1]], self._novelty(self.pooled(carried[0])) if known else None
         with clock("preprocess"):
             batch = torch.cat([self.prepare(image, wish.short_side) for image in pixels])
         self._say_large(batch, wish)
-        known = bool(getattr(self.model, "known", None))
         pooled: list[np.ndarray] = []  # of each part of the batch
         if self._many(text, batch) and wish.recall is None:
             found: list[Survivors] = []
@@ -162,21 +168,14 @@ class Network:
             return found, self._novelty(np.concatenate(pooled)) if known else None
 
         def network(images: Tensor) -> Tensor:
-            carried = None
+            with self.autocast():
+                with clock("encode"):
+                    features = self.model.encode_image(images)
+                with clock("decode"):
+                    logits = self.model.decode(features, text, **wish.offset).float()
             if wish.recall is not None:
-                with self.autocast(), clock("memory"):
-                    carried = wish.recall.carried(images)
-            if carried is not None:
-                features, logits = carried
-            else:
-                with self.autocast():
-                    with clock("encode"):
-                        features = self.model.encode_image(images)
-                    with clock("decode"):
-                        logits = self.model.decode(features, text, **wish.offset).float()
-                if wish.recall is not None:
-                    with clock("memory"):
-                        logits = wish.recall.joined(features, logits)
+                with clock("memory"):
+                    logits = wish.recall.joined(features, logits)
             if known:
                 with clock("decode"):
                     pooled.append(self.pooled(features))

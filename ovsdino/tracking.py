@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ovsdino.errors import OVSDinoError
+from ovsdino.flow import Flow
 from ovsdino.io.images import ImageLike
 from ovsdino.io.video import Frames, read_frames
-from ovsdino.models.memory import KeyFrames, Memory, MemoryConfig, carried, remembered
+from ovsdino.models.memory import KeyFrames, Memory, MemoryConfig, moved, remembered
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.results import Segmentation
 from ovsdino.vocabulary import LEAST_CERTAINTY, LEAST_SHARE, Classes, Vocabulary
@@ -22,11 +24,12 @@ __all__ = ["Recall", "Tracker", "video_settings"]
 class Recall(Protocol):
     """A memory as the network asks it, before and after a frame is encoded."""
 
-    def carried(self, image: Tensor) -> tuple[ImageFeatures, Tensor] | None:
+    def carried(self, frame: np.ndarray, size: tuple[int, int]) -> tuple[ImageFeatures, Tensor] | None:
         """Return the last key frame's features and this frame's logits (1, K, 4h, 4w); None: it must be encoded.
 
         Args:
-            image: (1, 3, H, W), normalized.
+            frame: (H, W, 3) uint8 RGB.
+            size: (height, width) of the network's input.
         """
 
     def joined(self, features: ImageFeatures, logits: Tensor) -> Tensor:
@@ -45,14 +48,16 @@ class Tracker:
         segment: Segments an image with words and, where given, a `Recall`.
         classes: See `Vocabulary.of`.
         memory: Settings; True takes the defaults, and False remembers nothing.
-        key_frames: Which frames are encoded whole; False encodes all, True takes the defaults. Without a memory, all.
+        key_frames: Which frames are encoded; False encodes all, True takes the defaults. Without a memory, all.
 
     Attributes:
-        encoded: Whether the last frame was encoded whole.
-        level: How well the last frame was known, 0..1, see `remembered`; below the settings' `cut` it began a scene.
+        encoded: Whether the last frame was encoded.
+        level: How well the last frame was known, 0..1, see `remembered`; below the settings' `cut` it began a scene. Of
+            one that was not encoded the share that the flow explained.
 
     Raises:
-        OVSDinoError: The model has no structure to remember by, or the class list is not valid.
+        OVSDinoError: The model has no structure to remember by, the class list is not valid, OpenCV is not installed,
+            or key frames are asked for without the flow.
     """
 
     def __init__(
@@ -67,6 +72,9 @@ class Tracker:
             raise OVSDinoError(f"{model.config.name}: no structure to remember by: load a trained decoder")
         self.config = MemoryConfig() if memory is True else memory or None
         self.key_frames = KeyFrames() if key_frames is True else key_frames or KeyFrames(every=1)
+        if self.config and self.key_frames.every > 1 and not self.config.flow:
+            raise OVSDinoError("key frames without the flow: what lies between them is moved along it")
+        self._flow = Flow() if self.config and self.config.flow else None
         self._model, self._segment = model, segment
         self._vocabulary = Vocabulary.of(classes)
         self.reset()
@@ -91,6 +99,8 @@ class Tracker:
         self._memory: Memory | None = None
         self._key: ImageFeatures | None = None
         self._since = 0  # frames from the key frame on
+        if self._flow is not None:
+            self._flow.reset()
 
     def segment(self, frame: ImageLike) -> Segmentation:
         """Label the next frame.
@@ -118,22 +128,21 @@ class Tracker:
         """
         return map(self.segment, read_frames(frames))
 
-    def carried(self, image: Tensor) -> tuple[ImageFeatures, Tensor] | None:
-        """See `Recall.carried`; None for a key frame."""
-        key, memory, decoder = self._key, self._memory, self._model.decoder
-        if key is None or memory is None or self._since >= self.key_frames.every - 1:
+    def carried(self, frame: np.ndarray, size: tuple[int, int]) -> tuple[ImageFeatures, Tensor] | None:
+        """See `Recall.carried`; None for a key frame. The memory has then moved along the flow."""
+        if self._flow is None:
             return None
-        assert decoder is not None and key.structure is not None
-        patch = self._model.stride_multiple
-        if [side * 4 // patch for side in image.shape[2:]] != [*memory.logits.shape[2:]]:
+        grid = size[0] * 4 // self._model.stride_multiple, size[1] * 4 // self._model.stride_multiple
+        found, memory = self._flow.follow(frame, size, grid), self._memory
+        if found is None or memory is None or self._key is None:
             return None
-        guide = self._model.guide_again(image, key.structure)
-        found, level = carried(decoder.score_attention.embed(guide.float()), memory, self.config)
-        if not float(level) >= self.key_frames.level or not torch.isfinite(found.logits).all():
+        places = torch.from_numpy(found.places)[None].to(memory.logits.device)
+        self._memory = moved(memory, places)
+        if self._since >= self.key_frames.every - 1 or found.explained < self.key_frames.level:
             return None
-        self._memory, self.level, self.encoded = found, float(level), False
+        self.level, self.encoded = found.explained, False
         self._since += 1
-        return key, found.logits
+        return self._key, self._memory.logits
 
     def joined(self, features: ImageFeatures, logits: Tensor) -> Tensor:
         """See `Recall.joined`; the frame is remembered."""

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "captions",
         "classes_file",
         "contrast",
+        "flow",
         "fonts",
         "label_maps",
         "legend",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ovsdino.errors import OVSDinoError
-from ovsdino.models.memory import KeyFrames
+from ovsdino.models.memory import KeyFrames, MemoryConfig
 from ovsdino.pipeline import Segmenter, load
 from tests.support.small import small_model
 
@@ -73,7 +74,7 @@ def test_a_frame_that_cannot_be_read_is_an_error_and_the_next_begins_anew(
     assert np.array_equal(tracker.segment(frames[1]).labels, nano.segment(frames[1], WORDS).labels)
 
 
-def test_between_key_frames_the_memory_is_moved_along(nano: Segmenter, frames: list[np.ndarray]) -> None:
+def test_between_key_frames_the_labels_move_with_the_image(nano: Segmenter, frames: list[np.ndarray]) -> None:
     tracker = nano.tracker(WORDS, partition=True, key_frames=KeyFrames(every=3, level=0.0))
     found = [(tracker.segment(frame), tracker.encoded) for frame in frames]
     assert [encoded for _, encoded in found] == [True, False, False, True, False]
@@ -87,8 +88,8 @@ def test_a_frame_that_the_memory_does_not_know_becomes_a_key_frame(nano: Segment
     tracker = nano.tracker(WORDS, partition=True, key_frames=KeyFrames(every=100))
     for frame in frames[:2]:
         tracker.segment(frame)
-    assert not tracker.encoded and tracker.level > 0.8
-    cut = np.random.default_rng(3).integers(0, 255, frames[0].shape, dtype=np.uint8)
+    assert not tracker.encoded and tracker.level > 0.85
+    cut = np.ascontiguousarray(255 - frames[1][::-1])
     other = np.ascontiguousarray(frames[1].transpose(1, 0, 2))
     for new in (cut, other):
         assert np.array_equal(tracker.segment(new).labels, nano.segment(new, WORDS, partition=True).labels)
@@ -96,10 +97,24 @@ def test_a_frame_that_the_memory_does_not_know_becomes_a_key_frame(nano: Segment
     tracker.set_classes("car, sky, tree")
     tracker.segment(other)
     assert tracker.encoded
-    always = nano.tracker(WORDS, key_frames=KeyFrames(level=1.0))
-    assert all(always.segment(frame) and always.encoded for frame in frames)
     with pytest.raises(ValueError, match="every is 0"):
         KeyFrames(every=0)
+
+
+def test_a_memory_follows_the_image_by_opencv_or_stays_where_it_is(
+    nano: Segmenter, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(OVSDinoError, match="pip install opencv"):
+        nano.tracker(WORDS)
+    still = MemoryConfig(flow=False)
+    with pytest.raises(OVSDinoError, match="key frames without the flow"):
+        nano.tracker(WORDS, memory=still, key_frames=True)
+    monkeypatch.undo()
+    found = [
+        [one.labels for one in nano.stream(frames[:2], WORDS, partition=True, memory=way)] for way in (still, True)
+    ]
+    assert np.array_equal(found[0][0], found[1][0]) and not np.array_equal(found[0][1], found[1][1])
 
 
 def test_frames_come_from_lists_generators_folders_and_files(

@@ -24,13 +24,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovsdino.benchmarks.lib.report import ROOT, ReportOptions, json_text, placed, save
-from ovsdino.benchmarks.lib.steady import EncodedClip, control, exponential, flow_mean, steady, without_structure
+from ovsdino.benchmarks.lib.steady import (
+    EncodedClip,
+    control,
+    exponential,
+    flow_mean,
+    followed,
+    steady,
+    without_structure,
+)
 from ovsdino.console import say
 from ovsdino.data.clips import clips_of
 from ovsdino.data.datasets import open_dataset
 from ovsdino.eval.flow import Motion, motion, warped
 from ovsdino.eval.video_metrics import VideoConsistency, VideoMetrics
-from ovsdino.models.memory import KeyFrames, Memory, MemoryConfig, remembered
+from ovsdino.models.memory import KeyFrames, MemoryConfig, remembered
 from ovsdino.models.weights import weights_digest
 from ovsdino.ops import upsample_argmax
 from ovsdino.options import data_root
@@ -118,7 +126,7 @@ def encoded(
             assert features.structure is not None
             logits.append(segmenter.decode(features, rows))
             affinities.append(decoder.score_attention.embed(features.structure.guide))
-    return EncodedClip(torch.cat(logits), torch.cat(affinities), motions)
+    return EncodedClip(torch.cat(logits), torch.cat(affinities), motions, images)
 
 
 def few(frames: EncodedClip) -> dict[str, Callable[[], Tensor]]:
@@ -128,7 +136,7 @@ def few(frames: EncodedClip) -> dict[str, Callable[[], Tensor]]:
         "exponential mean 0.6": partial(exponential, frames, 0.6),
         "mean along the flow 0.8": partial(flow_mean, frames, 0.8),
         "memory": lambda: steady(frames),
-        "memory, tolerance 0.5": lambda: steady(frames, MemoryConfig(tolerance=0.5)),
+        "memory without the flow": lambda: steady(frames, MemoryConfig(flow=False)),
     }
 
 
@@ -145,6 +153,7 @@ def table(frames: EncodedClip, elsewhere: EncodedClip) -> dict[str, Callable[[],
         found[f"mean along the flow {share}"] = partial(flow_mean, frames, share)
     for most in (0.8, MemoryConfig().most):
         found[f"memory {most}"] = partial(steady, frames, MemoryConfig(most=most))
+    found["memory without the flow"] = partial(steady, frames, MemoryConfig(flow=False))
     return found | {
         "control: gate always open": lambda: steady(frames, MemoryConfig(tolerance=0.0)),
         "control: no structure": lambda: without_structure(frames),
@@ -197,19 +206,16 @@ def cuts(frames: EncodedClip, elsewhere: EncodedClip, size: tuple[int, int]) -> 
             ((frames, index), (elsewhere, other)),
             ((elsewhere, other), (frames, index)),
         ):
-            before = Memory(one.logits[i : i + 1], one.affinity[i : i + 1])
+            before = followed(one.memory(i), one.images[i], two.images[j])
             alone = two.logits[j : j + 1]
             after, level = remembered(alone, two.affinity[j : j + 1], before, config)
             agreement.append(float((labels_of(after.logits, size) == labels_of(alone, size)).mean()))
             levels.append(float(level))
-    neighbors = [
-        float(remembered(x, a, Memory(y, b), config)[1])
-        for x, a, y, b in zip(
-            *(frames.logits[1:].split(1), frames.affinity[1:].split(1)),
-            *(frames.logits[:-1].split(1), frames.affinity[:-1].split(1)),
-            strict=True,
-        )
-    ]
+    neighbors = []
+    for index in range(1, len(frames.logits)):
+        before = followed(frames.memory(index - 1), *frames.images[index - 1 : index + 1])
+        x, a = frames.logits[index : index + 1], frames.affinity[index : index + 1]
+        neighbors.append(float(remembered(x, a, before, config)[1]))
     return {
         "cuts": len(agreement),
         "least_agreement": min(agreement),
@@ -223,7 +229,7 @@ def harm(frames: EncodedClip, labels: Sequence[np.ndarray]) -> list[dict[str, An
     """Return by how much the memory makes a frame worse than its own labels, of a clip with frames left out."""
     found = []
     for step in (1, 2, 4, 8):
-        part = EncodedClip(frames.logits[::step], frames.affinity[::step], [])
+        part = frames.every(step)
         kept = steady(part)
         gains = []
         for alone, after, truth in zip(part.logits.split(1), kept.split(1), labels[::step], strict=True):

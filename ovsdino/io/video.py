@@ -78,7 +78,7 @@ def import_cv2() -> Any:
         import cv2
     except ImportError as error:
         raise OVSDinoError(
-            "cameras and videos need OpenCV: pip install opencv-python-headless, or JetPack's own python3-opencv for "
-            "GStreamer; folders of images need nothing"
+            "cameras, videos and the memory of a video need OpenCV: pip install opencv-python-headless, or JetPack's "
+            "own python3-opencv for GStreamer; folders of images need nothing"
         ) from error
     return cv2

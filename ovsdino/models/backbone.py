@@ -139,17 +139,6 @@ class Backbone(nn.Module):
         final, taps = self.frozen(image, blocks)
         return self.finish(final), taps
 
-    def early_taps(self, image: Tensor) -> list[Tensor | None]:
-        """Return the taps at four times the token grid, at the cost of the layers before them; None for the others.
-
-        A ViT has none of them.
-
-        Args:
-            image: See `frozen`.
-        """
-        self._check(image)
-        return [None for _ in self.config.taps]
-
     def with_attention(self, image: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Return F, the taps, and the attention logits of the class token in the last block.
 
@@ -336,19 +325,6 @@ class CNNBackbone(Backbone):
         low = _mapped(deep, self.head.weight[:, :channels], self.head.bias)
         high = _mapped(near, self.head.weight[:, channels:])
         return _upsampled(low, high) + high, tapped
-
-    def early_taps(self, image: Tensor) -> list[Tensor | None]:
-        """Return the taps at four times the token grid, see `Backbone.early_taps`."""
-        found = super().early_taps(image)
-        strides = zip(self.config.taps, self.config.tap_strides, strict=True)
-        early = [tap for tap, stride in strides if stride * 4 == self.config.patch_size]
-        if early:
-            cnn, image = self._network(image)
-            run = getattr(cnn, "first_stages", None)  # timm's networks are run as a whole
-            maps = cnn.forward_intermediates(image, indices=early)[1] if run is None else run(image, early)
-            for tap, value in zip(early, maps, strict=True):
-                found[self.config.taps.index(tap)] = value
-        return found
 
     def _network(self, image: Tensor) -> tuple[Any, Tensor]:
         """Return the network, as a CPU runs it fastest, and the image as it takes it; see `FoldedForms.of`."""

@@ -156,23 +156,14 @@ class EfficientNetLite(nn.Module):
 
     def forward_intermediates(self, image: Tensor, indices: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
         """Return the final map (B, 1280, h, w) of an image (B, 3, H, W), and those of chosen stages, shallow first."""
-        x, kept = self._run(image, indices, len(self.blocks))
-        return self.bn2(self.conv_head(x)), kept
-
-    def first_stages(self, image: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """Return the maps of chosen stages, shallow first, without running what lies behind the last of them."""
-        return self._run(image, indices, 1 + ENDS[max(indices)])[1]
-
-    def _run(self, image: Tensor, indices: Sequence[int], groups: int) -> tuple[Tensor, list[Tensor]]:
-        """Return the map after so many groups, and those of chosen stages."""
         wanted = {ENDS[index] for index in indices}
         x = self.bn1(self.conv_stem(image))
         kept: list[Tensor] = []
-        for place, group in zip(range(groups), self.blocks, strict=False):
+        for place, group in enumerate(self.blocks):
             x = group(x)
             if place in wanted:
                 kept.append(x)
-        return x, kept
+        return self.bn2(self.conv_head(x)), kept
 
     def forward_features(self, image: Tensor) -> Tensor:
         """Return the final map (B, 1280, h, w) of an image (B, 3, H, W)."""

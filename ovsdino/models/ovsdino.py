@@ -53,10 +53,7 @@ class ImageFeatures:
         structure = self.structure
         if structure is not None:
             structure = Structure(
-                tokens=structure.tokens.float(),
-                guide=structure.guide.float(),
-                boundary=structure.boundary.float(),
-                context=None if structure.context is None else structure.context.float(),
+                tokens=structure.tokens.float(), guide=structure.guide.float(), boundary=structure.boundary.float()
             )
         return ImageFeatures(self.tokens.float(), structure, None if self.backbone is None else self.backbone.float())
 
@@ -67,11 +64,11 @@ class ImageFeatures:
             return [None] * len(sizes) if tensor is None else tensor.split([*sizes])
 
         s = self.structure
-        maps = (s.tokens, s.guide, s.boundary, s.context) if s is not None else (None,) * 4
+        maps = (s.tokens, s.guide, s.boundary) if s is not None else (None,) * 3
         rows = zip(parts(self.tokens), parts(self.backbone), *map(parts, maps), strict=True)
         return [
-            ImageFeatures(tokens, None if s is None else Structure(*structure), backbone)
-            for tokens, backbone, *structure in rows
+            ImageFeatures(tokens, None if s is None else Structure(tokens=deep, guide=guide, boundary=edge), backbone)
+            for tokens, backbone, deep, guide, edge in rows
         ]
 
 
@@ -171,20 +168,6 @@ class OVSDINO(nn.Module):
         """Return the features of an image (B, 3, H, W), normalized, H and W multiples of `stride_multiple`."""
         features, taps = self.backbone(image)
         return self._with_structure(image, features, taps)
-
-    def guide_again(self, image: Tensor, structure: Structure) -> Tensor:
-        """Return the guide (B, C, 4h, 4w) of a video's next frame, by the early layers alone.
-
-        Of nano these are two of seven groups of the backbone and the finest level of the SAE, less than half of the
-        time of `encode_image`. What lies deeper is that of a frame before, unmoved.
-
-        Args:
-            image: (B, 3, H, W), normalized, of the size of the frame before.
-            structure: Of the frame before, by `encode_image`.
-        """
-        assert self.decoder is not None and structure.context is not None
-        guide: Tensor = self.decoder.sae.again(image, self.backbone.early_taps(image), structure.context)
-        return guide
 
     def encode_features(self, final: Tensor, taps: Sequence[Tensor], image: Tensor) -> ImageFeatures:
         """Return the features of an image whose frozen half is known.

@@ -28,13 +28,11 @@ class Structure:
         tokens: S, (B, structure_dim, h, w).
         guide: G, (B, guide_dim, 4h, 4w).
         boundary: Boundary logits, (B, 1, 4h, 4w).
-        context: What the levels below the finest add to it, (B, guide_dim, 2h, 2w); see `StructureAwareEncoder.again`.
     """
 
     tokens: Tensor
     guide: Tensor
     boundary: Tensor
-    context: Tensor | None = None
 
 
 def norm(channels: int) -> nn.Module:
@@ -115,38 +113,19 @@ class StructureAwareEncoder(nn.Module):
             taps: Each (B, tap_dims[i], scales[i] h, scales[i] w), shallow first.
         """
         h, w = (side // self.scales[0] for side in taps[0].shape[-2:])
-        fine = self._fine(image, taps, (16 * h, 16 * w))
+        if image.shape[-2:] != (16 * h, 16 * w):
+            image = F.interpolate(image, (16 * h, 16 * w), mode="bilinear", align_corners=False)
+        fine = self._with_taps(self.stage4(self.stem(by_pixel(image))), taps, 4)
         mid = self._with_taps(self.stage2(self.down2(fine)), taps, 2)
         deep = self._with_taps(self.stage1(self.down1(mid)), taps, 1)
         tokens = self.merge(deep)
         mid = self.merge2(mid + F.interpolate(self.up2(tokens), scale_factor=2.0, mode="bilinear"))
-        context = self.up4(mid)
-        guide = self._guide(fine, context)
-        return Structure(tokens=tokens, guide=guide, boundary=self.boundary(guide), context=context)
+        guide = self.merge4(fine + F.interpolate(self.up4(mid), scale_factor=2.0, mode="bilinear"))
+        return Structure(tokens=tokens, guide=guide, boundary=self.boundary(guide))
 
-    def again(self, image: Tensor, taps: Sequence[Tensor | None], context: Tensor) -> Tensor:
-        """Return the guide G of a video's next frame: its finest level anew, and what lies below of a frame before.
-
-        Args:
-            image: See `forward`.
-            taps: Those at four times the token grid; None in the place of the others.
-            context: Of the frame before, see `Structure`.
-        """
-        h, w = context.shape[-2:]
-        return self._guide(self._fine(image, taps, (8 * h, 8 * w)), context)
-
-    def _fine(self, image: Tensor, taps: Sequence[Tensor | None], size: tuple[int, int]) -> Tensor:
-        if image.shape[-2:] != size:
-            image = F.interpolate(image, size, mode="bilinear", align_corners=False)
-        return self._with_taps(self.stage4(self.stem(by_pixel(image))), taps, 4)
-
-    def _guide(self, fine: Tensor, context: Tensor) -> Tensor:
-        guide: Tensor = self.merge4(fine + F.interpolate(context, scale_factor=2.0, mode="bilinear"))
-        return guide
-
-    def _with_taps(self, x: Tensor, taps: Sequence[Tensor | None], scale: int) -> Tensor:
+    def _with_taps(self, x: Tensor, taps: Sequence[Tensor], scale: int) -> Tensor:
         """Return a level (B, C, H, W) and the projections of the taps that have its resolution, added up."""
         for project, tap, own in zip(self.taps, taps, self.scales, strict=True):
-            if own == scale and tap is not None:
+            if own == scale:
                 x = x + project(tap.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
         return x

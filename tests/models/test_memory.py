@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ovsdino.models.memory import Memory, MemoryConfig, remembered
+from ovsdino.models.memory import Memory, MemoryConfig, moved, remembered
 
 OPEN = MemoryConfig(cut=0.0)
 
@@ -100,6 +100,16 @@ def test_each_image_of_a_batch_has_its_own_memory_and_cut() -> None:
     alone, _ = remembered(x, a, Memory(y, a))
     torch.testing.assert_close(found.logits[:1], alone.logits)
     assert torch.equal(found.logits[1:], x) and level[0] > 0.77 > level[1]
+
+
+def test_a_memory_moves_by_whole_cells_exactly_and_between_them_keeps_a_plane() -> None:
+    y, b = frame(h=4, w=5)
+    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(20.0), indexing="ij")
+    b[:] = columns - 2 * rows
+    found = moved(Memory(y, b), torch.stack([columns - 2, rows + 1], -1)[None])
+    torch.testing.assert_close(found.logits[..., :-1, 2:], y[..., 1:, :-2], atol=1e-4, rtol=1e-4)
+    between = moved(Memory(y, b), torch.stack([columns + 0.5, rows], -1)[None])
+    torch.testing.assert_close(between.affinity[..., 3:-3], b[..., 3:-3] + 0.5, atol=1e-4, rtol=1e-4)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

@@ -12,7 +12,6 @@ from ovsdino.models.backbone import normalize, num_parameters
 from ovsdino.models.config import BackboneConfig, ModelConfig, SAEConfig, SMDConfig, TextConfig
 from ovsdino.models.ovsdino import OVSDINO, ImageFeatures
 from ovsdino.models.text import HashedTextTower
-from tests.support.small import small_model
 
 TINY = ModelConfig(
     name="tiny",
@@ -217,18 +216,3 @@ def test_patch_fourteen_resizes_the_image_for_the_pixel_stem():
     )
     model = OVSDINO(config, HashedTextTower(32, 16, 64)).eval()
     assert model(torch.randn(1, 3, 42, 56), model.encode_text(["a"])).shape == (1, 1, 12, 16)
-
-
-@pytest.mark.parametrize("name", ["small", "nano"])
-def test_the_early_layers_make_the_same_guide_of_the_same_image_again(name):
-    model = small_model() if name == "small" else zoo.create_model("nano")
-    torch.manual_seed(0)
-    image, other = torch.randn(2, 1, 3, 64, 96)
-    with torch.inference_mode():
-        structure = model.encode_image(image).structure
-        torch.testing.assert_close(model.guide_again(image, structure), structure.guide)
-        near, far = (
-            model.guide_again(other, one).sub(model.encode_image(other).structure.guide).square().mean()
-            for one in (model.encode_image(other + 0.1 * image).structure, structure)
-        )
-    assert 0 < near < far
