@@ -1,4 +1,4 @@
-"""Where the pixels of a video's frame were in the frame before: optical flow that is cheap enough for every frame."""
+"""Optical flow between a video's neighboring frames, cheap enough for every one of them."""
 
 from __future__ import annotations
 
@@ -49,12 +49,13 @@ class Flow:
         """Return the motion since the frame before; None for a first frame, and for one of another size.
 
         Args:
-            frame: (H, W, 3) uint8 RGB.
+            frame: (H, W, 3) uint8 RGB, or (H, W) gray.
             size: (height, width) in pixels at which the flow is computed.
             grid: (h, w) in cells at which it is returned.
         """
         cv2 = self._cv2
-        gray = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
+        frame = np.ascontiguousarray(frame)
+        gray = frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         gray = cv2.resize(gray, size[::-1], interpolation=cv2.INTER_AREA)
         before, self._gray = self._gray, gray
         if before is None or before.shape != gray.shape:
@@ -66,6 +67,21 @@ class Flow:
         then = cv2.remap(self._coarse(before, grid), places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         explained = cv2.absdiff(self._coarse(gray, grid), then) < LEVELS
         return Followed(places, float(explained.mean()))
+
+    def moved(self, maps: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Return maps (C, h, w) float32 as `ovsdino.models.memory.moved` does, without torch: bicubic, to 1/32 cell.
+
+        Args:
+            maps: Of the frame before.
+            places: Of `Followed`.
+        """
+        cv2 = self._cv2
+        found = np.empty_like(maps)
+        for first in range(0, len(maps), 4):  # remap takes four channels at once
+            part = np.ascontiguousarray(maps[first : first + 4].transpose(1, 2, 0))
+            own = cv2.remap(part, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+            found[first : first + 4] = own.reshape(part.shape).transpose(2, 0, 1)
+        return found
 
     def _coarse(self, image: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
         found: np.ndarray = self._cv2.resize(image, grid[::-1], interpolation=self._cv2.INTER_AREA)

@@ -38,6 +38,7 @@ from ovsdino.data.clips import clips_of
 from ovsdino.data.datasets import open_dataset
 from ovsdino.eval.flow import Motion, motion, warped
 from ovsdino.eval.video_metrics import VideoConsistency, VideoMetrics
+from ovsdino.io.video import import_cv2
 from ovsdino.models.memory import KeyFrames, MemoryConfig, remembered
 from ovsdino.models.weights import weights_digest
 from ovsdino.ops import upsample_argmax
@@ -64,6 +65,7 @@ class VideoStudy(ReportOptions):
 
     def run(self) -> int:
         torch.set_num_threads(1)
+        import_cv2().setNumThreads(1)
         root = data_root(self.root)
         clip = clips_of(open_dataset("camvid", root, "val"))[0]
         segmenter = load("nano", "cpu")

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ovsdino.edge.frame_state import FrameState
 from ovsdino.edge.labels import Found, Wish, sure_shares, upsample_argmax
 from ovsdino.edge.pixels import preprocess
 from ovsdino.edge.sidecar import Sidecar
-from ovsdino.edge.tensors import beginning, logits_shape, text_inputs
+from ovsdino.edge.tensors import logits_shape, text_inputs
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import reading
 from ovsdino.timing import Clock
@@ -36,7 +37,7 @@ class CpuGraph:
         self._images = np.zeros((1, *sidecar.input[1:]), np.float32)  # grows to the largest batch
         self._text: dict[str, np.ndarray] = {}
         self._classes = self._maps = 0
-        self._state: dict[str, np.ndarray] = {}  # of a graph with a memory: what it takes with the next frame
+        self._state = FrameState(sidecar)
 
     def set_text(self, text: np.ndarray, contrast: np.ndarray | None = None) -> None:
         """Take another text bank, see `Graph.set_text`."""
@@ -46,7 +47,7 @@ class CpuGraph:
 
     def reset(self) -> None:
         """Forget the frames so far, see `Graph.reset`."""
-        self._state = beginning(self._sidecar, self._classes)
+        self._state.reset(self._classes)
 
     def _logits(self, image: np.ndarray) -> np.ndarray:
         """Compute all logits that the graph gives."""
@@ -81,6 +82,7 @@ class CpuGraph:
             shape = (self._sidecar.input[2], self._sidecar.input[3])
             for pixels, image in zip(frames, images, strict=False):
                 preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=image)
+        self._follow(frames[0], sizes[0], clock)
         with clock("encode"):
             logits = self._checked(images)[: len(frames)]
         if not np.isfinite(logits).all():
@@ -88,6 +90,11 @@ class CpuGraph:
             raise OVSDinoError(f"{self._sidecar.file}: gives NaN or infinite logits; {self._sidecar.rebuild()}")
         with clock("postprocess"):
             return [self._found(own, size, wish) for own, size in zip(logits, sizes, strict=True)]
+
+    def _follow(self, pixels: np.ndarray, size: tuple[int, int], clock: Clock) -> None:
+        if self._state.inputs:
+            with clock("memory"):
+                self._state.follow(pixels, size)
 
     def _found(self, logits: np.ndarray, size: tuple[int, int], wish: Wish) -> Found:
         """Return the labels of one image's logits (K, h, w)."""

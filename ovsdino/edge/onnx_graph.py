@@ -37,10 +37,9 @@ class OnnxGraph(CpuGraph):
         super().__init__(sidecar, threads, sidecar.input[0] if fixed else 1)
 
     def _logits(self, image: np.ndarray) -> np.ndarray:
-        names = ["logits", "affinity"] if self._state else ["logits"]
-        found: list[np.ndarray] = self._session.run(names, {"image": image, **self._text, **self._state})
-        if self._state:
-            self._state = {f"last_{name}": one for name, one in zip(names, found, strict=True)}
+        names = ["logits", "affinity"] if self._state.inputs else ["logits"]
+        found: list[np.ndarray] = self._session.run(names, {"image": image, **self._text, **self._state.inputs})
+        self._state.take(dict(zip(names, found, strict=True)))
         return found[0]
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from ovsdino.edge.cuda_memory import Buffer, Lease, Pool, as_bytes, cuda_runtime, ok
 from ovsdino.edge.device_array import DeviceArray, DeviceFound
+from ovsdino.edge.device_state import DeviceState
 from ovsdino.edge.labels import Found, Wish, sure_shares
 from ovsdino.edge.pixels import gain_and_shift
 from ovsdino.edge.sidecar import Sidecar
@@ -85,10 +86,6 @@ class TensorRTGraph:
     """
 
     def __init__(self, trt: ModuleType, data: bytes, sidecar: Sidecar, device: int) -> None:
-        if sidecar.memory is not None:
-            raise OVSDinoError(
-                f"{sidecar.file}: an engine with a memory builds, and this runtime does not run it yet: use the .onnx"
-            )
         if native is None or not hasattr(native, "upsample_argmax_cuda"):
             raise OVSDinoError(
                 "ovsdino._C was built without CUDA: build it with OVSDINO_CUDA=1 and nvcc on the PATH, "
@@ -117,6 +114,7 @@ class TensorRTGraph:
         self._image, self._logits = Buffer(cuda, 4 * int(np.prod(sidecar.input))), Buffer(cuda)
         self._text = {name: Buffer(cuda, mapped=mapped) for name in texts}
         self._uploads = Uploads(cuda, mapped=mapped)
+        self._state = DeviceState(cuda, sidecar, mapped=mapped)
         self._labels, self._confidence = (Pool(lambda: Buffer(cuda, mapped=mapped)) for _ in range(2))
 
     def set_text(self, text: np.ndarray, contrast: np.ndarray | None = None) -> None:
@@ -130,6 +128,7 @@ class TensorRTGraph:
             buffer.upload(rows.nbytes, self._stream)
             self._shapes[name] = rows.shape
         self._classes, self._maps = len(text), len(text) + (contrast is not None)
+        self.reset()
         self._set_shapes(self._batch)
 
     def infer(self, image: np.ndarray) -> np.ndarray:
@@ -139,6 +138,8 @@ class TensorRTGraph:
             self._set_shapes(len(image))
         self._image.host[: image.nbytes] = as_bytes(image)
         self._image.upload(image.nbytes, self._stream)
+        self.reset()
+        self._state.upload(self._stream)
         self._launch()
         logits = np.empty(self._shape, np.float32)
         self._logits.download(logits.nbytes, self._stream)
@@ -191,7 +192,9 @@ class TensorRTGraph:
             self._set_shapes(self._most)
         with clock("preprocess"):  # the copy into page-locked memory; the device's share is added below
             uploads = [self._uploads.take(pixels) for pixels in frames]
+            self._state.follow(frames[0], sizes[0])
         self._record(0)
+        self._state.upload(stream)
         for index, (pixels, size, upload) in enumerate(zip(frames, sizes, uploads, strict=True)):
             upload.buffer.wait(stream)
             self._preprocess(pixels, size, upload, index)
@@ -203,8 +206,10 @@ class TensorRTGraph:
             one.download(stream)
         if wish.certainty is not None:
             self._logits.download(4 * int(np.prod(self._shape)), stream)
+        self._state.download(self._logits, stream)
         self._record(3)
         self._wait()
+        self._state.take(self._logits)
         for event, stage in enumerate(("preprocess", "encode", "postprocess")):
             elapsed = ok(cuda, cuda.cudaEventElapsedTime(self._events[event], self._events[event + 1]))
             clock.add(stage, elapsed)
@@ -218,7 +223,8 @@ class TensorRTGraph:
             ]
 
     def reset(self) -> None:
-        """Do nothing: an engine that is run has no memory."""
+        """Forget the frames so far, see `Graph.reset`."""
+        self._state.reset(self._classes)
 
     def close(self) -> None:
         """Free graph, context, engine, buffers and stream."""
@@ -231,6 +237,7 @@ class TensorRTGraph:
         for pool in (self._labels, self._confidence):
             pool.close()
         self._uploads.close()
+        self._state.close()
         for event in self._events:
             ok(cuda, cuda.cudaEventDestroy(event))
         ok(cuda, cuda.cudaStreamDestroy(self._stream))
@@ -251,7 +258,7 @@ class TensorRTGraph:
     def _set_shapes(self, batch: int) -> None:
         """Set shapes and addresses for a batch and the bank that is there, and capture the graph again."""
         context, sidecar = self._context, self._sidecar
-        inputs = {"image": (batch, *sidecar.input[1:]), **self._shapes}
+        inputs = {"image": (batch, *sidecar.input[1:]), **self._shapes, **self._state.shapes}
         if not all(context.set_input_shape(name, side) for name, side in inputs.items()):
             raise OVSDinoError(
                 f"{sidecar.file}: the engine refuses a batch of {batch} with a bank of shape {self._shapes}"
@@ -264,7 +271,8 @@ class TensorRTGraph:
                 f"{logits_shape(sidecar, batch, self._classes)}; {sidecar.rebuild()}"
             )
         self._logits.fit(4 * int(np.prod(self._shape)))
-        for name, buffer in {"image": self._image, **self._text, "logits": self._logits}.items():
+        buffers = {"image": self._image, **self._text, "logits": self._logits, **self._state.buffers}
+        for name, buffer in buffers.items():
             if not context.set_tensor_address(name, buffer.device):
                 raise OVSDinoError(f"{sidecar.file}: the engine refuses an address for {name!r}")
         self._batch = batch

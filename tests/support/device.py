@@ -139,9 +139,11 @@ class Engine:
     With a contrast its words are in groups of one, and the contrast's first row is the last map's.
     """
 
-    def __init__(self, cuda: Cuda, most: int, *, contrast: bool = False) -> None:
-        self.cuda, self.most, self.contrast = cuda, most, contrast
+    def __init__(self, cuda: Cuda, most: int, *, contrast: bool = False, memory: bool = False) -> None:
+        self.cuda, self.most, self.contrast, self.memory = cuda, most, contrast, memory
         self.names = ("image", "text", "contrast", "logits") if contrast else ("image", "text", "logits")
+        if memory:  # its logits are added up, and its affinity counts the frames
+            self.names = ("image", "text", "last_logits", "last_affinity", "logits", "affinity")
         self.num_io_tensors = len(self.names)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -151,7 +153,7 @@ class Engine:
         return self.names[index]
 
     def get_tensor_mode(self, name: str) -> str:
-        return "out" if name == "logits" else "in"
+        return "out" if name in ("logits", "affinity") else "in"
 
     def get_tensor_dtype(self, name: str) -> str:
         return "float32"
@@ -165,6 +167,7 @@ class Engine:
             return self.shapes["image"][0], self.shapes["text"][0] + self.contrast, *cells
         text = (-1, -1, tiny.DIM) if self.contrast else (-1, tiny.DIM)
         free = {"image": (-1, 3, tiny.HEIGHT, tiny.WIDTH), "text": text, "contrast": (-1, tiny.DIM)}
+        free |= dict.fromkeys(("last_affinity", "affinity"), (1, 1, 6, 8))
         return free.get(name, (-1, -1, 6, 8))
 
     def create_execution_context(self) -> Engine:
@@ -186,6 +189,11 @@ class Engine:
         return True
 
     def _compute(self) -> None:
+        if self.memory:
+            image, text, last, counted, logits, affinity = (self._array(name) for name in self.names)
+            logits[0] = tiny.expected_logits(image[0], text) + last[0]
+            affinity[:] = np.where(counted > 100, 0, counted) + 1
+            return
         images, *rows, logits = (self._array(name) for name in self.names)
         text = np.concatenate([rows[0][:, 0], rows[1][:1]]) if self.contrast else rows[0]
         self.batches.append(len(images))
@@ -193,7 +201,7 @@ class Engine:
             out[:] = tiny.expected_logits(image, text)
 
     def _array(self, name: str) -> np.ndarray:
-        shape = self.get_tensor_shape("logits") if name == "logits" else self.shapes[name]
+        shape = self.get_tensor_shape(name) if name in ("logits", "affinity") else self.shapes[name]
         memory = (ctypes.c_float * int(np.prod(shape))).from_address(self.addresses[name])
         return np.ctypeslib.as_array(memory).reshape(shape)
 
@@ -222,17 +230,24 @@ def kernels() -> Any:
     )
 
 
-def segmenter(patch: pytest.MonkeyPatch, folder: Path, cuda: Cuda, bank: TextBank, **options: Any) -> EdgeSegmenter:
-    """Return an engine of the tiny graph, for up to three images, on a device that this process plays."""
+def segmenter(
+    patch: pytest.MonkeyPatch, folder: Path, cuda: Cuda, bank: TextBank, *, memory: bool = False, **options: Any
+) -> EdgeSegmenter:
+    """Return an engine of the tiny graph, for up to three images, on a device that this process plays.
+
+    With a memory it takes one image.
+    """
     patch.setattr(tensorrt_graph, "cuda_runtime", lambda: cuda)
     patch.setattr(tensorrt_graph, "native", kernels())
     patch.setattr(tensorrt_graph, "device_sm", lambda device: "sm87")
-    patch.setattr(tensorrt_graph, "tensorrt_module", lambda backend: tensorrt(Engine(cuda, 3, contrast=contrast)))
-    contrast = bank.contrast is not None
+    contrast, most = bank.contrast is not None, 1 if memory else 3
+    engine = Engine(cuda, most, contrast=contrast, memory=memory)
+    patch.setattr(tensorrt_graph, "tensorrt_module", lambda backend: tensorrt(engine))
     path = folder / "tiny.engine"
     path.write_bytes(b"an engine")
     facts: dict[str, Any] = {"kind": "engine", "backend": "tensorrt", "version": "10.3.0", "target": "sm87"}
     if contrast:
         facts.update(words=(1, 4), contrast=(1, 8))
-    tiny.sidecar(path, input=(3, 3, tiny.HEIGHT, tiny.WIDTH), **facts).save(path)
+    facts["memory"] = 1 if memory else None
+    tiny.sidecar(path, input=(most, 3, tiny.HEIGHT, tiny.WIDTH), **facts).save(path)
     return EdgeSegmenter(path, bank, **options)
