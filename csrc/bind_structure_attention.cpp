@@ -49,12 +49,14 @@ void bind_structure_attention(pybind11::module_& m) {
       "dtype", [](const Op& op) { return op.dtype == DType::kFloat16 ? "float16" : "bfloat16"; },
       [](Op& op, const std::string& name) { op.dtype = one_of(name, {DType::kFloat16, DType::kBFloat16}, "q"); });
   fields.def_readwrite("batch", &Op::batch).def_readwrite("heads", &Op::heads).def_readwrite("tokens", &Op::tokens);
+  fields.def_readwrite("keys", &Op::keys);
   fields.def_readwrite("head_dim", &Op::head_dim).def_readwrite("value_dim", &Op::value_dim);
   fields.def_readwrite("rank", &Op::rank).def_readwrite("scale", &Op::scale);
   define_address(fields, "q", &Op::q);
   define_address(fields, "k", &Op::k);
   define_address(fields, "v", &Op::v);
   define_address(fields, "e", &Op::e);
+  define_address(fields, "key_e", &Op::key_e);
   define_address(fields, "lam", &Op::lam);
   define_address(fields, "gate", &Op::gate);
   define_address(fields, "out", &Op::out);
@@ -63,9 +65,10 @@ void bind_structure_attention(pybind11::module_& m) {
   define_strides(fields, "k_strides", &Op::k_strides);
   define_strides(fields, "v_strides", &Op::v_strides);
   define_strides(fields, "e_strides", &Op::e_strides);
+  define_strides(fields, "key_e_strides", &Op::key_e_strides);
   define_strides(fields, "gate_strides", &Op::gate_strides);
   define_strides(fields, "out_strides", &Op::out_strides);
-  m.def("structure_attention_workspace", &structure_attention_workspace, "(B, M, N) -> bytes of workspace");
+  m.def("structure_attention_workspace", &structure_attention_workspace, "(op) -> bytes of workspace");
   m.def("structure_attention_check", &check, "(op): raise ValueError for what the kernel cannot take");
 #ifdef OVSDINO_WITH_CUDA
   m.def("structure_attention_cuda", &run, "(op, stream)");

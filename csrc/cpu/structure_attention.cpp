@@ -24,8 +24,8 @@ void check_size(const char* name, int64_t size, int64_t most) {
 
 // Rows are read or written `bytes` at a time.
 void check_rows(const char* name, const void* address, const int64_t* strides, const StructureAttention& op,
-                int64_t bytes) {
-  const int64_t sizes[3] = {op.batch, op.heads, op.tokens}, elements = bytes / 2;
+                int64_t tokens, int64_t bytes) {
+  const int64_t sizes[3] = {op.batch, op.heads, tokens}, elements = bytes / 2;
   const std::string remedy = "; make it contiguous";
   expect(strides[3] == 1, std::string(name) + " must have last stride 1, got " + text(strides[3]) + remedy);
   expect(reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes) == 0,
@@ -39,8 +39,10 @@ void check_rows(const char* name, const void* address, const int64_t* strides, c
 
 }  // namespace
 
-int64_t structure_attention_workspace(int64_t batch, int64_t heads, int64_t tokens) {
-  return batch * heads * padded_tokens(tokens) * (kStructure * 2 + static_cast<int64_t>(sizeof(float)));
+int64_t structure_attention_workspace(const StructureAttention& op) {
+  constexpr int64_t kRow = kStructure * 2;
+  const int64_t keys = padded_tokens(op.keys) * (kRow + static_cast<int64_t>(sizeof(float)));
+  return op.batch * op.heads * (keys + (op.key_e ? padded_tokens(op.tokens) * kRow : 0));
 }
 
 void structure_attention_check(const StructureAttention& op) {
@@ -48,17 +50,22 @@ void structure_attention_check(const StructureAttention& op) {
   check_size("d", op.head_dim, kMostHeadDim);
   check_size("dv", op.value_dim, kMostValueDim);
   expect(op.rank >= 1 && op.rank <= kStructure, "r must be 1 to " + text(kStructure) + ", got " + text(op.rank));
-  expect(op.batch >= 0 && op.heads >= 0 && op.tokens >= 0, "sizes must not be negative");
+  expect(op.batch >= 0 && op.heads >= 0 && op.tokens >= 0 && op.keys >= 0, "sizes must not be negative");
+  expect(op.key_e || op.keys == op.tokens,
+         "without key_e there must be as many keys as tokens, got " + text(op.keys) + " and " + text(op.tokens));
+  expect(op.keys > 0 || op.tokens == 0, "there must be at least one key");
   constexpr int64_t kMost = int64_t{1} << 30;  // token indices and the grid are 32 bits wide
-  expect(op.tokens <= kMost, "at most " + text(kMost) + " tokens, got " + text(op.tokens));
   const int64_t heads = op.batch * op.heads;
-  expect(heads == 0 || ceil_div(op.tokens, 64) <= (2 * kMost - 1) / heads,
-         "too many tokens: " + text(op.batch) + " x " + text(op.heads) + " x " + text(op.tokens));
+  for (const int64_t tokens : {op.tokens, op.keys}) {
+    expect(tokens <= kMost, "at most " + text(kMost) + " tokens, got " + text(tokens));
+    expect(heads == 0 || ceil_div(tokens, 64) <= (2 * kMost - 1) / heads,
+           "too many tokens: " + text(op.batch) + " x " + text(op.heads) + " x " + text(tokens));
+  }
   expect(std::isfinite(op.scale), "scale must be finite, got " + std::to_string(op.scale));
-  check_rows("q", op.q, op.q_strides, op, 16);
-  check_rows("k", op.k, op.k_strides, op, 16);
-  check_rows("v", op.v, op.v_strides, op, 16);
-  check_rows("out", op.out, op.out_strides, op, 4);
+  check_rows("q", op.q, op.q_strides, op, op.tokens, 16);
+  check_rows("k", op.k, op.k_strides, op, op.keys, 16);
+  check_rows("v", op.v, op.v_strides, op, op.keys, 16);
+  check_rows("out", op.out, op.out_strides, op, op.tokens, 4);
   expect(reinterpret_cast<uintptr_t>(op.workspace) % 16 == 0, "the workspace must start at a multiple of 16 bytes");
 }
 

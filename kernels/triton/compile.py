@@ -29,6 +29,7 @@ from ovsdino.kernels.structure_attention import (
     by_token,
     forward_call,
     keys_call,
+    places_call,
     prepare_call,
     queries_call,
     rows_call,
@@ -68,16 +69,17 @@ def calls(dtype: torch.dtype, d: int = 48, dv: int = 64, r: int = 15, tokens: in
     gate = torch.zeros(1, tokens, heads, dtype=dtype).transpose(1, 2)
     inputs = Inputs(q, k, v, e, torch.zeros(heads), gate, 0.125)
     f, level = q.new_zeros(1, heads, tokens, RANK), torch.zeros(1, heads, tokens)
-    made, out, plain = Prepared(f, f, level), by_token(v, dtype), by_token(v, torch.float32)
-    shared: dict[str, Tensor] = {**made._asdict(), "weighted": v.contiguous(), "level": level, "delta": level}
-    shared |= {"side": f.float(), "sums": level}
+    made, out, plain = Prepared(f, f, level), by_token(q, dv, dtype), by_token(q, dv, torch.float32)
+    kept: dict[str, Tensor] = {"weighted": v.contiguous(), "level": level, "delta": level}
+    side = f.float()
     return [
-        prepare_call(inputs, made),
-        forward_call(inputs, made, out, plain, level, keep=False),
-        forward_call(inputs, made, out, plain, level, keep=True)._replace(name="forward, kept"),
-        rows_call(out, inputs, plain, shared["weighted"], level, gate),
-        keys_call(inputs, shared, torch.empty_like(k), torch.empty_like(v)),
-        queries_call(inputs, shared, torch.empty_like(q), torch.empty_like(e), level),
+        prepare_call(inputs, e, made),
+        forward_call(inputs, made, made, out, plain, level, keep=False),
+        forward_call(inputs, made, made, out, plain, level, keep=True)._replace(name="forward, kept"),
+        rows_call(out, inputs, plain, kept["weighted"], level, gate),
+        keys_call(inputs, made, made, kept, side, level, torch.empty_like(k), torch.empty_like(v)),
+        queries_call(inputs, made, made, kept, side, level, torch.empty_like(q), torch.empty_like(e), level),
+        places_call(inputs, made, side, level, torch.empty_like(e), level),
     ]
 
 

@@ -31,6 +31,7 @@ HALF: dict[str, list[Config]] = {
         Config(32, 64, 4, 3),
     ],
     "rows": [Config(64, 0, 4, 1)],
+    "places": [Config(0, 128, 4, 1)],
     "keys": [Config(32, 64, 4, 3), Config(64, 64, 4, 3), Config(64, 64, 8, 2), Config(64, 128, 8, 2)],
     "queries": [Config(64, 32, 4, 3), Config(64, 64, 4, 3), Config(64, 64, 8, 2), Config(128, 64, 8, 2)],
 }
@@ -38,6 +39,7 @@ FULL: dict[str, list[Config]] = {
     "prepare": [Config(128, 0, 4, 1)],
     "forward": [Config(32, 16, 4, 1), Config(32, 16, 8, 1)],  # 8 warps spill 8 bytes on sm_87
     "rows": [Config(64, 0, 4, 1)],
+    "places": [Config(0, 128, 4, 1)],
     "keys": [Config(16, 32, 4, 1)],
     "queries": [Config(32, 16, 4, 1)],
 }

@@ -8,9 +8,14 @@ With P_ij the softmax, G_i = g_i dO_i, o_i the un-gated output and D_i = G_i.o_i
     dE_i = (2 lam / stretch) (a_i - s_i f_i + b_i - c_i f_i)
     dlam = -sum_ij dS_ij |e_i - e_j|^2 = sum_i f_i.(2 a_i - (s_i + c_i) f_i) / stretch^2
 
+Where the keys are other tokens, those of `key_e`, the sums of the keys, b and c, make its gradient by the same formula:
+
+    dE_i = (2 lam / stretch) (a_i - s_i f_i)                        dE'_j = (2 lam / stretch) (b_j - c_j f'_j)
+    dlam = (sum_i f_i.(2 a_i - s_i f_i) - sum_j c_j |f'_j|^2) / stretch^2
+
 s_i is zero but for rounding; kept, it makes both gradients sums over differences of places, whose rounding is small
 where tokens are near. [dQ | a] and [dK | b] are one dot product each, and the lane of ones in f adds s and c to them.
-Three kernels and no atomics: the same bits at every run.
+Three kernels (a fourth, small one for dE') and no atomics: the same bits at every run.
 """
 
 from __future__ import annotations
@@ -150,6 +155,7 @@ def _backward_keys(
     stride_dvn,
     stride_dvd,
     tokens,
+    others,
     heads,
     rank,
     scale,
@@ -163,7 +169,7 @@ def _backward_keys(
     BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """dK, dV, b (in side, (B, M, N, 16)) and c (in sums, (B, M, N)) of BLOCK_N keys of a head."""
+    """dK, dV, b (in side, (B, M, L, 16)) and c (in sums, (B, M, L)) of BLOCK_N of the keys (`tokens`) of a head."""
     blocks = tl.cdiv(tokens, BLOCK_N)
     head = tl.program_id(0) // blocks
     start = tl.program_id(0) % blocks * BLOCK_N
@@ -189,14 +195,15 @@ def _backward_keys(
     total = tl.zeros((BLOCK_N,), tl.float32)
 
     q += batch * stride_qb + m * stride_qm
-    f += own * LANES
-    weighted += own * DV
-    level += own
-    delta += own
+    theirs = head.to(tl.int64) * others
+    f += theirs * LANES
+    weighted += theirs * DV
+    level += theirs
+    delta += theirs
     slope = scale * LOG2E
-    for query in range(0, tokens, BLOCK_M):
+    for query in range(0, others, BLOCK_M):
         far = tl.cast(query, tl.int64)
-        rest = tokens - query
+        rest = others - query
         queries = q + far * stride_qn
         places = f + far * LANES
         grads = weighted + far * DV

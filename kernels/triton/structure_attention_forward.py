@@ -5,6 +5,8 @@ o_i = g_i sum_j p_ij v_j / sum_j p_ij with p_ij = 2^(log2(e) logit_ij - max_j) a
     logit_ij = scale (q_i.k_j + near_i.f_j) + column_j          f_j = stretch (e_j - shift), near_i = ratio f_i
     column_j = -scale ratio |f_j|^2 / 2                         scale ratio stretch^2 = 2 lam
 
+(the shift is near the mean of the keys; f and near of queries and of keys are two tensors where their tokens differ)
+
 which is scale q_i.k_j - lam |e_i - e_j|^2 up to a term constant in j. f is rounded to the dtype of q once and the
 float32 column is made from the rounded f, so the structure term is exactly that of tokens at the rounded places: its
 error grows with the distance of two tokens and not with the norm of e. q and k enter as they are, scale > 0 is one
@@ -29,6 +31,7 @@ SAMPLE = tl.constexpr(128)
 @triton.jit(repr=lambda _: "ovsdino_prepare", do_not_specialize=PLAIN)  # the name that profilers and sanitizers see
 def _prepare(
     e,
+    origin,
     lam,
     f,
     near,
@@ -37,14 +40,21 @@ def _prepare(
     stride_em,
     stride_en,
     stride_er,
+    stride_cb,
+    stride_cm,
+    stride_cn,
+    stride_cr,
     stride_lam,
     tokens,
+    others,
     heads,
     rank,
     scale,
     BLOCK_M: tl.constexpr,
 ):
     """Make f and near (B, M, N, 16) and column (B, M, N) in log2 units, one program for BLOCK_M tokens of a head.
+
+    The shift is that of `origin`, the structure of the `others`, which are the keys.
 
     Lane r (`rank`) of f is 1 where r < 16, that of near 0: logits do not see it, sums over weights times f hold those
     of the weights in it.
@@ -53,23 +63,24 @@ def _prepare(
     head = tl.program_id(0) // blocks
     start = tl.program_id(0) % blocks * BLOCK_M
     e += (head // heads).to(tl.int64) * stride_eb + (head % heads).to(tl.int64) * stride_em
+    origin += (head // heads).to(tl.int64) * stride_cb + (head % heads).to(tl.int64) * stride_cm
     ratio, stretch = strength(tl.load(lam + head % heads * stride_lam).to(tl.float32), scale)
 
     lane = tl.arange(0, LANES)[None, :]
     row = tl.arange(0, BLOCK_M)[:, None]
-    lanes = lane.to(tl.int64) * stride_er
-    step = tl.cdiv(tokens, SAMPLE)
-    count = tl.cdiv(tokens, step)
+    step = tl.cdiv(others, SAMPLE)
+    count = tl.cdiv(others, step)
     total = tl.zeros((BLOCK_M, LANES), tl.float32)
     for first in range(0, count, BLOCK_M):
         index = first + row
-        at = e + (index * step).to(tl.int64) * stride_en + lanes
+        at = origin + (index * step).to(tl.int64) * stride_cn + lane.to(tl.int64) * stride_cr
         total += tl.load(at, mask=(index < count) & (lane < rank), other=0.0).to(tl.float32)
     shift = tl.sum(total, 0) / count
 
     token = start + row
     inside = (token < tokens) & (lane < rank)
-    here = tl.load(e + token.to(tl.int64) * stride_en + lanes, mask=inside, other=0.0).to(tl.float32)
+    at = e + token.to(tl.int64) * stride_en + lane.to(tl.int64) * stride_er
+    here = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     moved = tl.where(lane < rank, (here - shift[None, :]) * stretch, 0.0)
     if f.dtype.element_ty == tl.float16:
         moved = tl.clamp(moved, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
@@ -112,6 +123,7 @@ def _forward(
     stride_gm,
     stride_gn,
     tokens,
+    others,
     heads,
     scale,
     D: tl.constexpr,
@@ -125,15 +137,18 @@ def _forward(
     BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """BLOCK_M queries of a head. out and, if KEEP, plain (before the gate, float32) lie in memory as (B, N, M, dv)."""
+    """BLOCK_M of the queries (`tokens`) of a head against its keys (`others`).
+
+    out and, if KEEP, plain (before the gate, float32) lie in memory as (B, N, M, dv).
+    """
     blocks = tl.cdiv(tokens, BLOCK_M)
     head = tl.program_id(0) // blocks
     start = tl.program_id(0) % blocks * BLOCK_M
     batch = (head // heads).to(tl.int64)
     m = (head % heads).to(tl.int64)
     own = head.to(tl.int64) * tokens
-    f += own * LANES
-    column += own
+    f += head.to(tl.int64) * others * LANES
+    column += head.to(tl.int64) * others
     k += batch * stride_kb + m * stride_km
     v += batch * stride_vb + m * stride_vm
     left = tokens - start
@@ -148,9 +163,9 @@ def _forward(
     maximum = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     result = tl.zeros((BLOCK_M, V0), tl.float32)
-    for key in range(0, tokens, BLOCK_N):
+    for key in range(0, others, BLOCK_N):
         far = tl.cast(key, tl.int64)
-        rest = tokens - key
+        rest = others - key
         keys = k + far * stride_kn
         places = f + far * LANES
         if q0.dtype == tl.float32:

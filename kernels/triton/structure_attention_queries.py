@@ -1,4 +1,4 @@
-"""Structure attention in Triton: the backward's last kernel, for dQ, dE and dlam; formulas in its first file."""
+"""Structure attention in Triton: the backward's last kernels, for dQ, dE and dlam; formulas in its first file."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def _backward_queries(
     k,
     v,
     f,
+    own_f,
     near,
     column,
     weighted,
@@ -104,6 +105,7 @@ def _backward_queries(
     stride_den,
     stride_der,
     tokens,
+    others,
     heads,
     rank,
     scale,
@@ -117,7 +119,10 @@ def _backward_queries(
     BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """dQ, dE and what each token adds to dlam (B, M, N), for BLOCK_M queries of a head; after `_backward_keys`."""
+    """dQ, dE and what each query adds to dlam (B, M, N), for BLOCK_M of the queries (`tokens`); after `_backward_keys`.
+
+    f and column are those of the keys (`others`), own_f that of the queries.
+    """
     blocks = tl.cdiv(tokens, BLOCK_M)
     head = tl.program_id(0) // blocks
     start = tl.program_id(0) % blocks * BLOCK_M
@@ -145,12 +150,12 @@ def _backward_queries(
 
     k += batch * stride_kb + m * stride_km
     v += batch * stride_vb + m * stride_vm
-    f += own * LANES
-    column += own
+    f += head.to(tl.int64) * others * LANES
+    column += head.to(tl.int64) * others
     slope = scale * LOG2E
-    for key in range(0, tokens, BLOCK_N):
+    for key in range(0, others, BLOCK_N):
         far = tl.cast(key, tl.int64)
-        rest = tokens - key
+        rest = others - key
         keys = k + far * stride_kn
         places = f + far * LANES
         values = v + far * stride_vn
@@ -185,17 +190,59 @@ def _backward_queries(
     strong = tl.load(lam + m * stride_lam).to(tl.float32)
     _, stretch = strength(strong, scale)
     factor = 2.0 * strong / stretch
-    f += wide * LANES
+    own_f += (own + wide) * LANES
     side += (own + wide) * LANES
     dq += batch * stride_dqb + m * stride_dqm + wide * stride_dqn
     de += batch * stride_deb + m * stride_dem + wide * stride_den
     part = _store_queries(
-        dq0, dq, de, f, side, total, stride_dqn, stride_dqd, stride_den, stride_der, left, scale, factor, rank,
+        dq0, dq, de, own_f, side, total, stride_dqn, stride_dqd, stride_den, stride_der, left, scale, factor, rank,
         BLOCK_M, 0, D0, D,
     )  # fmt: skip
     if D1 > 0:
         part += _store_queries(
-            dq1, dq, de, f, side, total, stride_dqn, stride_dqd, stride_den, stride_der, left, scale, factor, rank,
+            dq1, dq, de, own_f, side, total, stride_dqn, stride_dqd, stride_den, stride_der, left, scale, factor, rank,
             BLOCK_M, D0, D1, D,
         )  # fmt: skip
     tl.store(dlam + own + wide + at, part / (stretch * stretch), mask=inside)
+
+
+@triton.jit(
+    repr=lambda _: "ovsdino_backward_places", do_not_specialize=PLAIN
+)  # the name that profilers and sanitizers see
+def _backward_places(
+    f,
+    lam,
+    side,
+    sums,
+    de,
+    dlam,
+    stride_lam,
+    stride_deb,
+    stride_dem,
+    stride_den,
+    stride_der,
+    tokens,
+    heads,
+    rank,
+    scale,
+    BLOCK_N: tl.constexpr,
+):
+    """Make dE' of BLOCK_N keys of a head, whose structure is its own input, and what each adds to dlam (B, M, L)."""
+    blocks = tl.cdiv(tokens, BLOCK_N)
+    head = tl.program_id(0) // blocks
+    start = tl.program_id(0) % blocks * BLOCK_N
+    own = head.to(tl.int64) * tokens + start
+    row = tl.arange(0, BLOCK_N)
+    lane = tl.arange(0, LANES)[None, :]
+    here = start + row < tokens
+    inside = here[:, None] & (lane < rank)
+    at = (own + row[:, None]) * LANES + lane
+    place = tl.load(f + at, mask=inside, other=0.0).to(tl.float32)
+    moved = tl.load(sums + own + row, mask=here, other=0.0)[:, None] * place
+    strong = tl.load(lam + head % heads * stride_lam).to(tl.float32)
+    _, stretch = strength(strong, scale)
+    found = 2.0 * strong / stretch * (tl.load(side + at, mask=inside, other=0.0) - moved)
+    de += (head // heads).to(tl.int64) * stride_deb + (head % heads).to(tl.int64) * stride_dem
+    to = de + (start + row[:, None]).to(tl.int64) * stride_den + lane.to(tl.int64) * stride_der
+    tl.store(to, found.to(de.dtype.element_ty), mask=inside)
+    tl.store(dlam + own + row, -tl.sum(place * moved, 1) / (stretch * stretch), mask=here)

@@ -12,7 +12,17 @@ LANES = tl.constexpr(RANK)
 # Integers whose being 1 or a multiple of 16 makes no kernel faster. Triton compiles one for each that is told apart.
 PLAIN = (
     *("heads", "rank", "stride_lam", "stride_eb", "stride_em", "stride_en", "stride_deb", "stride_dem", "stride_den"),
-    *("stride_gb", "stride_gm", "stride_gn", "stride_dgb", "stride_dgm", "stride_dgn"),
+    *(
+        "stride_cb",
+        "stride_cm",
+        "stride_cn",
+        "stride_gb",
+        "stride_gm",
+        "stride_gn",
+        "stride_dgb",
+        "stride_dgm",
+        "stride_dgn",
+    ),
 )
 LOG2E = tl.constexpr(1.4426950408889634)
 

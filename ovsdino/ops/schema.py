@@ -8,15 +8,16 @@ NAMESPACE = "ovsdino"
 
 SCHEMAS: dict[str, str] = {
     "structure_attention": (
-        "(Tensor q, Tensor k, Tensor v, Tensor e, Tensor lam, Tensor? gate, float scale, str backend='') -> Tensor"
+        "(Tensor q, Tensor k, Tensor v, Tensor e, Tensor lam, Tensor? gate, float scale, str backend='', "
+        "Tensor? key_e=None) -> Tensor"
     ),
     "structure_attention_triton": (
-        "(Tensor q, Tensor k, Tensor v, Tensor e, Tensor lam, Tensor? gate, float scale, bool keep) -> "
-        "(Tensor, Tensor, Tensor)"
+        "(Tensor q, Tensor k, Tensor v, Tensor e, Tensor lam, Tensor? gate, float scale, bool keep, "
+        "Tensor? key_e=None) -> (Tensor, Tensor, Tensor)"
     ),
     "structure_attention_triton_backward": (
         "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor e, Tensor lam, Tensor? gate, float scale, Tensor plain, "
-        "Tensor level) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+        "Tensor level, Tensor? key_e=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
     "mask_pool": "(Tensor features, Tensor masks) -> (Tensor, Tensor)",
     "mask_pool_backward": "(Tensor grad, Tensor masks, SymInt tokens) -> Tensor",

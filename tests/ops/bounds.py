@@ -117,39 +117,44 @@ def bounds(compute: Callable[[Rounding], list[Tensor]], dtype: torch.dtype, back
 def attention(
     inputs: tuple, scale: float, dtype: torch.dtype, backend: str, grad: Tensor | None = None
 ) -> list[Tensor]:
-    """Bounds for structure_attention: of the output, and with `grad` of the gradients of q, k, v, e, lam (and gate).
+    """Bounds for structure_attention: of the output, and with `grad` of the gradients of all inputs that are there.
 
     How the distance is computed decides its error. "sdpa" folds it into products of operands rounded to the dtype,
     which cancel: 2 lam e.e' - lam |e'|^2. The kernels round e first and take the distance of that, in products whose
     sums cancel. The reference subtracts first.
 
     Args:
-        inputs: q, k, v, e, lam, gate or None, float64.
+        inputs: q, k, v, e, lam, gate or None and, for keys of other tokens, key_e, float64.
         scale: factor of q.k.
         dtype: of the inputs that the backend was given.
         backend: its name.
         grad: gradient of the output, float64.
     """
-    q, k, v, e, lam, gate = inputs
-    e = e - e.mean(2, keepdim=True) if e.numel() else e
+    q, k, v, e, lam, gate, *rest = inputs
+    shift = (rest[0] if rest else e).mean(2, keepdim=True) if v.numel() else 0.0
+    e, key_e = e - shift, rest[0] - shift if rest else None
     strength = lam[:, None, None]
     folded = backend == "sdpa"
 
     def compute(at: Rounding) -> list[Tensor]:
-        places = at.wide(e) if backend == "reference" else at.stored(at.wide(e))
-        square = places.square().sum(-1, keepdim=True)
+        def placed(x: Tensor) -> Tensor:
+            return at.wide(x) if backend == "reference" else at.stored(at.wide(x))
+
+        places = placed(e)
+        partners = places if key_e is None else placed(key_e)
+        square_q, square = places.square().sum(-1, keepdim=True), partners.square().sum(-1, keepdim=True)
         scaled = at.stored(q * scale)
         if folded:
             twice, column = at.stored(2 * strength * at.wide(e)), at.stored(-strength * at.wide(square))
-            scores = at.product(torch.cat([scaled, twice], -1), torch.cat([k, places], -1).mT) + column.mT
+            scores = at.product(torch.cat([scaled, twice], -1), torch.cat([k, partners], -1).mT) + column.mT
         else:
-            inner = places @ places.mT
-            distance = (square + square.mT - 2 * inner).clamp(min=0)
+            inner = places @ partners.mT
+            distance = (square_q + square.mT - 2 * inner).clamp(min=0)
             if backend == "reference":
                 distance = at.stored(distance + at.sums * e.shape[-1] ** 0.5 * distance * at._drawn(distance))
                 scores = at.stored(at.stored(at.product(scaled, k.mT)) - at.stored(strength * distance))
             else:
-                most = strength * (square + square.mT + 2 * inner.abs())
+                most = strength * (square_q + square.mT + 2 * inner.abs())
                 growth = (q.shape[-1] + e.shape[-1] + 1) ** 0.5
                 scores = at.product(scaled, k.mT) - strength * distance + at.sums * growth * most * at._drawn(most)
         p = at.weights(scores)
@@ -162,24 +167,36 @@ def attention(
         outer = at.stored(grad * gates.unsqueeze(-1))
         slope = at.stored(at.product(outer, v.mT))
         ds = at.stored(kept * (slope - at.total(outer * plain, -1).unsqueeze(-1)))
-        # The gradient of the scores -lam |e_i - e_j|^2, by products with the places and sums over columns. The sums
-        # over rows are 0, but for what rounding leaves; only the reference has them.
-        near, sums = at.product(ds, places), at.total(ds, -2).unsqueeze(-1)
+        # The gradient of the scores -lam |e_i - e'_j|^2, by products with the places and sums over columns. The sums
+        # over rows are 0, but for what rounding leaves; only the reference, and the kernels where the keys are other
+        # tokens, have them.
+        near, far, sums = at.product(ds, partners), at.product(ds.mT, places), at.total(ds, -2).unsqueeze(-1)
+        left = at.total(ds, -1).unsqueeze(-1)
         if folded:
-            near, sums = at.stored(near), at.stored(sums)
-        terms = torch.cat([at.stored(2 * near * places), at.wide(-sums * square)], -1)
+            near, sums, left = at.stored(near), at.stored(sums), torch.zeros_like(left)
+        parts = [at.stored(2 * near * places).flatten(2), at.wide(-sums * square).flatten(2)]
+        if key_e is not None:
+            parts.append(at.wide(-left * square_q).flatten(2))
+        of_lam = at.total(torch.cat(parts, -1), (0, 2))
         if backend == "reference":
-            near, sums, terms = at.stored(near), sums + at.total(ds, -1).unsqueeze(-1), at.stored(-ds * distance)
-        pulled = 2 * strength * (near + at.stored(at.product(ds.mT, places)) - at.stored(sums * places))
-        pulled = pulled - pulled.mean(2, keepdim=True) if e.numel() else pulled
+            near, of_lam = at.stored(near), at.total(at.stored(-ds * distance), (0, 2, 3))
+            sums = sums + left if key_e is None else sums
+        if key_e is None:
+            pulled = [2 * strength * (near + at.stored(far) - at.stored(sums * places))]
+        else:
+            pulled = [2 * strength * (near - at.stored(left * places))]
+            pulled.append(2 * strength * (at.stored(far) - at.stored(sums * partners)))
+        if e.numel():  # the gradient of the shift, of the keys
+            pulled[-1] = pulled[-1] - sum(x.sum(2, keepdim=True) for x in pulled) / pulled[-1].shape[2]
         found += [
             at.stored(scale * at.stored(at.product(ds, k))),
             at.stored(at.product(ds.mT, scaled)),
             at.stored(at.product(kept.mT, outer)),
-            at.stored(pulled),
-            at.total(terms, (0, 2, 3)),
+            at.stored(pulled[0]),
+            of_lam,
         ]
-        return found if gate is None else [*found, at.stored(at.total(at.stored(grad * plain), -1))]
+        found += [] if gate is None else [at.stored(at.total(at.stored(grad * plain), -1))]
+        return found + [at.stored(x) for x in pulled[1:]]
 
     return bounds(compute, dtype, backend, halves=True)
 

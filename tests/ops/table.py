@@ -71,8 +71,20 @@ def draw_attention(shape: tuple[int, ...], dtype: torch.dtype) -> tuple:
     return to((q, k, v, 0.5 * e, lam, torch.rand(*token, dtype=torch.float64)), dtype=dtype)
 
 
-def attention_oracle(q, k, v, e, lam, gate) -> Tensor:
-    return structure_attention_reference(q, k, v, e, lam, gate, q.shape[-1] ** -0.5)
+def attention_oracle(q, k, v, e, lam, gate, key_e=None) -> Tensor:
+    return structure_attention_reference(q, k, v, e, lam, gate, q.shape[-1] ** -0.5, key_e)
+
+
+def draw_attention_to_keys(shape: tuple[int, ...], dtype: torch.dtype) -> tuple:
+    """Queries of one frame, keys of others: as many as the shape's fourth number."""
+    *token, keys, d, dv, r = shape
+    q, _, _, e, lam, gate = draw_attention((*token, d, dv, r), torch.float64)
+    _, k, v, key_e, _, _ = draw_attention((*token[:2], keys, d, dv, r), torch.float64)
+    return to((q, k, v, e, lam, gate, key_e + 0.3), dtype=dtype)
+
+
+def attention_to_keys(q, k, v, e, lam, gate, key_e) -> Tensor:
+    return ops.structure_attention(q, k, v, e, lam, gate, key_e=key_e)
 
 
 def attention_bound(arguments: tuple, dtype: torch.dtype, backend: str, grads: Outputs | None = None) -> list[Tensor]:
@@ -93,7 +105,7 @@ def attention_nan(arguments: tuple) -> tuple[Tensor, Tensor]:
     """A NaN query stays in its token; torch's CPU flash kernel gives zeros there, so no output has to be NaN."""
     q, v = arguments[0], arguments[2]
     q[0, 0, 0, 0] = float("nan")
-    same = torch.ones(v.shape, dtype=torch.bool)
+    same = torch.ones((*q.shape[:3], v.shape[-1]), dtype=torch.bool)
     same[0, 0, 0] = False
     return torch.zeros_like(same), same
 
@@ -261,6 +273,23 @@ OPS: dict[str, Op] = {
         compare=compare_images,
     ),
 }
+OPS["structure_attention, keys"] = Op(
+    **{
+        **vars(OPS["structure_attention"]),
+        "call": attention_to_keys,
+        "draw": draw_attention_to_keys,
+        "shapes": ((1, 2, 1, 3, 48, 64, 15), (2, 1, 9, 37, 48, 64, 15), (1, 2, 33, 20, 40, 32, 3)),
+        "any_shape": st.tuples(
+            *[small] * 2,
+            *[st.integers(1, 40)] * 2,
+            st.sampled_from([40, 48, 64]),
+            st.sampled_from([32, 64]),
+            st.integers(1, 16),
+        ),
+        "batched": (0, 1, 2, 3, 5, 6),
+        "differentiable": (0, 1, 2, 3, 4, 5, 6),
+    }
+)
 # Hard masks take other code than soft ones, and have no gradient of their own.
 OPS["mask_pool, bool"] = replace(OPS["mask_pool"], draw=draw_hard_pool, differentiable=(0,))
 

@@ -54,17 +54,26 @@ def draw(tokens: int, sizes: tuple[int, int, int] = MAIN, dtype: torch.dtype = t
     return q, k, v, e, lam, torch.rand(shape, generator=generator).to(dtype)
 
 
-def check(out: Tensor, inputs, scale: float = SCALE) -> None:
+def draw_keys(tokens: int, keys: int, *rest, **options):
+    """q, k, v, e, lam, gate and key_e of so many queries and keys."""
+    q, _, _, e, lam, gate = draw(tokens, *rest, **options)
+    _, k, v, key_e, _, _ = draw(keys, *rest, **options)
+    return (q, k, v, e, lam, gate), key_e + 0.5
+
+
+def check(out: Tensor, inputs, scale: float = SCALE, key_e: Tensor | None = None) -> None:
     """Fails where the output is further from the float64 reference than rounding explains."""
     wide = tuple(None if x is None else x.double() for x in inputs)
-    bound = bounds.attention(wide, scale, inputs[0].dtype, "cuda")
-    assert_within(out, structure_attention_reference(*wide, scale), bound[0])
+    rest = () if key_e is None else (key_e.double(),)
+    bound = bounds.attention((*wide, *rest), scale, inputs[0].dtype, "cuda")
+    assert_within(out, structure_attention_reference(*wide, scale, *rest), bound[0])
 
 
-def assert_good(emulator: Emulator, inputs, scale: float = SCALE, **options) -> None:
-    result = emulator.run(*inputs, scale, **options)
+def assert_good(emulator: Emulator, inputs, scale: float = SCALE, key_e: Tensor | None = None, **options) -> Report:
+    result = emulator.run(*inputs, scale, key_e=key_e, **options)
     assert result.report.faults == 0, result.report.first_fault
-    check(result.out, inputs, scale)
+    check(result.out, inputs, scale, key_e)
+    return result.report
 
 
 @pytest.mark.parametrize("query_tile", [64, 128])
@@ -74,6 +83,24 @@ def test_error_is_within_what_rounding_explains(
     emulator: Emulator, tokens: int, dtype: torch.dtype, query_tile: int
 ) -> None:
     assert_good(emulator, draw(tokens, dtype=dtype), query_tile=query_tile)
+
+
+@pytest.mark.parametrize("query_tile", [64, 128])
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("tokens", "keys"), [(1, 65), (16, 144), (97, 1), (70, 130), (200, 64)])
+def test_keys_of_other_tokens(emulator: Emulator, tokens: int, keys: int, dtype: torch.dtype, query_tile: int) -> None:
+    inputs, key_e = draw_keys(tokens, keys, dtype=dtype, batch=2)
+    assert_good(emulator, inputs, key_e=key_e, query_tile=query_tile, schedule=SCHEDULES[tokens % 2])
+
+
+def test_more_queries_and_keys_than_a_block_prepares(emulator: Emulator) -> None:
+    inputs, key_e = draw_keys(300, 333)
+    assert_good(emulator, inputs, key_e=key_e, query_tile=128)
+
+
+def test_keys_of_the_same_tokens_are_the_kernel_without_them(emulator: Emulator) -> None:
+    inputs = draw(97)
+    assert torch.equal(emulator.run(*inputs, SCALE, key_e=inputs[3]).out, emulator.run(*inputs, SCALE).out)
 
 
 def test_more_tokens_than_a_block_prepares(emulator: Emulator) -> None:
@@ -123,11 +150,20 @@ def test_random_shapes_and_layouts(emulator: Emulator, seed: int) -> None:
     choose = random.Random(seed)
     sizes = (8 * choose.randint(1, 8), 8 * choose.randint(1, 16), choose.randint(1, 16))
     dtype = choose.choice(HALVES)
-    inputs = draw(choose.randint(1, 150), sizes, dtype, batch=choose.randint(1, 2))
+    tokens, batch = choose.randint(1, 150), choose.randint(1, 2)
+    inputs, key_e = draw(tokens, sizes, dtype, batch=batch), None
+    if seed % 2:
+        inputs, key_e = draw_keys(tokens, choose.randint(1, 150), sizes, dtype, batch=batch)
     *inputs, lam, gate = inputs
     if choose.random() < 0.5:  # (B, N, M, size) in memory
         inputs = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
-    options = {"query_tile": choose.choice([64, 128]), "schedule": choose.choice(SCHEDULES), "seed": seed}
+        key_e = None if key_e is None else key_e.transpose(1, 2).contiguous().transpose(1, 2)
+    options = {
+        "key_e": key_e,
+        "query_tile": choose.choice([64, 128]),
+        "schedule": choose.choice(SCHEDULES),
+        "seed": seed,
+    }
     assert_good(emulator, (*inputs, lam, choose.choice([gate, None])), choose.uniform(0.05, 0.5), **options)
 
 
@@ -279,6 +315,18 @@ def test_backend_cuda_reaches_the_kernel(
         check(structure_attention(*inputs, scale=0.2), inputs, 0.2)
         without_gate = structure_attention(*inputs[:5], scale=0.2)
     check(without_gate, (*inputs[:5], None), 0.2)
+    assert len(on_emulator) == 2 and all(report.faults == 0 for report in on_emulator)
+
+
+@needs_native
+def test_backend_cuda_takes_keys_of_other_tokens(on_emulator: list[Report]) -> None:
+    """Structure in the dtype of the queries goes in as it is; in float32 it is centred over the keys first."""
+    inputs, key_e = draw_keys(20, 67, (44, 30, 3))
+    with use_backend("cuda"):
+        check(structure_attention(*inputs, key_e=key_e), inputs, 44**-0.5, key_e)
+        wide = (*inputs[:3], inputs[3].float() + 40.0, *inputs[4:])
+        found = structure_attention(*wide, key_e=key_e.float() + 40.0)
+    torch.testing.assert_close(found, structure_attention_reference(*inputs, 44**-0.5, key_e), atol=0.02, rtol=0.02)
     assert len(on_emulator) == 2 and all(report.faults == 0 for report in on_emulator)
 
 

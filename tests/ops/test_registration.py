@@ -26,28 +26,41 @@ def attention(gate: bool) -> tuple:
     return q, k, v, e, lam, torch.rand(2, 3, 9, requires_grad=True) if gate else None, 0.3
 
 
+def attention_to_keys() -> tuple:
+    """(key_e, the other arguments) of queries that look at more keys."""
+    q, _, _, e, lam, gate, scale = attention(True)
+    k, v, key_e = (torch.randn(2, 3, 12, size, requires_grad=True) for size in (8, 16, 3))
+    return key_e, (q, k, v, e, lam, gate, scale)
+
+
 def triton_calls() -> list:
     """Of the ops that only Triton implements; with its interpreter on the CPU."""
     *inputs, scale = attention(True)
     without = (*inputs[:5], None)
     plain, level, grad = torch.randn(2, 9, 3, 16).transpose(1, 2), torch.randn(2, 3, 9), torch.randn(2, 3, 9, 16)
     rest = (*(x.detach() for x in inputs), scale, plain, level)
+    key_e, others = attention_to_keys()
+    of_keys = (*(x.detach() for x in others[:6]), scale, plain, level, key_e.detach())
     return [
         ("structure_attention_triton", (*inputs, scale, True)),
         ("structure_attention_triton", (*without, scale, True)),
         ("structure_attention_triton", (*(x.detach() for x in inputs), scale, False)),
         ("structure_attention_triton_backward", (grad, *rest)),
+        ("structure_attention_triton", (*others, True, key_e)),
+        ("structure_attention_triton_backward", (grad, *of_keys)),
     ]
 
 
 def calls() -> list:
     """(op, arguments), at least one for each schema."""
     features = torch.randn(2, 20, 5, requires_grad=True)
+    key_e, others = attention_to_keys()
     low, high = torch.randn(1, 4, 3, 5, requires_grad=True), torch.randn(1, 4, 6, 10, requires_grad=True)
     logits = torch.randn(1, 7, 3, 5)
     listed = [
         ("structure_attention", attention(True)),
         ("structure_attention", attention(False)),
+        ("structure_attention", (*others, "", key_e)),
         *triton_calls(),
         ("mask_pool", (features, torch.rand(2, 3, 20) > 0.9)),
         ("mask_pool", (features, bits(2, 3, 20))),
@@ -100,6 +113,7 @@ def public_calls() -> list[tuple[Callable, tuple]]:
     return [
         (ops.structure_attention, attention(True)[:6]),
         (ops.structure_attention, attention(False)[:5]),
+        (ops.structure_attention, (lambda key_e, others: (*others, key_e))(*attention_to_keys())),
         (ops.mask_pool, (features, torch.rand(2, 3, 20) > 0.9)),
         (ops.upsample_argmax, (logits, (9, 13))),
         (lambda x, size: ops.upsample_argmax(x, size, threshold=0.3, confidence=True), (logits, (9, 13))),
@@ -110,7 +124,7 @@ def public_calls() -> list[tuple[Callable, tuple]]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("index", range(8))
+@pytest.mark.parametrize("index", range(9))
 def test_public_function_compiles_in_one_graph(index: int, device: str) -> None:
     function, arguments = public_calls()[index]
     arguments = moved(arguments, device)

@@ -48,12 +48,20 @@ def draw(batch, heads, tokens, d, dv, r, dtype=torch.float64, device="cpu"):
     return q, k, v, e, lam, torch.rand(shape, dtype=dtype, device=device)
 
 
-def by_loops(q, k, v, e, lam, gate, scale) -> np.ndarray:
-    """The formula for one token pair at a time."""
-    q, k, v, e, lam, gate = (x.double().numpy() for x in (q, k, v, e, lam, gate))
-    out = np.zeros(v.shape)
+def draw_keys(batch, heads, tokens, keys, d, dv, r, dtype=torch.float64):
+    """q, k, v, e, lam, gate, key_e of as many queries and keys."""
+    q, _, _, e, lam, gate = draw(batch, heads, tokens, d, dv, r, dtype)
+    _, k, v, key_e, _, _ = draw(batch, heads, keys, d, dv, r, dtype)
+    return q, k, v, e, lam, gate, key_e + 0.3
+
+
+def by_loops(q, k, v, e, lam, gate, scale, key_e=None) -> np.ndarray:
+    """The formula for one query and key at a time."""
+    key_e = e if key_e is None else key_e
+    q, k, v, e, lam, gate, key_e = (x.double().numpy() for x in (q, k, v, e, lam, gate, key_e))
+    out = np.zeros((*q.shape[:3], v.shape[3]))
     for b, m, i in np.ndindex(*q.shape[:3]):
-        distance = np.array([((e[b, m, i] - e[b, m, j]) ** 2).sum() for j in range(q.shape[2])])
+        distance = np.array([((e[b, m, i] - key_e[b, m, j]) ** 2).sum() for j in range(k.shape[2])])
         logits = scale * k[b, m] @ q[b, m, i] - lam[m] * distance
         weights = np.exp(logits - logits.max())
         out[b, m, i] = gate[b, m, i] * (weights @ v[b, m]) / weights.sum()
@@ -84,6 +92,73 @@ def test_matches_loops(backend: str, shape: tuple[int, ...], scale: float | None
     exact = torch.from_numpy(by_loops(*inputs, scale))
     bound = bounds.attention(tuple(x.double() for x in inputs), scale, inputs[0].dtype, backend)
     assert_within(out, exact, bound[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_query_and_three_keys_by_hand(backend: str) -> None:
+    # q = 0, lambda = ln 2, the keys at squared distances 0, 1 and 2: they weigh 4/7, 2/7 and 1/7.
+    skip_unless_it_runs(backend)
+    q, k = torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 3, 1)
+    v, e = torch.tensor([[[[7.0], [0.0], [14.0]]]]), torch.tensor([[[[1.0, 1.0]]]])
+    key_e = torch.tensor([[[[1.0, 1.0], [1.0, 2.0], [0.0, 2.0]]]])
+    with use_backend(backend):
+        out = structure_attention(q, k, v, e, torch.tensor([math.log(2.0)]), torch.tensor([[[0.5]]]), key_e=key_e)
+    torch.testing.assert_close(out.flatten(), torch.tensor([3.0]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sizes", [(2, 2, 3, 9), (1, 2, 9, 4), (1, 1, 5, 1)])
+@pytest.mark.parametrize("scale", [-0.3, None])
+def test_keys_of_other_tokens_match_loops(backend: str, sizes: tuple[int, ...], scale: float | None) -> None:
+    skip_unless_it_runs(backend)
+    *inputs, key_e = draw_keys(*sizes, 8, 4, 2, widest(backend))
+    with use_backend(backend):
+        out = structure_attention(*inputs, scale=scale, key_e=key_e)
+    scale = 8**-0.5 if scale is None else scale
+    exact = torch.from_numpy(by_loops(*inputs, scale, key_e))
+    wide = tuple(x.double() for x in (*inputs, key_e))
+    assert_within(out, exact, bounds.attention(wide, scale, out.dtype, backend)[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_keys_of_the_same_tokens_are_the_op_without_them(backend: str, dtype: torch.dtype) -> None:
+    """The output to the bit; the gradient of e is the sum of both structures'."""
+    skip_unless_it_runs(backend)
+    inputs = draw(1, 1, 33, 8, 16, 3, dtype)
+    grad = torch.randn(1, 1, 33, 16, dtype=dtype)
+    with use_backend(backend):
+        one = run_and_differentiate(structure_attention, inputs, grad)
+        both = run_and_differentiate(lambda *x: structure_attention(*x[:6], key_e=x[6]), [*inputs, inputs[3]], grad)
+    assert torch.equal(one[0], both[0])
+    both[4] = both[4] + both.pop()
+    most = 1e-5 if dtype == torch.float32 else 2e-2
+    for name, a, b in zip(NAMES, one[1:], both[1:], strict=True):
+        torch.testing.assert_close(a, b, atol=most * float(a.abs().max()), rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_queries_leave_keys_without_a_gradient(backend: str) -> None:
+    skip_unless_it_runs(backend)
+    *inputs, key_e = draw_keys(1, 2, 0, 5, 4, 6, 3, torch.float32)
+    with use_backend(backend):
+        out, *grads = run_and_differentiate(
+            lambda *x: structure_attention(*x[:6], key_e=x[6]), [*inputs, key_e], torch.ones(1, 2, 0, 6)
+        )
+    assert out.shape == (1, 2, 0, 6) and [x.shape for x in grads] == [x.shape for x in (*inputs, key_e)]
+    assert not any(x.any() for x in grads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shift_of_both_structures_costs_no_precision_in_float16(backend: str) -> None:
+    skip_unless_it_runs(backend)
+    q, k, v, e, lam, gate, key_e = (x.half() for x in draw_keys(1, 2, 20, 70, 48, 64, 15))
+    inputs = (q, k, v, e + 4, lam, gate)
+    wide = [x.double() for x in (*inputs, key_e + 4)]
+    exact = structure_attention_reference(*wide[:6], 48**-0.5, wide[6])
+    with use_backend(backend):
+        found = structure_attention(*inputs, key_e=key_e + 4)
+    assert (found.double() - exact).abs().max() < 0.02
 
 
 def run_and_differentiate(function, inputs, grad) -> list[Tensor]:
@@ -354,6 +429,10 @@ def test_sdpa_backend_holds_no_token_by_token_tensor(sizes: tuple[int, int, int]
     with LargestTensor() as seen, use_backend("reference"):
         structure_attention(*inputs)
     assert seen.elements >= 1024 * 1024
+    *few, key_e = [x.requires_grad_() for x in draw_keys(1, 1, 256, 2048, *sizes, torch.float32)]
+    with LargestTensor() as seen, use_backend("sdpa"):
+        structure_attention(*few, key_e=key_e).sum().backward()
+    assert seen.elements < 2048 * 128
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -384,3 +463,26 @@ def test_wrong_shape_is_named(name: str, change: tuple[int, ...], shown: str) ->
     inputs[name] = torch.zeros(change)
     with pytest.raises(ValueError, match=shown):
         structure_attention(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"key_e": None}, r"keys of other tokens need key_e"),
+        ({"key_e": torch.zeros(1, 2, 6, 2)}, r"key_e .*k's \(1, 2, 7\).*\(1, 2, 6, 2\)"),
+        ({"key_e": torch.zeros(1, 2, 7, 3, dtype=torch.float64)}, r"key_e must have 2 coordinates .*\(1, 2, 7, 3\)"),
+        ({"key_e": torch.zeros(1, 2, 7, 2)}, r"key_e must have .* torch.float64 as e, got .* torch.float32"),
+        ({"v": torch.zeros(1, 2, 5, 4, dtype=torch.float64)}, r"v must be .*k's \(1, 2, 7\), got \(1, 2, 5, 4\)"),
+        ({"e": torch.zeros(1, 2, 7, 2, dtype=torch.float64)}, r"e must be .*q's \(1, 2, 5\), got \(1, 2, 7, 2\)"),
+        ({"k": torch.zeros(1, 2, 7, 3, dtype=torch.float64)}, r"q and k must be .* \(1, 2, 7, 3\)"),
+        ({"gate": torch.zeros(1, 2, 7, dtype=torch.float64)}, r"gate must be \(1, 2, 5\)"),
+        (
+            {name: torch.zeros(1, 2, 0, 4 if name != "key_e" else 2).double() for name in ("k", "v", "key_e")},
+            r"at least one key .*\(1, 2, 0, 4\)",
+        ),
+    ],
+)
+def test_wrong_shape_of_keys_is_named(change: dict[str, Tensor | None], shown: str) -> None:
+    inputs = dict(zip((*NAMES, "key_e"), draw_keys(1, 2, 5, 7, 4, 4, 2), strict=True))
+    with pytest.raises(ValueError, match=shown):
+        structure_attention(**{**inputs, **change})

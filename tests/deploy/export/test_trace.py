@@ -170,6 +170,8 @@ def test_explicit_structure_attention_is_the_reference(d: int, r: int, dv: int) 
     lam, gate = torch.rand(3, dtype=torch.float64), torch.rand(2, 3, 17, dtype=torch.float64)
     expected = structure_attention_reference(q, k, v, e, lam, gate, d**-0.5)
     torch.testing.assert_close(structure_attention_explicit(q, k, v, e, lam, gate, d**-0.5), expected)
+    few = (q[:, :, :5], k, v, e[:, :, :5], lam, gate[:, :, :5], d**-0.5, e + 0.3)
+    torch.testing.assert_close(structure_attention_explicit(*few), structure_attention_reference(*few))
 
 
 def test_a_weight_beyond_float16_is_refused() -> None:

@@ -44,10 +44,10 @@ int64_t faults(int64_t tokens, int64_t d, int64_t dv, int64_t r, int32_t queries
   const Tensor gate = normal(rows);
   const std::vector<float> lam = {0.3f, 1.7f};
   std::vector<Half> out(static_cast<size_t>(rows * dv));
-  std::vector<char> workspace(static_cast<size_t>(ovsdino::structure_attention_workspace(1, kHeads, tokens)));
   ovsdino::StructureAttention op{};
   op.dtype = ovsdino::DType::kFloat16;
-  op.batch = 1, op.heads = kHeads, op.tokens = tokens, op.head_dim = d, op.value_dim = dv, op.rank = r;
+  op.batch = 1, op.heads = kHeads, op.tokens = tokens, op.keys = tokens, op.head_dim = d, op.value_dim = dv,
+  op.rank = r;
   op.q = q.halves.data(), op.k = k.halves.data(), op.v = v.halves.data(), op.e = e.halves.data();
   contiguous(op.q_strides, kHeads, tokens, d);
   contiguous(op.k_strides, kHeads, tokens, d);
@@ -57,6 +57,7 @@ int64_t faults(int64_t tokens, int64_t d, int64_t dv, int64_t r, int32_t queries
   op.lam = lam.data(), op.gate = gate.halves.data();
   op.gate_strides[0] = rows, op.gate_strides[1] = tokens, op.gate_strides[2] = 1;
   op.scale = 0.15f;
+  std::vector<char> workspace(static_cast<size_t>(ovsdino::structure_attention_workspace(op)));
   op.out = out.data(), op.workspace = workspace.data();
   const simt::Options options{simt::Mutation::kNone, schedule, 7, queries};
   simt::Report report;

@@ -42,9 +42,9 @@ class Arguments(ctypes.Structure):
 
     _fields_ = (
         ("dtype", ctypes.c_int32),
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "tokens", "head_dim", "value_dim", "rank")),
-        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "e")),
-        *((f"{name}_strides", Int4) for name in ("q", "k", "v", "e")),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "tokens", "keys", "head_dim", "value_dim", "rank")),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "e", "key_e")),
+        *((f"{name}_strides", Int4) for name in ("q", "k", "v", "e", "key_e")),
         ("lam", ctypes.c_void_p),
         ("gate", ctypes.c_void_p),
         ("gate_strides", Int3),
@@ -121,7 +121,6 @@ class Emulator:
         self.library = ctypes.CDLL(str(link(objects, folder / "simt.so", "-shared")))
         self.library.simt_structure_attention.restype = ctypes.c_bool
         self.library.simt_workspace.restype = ctypes.c_int64
-        self.library.simt_workspace.argtypes = [ctypes.c_int64] * 3
 
     def run(
         self,
@@ -138,29 +137,31 @@ class Emulator:
         schedule: str = "random",
         seed: int = 0,
         out: Tensor | None = None,
+        key_e: Tensor | None = None,
     ) -> Result:
-        """Both kernels, block by block; tensors as `structure_attention`, `lam` float32.
+        """Both kernels, block by block; tensors as `structure_attention`'s, `lam` float32.
 
         Raises:
             ValueError: the kernel's own check of its arguments failed.
         """
-        out = torch.full(v.shape, float("nan"), dtype=q.dtype) if out is None else out
-        workspace = torch.full((self.library.simt_workspace(*q.shape[:3]),), 255, dtype=torch.uint8)
-        tensors = {"q": q, "k": k, "v": v, "e": e, "out": out} | ({} if gate is None else {"gate": gate})
-        report = self.launch(
-            Arguments(
-                dtype=DTYPES[str(q.dtype)[6:]],
-                **dict(zip(("batch", "heads", "tokens", "head_dim"), q.shape, strict=True)),
-                value_dim=v.shape[-1],
-                rank=e.shape[-1],
-                lam=lam.data_ptr(),
-                scale=scale,
-                workspace=workspace.data_ptr(),
-                **{name: x.data_ptr() for name, x in tensors.items()},
-                **{f"{name}_strides": (Int3 if name == "gate" else Int4)(*x.stride()) for name, x in tensors.items()},
-            ),
-            Options(MUTATIONS.index(mutation), SCHEDULES.index(schedule), seed, query_tile),
+        out = torch.full((*q.shape[:3], v.shape[-1]), float("nan"), dtype=q.dtype) if out is None else out
+        optional = {"gate": gate, "key_e": key_e}
+        tensors = {"q": q, "k": k, "v": v, "e": e, "out": out} | {n: x for n, x in optional.items() if x is not None}
+        arguments = Arguments(
+            dtype=DTYPES[str(q.dtype)[6:]],
+            **dict(zip(("batch", "heads", "tokens", "head_dim"), q.shape, strict=True)),
+            keys=k.shape[2],
+            value_dim=v.shape[-1],
+            rank=e.shape[-1],
+            lam=lam.data_ptr(),
+            scale=scale,
+            **{name: x.data_ptr() for name, x in tensors.items()},
+            **{f"{name}_strides": (Int3 if name == "gate" else Int4)(*x.stride()) for name, x in tensors.items()},
         )
+        workspace = torch.full((self.library.simt_workspace(ctypes.byref(arguments)),), 255, dtype=torch.uint8)
+        arguments.workspace = workspace.data_ptr()
+        options = Options(MUTATIONS.index(mutation), SCHEDULES.index(schedule), seed, query_tile)
+        report = self.launch(arguments, options)
         return Result(out=out, report=report)
 
     def launch(self, arguments: Arguments, options: Options | None = None) -> Report:

@@ -12,25 +12,27 @@ namespace {
 using ovsdino::StructureAttention;
 
 // The bytes from the first element of a tensor to its last.
-int64_t extent(const StructureAttention& op, const int64_t* strides, int64_t last_size, int64_t last_stride) {
-  const int64_t elements = (op.batch - 1) * strides[0] + (op.heads - 1) * strides[1] + (op.tokens - 1) * strides[2] +
+int64_t extent(const StructureAttention& op, int64_t tokens, const int64_t* strides, int64_t last_size,
+               int64_t last_stride) {
+  const int64_t elements = (op.batch - 1) * strides[0] + (op.heads - 1) * strides[1] + (tokens - 1) * strides[2] +
                            (last_size - 1) * last_stride + 1;
   return 2 * elements;
 }
 
 simt::Global memory_of(const StructureAttention& op, bool prepare) {
   simt::Global memory;
-  memory.allow(op.workspace, ovsdino::structure_attention_workspace(op.batch, op.heads, op.tokens), prepare);
+  memory.allow(op.workspace, ovsdino::structure_attention_workspace(op), prepare);
   if (prepare) {
-    memory.allow(op.e, extent(op, op.e_strides, op.rank, op.e_strides[3]), false);
+    memory.allow(op.e, extent(op, op.tokens, op.e_strides, op.rank, op.e_strides[3]), false);
+    if (op.key_e) memory.allow(op.key_e, extent(op, op.keys, op.key_e_strides, op.rank, op.key_e_strides[3]), false);
     memory.allow(op.lam, op.heads * 4, false);
     return memory;
   }
-  memory.allow(op.q, extent(op, op.q_strides, op.head_dim, 1), false);
-  memory.allow(op.k, extent(op, op.k_strides, op.head_dim, 1), false);
-  memory.allow(op.v, extent(op, op.v_strides, op.value_dim, 1), false);
-  if (op.gate) memory.allow(op.gate, extent(op, op.gate_strides, 1, 1), false);
-  memory.allow(op.out, extent(op, op.out_strides, op.value_dim, 1), true);
+  memory.allow(op.q, extent(op, op.tokens, op.q_strides, op.head_dim, 1), false);
+  memory.allow(op.k, extent(op, op.keys, op.k_strides, op.head_dim, 1), false);
+  memory.allow(op.v, extent(op, op.keys, op.v_strides, op.value_dim, 1), false);
+  if (op.gate) memory.allow(op.gate, extent(op, op.tokens, op.gate_strides, 1, 1), false);
+  memory.allow(op.out, extent(op, op.tokens, op.out_strides, op.value_dim, 1), true);
   return memory;
 }
 
@@ -44,8 +46,8 @@ void prepare(const StructureAttention& op, const simt::Options& options, simt::R
   }
   if (options.mutation != simt::Mutation::kUnmaskedColumn) return;
   for (int64_t head = 0; head < op.batch * op.heads; ++head) {
-    float* columns = ovsdino::structure_columns<T>(op, head);
-    for (int64_t token = op.tokens; token < ovsdino::padded_tokens(op.tokens); ++token) columns[token] = 0.0f;
+    float* columns = ovsdino::key_columns<T>(op, head);
+    for (int64_t token = op.keys; token < ovsdino::padded_tokens(op.keys); ++token) columns[token] = 0.0f;
   }
 }
 
@@ -82,9 +84,7 @@ void run(const StructureAttention& op, const simt::Options& options, simt::Repor
 
 }  // namespace
 
-extern "C" int64_t simt_workspace(int64_t batch, int64_t heads, int64_t tokens) {
-  return ovsdino::structure_attention_workspace(batch, heads, tokens);
-}
+extern "C" int64_t simt_workspace(const StructureAttention* op) { return ovsdino::structure_attention_workspace(*op); }
 
 // Returns whether the arguments pass the checks; if not, first_fault says why.
 extern "C" bool simt_structure_attention(const StructureAttention* op, const simt::Options* options,

@@ -23,8 +23,8 @@ class TileCopy {
   using T = typename Tile::Element;
 
   OVSDINO_HD_MEMBER TileCopy(const StructureAttention& op, const Head& head, uint32_t lane) : lane_(lane) {
-    f_ = reinterpret_cast<const char*>(structure_rows<T>(op, head.index));
-    column_ = reinterpret_cast<const char*>(structure_columns<T>(op, head.index));
+    f_ = reinterpret_cast<const char*>(key_rows<T>(op, head.index));
+    column_ = reinterpret_cast<const char*>(key_columns<T>(op, head.index));
     const char* k = bytes(op.k, head.offset(op.k_strides));
     const char* v = bytes(op.v, head.offset(op.v_strides));
     const uint32_t key_chunk = lane % kKeyChunks, value_chunk = lane % kValueChunks;
@@ -33,10 +33,10 @@ class TileCopy {
     key_ = (is_f ? f_ + (key_chunk - kFirstF) * 16 : k + key_chunk * 16) + lane / kKeyChunks * key_step_;
     value_step_ = op.v_strides[2] * int64_t{sizeof(T)};
     value_ = v + value_chunk * 16 + lane / kValueChunks * value_step_;
-    // A lane whose chunk is past the row's end fills it with zeros: no tokens are left for it.
-    const int32_t tokens = static_cast<int32_t>(op.tokens);
-    key_left_ = is_f || key_chunk * 8 < op.head_dim ? tokens - static_cast<int32_t>(lane / kKeyChunks) : kNone;
-    value_left_ = value_chunk * 8 < op.value_dim ? tokens - static_cast<int32_t>(lane / kValueChunks) : kNone;
+    // A lane whose chunk is past the row's end fills it with zeros: no keys are left for it.
+    const int32_t keys = static_cast<int32_t>(op.keys);
+    key_left_ = is_f || key_chunk * 8 < op.head_dim ? keys - static_cast<int32_t>(lane / kKeyChunks) : kNone;
+    value_left_ = value_chunk * 8 < op.value_dim ? keys - static_cast<int32_t>(lane / kValueChunks) : kNone;
   }
 
   // The next tile, into the stage at `to`. Keys past the last become zeros; f and the column are padded.
@@ -76,7 +76,7 @@ class TileCopy {
   static constexpr uint32_t kKeyChunks = 8, kKeyRows = Tile::kThreads / kKeyChunks, kFirstF = 2 * Tile::kHeadSteps;
   static constexpr uint32_t kValueChunks = Tile::kValueSteps <= 2 ? 4 : Tile::kValueSteps <= 4 ? 8 : 16;
   static constexpr uint32_t kValueRows = Tile::kThreads / kValueChunks;
-  static constexpr int32_t kNone = -(1 << 30);  // stays below 0 for all the tokens that the check lets through
+  static constexpr int32_t kNone = -(1 << 30);  // stays below 0 for all the keys that the check lets through
   static_assert(kFirstF == 6 || kFirstF == 8, "f is next to k, or by itself");
 
   OVSDINO_HD_MEMBER static const char* bytes(const void* base, int64_t elements) {
@@ -84,7 +84,7 @@ class TileCopy {
   }
 
   uint32_t lane_;
-  int32_t key_left_, value_left_;  // tokens from the lane's next row on
+  int32_t key_left_, value_left_;  // keys from the lane's next row on
   int64_t key_step_, value_step_;
   const char *key_, *value_, *f_, *column_;
 };
@@ -105,7 +105,7 @@ OVSDINO_HD void load_queries(const StructureAttention& op, const Head& head, int
   const int32_t group = lanes.index() % 32 / 4, pair = lanes.index() % 4 * 2;
   const Scaling scaling = scaling_of(op.scale);
   const T* q = static_cast<const T*>(op.q) + head.offset(op.q_strides);
-  const T* f = structure_rows<T>(op, head.index);
+  const T* f = query_rows<T>(op, head.index);
   OVSDINO_UNROLL
   for (int32_t i = 0; i < Tile::kRows; ++i) {
     OVSDINO_UNROLL
@@ -291,7 +291,7 @@ OVSDINO_HD void attention_block(const StructureAttention& op, uint32_t block, La
   QueryState<Tile> state;
   load_queries(op, head, first, lanes, &state);
   uint32_t stage = 0;
-  const int32_t key_tiles = static_cast<int32_t>(ceil_div(op.tokens, Tile::kKeys));
+  const int32_t key_tiles = static_cast<int32_t>(ceil_div(op.keys, Tile::kKeys));
   for (int32_t tile = 0; tile < key_tiles; ++tile) {
     lanes.template wait<0>();
     // This tile is there for all warps, and all have read the one before, so that the next may take its place.

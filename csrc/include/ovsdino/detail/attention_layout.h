@@ -18,8 +18,8 @@ OVSDINO_HD int64_t padded_tokens(int64_t tokens) { return ceil_div(tokens, kToke
 
 // With f = sqrt(2 lam / |scale|) (e - mean), rounded, and column_j = -|f_j|^2 / 2 the logits in units of log2 are
 //   factor (sign(scale) q_i.k_j + f_i.f_j + column_j),   factor = |scale| log2(e),
-// up to a term constant in j. So q and k are used as they are, and the rounding of f moves tokens in the structure
-// space but leaves the bias a squared distance: 0 for a token to itself.
+// up to a term constant in j. The mean is that of the keys, for queries too. So q and k are used as they are, and the
+// rounding of f moves tokens in the structure space but leaves the bias a squared distance: 0 for a token to itself.
 struct Scaling {
   float factor;      // of the logits, > 0
   float structure;   // 2 lam times this is the square of f's factor
@@ -44,16 +44,24 @@ OVSDINO_HD Head head_at(const StructureAttention& op, uint32_t index) {
   return {index, index / heads, index % heads};
 }
 
-// f: (batch * heads, padded tokens, kStructure), zero in the padding.
+// f of the keys: (batch * heads, padded keys, kStructure), zero in the padding.
 template <typename T>
-OVSDINO_HD T* structure_rows(const StructureAttention& op, int64_t head) {
-  return static_cast<T*>(op.workspace) + head * padded_tokens(op.tokens) * kStructure;
+OVSDINO_HD T* key_rows(const StructureAttention& op, int64_t head) {
+  return static_cast<T*>(op.workspace) + head * padded_tokens(op.keys) * kStructure;
 }
 
-// (batch * heads, padded tokens): -|f|^2 / 2, and -infinity in the padding, so that no key there has a weight.
+// (batch * heads, padded keys): -|f|^2 / 2, and -infinity in the padding, so that no key there has a weight.
 template <typename T>
-OVSDINO_HD float* structure_columns(const StructureAttention& op, int64_t head) {
-  return reinterpret_cast<float*>(structure_rows<T>(op, op.batch * op.heads)) + head * padded_tokens(op.tokens);
+OVSDINO_HD float* key_columns(const StructureAttention& op, int64_t head) {
+  return reinterpret_cast<float*>(key_rows<T>(op, op.batch * op.heads)) + head * padded_tokens(op.keys);
+}
+
+// f of the queries, which is that of the keys where these are the same tokens.
+template <typename T>
+OVSDINO_HD T* query_rows(const StructureAttention& op, int64_t head) {
+  if (!op.key_e) return key_rows<T>(op, head);
+  T* begin = reinterpret_cast<T*>(key_columns<T>(op, op.batch * op.heads));
+  return begin + head * padded_tokens(op.tokens) * kStructure;
 }
 
 // One block: kQueries queries of one head, a warp for 16 kRows of them, against tiles of kKeys keys.
