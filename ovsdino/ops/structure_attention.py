@@ -110,8 +110,8 @@ def _check(
                 f"{name} must be (B, M, *, *) with {letter}'s {tuple(like.shape[:3])}, got {tuple(x.shape)}"
             )
     if key_e is not None and (key_e.shape[3] != e.shape[3] or key_e.dtype != e.dtype):
-        like = f"{e.shape[3]} coordinates in {e.dtype} as e"
-        raise ValueError(f"key_e must have {like}, got {tuple(key_e.shape)} {key_e.dtype}")
+        expected = f"{e.shape[3]} coordinates in {e.dtype} as e"
+        raise ValueError(f"key_e must have {expected}, got {tuple(key_e.shape)} {key_e.dtype}")
     if k.shape[2] == 0 and q.shape[2] > 0:
         raise ValueError(f"k must hold at least one key for the queries of q, got {tuple(k.shape)}")
     if lam.shape != q.shape[1:2]:
