@@ -3,7 +3,13 @@
 Three things are made: the list of phrases (`ovsdino.train.pretrain.phrases`), the space of their rows, and the tower.
 The row of a phrase is the teacher's embedding of "a photo of a ...", less the mean row of common nouns, along the D
 principal directions of those, length one. Centering takes out what all photo captions share, so that unrelated words
-are near orthogonal. The teacher (a MiniLM sentence encoder) and the word list inside it are needed here only.
+are near orthogonal.
+
+A name of ImageNet-22k has a dictionary's definition too, and its row is half its own, half the definition's: the
+encoder knows "a metal post supporting an outdoor lamp" better than "lamppost". Names that the shipped image side was
+trained with (`ovsdino.models.grounding`) keep their own, and so do those of the glossary.
+
+The teacher (a MiniLM sentence encoder) and the word list inside it are needed here only.
 """
 
 from __future__ import annotations
@@ -11,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +30,7 @@ from torch import Tensor
 from ovsdino.errors import OVSDinoError
 from ovsdino.io.files import atomic_write, read_json, reading, refuse_inputs
 from ovsdino.io.sealed import seal_safetensors
+from ovsdino.models.grounding import grounded_phrases
 from ovsdino.models.lexicon import LexiconTextTower, key_bytes, pack
 from ovsdino.models.sentence import SentenceEncoder
 from ovsdino.models.spelling import stems, text_key, words_of
@@ -110,6 +117,32 @@ def read_glossary(path: Path) -> dict[str, list[str]]:
     ):
         raise OVSDinoError(f"{path}: expected a mapping from a phrase to a list of plain words")
     return tree
+
+
+def read_definitions() -> dict[str, list[str]]:
+    """Return the definitions of each name of ImageNet-22k, one for each of its senses, up to the first semicolon."""
+    found: dict[str, list[str]] = {}
+    names = imagenet_hypernyms().names
+    for synset, definition in imagenet_definitions().items():
+        for name in names[synset]:
+            found.setdefault(" ".join(words_of(name)), []).append(definition.split(";")[0])
+    return found
+
+
+def definitions_of(phrases: Sequence[Phrase], kept: Collection[str]) -> dict[str, list[str]]:
+    """Return the definitions of what is read for phrases; "lamp post" has those of "lamppost".
+
+    Args:
+        phrases: The phrases.
+        kept: Texts whose rows are to stay as they are.
+    """
+    known, found = read_definitions(), {}
+    for phrase in phrases:
+        text = " ".join(words_of(phrase.read))
+        said = known.get(text) or known.get(text.replace(" ", ""))
+        if said and text not in kept:
+            found[phrase.read] = said
+    return found
 
 
 def make_tower(phrases: Sequence[Phrase], rows: Tensor, width: int, buckets: int) -> LexiconTextTower:
@@ -200,15 +233,23 @@ class DistillText:
         print(f"{len(phrases)} phrases: {counts}", file=sys.stderr)
 
         means = (word for words in meanings.values() for word in words)
-        texts = list(dict.fromkeys([*(phrase.read for phrase in phrases), *means]))
+        defined = definitions_of(phrases, {*grounded_phrases(), *meanings})
+        print(f"{len(defined)} have a definition", file=sys.stderr)
+        clauses = (clause for said in defined.values() for clause in said)
+        texts = list(dict.fromkeys([*(phrase.read for phrase in phrases), *means, *clauses]))
         raw = teacher_rows(encode, texts, self.output.with_suffix(".teacher.safetensors"))
         place = {text: i for i, text in enumerate(texts)}
         common = list(dict.fromkeys(place[phrase.read] for phrase in phrases if phrase.group in ("core", "common")))
-        said = {text: raw[[place[word] for word in words]].mean(0) for text, words in meanings.items()}
-        for text, row in said.items():
+        plain = {text: raw[[place[word] for word in words]].mean(0) for text, words in meanings.items()}
+        for text, row in plain.items():
             raw[place[text]] = row
         center, basis = read_space(self.space) if self.space else text_space(raw[common], self.embed_dim)
-        rows = F.normalize((raw - center) @ basis, dim=-1)[torch.tensor([place[phrase.read] for phrase in phrases])]
+        known = F.normalize((raw - center) @ basis, dim=-1)
+        own = known.clone()
+        for text, said in defined.items():
+            meaning = F.normalize(own[[place[clause] for clause in said]].mean(0), dim=-1)
+            known[place[text]] = F.normalize(own[place[text]] + meaning, dim=-1)
+        rows = known[torch.tensor([place[phrase.read] for phrase in phrases])]
         with atomic_write(written["phrases.txt"]) as file:
             file.write("".join(f"{phrase.group}\t{phrase.text}\n" for phrase in phrases).encode())
         with atomic_write(written["space.safetensors"]) as file:

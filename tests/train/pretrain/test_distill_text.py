@@ -33,6 +33,15 @@ def encode(texts):
     return F.normalize(torch.stack([*map(place, texts)]), dim=-1)
 
 
+def load_tower(path):
+    """Return the tower that the command wrote with a width of 16 and 32 columns."""
+    state = load_file(path)
+    sizes = {"entries": len(state["keys"]), "common": 0, "kept": len(state["kept_keys"])}
+    tower = build_text_tower(32, TextConfig(kind="lexicon", width=16, buckets=4096, **sizes))
+    tower.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return tower
+
+
 def synsets():
     return Hypernyms(("n1", "n3"), SYNSETS, {"n1": "n2", "n3": "n4"})
 
@@ -70,10 +79,7 @@ def test_one_command_writes_the_phrases_the_space_and_the_tower(tmp_path, capsys
     assert all(torch.equal(towers[0][key], towers[1][key]) for key in towers[0])
     assert not torch.equal(towers[0]["out.weight"], towers[2]["out.weight"])
 
-    first = towers[0]
-    sizes = {"entries": len(first["keys"]), "common": 0, "kept": len(first["kept_keys"])}
-    tower = build_text_tower(32, TextConfig(kind="lexicon", width=16, buckets=4096, **sizes))
-    tower.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in first.items()})
+    tower = load_tower(tmp_path / "a.safetensors")
     space = load_file(tmp_path / "a.space.safetensors")
     target = F.normalize((encode(["zebra crossing"]) - space["center"]) @ space["basis"], dim=-1)
     assert (F.normalize(tower.encode(["Zebra crossing"]), dim=-1) * target).sum() > 0.999
@@ -93,14 +99,29 @@ def test_a_given_space_is_taken_and_the_teacher_is_asked_once(tmp_path, monkeypa
 def test_a_glossary_says_what_a_phrase_means(tmp_path):
     (tmp_path / "glossary.json").write_text('{"lorry": ["truck"], "felis": ["cat", "small animal"]}')
     assert run(tmp_path / "a.safetensors", "--glossary", str(tmp_path / "glossary.json")) == 0
-    state, space = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "a.space.safetensors")
-    sizes = {"entries": len(state["keys"]), "common": 0, "kept": len(state["kept_keys"])}
-    tower = build_text_tower(32, TextConfig(kind="lexicon", width=16, buckets=4096, **sizes))
-    tower.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    tower, space = load_tower(tmp_path / "a.safetensors"), load_file(tmp_path / "a.space.safetensors")
     said = torch.stack([encode(["truck"])[0], encode(["cat", "small animal"]).mean(0)])
     target = F.normalize((said - space["center"]) @ space["basis"], dim=-1)
     assert ((F.normalize(tower.encode(["lorry", "felis"]), dim=-1) * target).sum(1) > 0.999).all()
     assert tower.reading("lorries").words == ("lorry",)
+
+
+def test_a_name_is_half_its_definition_unless_images_taught_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(distill_text, "grounded_phrases", lambda: {"truck": True})
+    assert run(tmp_path / "a.safetensors") == 0
+    tower, space = load_tower(tmp_path / "a.safetensors"), load_file(tmp_path / "a.space.safetensors")
+
+    def projected(text):
+        return F.normalize((encode([text])[0] - space["center"]) @ space["basis"], dim=-1)
+
+    rows = F.normalize(tower.encode(["fire engine", "truck"]), dim=-1)
+    halves = F.normalize(projected("fire engine") + projected("any large truck"), dim=-1)
+    assert rows[0] @ halves > 0.99 and rows[1] @ projected("truck") > 0.99
+    assert distill_text.definitions_of([Phrase("tabby  cat", "Tabby_Cat", "core")], ()) == {
+        "Tabby_Cat": ["a cat with a coat"]
+    }
+    assert distill_text.definitions_of([Phrase("x", "ta bby", "core")], ()) == {"ta bby": ["a cat with a coat"]}
+    assert distill_text.definitions_of([Phrase("x", "tabby", "core")], {"tabby"}) == {}
 
 
 @pytest.mark.parametrize("content", ["[]", '{"lorry": "truck"}', '{"lorry": []}', "{"])
