@@ -130,7 +130,9 @@ def read_definitions() -> dict[str, list[str]]:
 
 
 def definitions_of(phrases: Sequence[Phrase], kept: Collection[str]) -> dict[str, list[str]]:
-    """Return the definitions of what is read for phrases; "lamp post" has those of "lamppost".
+    """Return the definitions of what is read for phrases.
+
+    "Lamp post" has those of "lamppost", and a composed phrase, "wooden signpost", has those of its last noun.
 
     Args:
         phrases: The phrases.
@@ -140,6 +142,9 @@ def definitions_of(phrases: Sequence[Phrase], kept: Collection[str]) -> dict[str
     for phrase in phrases:
         text = " ".join(words_of(phrase.read))
         said = known.get(text) or known.get(text.replace(" ", ""))
+        if not said and phrase.group == "composed":
+            text = text.split()[-1]
+            said = known.get(text)
         if said and text not in kept:
             found[phrase.read] = said
     return found

@@ -122,6 +122,9 @@ def test_a_name_is_half_its_definition_unless_images_taught_it(tmp_path, monkeyp
     }
     assert distill_text.definitions_of([Phrase("x", "ta bby", "core")], ()) == {"ta bby": ["a cat with a coat"]}
     assert distill_text.definitions_of([Phrase("x", "tabby", "core")], {"tabby"}) == {}
+    composed = Phrase("wet cat", "wet cat", "composed")
+    assert distill_text.definitions_of([composed], ()) == {"wet cat": ["a small animal"]}
+    assert distill_text.definitions_of([composed], {"cat"}) == {}
 
 
 @pytest.mark.parametrize("content", ["[]", '{"lorry": "truck"}', '{"lorry": []}', "{"])
