@@ -196,9 +196,10 @@ def choose_steps(
         progress: Called with (done, total) after each part that was held out.
 
     Returns:
-        The first multiple of `config.every` at which the mean of the intersection over union is largest, over all
-        candidates and in tokens of the images held out, weighed by `config.others`; 0 where that gains less than a
-        point. And for each of the parts of `folds` the rows of all words (K, D) after so many steps without it.
+        The first multiple of `config.every` at which the mean of the intersection over union is largest, over the
+        candidates that are labelled and in tokens of the images held out, weighed by `config.others`; 0 where that
+        gains less than a point. And for each of the parts of `folds` the rows of all words (K, D) after so many steps
+        without it.
     """
     counts: dict[int, Tensor] = {}
     rows_of: list[dict[int, Tensor]] = []
@@ -220,7 +221,7 @@ def choose_steps(
 
 def _best(counts: dict[int, Tensor]) -> int:
     """Return the number of steps with the best score, 0 where that is not `LEAST_GAIN` above no step."""
-    scores = {step: _mean_iou(found) for step, found in counts.items()}
+    scores = {step: mean_iou(found) for step, found in counts.items()}
     best = max(scores, key=lambda step: (scores[step], -step))
     return best if scores[best] >= scores[0] + LEAST_GAIN else 0
 
@@ -232,11 +233,17 @@ def joined(parts: Sequence[Tokens]) -> Tokens:
 
 
 def overlaps(logits: Tensor, shares: Tensor) -> Tensor:
-    """Return intersections and unions of each candidate in tokens, (2, K + 1) float64; both arguments (N, K + 1)."""
+    """Return intersection, union and labels of each candidate in tokens, (3, K + 1) float64.
+
+    Args:
+        logits: (N, K + 1).
+        shares: (N, K + 1), see `token_shares`.
+    """
     shown = F.one_hot(logits.argmax(1), shares.shape[1]).double()
-    both = (shown * shares).sum(0)
-    return torch.stack([both, (shown * shares.sum(1, keepdim=True)).sum(0) + shares.sum(0) - both])
+    both, there = (shown * shares).sum(0), shares.double().sum(0)
+    return torch.stack([both, (shown * shares.sum(1, keepdim=True)).sum(0) + there - both, there])
 
 
-def _mean_iou(found: Tensor) -> float:
-    return float((found[0] / found[1].clamp_min(1e-6))[found[1] > 0].mean())
+def mean_iou(found: Tensor) -> float:
+    """Return the mean over the candidates that are in the labels, so that all steps are scored by the same ones."""
+    return float((found[0] / found[1].clamp_min(1e-6))[found[2] > 0].mean())

@@ -15,6 +15,7 @@ from ovsdino.train.adapt.learning import (
     choose_steps,
     folds,
     learn,
+    mean_iou,
     overlaps,
     token_shares,
     token_vectors,
@@ -93,8 +94,15 @@ def test_shares_count_labelled_pixels_and_overlaps_count_tokens() -> None:
     label = torch.tensor([[0, 0, 1, 255], [0, 1, 255, 255]])
     shares = token_shares(label, (1, 2), 3)
     torch.testing.assert_close(shares, torch.tensor([[0.75, 0.25, 0.0], [0.0, 1.0, 0.0]]))
-    found = overlaps(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), shares)
-    torch.testing.assert_close(found, torch.tensor([[0.75, 0.0, 0.0], [2.0, 1.25, 0.0]], dtype=torch.float64))
+    found, there = overlaps(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), shares), [0.75, 1.25, 0.0]
+    torch.testing.assert_close(found, torch.tensor([[0.75, 0.0, 0.0], [2.0, 1.25, 0.0], there], dtype=torch.float64))
+
+
+def test_a_word_that_no_label_has_is_not_scored() -> None:
+    shares = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    without = overlaps(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), shares)
+    strayed = overlaps(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), shares)
+    assert mean_iou(without) == 1.0 and mean_iou(strayed) == 0.5  # not 0.25, the mean with the strayed word's zero
 
 
 def test_vectors_times_a_row_are_the_models_logits_at_a_token() -> None:
