@@ -27,10 +27,9 @@ help:  ## this list
 
 # constraints.txt lists all that is needed, so pip resolves nothing and takes only files with the hashes that are written
 # there. pip and its unpacking use one core: the large files, the others and the native module go on at the same time.
-# Bytecode is compiled where it is imported: of all the files, that takes pip 50 s.
 BUILD_TOOLS := setuptools|wheel|packaging|pybind11|ninja|cmake
 LARGE := nvidia-.*|torch|triton|tensorrt-rtx-cu13-libs
-HASHED := $(PY) -m pip install -qq --require-hashes --no-deps --no-build-isolation --no-compile
+HASHED := $(PY) -m pip install -qq --require-hashes --no-deps --no-build-isolation
 PICK = awk '/^[a-z]/ {kept = /^($(1))==/} kept' constraints.txt
 $(VENV)/.tools: constraints.txt
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
