@@ -25,6 +25,8 @@ DIRECT = {  # what opens a file for writing by itself, and why it may
     "scripts/docs_site.py": "pages of a site in a new folder of build/; runs without the package",
     "scripts/sbom.py": "renamed when whole; runs without the package",
     "scripts/torch_free.py": "likewise",
+    "scripts/test_matrix.py": "likewise",
+    "scripts/keep_report.py": "a report next to the object file of a build; runs before the package can be imported",
     "deploy/export/publish.py": "file and sidecar are renamed as one",
     "ovsdino/edge/sidecar.py": "finishes that renaming after a kill",
     "scripts/reliability/mutants.py": "damaged files and what their readers said, in a temporary folder",
