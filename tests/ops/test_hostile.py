@@ -32,12 +32,6 @@ def triton_backward() -> dict[str, Any]:
     return {"grad": torch.randn(1, 2, 5, 16), **attention(), **kept}
 
 
-def attention_to_keys() -> dict[str, Any]:
-    """Named arguments of three queries and five keys."""
-    found = attention() | {"q": torch.randn(1, 2, 3, 8), "gate": torch.rand(1, 2, 3)}
-    return found | {"e": torch.randn(1, 2, 3, 3), "key_e": torch.randn(1, 2, 5, 3)}
-
-
 def guided() -> dict[str, Any]:
     low, high = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 8, 8)
     return {"logits": torch.randn(1, 2, 4, 4), "guide_lo": low, "guide_hi": high, "beta": torch.tensor(1.0)}
