@@ -212,12 +212,19 @@ class MixedObjective(nn.Module):
         c = self.config.teacher
         total = sum(f.tokens[:, 0].numel() for _, f in seen)
         answers, tokens = [], []
-        for images, features in seen:
-            flat = normalize(features.tokens).permute(0, 2, 3, 1).flatten(0, 2)
-            count = max(1, round(c.positions * len(flat) / total))
-            drawn = torch.randperm(len(flat), device=flat.device)[:count]
-            answers.append(self.teacher(normalized(self.model, images), drawn, self.config.optim.bf16))
-            tokens.append(flat[drawn])
+        for size in {images.shape[2:]: None for images, _ in seen}:  # once for all images of a size
+            drawn: list[Tensor] = []
+            before = 0
+            alike = [pair for pair in seen if pair[0].shape[2:] == size]
+            for _, features in alike:
+                flat = normalize(features.tokens).permute(0, 2, 3, 1).flatten(0, 2)
+                count = max(1, round(c.positions * len(flat) / total))
+                own = torch.randperm(len(flat), device=flat.device)[:count]
+                tokens.append(flat[own])
+                drawn.append(own + before)
+                before += len(flat)
+            images = normalized(self.model, torch.cat([images for images, _ in alike]))
+            answers.append(self.teacher(images, torch.cat(drawn), self.config.optim.bf16))
         student = torch.cat(tokens)
         classes, words = (torch.cat(parts) for parts in zip(*answers, strict=True))
         sure = classes.amax(1)  # where the teacher knows nothing, its classes teach nothing

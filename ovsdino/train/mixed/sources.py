@@ -117,15 +117,23 @@ def packed(images: Tensor) -> Tensor:
     return (images * 255).round_().to(torch.uint8)
 
 
-def batches(data: Steps, start: int, workers: int) -> Iterator[dict[str, Pair]]:
+def batches(data: Steps, start: int, workers: int, pinned: bool = False) -> Iterator[dict[str, Pair]]:
     """Yield the images of the steps from `start` on, made by other processes, or by a thread if `workers` is 0.
+
+    Args:
+        data: All steps.
+        start: The first that is made.
+        workers: Number of processes.
+        pinned: Copied by a thread to where a GPU reads them while the caller goes on; with `workers` alone.
 
     Raises:
         OVSDinoError: An image cannot be read.
     """
     numbers = range(start, data.steps)
     items = (
-        DataLoader(data, None, sampler=numbers, num_workers=workers, multiprocessing_context="forkserver")
+        DataLoader(
+            data, None, sampler=numbers, num_workers=workers, multiprocessing_context="forkserver", pin_memory=pinned
+        )
         if workers
         else read_ahead(data.__getitem__, numbers)
     )

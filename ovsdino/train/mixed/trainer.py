@@ -51,6 +51,9 @@ class LabeledData:
         self.source = BatchSource(self.dataset, config, (stage,), seed, trainer.config.workers)
         self.background = int(self.dataset.has_background)
         self.names = self.dataset.names[self.background :]
+        self.rivals = torch.zeros(len(self.names), len(contrast_phrases()), dtype=torch.bool)
+        for own, name in zip(self.rivals, self.names, strict=True):
+            own[rivals((name,))] = True  # the contrast phrases that compete with it
         held = (*config.text.exclude, *trainer.config.exclude)
         self.text = TextBank(trainer.model, self.names, replace(config.text, exclude=held), config.dataset)
         counts = self.source.class_counts(len(self.dataset.names))
@@ -62,7 +65,7 @@ class LabeledData:
     def part(self, pair: Pair, generator: torch.Generator, contrast: Tensor, trainer: MixedTrainer) -> LabeledPart:
         """Return crops with the words that a step asks for."""
         c, device = trainer.config.contrast, trainer.device
-        images, labels = (x.to(device) for x in pair)
+        images, labels = (x.to(device, non_blocking=True) for x in pair)
         labels = labels.long()
         count = len(self.names)
         rows = self.text.draw(generator, self.config.neighbours)[:count]
@@ -74,8 +77,7 @@ class LabeledData:
         place[self.background : self.background + count] = torch.where(kept, kept.cumsum(0) - 1, int(kept.sum()))
         place[: self.background] = int(kept.sum())
         far = (contrast @ rows[kept].T).amax(1) < c.max_cosine
-        asked = [name for name, own in zip(self.names, kept.tolist(), strict=True) if own]
-        far &= trainer.rivals(tuple(asked))
+        far &= self.rivals[kept].all(0)
         others = torch.cat([contrast[far], rows[~kept]])
         return LabeledPart(
             images=unpacked(images),
@@ -137,12 +139,6 @@ class MixedTrainer(SegmentationTrainer):
         named = {phrase for own in self.config.labels.values() for group in own.text.names.values() for phrase in group}
         return [phrase for phrase in grounded_phrases() if phrase not in named]
 
-    def rivals(self, words: tuple[str, ...]) -> Tensor:
-        """Return which contrast phrases compete with these words, (C,) bool."""
-        found = torch.zeros(len(self.contrast), dtype=torch.bool)
-        found[rivals(words)] = True
-        return found
-
     def own_rates(self) -> dict[nn.Parameter, float]:
         """Return also the rate of the backbone, but for its head."""
         backbone = self.model.backbone.named_parameters()
@@ -154,7 +150,7 @@ class MixedTrainer(SegmentationTrainer):
         others = {"pictures": self.pictures, "edges": self.edges}
         labels = {f"labels.{name}": own.source for name, own in self.sets.items()}
         data = Steps(labels, {name: source for name, source in others.items() if source}, steps)
-        return batches(data, start, self.config.workers)
+        return batches(data, start, self.config.workers, pinned=self.device.type == "cuda")
 
     def losses(self, batch: dict[str, Pair]) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
@@ -162,7 +158,7 @@ class MixedTrainer(SegmentationTrainer):
         others = {}
         for key in ("pictures", "edges"):
             if key in batch:
-                images, answers = (x.to(self.device) for x in batch[key])
+                images, answers = (x.to(self.device, non_blocking=True) for x in batch[key])
                 others[key] = unpacked(images), answers.long()
         terms: dict[str, Tensor] = self.objective(
             MixedBatch(labeled=labeled, pictures=others.get("pictures"), regions=others.get("edges"))
