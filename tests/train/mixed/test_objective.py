@@ -169,6 +169,36 @@ def test_positions_are_drawn_of_each_kind_by_its_share() -> None:
     assert [len(drawn) for _, drawn in teacher.asked] == [6, 2]
 
 
+class Colors:
+    """A teacher that says how red each position is."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, images: torch.Tensor, drawn: torch.Tensor, bf16: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        self.asked += 1
+        red = torch.nn.functional.avg_pool2d(images[:, :1], 16).flatten()[drawn, None]
+        return torch.cat([red, torch.zeros(len(red), 4)], 1), torch.cat([red, torch.zeros(len(red), 6)], 1)
+
+
+def test_kinds_of_one_size_are_taught_together_each_position_its_own_answer() -> None:
+    model, names, vocabulary, found = small_model(), rows(5), rows(7), []
+    images = [torch.rand(count, 3, 32, width) for count, width in ((2, 48), (1, 32), (3, 48))]
+    features = [ImageFeatures(torch.randn(len(x), D, 2, x.shape[3] // 16)) for x in images]
+    seen = list(zip(images, features, strict=True))
+    for kinds in (
+        seen,
+        [seen[0], seen[2], seen[1]],
+        [(x[i : i + 1], ImageFeatures(f.tokens[i : i + 1])) for x, f in seen for i in range(len(x))],
+    ):
+        config = {"teacher": TeacherConfig(positions=10_000)}
+        it = objective(model, teacher=Colors(), names=names, vocabulary=vocabulary, config=config)
+        found.append(it._taught(kinds))
+        assert it.teacher.asked == 2
+    for terms in found[1:]:
+        torch.testing.assert_close(terms, found[0], rtol=1e-4, atol=1e-5)
+
+
 def test_images_of_one_size_are_encoded_together_and_give_the_same() -> None:
     model = small_model()
     it = objective(model, config={"optim": SimpleNamespace(bf16=False)})
