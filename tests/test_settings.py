@@ -243,7 +243,7 @@ def test_every_shipped_configuration_loads_from_another_folder(tmp_path, monkeyp
         else:
             assert config.data.annotations == "train2014"  # of COCO, no path
             assert Path(os.path.normpath(config.data.root)) == ROOT / "data/coco"
-    assert len(CONFIGS) == 10
+    assert len(CONFIGS) == 11
 
 
 def test_a_path_of_the_command_line_is_relative_to_the_working_folder(tmp_path, monkeypatch):
