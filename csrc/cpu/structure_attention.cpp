@@ -51,7 +51,8 @@ void structure_attention_check(const StructureAttention& op) {
   check_size("dv", op.value_dim, kMostValueDim);
   expect(op.rank >= 1 && op.rank <= kStructure, "r must be 1 to " + text(kStructure) + ", got " + text(op.rank));
   expect(op.batch >= 0 && op.heads >= 0 && op.tokens >= 0 && op.keys >= 0, "sizes must not be negative");
-  expect(op.key_e || op.keys == op.tokens,
+  // A tensor of no elements may have no address.
+  expect(op.key_e || op.batch * op.heads == 0 || op.keys == op.tokens,
          "without key_e there must be as many keys as tokens, got " + text(op.keys) + " and " + text(op.tokens));
   expect(op.keys > 0 || op.tokens == 0, "there must be at least one key");
   constexpr int64_t kMost = int64_t{1} << 30;  // token indices and the grid are 32 bits wide

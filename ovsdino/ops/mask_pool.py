@@ -66,8 +66,21 @@ def mask_pool_dense(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     areas = (masks != 0).sum(-1).to(compute)
     scale = torch.exp2(-areas.clamp(1, 2**24).log2().ceil())
     weights = (masks != 0) * scale.to(features.dtype).unsqueeze(-1)
-    means = (weights @ features).to(compute) / (areas.clamp(min=1) * scale).unsqueeze(-1)
+    means = _wide_product(weights, features) / (areas.clamp(min=1) * scale).unsqueeze(-1)
     return means.masked_fill((areas == 0).unsqueeze(-1), 0).to(features.dtype), areas
+
+
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b of 16-bit tensors in float32: cuBLAS may add parts of a 16-bit result in 16 bits.
+
+    On a GPU before torch 2.8 the factors are converted, as there is no product of 16 bits with a wider result.
+    """
+    compute = torch.promote_types(a.dtype, torch.float32)
+    if not a.is_cuda or a.dtype == compute:
+        return (a @ b).to(compute)
+    if hasattr(torch.ops.aten.bmm, "dtype"):
+        return torch.bmm(a, b, out_dtype=compute)
+    return a.to(compute) @ b.to(compute)
 
 
 def mask_weights(masks: Tensor, dtype: torch.dtype) -> Tensor:

@@ -206,10 +206,11 @@ def guided(inputs: tuple, dtype: torch.dtype, backend: str, grad: Tensor | None 
 
     The scores are beta (2 G_hi.G_lo - |G_lo|^2) minus the squared distance in the grid: large terms that cancel. The
     CUDA kernels and their bodies take -beta |G_hi - G_lo|^2 instead, and the gradients from the same differences: what
-    rounding leaves of sum_j ds_ij, which is 0, meets G_hi there. "native" is any kernel: the larger of both bounds.
+    rounding leaves of sum_j ds_ij, which is 0, meets G_hi there. "native" is any kernel, and on CUDA 16 bits, of which
+    tensor cores make the result and differences the gradients: the larger of both bounds.
     """
-    if backend == "native":
-        both = (guided(inputs, dtype, name, grad) for name in ("cpu", "cuda"))
+    if backend == "native" or (backend == "cuda" and dtype.itemsize == 2):
+        both = (guided(inputs, dtype, name, grad) for name in ("cpu", "cuda body"))
         return [torch.maximum(a, b) for a, b in zip(*both, strict=True)]
     offsets = backend.startswith("cuda")
     logits, guide_lo, guide_hi, beta = inputs

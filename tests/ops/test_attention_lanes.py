@@ -98,6 +98,13 @@ def test_more_queries_and_keys_than_a_block_prepares(emulator: Emulator) -> None
     assert_good(emulator, inputs, key_e=key_e, query_tile=128)
 
 
+def test_empty_batch_with_keys_of_other_tokens(emulator: Emulator) -> None:
+    inputs, key_e = draw_keys(9, 37)
+    few = [x if x.dim() == 1 else x[:0] for x in inputs]
+    assert key_e[:0].data_ptr() == 0  # as if there were none
+    assert emulator.run(*few, SCALE, key_e=key_e[:0]).out.shape == (0, *inputs[0].shape[1:3], inputs[2].shape[-1])
+
+
 def test_keys_of_the_same_tokens_are_the_kernel_without_them(emulator: Emulator) -> None:
     inputs = draw(97)
     assert torch.equal(emulator.run(*inputs, SCALE, key_e=inputs[3]).out, emulator.run(*inputs, SCALE).out)

@@ -12,6 +12,8 @@ from torch import Tensor
 from ovsdino.ops.guided_upsample import guided_upsample_reference
 from ovsdino.ops.mask_pool import mask_pool_reference
 from ovsdino.ops.upsample_argmax import upsample_argmax_confidence_reference, upsample_argmax_reference
+from tests.ops import bounds
+from tests.ops.harness import assert_within
 from tests.ops.simt.blocks import BlockEmulator
 from tests.ops.simt.emulator import MUTATIONS, SCHEDULES, Report
 
@@ -165,9 +167,9 @@ def test_tensor_cores_upsample_as_the_reference(
     logits, low, high = guided_inputs(shape, dtype)
     out, report = emulator.guided_upsample(logits, low, high, 0.3, schedule=schedule)
     assert report.faults == 0, report.first_fault
-    expected = guided_upsample_reference(logits.float(), low.float(), high.float(), torch.tensor(0.3))
-    most = TOLERANCE[dtype]
-    torch.testing.assert_close(out.float(), expected, atol=most, rtol=most)
+    wide = (logits.double(), low.double(), high.double(), torch.tensor(0.3).double())
+    (bound,) = bounds.guided(wide, dtype, "cuda")
+    assert_within(out, guided_upsample_reference(*wide), bound)
 
 
 def test_tensor_cores_read_any_strides_and_keep_nan_and_infinity_where_they_belong(emulator: BlockEmulator) -> None:

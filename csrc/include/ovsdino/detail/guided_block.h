@@ -1,7 +1,8 @@
 // guided_upsample on tensor cores, for 16-bit tensors: a warp makes 16 fine pixels of one coarse cell, which all have
 // the same 25 neighbors. Their scores are a product of 16 pixels, the channels and 32 neighbors (the last 7 are zeros
 // of weight 0), by |hi - lo|^2 = |hi|^2 - 2 hi.lo + |lo|^2 without the first term, which changes no softmax; what
-// they blend, a product of 16 pixels, those 32 neighbors and 8 classes after another. Products add up in float32.
+// they blend, a product of 16 pixels, those 32 neighbors and 8 classes after another. Products add up in float32, and a
+// weight is a sum of 16-bit numbers that holds what float32 does: one alone is off by up to 1 part in 512 of bfloat16.
 //
 // Written against the lanes of detail/attention_lanes.h, whose layouts of fragments are used: with i = lane / 4 and
 // j = lane % 4, a lane holds pixels i and i + 8, and of each 8 neighbors the two from 2 j on.
@@ -9,6 +10,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "ovsdino/detail/guided_pixel.h"
 
@@ -52,6 +54,18 @@ OVSDINO_HD uint32_t channel_pair(const T* data, int64_t at, int64_t stride_c, in
                                  Lanes& lanes) {
   const uint32_t low = guided_bits(data, at + c * stride_c, at >= 0 && c < channels, lanes);
   return low | guided_bits(data, at + (c + 1) * stride_c, at >= 0 && c + 1 < channels, lanes) << 16;
+}
+
+// Numbers of T that add up to a weight: 11 bits each of float16, 8 of bfloat16.
+template <typename T>
+constexpr int32_t kWeightParts = std::is_same_v<T, Half> ? 2 : 3;
+
+// A pair of T with 0 in place of what is infinite or NaN.
+template <typename T>
+OVSDINO_HD uint32_t finite_pair(uint32_t pair) {
+  constexpr uint32_t kExponent = std::is_same_v<T, Half> ? 0x7c00u : 0x7f80u;
+  const uint32_t low = (pair & kExponent) == kExponent ? 0u : pair & 0xffffu;
+  return low | ((pair >> 16 & kExponent) == kExponent ? 0u : pair & 0xffff0000u);
 }
 
 template <typename T>
@@ -102,10 +116,11 @@ OVSDINO_HD void guide_products(const GuidedUpsample& op, const GuidedCell& cell,
   }
 }
 
-// Turns products into weights, pairs of T in the layout of a left factor, and returns 1 / their sum. They are 2^14
-// times as large as exp(score - best), and never rounded to 0 where that is not: 0 * inf is NaN.
+// Turns scores into weights, the parts of each as pairs of T in the layout of a left factor, and returns 1 / their sum.
+// They are 2^14 times as large as exp(score - best), and never rounded to 0 where that is not: 0 * inf is NaN.
 template <typename T, typename Lanes>
-OVSDINO_HD float pair_weights(float (&score)[kGuidedTiles][2], Lanes& lanes, uint32_t (&weight)[kGuidedTiles]) {
+OVSDINO_HD float pair_weights(float (&score)[kGuidedTiles][2], Lanes& lanes,
+                              uint32_t (&weight)[kWeightParts<T>][kGuidedTiles]) {
   constexpr float kLog2e = 1.44269504f, kLeast = 5.9604645e-8f;  // 2^-24
   float best = -INFINITY, sum = 0.0f;
   OVSDINO_UNROLL
@@ -118,17 +133,24 @@ OVSDINO_HD float pair_weights(float (&score)[kGuidedTiles][2], Lanes& lanes, uin
     for (int32_t e = 0; e < 2; ++e) {
       const float below = score[t][e] - best, power = lanes.exp2(below * kLog2e + 14.0f);
       score[t][e] = below < -87.0f ? 0.0f : power < kLeast ? kLeast : power;
+      sum += score[t][e];
     }
-    weight[t] = lanes.template pack<T>(score[t][0], score[t][1]);
-    sum += first_of<T>(weight[t]) + second_of<T>(weight[t]);
+    OVSDINO_UNROLL
+    for (int32_t part = 0; part < kWeightParts<T>; ++part) {
+      weight[part][t] = lanes.template pack<T>(score[t][0], score[t][1]);
+      score[t][0] -= first_of<T>(weight[part][t]);  // exact
+      score[t][1] -= second_of<T>(weight[part][t]);
+    }
   }
   return 1.0f / sum_of_four(sum, lanes);
 }
 
-// Writes what the weights make of all classes.
+// Writes what the weights make of all classes. The smaller parts of a weight, which may be 0 or negative, meet finite
+// logits alone: the first gives what the formula gives of the others.
 template <typename T, typename Lanes>
-OVSDINO_HD void blend_classes(const GuidedUpsample& op, const GuidedCell& cell, const uint32_t (&weight)[2][4],
-                              const float (&inverse)[2], const int64_t (&to)[2], Lanes& lanes) {
+OVSDINO_HD void blend_classes(const GuidedUpsample& op, const GuidedCell& cell,
+                              const uint32_t (&weight)[kWeightParts<T>][2][4], const float (&inverse)[2],
+                              const int64_t (&to)[2], Lanes& lanes) {
   const int32_t lane = lanes.index() % 32, i = lane / 4, j = lane % 4;
   const int64_t plane = op.h * op.w * op.scale * op.scale;
   const T* logits = static_cast<const T*>(op.logits.data) + cell.batch * op.logits.stride_b;
@@ -147,8 +169,14 @@ OVSDINO_HD void blend_classes(const GuidedUpsample& op, const GuidedCell& cell, 
       b[t] |= guided_bits(mine, from[t][1], first + i < op.classes && from[t][1] >= 0, lanes) << 16;
     }
     float sum[4] = {};
-    lanes.template multiply_add<T>(sum, weight[0], b[0], b[1]);
-    lanes.template multiply_add<T>(sum, weight[1], b[2], b[3]);
+    OVSDINO_UNROLL
+    for (int32_t part = 0; part < kWeightParts<T>; ++part) {
+      lanes.template multiply_add<T>(sum, weight[part][0], b[0], b[1]);
+      lanes.template multiply_add<T>(sum, weight[part][1], b[2], b[3]);
+      if (part > 0) continue;
+      OVSDINO_UNROLL
+      for (int32_t t = 0; t < kGuidedTiles; ++t) b[t] = finite_pair<T>(b[t]);
+    }
     OVSDINO_UNROLL
     for (int32_t c = 0; c < 4; ++c) {
       const int64_t k = first + 2 * j + c % 2;
@@ -190,7 +218,7 @@ OVSDINO_HD void guided_block(const GuidedUpsample& op, int64_t block, Lanes& lan
   }
   lanes.sync();
   const float beta = *op.beta;
-  uint32_t weight[2][kGuidedTiles];
+  uint32_t left[kWeightParts<T>][2][4];
   float inverse[2];
   OVSDINO_UNROLL
   for (int32_t r = 0; r < 2; ++r) {
@@ -207,10 +235,14 @@ OVSDINO_HD void guided_block(const GuidedUpsample& op, int64_t block, Lanes& lan
         score[t][e] = cell.neighbor(n, 1) >= 0 ? value : -INFINITY;
       }
     }
-    inverse[r] = pair_weights<T>(score, lanes, weight[r]);
+    uint32_t weight[kWeightParts<T>][kGuidedTiles];
+    inverse[r] = pair_weights<T>(score, lanes, weight);
+    OVSDINO_UNROLL
+    for (int32_t t = 0; t < kWeightParts<T> * kGuidedTiles; ++t) {
+      const int32_t part = t / kGuidedTiles, tile = t % kGuidedTiles;
+      left[part][tile / 2][tile % 2 * 2 + r] = weight[part][tile];
+    }
   }
-  const uint32_t left[2][4] = {{weight[0][0], weight[1][0], weight[0][1], weight[1][1]},
-                               {weight[0][2], weight[1][2], weight[0][3], weight[1][3]}};
   blend_classes<T>(op, cell, left, inverse, to, lanes);
 }
 
