@@ -154,7 +154,7 @@ class Ops(ReportOptions):
     only: tuple[OpName, ...] = OPS
     """Ops to measure."""
     seconds: float | None = None
-    """Of each row. Default: 8 on a CPU, 1.5 on a GPU, less with --quick."""
+    """Of each row. Default: 8 on a CPU, 0.15 on a GPU, less with --quick."""
     device: Literal["cpu", "cuda"] | None = None
     """Device of the ops. Default: CUDA if there is one."""
     rows: Path | None = None
@@ -164,7 +164,7 @@ class Ops(ReportOptions):
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
         facts, on_gpu = machine_facts(device), device == "cuda"
-        budget_s = (0.3 if on_gpu else 0.7) if self.quick else (1.5 if on_gpu else 8.0)
+        budget_s = (0.05 if on_gpu else 0.7) if self.quick else (0.15 if on_gpu else 8.0)
         budget_s = self.seconds or budget_s
         setting = Setting(device=device, gpu=on_gpu)
         report = measured(setting, facts, budget_s, self.quick, self.only, self._keep)

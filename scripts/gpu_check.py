@@ -10,10 +10,11 @@
 Needs torch, triton, timm, numpy and pytest, plus nvcc, cmake, ninja and pybind11 to build; no network, and no
 installation of ovsdino: the sources and the fresh module are laid out in ``build/gpu-check`` and imported from there.
 
-A step is a process group of its own, killed as a whole at its limit; the tests are a step for each file. A part that
-fails stops no other. After each step ``gpu_check.json``, the table ``gpu_check.md`` and ``results.tar.gz``, with those
-and every log, are written; they hold the latest outcome of every step of that output folder. Tests and benchmarks write
-a row as each test or case ends, so a step that was killed has its rows too.
+A step is a process group of its own, killed as a whole at its limit; the tests are a step for each file, several at
+once where the machine has the cores and the memory. Benchmarks run alone, the long one last, and leave each other their
+share of the time. A part that fails stops no other. After each step ``gpu_check.json``, the table ``gpu_check.md`` and
+``results.tar.gz``, with those and every log, are written; they hold the latest outcome of every step of that output
+folder. Tests and benchmarks write a row as each test or case ends, so a step that was killed has its rows too.
 
 Exit code 0: all of this run passed; 1: a step failed; 2: this machine cannot run the check, said in one line; 128 + n:
 ended by signal n.
@@ -31,15 +32,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import build_native
-from gpu_steps import INTERRUPTION, ROOT, STAGE, Step, run, save, saved
+from gpu_steps import INTERRUPTION, ROOT, STAGE, Step, run, save, saved, together
 
 TABLE = ROOT / "ovsdino" / "ops" / "measured.json"
-OPS = ("structure_attention", "mask_pool", "upsample_argmax", "guided_upsample", "preprocess", "pipeline")
+# In the order of their benchmarks: the last one takes the time that the others leave.
+OPS = ("mask_pool", "preprocess", "upsample_argmax", "guided_upsample", "pipeline", "structure_attention")
 PARTS = ("build", "tests", "benchmarks", "table", "sanitizer")
 # Not initcheck: it does not watch torch's kernels, and takes what they wrote for memory that nobody did.
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
@@ -49,6 +52,7 @@ TESTS = ("tests/ops", "tests/test_pipeline.py")
 SANITIZED = ("tests/ops/test_contract.py", "-k", "(-cuda-cuda- or -triton-cuda-) and (error or strided) and not shape")
 OUTCOMES = {"passed": "passed", "failures": "failed", "skipped": "skipped"}  # ours by pytest's
 SLOW_TEST_S = 120  # a test that runs longer writes where every thread of it is
+MOST_JOBS, JOB_CORES, JOB_GIB = 4, 4, 16  # files of tests at once, and what each asks of the machine
 SOURCES = ("ovsdino", "kernels", "csrc", "benchmarks", "scripts", "tests", "deploy", "CMakeLists.txt", "pyproject.toml")
 
 Job = tuple[str, Callable[[float], Step]]
@@ -136,7 +140,10 @@ def pytest_command(rows: Path, marker: str, *arguments: str) -> list[str]:
 
 
 def test_files(output: Path, marker: str, paths: Sequence[str], limit: float) -> list[str]:
-    """Return the files below the paths that hold tests of the marker; all of them where pytest cannot collect."""
+    """Return the files below the paths that hold tests of the marker, those of most tests first.
+
+    They are all files where pytest cannot collect.
+    """
     rows = output / "collect.jsonl"
     step = run("collect", pytest_command(rows, marker, "--collect-only", *paths), output, limit)
     found = [row for row in read_rows(rows) if "files" in row]
@@ -248,6 +255,21 @@ def benchmark_step(op: str, output: Path, quick: bool, limit: float, *options: s
     return step
 
 
+def results_of(op: str, output: Path) -> list[dict[str, Any]]:
+    """Return the rows of an op's benchmark in this output folder, none where it did not run.
+
+    Of one that was cut off, the rows of the dtype and direction that it was at are left out: sizes may be missing.
+    """
+    with suppress(OSError, ValueError, KeyError):
+        return json.loads((output / f"ops-{op}.json").read_text())["results"]
+
+    def kind(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["dtype"], row.get("gradient")
+
+    rows = read_rows(output / f"ops-{op}.jsonl")
+    return [row for row in rows if kind(row) != kind(rows[-1])]
+
+
 def table_step(gpu: str, output: Path) -> Step:
     """Write the fastest backends by the benchmarks of this output folder into the table that "auto" reads.
 
@@ -258,9 +280,8 @@ def table_step(gpu: str, output: Path) -> Step:
     from ovsdino.ops.dispatch import OP_BACKENDS
 
     print("== table", flush=True)
-    found = [output / f"ops-{op}.json" for op in OPS]
     try:
-        results = [row for file in found if file.is_file() for row in json.loads(file.read_text())["results"]]
+        results = [row for op in OPS for row in results_of(op, output)]
         rows = measured.rows_from(results, gpu, OP_BACKENDS)
         if not rows:
             return Step("table", "skipped", note="no benchmark of two backends")
@@ -282,41 +303,62 @@ def sources_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def jobs(options: argparse.Namespace, facts: dict[str, Any], output: Path) -> Iterator[Job]:
-    """The steps of the parts that were asked for, in order, by name; each takes the seconds left."""
+def jobs_at_once(facts: dict[str, Any]) -> int:
+    """Return how many files of tests the cores and the GPU memory of a machine are enough for."""
+    cores, memory = facts.get("cpu_cores") or 1, facts.get("memory_gib", JOB_GIB * MOST_JOBS)
+    return max(1, min(MOST_JOBS, cores // JOB_CORES, int(memory // JOB_GIB)))
+
+
+def jobs(options: argparse.Namespace, facts: dict[str, Any], output: Path) -> Iterator[list[Job]]:
+    """The steps of the parts that were asked for, by name, each taking the seconds left; a list's may overlap."""
     device = ("--device", "cpu") if options.rehearse else ()
     if "build" in options.parts:
-        yield (
-            "build",
+        yield [
             (
-                (lambda left: link_step())
-                if options.rehearse
-                else (lambda left: build_step(facts["compute_capability"], output, min(left, 420)))
-            ),
-        )
+                "build",
+                (
+                    (lambda left: link_step())
+                    if options.rehearse
+                    else (lambda left: build_step(facts["compute_capability"], output, min(left, 420)))
+                ),
+            )
+        ]
     if "tests" in options.parts:
         marker, limit = ("not gpu and not slow" if options.rehearse else "gpu"), options.test_limit
         files = {step_name(file): file for file in test_files(output, marker, options.tests, min(limit, 120))}
-        for name, file in files.items():
-            yield name, lambda left, file=file: test_step(file, output, min(left, limit), marker)
-        yield "tests", lambda left: tests_step([step for name, step in saved(output).items() if name in files])
+        yield [
+            (name, lambda left, file=file: test_step(file, output, min(left, limit), marker))
+            for name, file in files.items()
+        ]
+        yield [("tests", lambda left: tests_step([step for name, step in saved(output).items() if name in files]))]
     if "benchmarks" in options.parts:
-        for op in OPS:
-            yield (
-                f"benchmark-{op}",
-                lambda left, op=op: benchmark_step(op, output, options.quick, min(left, 400), *device),
-            )
+        for op, share in shares(OPS):
+            yield [
+                (
+                    f"benchmark-{op}",
+                    lambda left, op=op, share=share: benchmark_step(
+                        op, output, options.quick, min(left * share, 400), *device
+                    ),
+                )
+            ]
     if "table" in options.parts and not options.rehearse:
-        yield "table", lambda left: table_step(facts["gpu"], output)
+        yield [("table", lambda left: table_step(facts["gpu"], output))]
     if "sanitizer" in options.parts and not options.rehearse:
-        for place, name in enumerate(SANITIZERS):
-            rest = len(SANITIZERS) - place  # a slow tool leaves the others their share
-            yield (
-                f"sanitizer-{name}",
-                lambda left, name=name, rest=rest: sanitizer_step(
-                    name, output, options.kernels, min(options.sanitizer_limit, left / rest)
-                ),
-            )
+        for name, share in shares(SANITIZERS):
+            yield [
+                (
+                    f"sanitizer-{name}",
+                    lambda left, name=name, share=share: sanitizer_step(
+                        name, output, options.kernels, min(options.sanitizer_limit, left * share)
+                    ),
+                )
+            ]
+
+
+def shares(names: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Yield each name and the part of the time left that is its own, so that a slow one leaves the others theirs."""
+    for place, name in enumerate(names):
+        yield name, 1 / (len(names) - place)
 
 
 def done_before(step: Step | None, sources: str) -> bool:
@@ -336,6 +378,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="leave out steps that passed here on these sources")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU: no build, table or sanitizer")
     parser.add_argument("--kernels", default="ovsdino", help="sanitize kernels whose name holds this")
+    parser.add_argument("--jobs", type=int, help="files of tests at once; default by cores and GPU memory")
     parser.add_argument("--test-limit", type=float, default=300, help="seconds for each file of tests")
     parser.add_argument("--sanitizer-limit", type=float, default=300, help="seconds for each sanitizer tool")
     return parser.parse_args()
@@ -364,14 +407,18 @@ def main() -> int:
     earlier = saved(output) if options.resume else {}
     steps: list[Step] = []
     table = ""
-    for name, job in jobs(options, facts, output):
-        if done_before(earlier.get(name), sources):
-            print(f"== {name}: {earlier[name].status} before", flush=True)
-            continue
-        step = job(options.limit - (time.monotonic() - start))
-        step.sources = sources
-        steps.append(step)
-        table = save(facts, steps, output)
+    workers = options.jobs or jobs_at_once(facts)
+    for group in jobs(options, facts, output):
+        wanted = []
+        for name, job in group:
+            if done_before(earlier.get(name), sources):
+                print(f"== {name}: {earlier[name].status} before", flush=True)
+            else:
+                wanted.append((name, job))
+        for step in together(wanted, workers, lambda: options.limit - (time.monotonic() - start)):
+            step.sources = sources
+            steps.append(step)
+            table = save(facts, steps, output)
         if INTERRUPTION.signal:
             return 128 + INTERRUPTION.signal
     print(table)

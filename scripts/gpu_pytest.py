@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class Rows:
         self.file.write(json.dumps(row) + "\n")
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.write(collected=len(session.items), files=sorted({str(item.path) for item in session.items}))
+        files = Counter(str(item.path) for item in session.items).most_common()
+        self.write(collected=len(session.items), files=[file for file, _ in files])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.write(test=nodeid, outcome="started")

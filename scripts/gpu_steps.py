@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -50,7 +51,7 @@ class Step:
 
 
 class Interruption:
-    """A signal that ends the check: the step that runs is killed as a whole, and what is there is written.
+    """A signal that ends the check: the steps that run are killed as a whole, and what is there is written.
 
     Attributes:
         signal: Its number, 0 before it came.
@@ -58,7 +59,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal = 0
-        self._kill: Callable[[], None] | None = None
+        self._running: set[subprocess.Popen[bytes]] = set()
 
     def install(self) -> None:
         """Take SIGINT, SIGTERM and SIGHUP of this process."""
@@ -67,8 +68,8 @@ class Interruption:
 
     def _arrived(self, number: int, _: object) -> None:
         self.signal = number
-        if self._kill is not None:
-            self._kill()
+        for process in list(self._running):
+            killed(process, signal.SIGTERM)
 
     def wait(self, process: subprocess.Popen[bytes], limit: float) -> int:
         """Return the exit code of a process that leads a group; nothing of the group is left afterwards.
@@ -76,11 +77,11 @@ class Interruption:
         Raises:
             subprocess.TimeoutExpired: It ran longer than `limit` seconds.
         """
-        self._kill = lambda: killed(process, signal.SIGTERM)
+        self._running.add(process)
         end = time.monotonic() + limit
         try:
             if self.signal:  # it came while the process started
-                self._kill()
+                killed(process, signal.SIGTERM)
             while True:
                 left = min(end - time.monotonic(), GRACE_S)
                 try:
@@ -89,7 +90,7 @@ class Interruption:
                     if self.signal or left <= 0:
                         raise
         finally:
-            self._kill = None
+            self._running.discard(process)
             if process.poll() is None:
                 killed(process, signal.SIGTERM)
                 with suppress(subprocess.TimeoutExpired):
@@ -154,6 +155,26 @@ def run(name: str, command: list[str], output: Path, limit: float, stdout: Path 
     if status != "passed":
         print("\n".join(text.splitlines()[-40:]), flush=True)
     return Step(name, status, round(time.monotonic() - start, 1), note, {"text": text})
+
+
+def together(
+    jobs: Sequence[tuple[str, Callable[[float], Step]]], workers: int, left: Callable[[], float]
+) -> Iterator[Step]:
+    """Yield the steps of jobs as they end, so many at once; after a signal no other starts.
+
+    Args:
+        jobs: Names, and what makes a step in the seconds that it is given.
+        workers: Jobs at once.
+        left: Tells the seconds that are left.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(lambda job=job: job(left())) for _, job in jobs]
+        for done in as_completed(running):
+            if not done.cancelled():
+                yield done.result()
+            if INTERRUPTION.signal:
+                for future in running:
+                    future.cancel()
 
 
 def report(facts: dict[str, Any], steps: list[Step]) -> str:

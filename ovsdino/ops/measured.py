@@ -135,15 +135,16 @@ def rows_from(results: Iterable[Mapping[str, Any]], device: str, backends: Backe
 
 
 def merge(path: Path, rows: Sequence[Row], backends: Backends) -> None:
-    """Write rows into a table in place of those that it has for their devices; others' stay.
+    """Write rows into a table in place of those that it has for their devices, ops, dtypes and directions.
+
+    All others stay.
 
     Raises:
         OVSDinoError: the table that is there is damaged or cannot be written.
     """
     kept = read(path, backends) if path.exists() else ()
-    devices = {row.device for row in rows}
-    merged = checked([asdict(row) for row in (*(row for row in kept if row.device not in devices), *rows)], backends,
-                     str(path))  # fmt: skip
+    keys = {row.key for row in rows}
+    merged = checked([asdict(x) for x in (*(row for row in kept if row.key not in keys), *rows)], backends, str(path))
     lines = ",\n  ".join(json.dumps(asdict(row)) for row in merged)
     with atomic_write(path) as file:
         file.write(f'{{"format": {FORMAT}, "rows": [\n  {lines}\n]}}\n'.encode())

@@ -201,6 +201,77 @@ def test_check_that_is_killed_in_the_middle_leaves_its_results_and_no_process(
     assert step_of(output, "tests")["note"] == "4 tests, 3 passed, 0 failures, 1 skipped"
 
 
+MEETING = """
+import time
+from pathlib import Path
+
+def test_meets_the_other():
+    here = Path(__file__).parent
+    (here / "NAME.here").touch()
+    for _ in range(600):
+        if len(list(here.glob("*.here"))) == 2:
+            return
+        time.sleep(0.1)
+    raise AssertionError("alone for a minute")
+"""
+
+
+def test_files_of_tests_run_at_once(tmp_path: Path) -> None:
+    files = [tmp_path / f"test_{name}.py" for name in ("one", "other")]
+    for file in files:
+        file.write_text(MEETING.replace("NAME", file.stem))
+    command = [sys.executable, ROOT / "scripts" / "gpu_check.py", "--rehearse", "--output", tmp_path / "out"]
+    done = attempt(*command, "--parts", "build", "tests", "--jobs", "2", "--tests", *files)
+    assert done.returncode == 0
+    assert step_of(tmp_path / "out", "tests")["note"] == "2 tests, 2 passed, 0 failures, 0 skipped"
+
+
+@needs_proc
+def test_all_files_of_tests_that_run_are_killed(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / f"test_{folder.name}.py").write_text(HANGING)
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_check.py"), "--rehearse", "--output", str(tmp_path / "out")]
+    command += ["--parts", "tests", "--jobs", "2", "--tests", *map(str, folders)]
+    with (tmp_path / "printed").open("w") as printed:
+        check = subprocess.Popen(command, stdout=printed, stderr=printed)
+    children = [folder / "child" for folder in folders]
+    until(lambda: all(child.is_file() and child.read_text() for child in children))
+    check.send_signal(signal.SIGTERM)
+    assert check.wait(60) == 128 + signal.SIGTERM
+    until(lambda: not any(running(int(child.read_text())) for child in children))
+    assert all(step_of(tmp_path / "out", f"tests-test_{x.name}")["status"] == "interrupted" for x in folders)
+
+
+def test_machine_decides_how_many_files_run_at_once() -> None:
+    assert gpu_check.jobs_at_once({"cpu_cores": 16, "memory_gib": 139.8}) == 4
+    assert gpu_check.jobs_at_once({"cpu_cores": 12, "memory_gib": 30.0}) == 1
+    assert gpu_check.jobs_at_once({"cpu_cores": None}) == 1
+
+
+def test_each_benchmark_has_its_share_of_the_time_left() -> None:
+    assert list(gpu_check.shares(("one", "two", "three"))) == [("one", 1 / 3), ("two", 1 / 2), ("three", 1.0)]
+
+
+def test_table_step_reads_the_rows_of_a_benchmark_that_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "measured.json"
+    monkeypatch.setattr(gpu_check, "TABLE", table)
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    output = tmp_path / "out"
+    output.mkdir()
+    whole = {"op": "structure_attention", "dtype": "float16", "gradient": False, "size": 64, "backend": "triton"}
+    whole |= {"rival": "sdpa", "ours_ms": 1.0, "baseline_ms": 2.0}
+    rows = [whole, {**whole, "size": 9999, "ours_ms": 3.0}, {**whole, "dtype": "bfloat16"}]
+    (output / "ops-structure_attention.json").write_text("")
+    (output / "ops-structure_attention.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert gpu_check.table_step("Mine", output).status == "passed"
+    found = [(row["dtype"], row["at_least"], row["backend"]) for row in json.loads(table.read_text())["rows"]]
+    assert found == [("float16", 0, "triton"), ("float16", 799, "sdpa")]  # of bfloat16 sizes may be missing
+
+
 def test_table_step_merges_the_fastest_backends_into_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "ops" / "measured.json"
     table.parent.mkdir()
