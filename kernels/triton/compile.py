@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -58,6 +59,7 @@ class Compiled:
     shared: int  # bytes a block
     spills: int  # bytes of stack and local memory a thread
     matrix: str  # the matrix instructions, e.g. "HGMMA"; "" if there are none
+    turn: dict[str, int]  # instructions of its longest loop by name; none if it has no loop
     sass: str
 
 
@@ -122,8 +124,21 @@ def compiled(call: Call, arch: int, config: Config) -> Compiled:
         shared=done.metadata.shared,
         spills=stack + local,
         matrix=", ".join(sorted(set(re.findall(r"\b(HGMMA|HMMA)\b", sass)))),
+        turn=turn(sass),
         sass=sass,
     )
+
+
+def turn(sass: str) -> dict[str, int]:
+    """Count the instructions between the longest jump back and where it goes, by name: IADD3.X is an IADD3."""
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/ +(?:@!?U?P\w+ +)?([A-Z][A-Z0-9]*)(\S*)([^;]*);", sass)
+    code = [(int(at, 16), name, rest) for at, name, _, rest in found]
+    jumps = [(at, target) for at, name, rest in code if name == "BRA" for target in re.findall(r"0x([0-9a-f]+)", rest)]
+    loops = [(at - int(target, 16), at) for at, target in jumps if int(target, 16) < at]
+    if not loops:
+        return {}
+    size, end = max(loops)
+    return dict(Counter(name for at, name, _ in code if end - size <= at <= end))
 
 
 def _read(option: str, path: str) -> str:

@@ -28,9 +28,13 @@ from ovsdino.kernels.tiles import (
     LOG2E,
     PLAIN,
     joint,
+    joint_places,
     joint_product,
+    joint_step,
     numbers,
     picked,
+    places,
+    read,
     softmax,
     tile,
     tile_product,
@@ -201,30 +205,38 @@ def _backward_keys(
     level += theirs
     delta += theirs
     slope = scale * LOG2E
+    q_at = joint_places(q, f, stride_qn, stride_qd, BLOCK_M, 0, D0, D)
+    q_step = joint_step(stride_qn, BLOCK_M, 0, D0, D)
+    if D1 > 0:
+        tail_at = joint_places(q, f, stride_qn, stride_qd, BLOCK_M, D0, D1, D)
+        tail_step = joint_step(stride_qn, BLOCK_M, D0, D1, D)
+    given_at = places(weighted, DV, 1, BLOCK_M, 0, V0)
     for query in range(0, others, BLOCK_M):
         far = tl.cast(query, tl.int64)
         rest = others - query
-        queries = q + far * stride_qn
-        places = f + far * LANES
-        grads = weighted + far * DV
         height = numbers(level + far, rest, BLOCK_M, float("inf"), TAIL)  # past the end: weights are 2^-inf
         mean = numbers(delta + far, rest, BLOCK_M, 0.0, TAIL)
-        q0 = joint(queries, places, stride_qn, stride_qd, rest, BLOCK_M, 0, D0, D, TAIL)
+        q0 = read(q_at, rest, BLOCK_M, 0, D0, D + LANES, TAIL)
+        q_at += q_step
         if D1 > 0:
-            q1 = joint(queries, places, stride_qn, stride_qd, rest, BLOCK_M, D0, D1, D, TAIL)
-        given = tile(grads, DV, 1, rest, BLOCK_M, 0, V0, DV, TAIL)
+            q1 = read(tail_at, rest, BLOCK_M, D0, D1, D + LANES, TAIL)
+            tail_at += tail_step
+        given = read(given_at, rest, BLOCK_M, 0, V0, DV, TAIL)
+        given_at += BLOCK_M * DV
+        logits = tl.broadcast_to(bias[:, None], (BLOCK_N, BLOCK_M))
         if given.dtype == tl.float32:
-            logits = joint_product(
-                k, near, stride_kn, stride_kd, left, queries, places, stride_qn, stride_qd, rest, BLOCK_N, BLOCK_M,
-                D0 + D1, D,
+            logits += joint_product(
+                k, near, stride_kn, stride_kd, left, q + far * stride_qn, f + far * LANES, stride_qn, stride_qd, rest,
+                BLOCK_N, BLOCK_M, D0 + D1, D,
             )  # fmt: skip
+            grads = weighted + far * DV
             slopes = tile_product(v, stride_vn, stride_vd, left, grads, DV, 1, rest, BLOCK_N, BLOCK_M, V0, DV)
         else:
-            logits = tl.dot(kn0, tl.trans(q0))
+            logits = tl.dot(kn0, tl.trans(q0), logits)
             if D1 > 0:
                 logits = tl.dot(kn1, tl.trans(q1), logits)
             slopes = tl.dot(values, tl.trans(given))
-        weights = softmax(logits * slope + (bias[:, None] - height[None, :]))
+        weights = softmax(logits * slope - height[None, :])
         dvalues = tl.dot(weights.to(given.dtype), given, dvalues, input_precision="ieee")
         slopes = (weights * (slopes - mean[None, :])).to(given.dtype)
         dk0 = tl.dot(slopes, q0, dk0, input_precision="ieee")

@@ -10,9 +10,13 @@ from ovsdino.kernels.tiles import (
     LOG2E,
     PLAIN,
     joint,
+    joint_places,
     joint_product,
+    joint_step,
     numbers,
     picked,
+    places,
+    read,
     softmax,
     strength,
     tile,
@@ -153,28 +157,40 @@ def _backward_queries(
     f += head.to(tl.int64) * others * LANES
     column += head.to(tl.int64) * others
     slope = scale * LOG2E
+    k_at = joint_places(k, f, stride_kn, stride_kd, BLOCK_N, 0, D0, D)
+    k_step = joint_step(stride_kn, BLOCK_N, 0, D0, D)
+    if D1 > 0:
+        tail_at = joint_places(k, f, stride_kn, stride_kd, BLOCK_N, D0, D1, D)
+        tail_step = joint_step(stride_kn, BLOCK_N, D0, D1, D)
+    v_at = places(v, stride_vn, stride_vd, BLOCK_N, 0, V0)
+    v_step = tl.full((1, 1), BLOCK_N, tl.int64) * stride_vn
+    last = (others - 1) // BLOCK_N * BLOCK_N
+    bias = numbers(column, others, BLOCK_N, float("-inf"), TAIL)
     for key in range(0, others, BLOCK_N):
-        far = tl.cast(key, tl.int64)
         rest = others - key
-        keys = k + far * stride_kn
-        places = f + far * LANES
-        values = v + far * stride_vn
-        bias = numbers(column + far, rest, BLOCK_N, float("-inf"), TAIL)
-        k0 = joint(keys, places, stride_kn, stride_kd, rest, BLOCK_N, 0, D0, D, TAIL)
+        logits = tl.broadcast_to(bias[None, :], (BLOCK_M, BLOCK_N))
+        ahead = tl.minimum(key + BLOCK_N, last)
+        bias = numbers(column + ahead, others - ahead, BLOCK_N, float("-inf"), TAIL)
+        k0 = read(k_at, rest, BLOCK_N, 0, D0, D + LANES, TAIL)
+        k_at += k_step
         if D1 > 0:
-            k1 = joint(keys, places, stride_kn, stride_kd, rest, BLOCK_N, D0, D1, D, TAIL)
+            k1 = read(tail_at, rest, BLOCK_N, D0, D1, D + LANES, TAIL)
+            tail_at += tail_step
         if k0.dtype == tl.float32:
-            logits = joint_product(
-                q, near, stride_qn, stride_qd, left, keys, places, stride_kn, stride_kd, rest, BLOCK_M, BLOCK_N,
-                D0 + D1, D,
+            far = tl.cast(key, tl.int64)
+            logits += joint_product(
+                q, near, stride_qn, stride_qd, left, k + far * stride_kn, f + far * LANES, stride_kn, stride_kd, rest,
+                BLOCK_M, BLOCK_N, D0 + D1, D,
             )  # fmt: skip
+            values = v + far * stride_vn
             slopes = tile_product(weighted, DV, 1, left, values, stride_vn, stride_vd, rest, BLOCK_M, BLOCK_N, V0, DV)
         else:
-            logits = tl.dot(qn0, tl.trans(k0))
+            logits = tl.dot(qn0, tl.trans(k0), logits)
             if D1 > 0:
                 logits = tl.dot(qn1, tl.trans(k1), logits)
-            slopes = tl.dot(given, tl.trans(tile(values, stride_vn, stride_vd, rest, BLOCK_N, 0, V0, DV, TAIL)))
-        weights = softmax(logits * slope + (bias[None, :] - height[:, None]))
+            slopes = tl.dot(given, tl.trans(read(v_at, rest, BLOCK_N, 0, V0, DV, TAIL)))
+            v_at += v_step
+        weights = softmax(logits * slope - height[:, None])
         slopes = (weights * (slopes - mean[:, None])).to(k0.dtype)
         dq0 = tl.dot(slopes, k0, dq0, input_precision="ieee")
         if D1 > 0:
