@@ -6,7 +6,7 @@ Chosen without a card, from what the compiler makes of them (`compile`):
   that one's exponentials hide behind another's products. sm_80 needs 236 registers, two programs; bound to 168, three.
   128 queries read the keys half as often, 32 give the most programs where batch, heads and tokens are few.
 - keys and queries hold two tiles of logits and two accumulators: 64 x 64 fills the registers of sm_87 and beyond (16
-  bytes spilled), so the default streams 32 at a time.
+  bytes spilled), so the default streams 32 at a time. Bound to 168 registers, queries have three programs on sm_80 too.
 - float32 runs on the plain multipliers, which hold whole rows of operands in registers: small tiles, and products over
   16 columns at a time.
 """
@@ -33,7 +33,7 @@ HALF: dict[str, list[Config]] = {
     "rows": [Config(64, 0, 4, 1)],
     "places": [Config(0, 128, 4, 1)],
     "keys": [Config(32, 64, 4, 3), Config(64, 64, 4, 3), Config(64, 64, 8, 2), Config(64, 128, 8, 2)],
-    "queries": [Config(64, 32, 4, 3), Config(64, 64, 4, 3), Config(64, 64, 8, 2), Config(128, 64, 8, 2)],
+    "queries": [Config(64, 32, 4, 3, 168), Config(64, 64, 4, 3), Config(64, 64, 8, 2), Config(128, 64, 8, 2)],
 }
 FULL: dict[str, list[Config]] = {
     "prepare": [Config(128, 0, 4, 1)],

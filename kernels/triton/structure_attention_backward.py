@@ -216,13 +216,19 @@ def _backward_keys(
         rest = others - query
         height = numbers(level + far, rest, BLOCK_M, float("inf"), TAIL)  # past the end: weights are 2^-inf
         mean = numbers(delta + far, rest, BLOCK_M, 0.0, TAIL)
-        q0 = read(q_at, rest, BLOCK_M, 0, D0, D + LANES, TAIL)
-        q_at += q_step
-        if D1 > 0:
-            q1 = read(tail_at, rest, BLOCK_M, D0, D1, D + LANES, TAIL)
-            tail_at += tail_step
-        given = read(given_at, rest, BLOCK_M, 0, V0, DV, TAIL)
-        given_at += BLOCK_M * DV
+        if f.dtype.element_ty == tl.float32:  # there are no registers to keep pointers in
+            q0 = joint(q + far * stride_qn, f + far * LANES, stride_qn, stride_qd, rest, BLOCK_M, 0, D0, D, TAIL)
+            if D1 > 0:
+                q1 = joint(q + far * stride_qn, f + far * LANES, stride_qn, stride_qd, rest, BLOCK_M, D0, D1, D, TAIL)
+            given = tile(weighted + far * DV, DV, 1, rest, BLOCK_M, 0, V0, DV, TAIL)
+        else:
+            q0 = read(q_at, rest, BLOCK_M, 0, D0, D + LANES, TAIL)
+            q_at += q_step
+            if D1 > 0:
+                q1 = read(tail_at, rest, BLOCK_M, D0, D1, D + LANES, TAIL)
+                tail_at += tail_step
+            given = read(given_at, rest, BLOCK_M, 0, V0, DV, TAIL)
+            given_at += BLOCK_M * DV
         logits = tl.broadcast_to(bias[:, None], (BLOCK_N, BLOCK_M))
         if given.dtype == tl.float32:
             logits += joint_product(
