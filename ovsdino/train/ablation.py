@@ -247,13 +247,16 @@ def summary(
 def markdown(report: dict[str, Any]) -> str:
     """Return the report as Markdown, a table for each data set.
 
-    Scores are points of 100, mean ± standard deviation over the seeds.
+    Scores are points of 100, mean ± standard deviation over the seeds, where there are several.
     """
-    sets = list(dict.fromkeys(row.get("set", "") for row in report["rows"]))
-    return "\n".join(_table(name, [row for row in report["rows"] if row.get("set", "") == name]) for name in sets)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        groups.setdefault(row.get("set", ""), []).append(row)
+    several = len(report["seeds"]) > 1
+    return "\n".join(_table(name, rows, several) for name, rows in groups.items())
 
 
-def _table(name: str, rows: list[dict[str, Any]]) -> str:
+def _table(name: str, rows: list[dict[str, Any]], several: bool) -> str:
     columns = [score for score in COLUMNS if score in rows[0]]
     heads = ["variant", *(head for score in columns for head in (COLUMNS[score], "gain")), "GFLOPs", "ms"]
     lines = [f"**{name}**", ""] if name else []
@@ -261,8 +264,9 @@ def _table(name: str, rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = [row["variant"]]
         for score in columns:
-            cells.append(f"{100 * row[score]:.1f} ± {100 * row[f'{score}_std']:.1f}")
-            cells.append(f"{100 * row[f'{score}_gain']:+.1f} ± {100 * row[f'{score}_gain_std']:.1f}")
+            for key, sign in ((score, ""), (f"{score}_gain", "+")):
+                deviation = f" ± {100 * row[f'{key}_std']:.1f}" if several else ""
+                cells.append(f"{100 * row[key]:{sign}.1f}{deviation}")
         lines.append("| " + " | ".join([*cells, f"{row['gflops']:.2f}", f"{row['ms']:.0f}"]) + " |")
     return "\n".join(lines) + "\n"
 
