@@ -75,7 +75,7 @@ def calls(dtype: torch.dtype, d: int = 48, dv: int = 64, r: int = 15, tokens: in
     kept: dict[str, Tensor] = {"weighted": v.contiguous(), "level": level, "delta": level}
     side = f.float()
     return [
-        prepare_call(inputs, e, made),
+        prepare_call(inputs, e, made, 1.0),
         forward_call(inputs, made, made, out, plain, level, keep=False),
         forward_call(inputs, made, made, out, plain, level, keep=True)._replace(name="forward, kept"),
         rows_call(out, inputs, plain, kept["weighted"], level, gate),

@@ -14,7 +14,7 @@ from ovsdino.kernels import structure_attention_backward as backward_kernels
 from ovsdino.kernels import structure_attention_forward as forward_kernels
 from ovsdino.kernels import structure_attention_queries as queries_kernels
 from ovsdino.kernels.configs import SMALL, candidates
-from ovsdino.kernels.tiles import RANK, Sizes
+from ovsdino.kernels.tiles import LOG2E, RANK, Sizes
 from ovsdino.kernels.tuning import Config, Tuner, bucket, describe
 
 MAX_HEAD_SIZE = 128
@@ -57,7 +57,10 @@ class Inputs(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """The results of the prepare kernel for N tokens: f, near (B, M, N, 16) in q's dtype, column (B, M, N) float32."""
+    """The results of the prepare kernel for N tokens: f, near (B, M, N, 16) in q's dtype, column (B, M, N) float32.
+
+    The column is in the unit that `prepare_call` was given.
+    """
 
     f: Tensor
     near: Tensor
@@ -143,7 +146,7 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     level = q.new_empty(q.shape[:3] if keep else 0, dtype=torch.float32)
     if out.numel() > 0:
         with on(q.device):
-            forward_call(inputs, *prepare(inputs), out, plain, level, keep).run(q.device)
+            forward_call(inputs, *prepare(inputs, inputs.scale * LOG2E.value), out, plain, level, keep).run(q.device)
     return out, plain, level
 
 
@@ -166,7 +169,7 @@ def backward(grad: Tensor, inputs: Inputs, plain: Tensor, level: Tensor) -> tupl
     sums = level.new_empty(k.shape[:3])
     side = level.new_empty(*k.shape[:3], RANK)
     with on(q.device):
-        queries, keys = prepare(inputs)
+        queries, keys = prepare(inputs, 1.0)
         rows_call(grad, inputs, plain, weighted, delta, dgate).run(q.device)
         kept = {"weighted": weighted, "level": level, "delta": delta}
         keys_call(inputs, queries, keys, kept, side, sums, dk, dv).run(q.device)
@@ -198,14 +201,20 @@ def on(device: torch.device) -> Any:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def prepare(inputs: Inputs) -> tuple[Prepared, Prepared]:
-    """Launch the prepare kernel for queries and keys; one launch, and one result twice, where they are the same."""
+def prepare(inputs: Inputs, unit: float) -> tuple[Prepared, Prepared]:
+    """Launch the prepare kernel for queries and keys; one launch, and one result twice, where they are the same.
+
+    Args:
+        inputs: of the op.
+        unit: of the column: scale log2(e) for `forward_call`, which adds it to logits to base 2; 1 for the backward
+            kernels, whose products start from it.
+    """
     q, e, key_e = inputs.q, inputs.e, inputs.key_e
 
     def run(x: Tensor) -> Prepared:
         f = q.new_empty(*x.shape[:3], RANK)
         made = Prepared(f, torch.empty_like(f), q.new_empty(x.shape[:3], dtype=torch.float32))
-        prepare_call(inputs, x, made).run(q.device)
+        prepare_call(inputs, x, made, unit).run(q.device)
         return made
 
     queries = run(e)
@@ -253,8 +262,8 @@ def _call(
     )
 
 
-def prepare_call(inputs: Inputs, e: Tensor, made: Prepared) -> Call:
-    """Return the call that fills `made` for the tokens of `e`, that of the queries or of the keys."""
+def prepare_call(inputs: Inputs, e: Tensor, made: Prepared, unit: float) -> Call:
+    """Return the call that fills `made` for the tokens of `e`, that of the queries or of the keys; see `prepare`."""
     lam, origin = inputs.lam, inputs.e if inputs.key_e is None else inputs.key_e
     arguments = {
         **made._asdict(),
@@ -266,6 +275,7 @@ def prepare_call(inputs: Inputs, e: Tensor, made: Prepared) -> Call:
         "tokens": e.shape[2],
         "lam": lam,
         "stride_lam": lam.stride(0),
+        "unit": unit,
     }
     return _call("prepare", forward_kernels._prepare, "BLOCK_M", inputs, arguments, streamed=False)
 

@@ -1,16 +1,17 @@
 """Structure attention in Triton: prepare and forward.
 
-o_i = g_i sum_j p_ij v_j / sum_j p_ij with p_ij = 2^(log2(e) scale logit_ij - max_j) and
+o_i = g_i sum_j p_ij v_j / sum_j p_ij with p_ij = 2^(log2(e) logit_ij - max_j) and
 
-    logit_ij = q_i.k_j + near_i.f_j + column_j                  f_j = stretch (e_j - shift), near_i = ratio f_i
-    column_j = -ratio |f_j|^2 / 2                               scale ratio stretch^2 = 2 lam
+    logit_ij = scale (q_i.k_j + near_i.f_j) + column_j          f_j = stretch (e_j - shift), near_i = ratio f_i
+    column_j = -scale ratio |f_j|^2 / 2                         scale ratio stretch^2 = 2 lam
 
 (the shift is near the mean of the keys; f and near of queries and of keys are two tensors where their tokens differ)
 
-whose product with scale is scale q_i.k_j - lam |e_i - e_j|^2 up to a term constant in j. f is rounded to the dtype of
-q once and the float32 column is made from the rounded f, so the structure term is exactly that of tokens at the rounded
-places: its error grows with the distance of two tokens and not with the norm of e. q and k enter as they are: sums
-start from the column, and scale > 0, log2(e) and the maximum are one multiply-add with the float32 logit.
+which is scale q_i.k_j - lam |e_i - e_j|^2 up to a term constant in j. f is rounded to the dtype of q once and the
+float32 column is made from the rounded f, so the structure term is exactly that of tokens at the rounded places: its
+error grows with the distance of two tokens and not with the norm of e. q and k enter as they are, scale > 0 is one
+multiplication with the float32 logit. The forward kernel takes log2(e) column and adds it behind the product; the
+backward kernels take column / scale and start their products from it.
 
 A logit is one dot product of [q | near] and [k | f], d + 16 wide (48 + 16 = 64); the two halves of a row are gathered
 from where they lie. No (N, N) tensor, no concatenated q and k in memory; a NaN query stays in its row; offsets are
@@ -22,19 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ovsdino.kernels.tiles import (
-    LANES,
-    LOG2E,
-    PLAIN,
-    joint,
-    joint_places,
-    joint_product,
-    joint_step,
-    numbers,
-    places,
-    read,
-    strength,
-)
+from ovsdino.kernels.tiles import LANES, LOG2E, PLAIN, joint, joint_product, numbers, strength, tile
 
 # Tokens that the shift is the mean of. Any shift is exact; this one only has to bring f near zero.
 SAMPLE = tl.constexpr(128)
@@ -62,9 +51,12 @@ def _prepare(
     heads,
     rank,
     scale,
+    unit,
     BLOCK_M: tl.constexpr,
 ):
     """Make f and near (B, M, N, 16) and column (B, M, N), one program for BLOCK_M tokens of a head.
+
+    The column is that of q.k + near.f times `unit`.
 
     The shift is that of `origin`, the structure of the `others`, which are the keys.
 
@@ -101,7 +93,7 @@ def _prepare(
     norm = tl.sum(squared * squared, 1)
     own = head.to(tl.int64) * tokens + start
     at = tl.arange(0, BLOCK_M)
-    tl.store(column + own + at, -0.5 * ratio * norm, mask=start + at < tokens)
+    tl.store(column + own + at, -0.5 * unit * ratio * norm, mask=start + at < tokens)
     place = (own + row) * LANES + lane
     tl.store(f + place, tl.where(lane == rank, 1.0, squared).to(f.dtype.element_ty), mask=token < tokens)
     tl.store(near + place, (squared * ratio).to(f.dtype.element_ty), mask=token < tokens)
@@ -175,41 +167,29 @@ def _forward(
     maximum = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     result = tl.zeros((BLOCK_M, V0), tl.float32)
-    # The column is where the sums start, in K's layout, and is loaded a turn ahead.
-    last = (others - 1) // BLOCK_N * BLOCK_N
-    bias = numbers(column, others, BLOCK_N, float("-inf"), TAIL)
-    k_at = joint_places(k, f, stride_kn, stride_kd, BLOCK_N, 0, D0, D)
-    k_step = joint_step(stride_kn, BLOCK_N, 0, D0, D)
-    if D1 > 0:
-        tail_at = joint_places(k, f, stride_kn, stride_kd, BLOCK_N, D0, D1, D)
-        tail_step = joint_step(stride_kn, BLOCK_N, D0, D1, D)
-    v_at = places(v, stride_vn, stride_vd, BLOCK_N, 0, V0)
-    v_step = tl.full((1, 1), BLOCK_N, tl.int64) * stride_vn
     for key in range(0, others, BLOCK_N):
+        far = tl.cast(key, tl.int64)
         rest = others - key
-        logits = tl.broadcast_to(bias[None, :], (BLOCK_M, BLOCK_N))
-        ahead = tl.minimum(key + BLOCK_N, last)
-        bias = numbers(column + ahead, others - ahead, BLOCK_N, float("-inf"), TAIL)
+        keys = k + far * stride_kn
+        places = f + far * LANES
         if q0.dtype == tl.float32:
-            far = tl.cast(key, tl.int64)
-            logits += joint_product(
-                q, near, stride_qn, stride_qd, left, k + far * stride_kn, f + far * LANES, stride_kn, stride_kd, rest,
-                BLOCK_M, BLOCK_N, D0 + D1, D,
+            logits = joint_product(
+                q, near, stride_qn, stride_qd, left, keys, places, stride_kn, stride_kd, rest, BLOCK_M, BLOCK_N,
+                D0 + D1, D,
             )  # fmt: skip
         else:
-            k0 = read(k_at, rest, BLOCK_N, 0, D0, D + LANES, TAIL)
-            logits = tl.dot(q0, tl.trans(k0), logits)
-            k_at += k_step
+            k0 = joint(keys, places, stride_kn, stride_kd, rest, BLOCK_N, 0, D0, D, TAIL)
+            logits = tl.dot(q0, tl.trans(k0))
             if D1 > 0:
-                k1 = read(tail_at, rest, BLOCK_N, D0, D1, D + LANES, TAIL)
+                k1 = joint(keys, places, stride_kn, stride_kd, rest, BLOCK_N, D0, D1, D, TAIL)
                 logits = tl.dot(q1, tl.trans(k1), logits)
-                tail_at += tail_step
-        larger = tl.maximum(maximum, tl.max(logits, 1) * slope)
-        weights = tl.exp2(logits * slope - larger[:, None])
+        bias = numbers(column + far, rest, BLOCK_N, float("-inf"), TAIL)
+        logits = logits * slope + bias[None, :]
+        larger = tl.maximum(maximum, tl.max(logits, 1))
+        weights = tl.exp2(logits - larger[:, None])
         shrink = tl.exp2(maximum - larger)
         total = total * shrink + tl.sum(weights, 1)
-        values = read(v_at, rest, BLOCK_N, 0, V0, DV, TAIL)
-        v_at += v_step
+        values = tile(v + far * stride_vn, stride_vn, stride_vd, rest, BLOCK_N, 0, V0, DV, TAIL)
         result = tl.dot(weights.to(values.dtype), values, result * shrink[:, None], input_precision="ieee")
         maximum = larger
 

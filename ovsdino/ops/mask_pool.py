@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -55,30 +56,27 @@ def mask_pool_reference(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor
 
 
 def mask_pool_dense(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `mask_pool` as one matrix product in the dtype of `features`, on tensor cores where there are any.
+    """Return `mask_pool` as one matrix product of the features' dtype, on tensor cores where there are any.
 
-    The weights of a mask are all the same power of two, 1/area or less: exact in 16 bits, and no sum overflows. Soft
+    Hard masks are 0 and 1, exact in 16 bits, and the product is float32: no sum overflows or is rounded to 16 bits. Soft
     masks, whose weights 16 bits would round, take `mask_pool_reference`.
     """
-    compute = torch.promote_types(features.dtype, torch.float32)
     if masks.is_floating_point():
         return mask_pool_reference(features, masks)
-    areas = (masks != 0).sum(-1).to(compute)
-    scale = torch.exp2(-areas.clamp(1, 2**24).log2().ceil())
-    weights = (masks != 0) * scale.to(features.dtype).unsqueeze(-1)
-    means = _wide_product(weights, features) / (areas.clamp(min=1) * scale).unsqueeze(-1)
-    return means.masked_fill((areas == 0).unsqueeze(-1), 0).to(features.dtype), areas
+    weights = (masks if masks.dtype == torch.bool else masks != 0).to(features.dtype)
+    areas = weights.sum(-1, dtype=torch.promote_types(features.dtype, torch.float32))
+    sums = _wide_product(weights, features)
+    means = torch.div(sums, areas.clamp(min=1).unsqueeze(-1), out=torch.empty_like(sums, dtype=features.dtype))
+    return means.masked_fill_((areas == 0).unsqueeze(-1), 0), areas
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
     """Return a @ b of 16-bit tensors in float32: cuBLAS may add parts of a 16-bit result in 16 bits.
 
-    On a GPU before torch 2.8 the factors are converted, as there is no product of 16 bits with a wider result.
+    On a CPU, and before torch 2.8, there is no product of 16 bits with a wider result: the factors are converted.
     """
     compute = torch.promote_types(a.dtype, torch.float32)
-    if not a.is_cuda or a.dtype == compute:
-        return (a @ b).to(compute)
-    if hasattr(torch.ops.aten.bmm, "dtype"):
+    if a.is_cuda and a.dtype != compute and hasattr(torch.ops.aten.bmm, "dtype"):
         return torch.bmm(a, b, out_dtype=compute)
     return a.to(compute) @ b.to(compute)
 
@@ -203,7 +201,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor
 def _backward(ctx: Any, grad_means: Tensor, grad_areas: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """With g = grad_means / area: df_n = sum_m w_mn g_m and dw_mn = g_m . f_n - g_m . mean_m + grad_area_m."""
     features, masks, means, areas = ctx.saved_tensors
-    scaled = torch.where(areas == 0, 0.0, 1.0 / areas).unsqueeze(-1) * grad_means.to(areas.dtype)
+    scaled = grad_means / torch.where(areas == 0, math.inf, areas).unsqueeze(-1)  # in the dtype of areas
     grad_features = grad_masks = None
     if ctx.needs_input_grad[0]:
         grad_features = torch.ops.ovsdino.mask_pool_backward(scaled, masks, ctx.tokens).to(means.dtype)

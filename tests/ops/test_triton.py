@@ -74,21 +74,22 @@ def test_chunks_of_a_row_cover_it_and_are_the_shortest_that_compile_soundly() ->
 
 @needs_interpreter
 @pytest.mark.parametrize("strength", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("unit", [1.0, 0.29])
 @pytest.mark.parametrize("tokens", [5, 700])  # the shift is the mean of all tokens, or of a sample of them
-def test_prepared_rows_say_what_the_distance_is(tokens: int, strength: float) -> None:
+def test_prepared_rows_say_what_the_distance_is(tokens: int, unit: float, strength: float) -> None:
     from ovsdino.kernels.structure_attention import Inputs, prepare
 
     r, scale = 3, 0.2
     q, k, v, e, lam, _ = draw(1, 2, tokens, 8, 8, r, torch.float32)
     lam = torch.full_like(lam, strength)
-    f, near, column = prepare(Inputs(q.half(), k.half(), v.half(), e + 3.0, lam, None, scale))[0]
+    f, near, column = prepare(Inputs(q.half(), k.half(), v.half(), e + 3.0, lam, None, scale), unit)[0]
     assert (f[..., r] == 1).all() and not f[..., r + 1 :].any() and not near[..., r:].any()
     places, partners = f[..., :r].double(), near[..., :r].double()
     root = math.sqrt(2 * strength / scale)
     ratio = min(1.0, 4.0 ** math.floor(math.log2(root))) if root > 0 else 0.0  # a power of four: exact above 2^-14
     torch.testing.assert_close(partners, ratio * places, rtol=0, atol=2.0**-24)
     # The column is that of the rounded f, to the last bits of float32.
-    expected = -0.5 * ratio * places.square().sum(-1)
+    expected = -0.5 * unit * ratio * places.square().sum(-1)
     torch.testing.assert_close(column.double(), expected, rtol=1e-6, atol=1e-9)
     squared = scale * ratio / 2 * (places.unsqueeze(3) - places.unsqueeze(2)).square().sum(-1)
     exact = strength * (e.double().unsqueeze(3) - e.double().unsqueeze(2)).square().sum(-1)
@@ -251,20 +252,20 @@ def test_kernels_compiled_for_orin_and_hopper_spill_nothing() -> None:
     assert_fits(rows)
 
 
-def test_a_logit_is_one_multiply_add_and_a_tile_is_found_by_one_addition() -> None:
+def test_turns_of_the_loops_hold_no_more_instructions_than_counted() -> None:
     """Count what a lane does at a turn of each loop, for 32 logits of its own, and 16 in the backward kernels.
 
-    Of the forward kernel's: 32 multiply-adds into the exponents, 32 sums, 32 products with the shrinking result, and a
-    few for the 2 rows of a lane. With pointers made anew and a bias that is added it had 380, the others 250 and 230.
+    A logit is one multiply-add into the exponent in the backward kernels, whose tiles are found by one addition: with
+    pointers made anew and a bias that is added they had 250 and 230. The same took the forward kernel from 380 to 332
+    and made it slower, so it has 32 multiply-adds, 32 differences, 32 sums and 32 products with the shrinking result.
     """
     rows = {row["kernel"]: row["turn"] for row in compile_kernels("--archs", "90", "--dtypes", "float16")}
-    most = {"forward": (340, 106), "keys": (230, 50), "queries": (200, 50)}
+    most = {"forward": (385, 136), "keys": (230, 50), "queries": (200, 50)}
     for kernel, (instructions, arithmetic) in most.items():
         turn = rows[kernel]
         assert sum(turn.values()) <= instructions, (kernel, turn)
         assert sum(turn.get(name, 0) for name in ("FFMA", "FADD", "FMUL")) <= arithmetic, (kernel, turn)
-    # The column of 64 keys in loads of 8 bytes, each of the lane's own logits; through shared memory it was 6 more.
-    assert rows["forward"]["LDG"] == 8 and rows["forward"]["LDS"] <= 3 and "STS" not in rows["forward"]
+    # The column of 32 keys in loads of 8 bytes, each of the lane's own logits; through shared memory it was 6 more.
     assert rows["queries"]["LDG"] == 4 and rows["queries"]["LDS"] <= 3 and "STS" not in rows["queries"]
 
 
