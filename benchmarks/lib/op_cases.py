@@ -42,8 +42,8 @@ from ovsdino.ops.structure_attention import structure_attention_folded, structur
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 Rival = tuple[str, Callable[..., object], float | None]  # name, function, floor
 LATE = ("numba", "torch.compile")  # rivals that are compiled first, which takes too long for --quick
-# Of the bound: the floor of the memory-bound ops on a GPU. An H200's bounds of these cases are 0.9 to 5 microseconds, but
-# for one, less than a launch takes: no row has met it there (docs/kernels.md).
+# Of the bound: the floor of the memory-bound ops on a GPU. Bounds of these cases on an H200 are 0.9 to 5 microseconds,
+# but for one, and no row has met it there (docs/kernels.md).
 GPU_SHARE = 0.8
 
 

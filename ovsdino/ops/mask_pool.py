@@ -58,8 +58,8 @@ def mask_pool_reference(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor
 def mask_pool_dense(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Return `mask_pool` as one matrix product of the features' dtype, on tensor cores where there are any.
 
-    Hard masks are 0 and 1, exact in 16 bits, and the product is float32: no sum overflows or is rounded to 16 bits. Soft
-    masks, whose weights 16 bits would round, take `mask_pool_reference`.
+    Hard masks are 0 and 1, exact in 16 bits, and the product is float32: no sum overflows or is rounded. Soft masks,
+    whose weights 16 bits would round, take `mask_pool_reference`.
     """
     if masks.is_floating_point():
         return mask_pool_reference(features, masks)
