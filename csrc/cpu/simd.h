@@ -124,6 +124,28 @@ OVSDINO_INLINE void take_larger(Floats value, int32_t index, Floats& best, Ints&
   best = larger(value, best);
 }
 
+OVSDINO_INLINE void take_larger(Floats value, Ints index, Floats& best, Ints& best_index) {
+#if defined(__AVX512F__)
+  const __mmask16 wins = _mm512_cmp_ps_mask((__m512)value, (__m512)best, _CMP_GT_OQ);
+  best_index = (Ints)_mm512_mask_mov_epi32((__m512i)best_index, wins, (__m512i)index);
+#elif defined(__AVX2__)
+  const __m256 wins = _mm256_cmp_ps((__m256)value, (__m256)best, _CMP_GT_OQ);
+  best_index = (Ints)_mm256_castps_si256(
+      _mm256_blendv_ps(_mm256_castsi256_ps((__m256i)best_index), _mm256_castsi256_ps((__m256i)index), wins));
+#else
+  const Ints wins = value > best;
+  best_index = (index & wins) | (best_index & ~wins);
+#endif
+  best = larger(value, best);
+}
+
+// 0, 1, 2, ...
+OVSDINO_INLINE Ints counting() {
+  Ints v;
+  for (int i = 0; i < kLanes; ++i) v[i] = i;
+  return v;
+}
+
 // Lane i of the result is p[index[i]]; every index is in [0, kLanes).
 OVSDINO_INLINE Floats pick(const float* p, Ints index) {
 #if defined(__AVX512F__)

@@ -57,6 +57,8 @@ void store_labels(const int32_t* from, void* to, DType dtype, int64_t count) {
 
 // Cells of more classes and rows than these are worth the search of keep_winners.
 constexpr int32_t kFew = 8, kManyRows = 4;
+constexpr int32_t kRowGroup = 4;
+static_assert(kMaxRows % kRowGroup == 0, "the last group would be a part of one");
 
 // The classes of one cell that can win in it, with their corners; arrays are kPad over.
 struct Survivors {
@@ -334,8 +336,8 @@ OVSDINO_INLINE const Edge& edge_at(const Strip& s, Edges& edges, int32_t column)
   return edge;
 }
 
-// Keeps, of the classes that reach the bar of a cell, those that can win in it, in their order; edges.wanted gets their
-// places in the list and the rows in which they can.
+// Keeps, of the classes that reach the bar of a cell, those that can win in it, in their order; edges.wanted.lanes gets
+// the rows in which they can, a bit a row.
 //
 // Along an output row of the cell each class is a line. Let A be the best class of its left end, B of its right end,
 // and x where the lines of the two meet. A third class is not above either end, so a class that is not above the two at
@@ -368,7 +370,7 @@ OVSDINO_INLINE int32_t keep_winners(const Strip& s, Edges& edges, int32_t cell, 
     const Floats y0 = load(edges.w0 + row), y1 = load(edges.w1 + row);
     top_left[v] = y0 * x0, top_right[v] = y0 * x1, bottom_left[v] = y1 * x0, bottom_right[v] = y1 * x1;
   }
-  Wanted winners = {edges.wanted.label, edges.wanted.lanes, 0};  // local: its count stays in a register
+  int32_t* rows_of = edges.wanted.lanes;
   for (int32_t i = 0; i < count; ++i) {
     const int64_t at = list[i] * s.pitch;
     uint32_t rows = 0;
@@ -377,19 +379,28 @@ OVSDINO_INLINE int32_t keep_winners(const Strip& s, Edges& edges, int32_t cell, 
                            bottom[at + 1] * bottom_right[v];
       rows |= (at_least(bar[v], value) ^ kAll) << v * kLanes;  // a NaN is kept
     }
-    list[winners.count] = list[i];
-    winners.add(winners.count, rows);
+    rows_of[i] = static_cast<int32_t>(rows);
   }
-  edges.wanted.count = winners.count;
-  return winners.count;
+  // Packed afterwards: lists that grow in the loop would make each store wait for the comparison before it.
+  int32_t kept = 0;
+  for (int32_t i = 0; i < count; i += kLanes) {
+    const Ints rows = load(rows_of + i), label = load(list + i);
+    const uint32_t whole = count - i < kLanes ? (1u << (count - i)) - 1u : ~0u;
+    const uint32_t bits = negative(rows != Ints{}) & whole;
+    pack(rows_of + kept, rows, bits);
+    pack(list + kept, label, bits);
+    kept += __builtin_popcount(bits);
+  }
+  return kept;
 }
 
-// A cell of the classes that keep_winners left.
-OVSDINO_INLINE void interpolate_winners(const Strip& s, const Edges& edges, const int32_t* list, int32_t cell,
-                                        int32_t begin, int32_t end) {
+// A cell of the classes that keep_winners left, kRowGroup rows at a time: a class is then read once for all of them, and
+// their maxima do not wait for one another.
+OVSDINO_INLINE void interpolate_winners(const Strip& s, const Edges& edges, const int32_t* list, int32_t count,
+                                        int32_t cell, int32_t begin, int32_t end) {
   const float *top = s.top.values + cell, *bottom = s.bottom.values + cell;
   float *left = s.survivors, *right = left + kMaxRows;  // of a class and an output row
-  for (int32_t i = 0; i < edges.wanted.count; ++i) {
+  for (int32_t i = 0; i < count; ++i) {
     const int64_t at = list[i] * s.pitch, to = 2 * kMaxRows * i;
     for (int32_t row = 0; row < s.rows; row += kLanes) {
       const Floats w0 = load(edges.w0 + row), w1 = load(edges.w1 + row);
@@ -397,20 +408,31 @@ OVSDINO_INLINE void interpolate_winners(const Strip& s, const Edges& edges, cons
       store(right + to + row, top[at + 1] * w0 + bottom[at + 1] * w1);
     }
   }
-  for (int32_t row = 0; row < s.rows; ++row) {
-    const int32_t count = edges.wanted.of_lane(row, edges.places);
-    if (count == 0) continue;  // a corner is infinite or NaN: exact_cell has this cell
+  for (int32_t row = 0; row < s.rows; row += kRowGroup) {
+    const Ints group = splat(((1 << kRowGroup) - 1) << row);
+    int32_t places = 0;
+    for (int32_t i = 0; i < count; i += kLanes) {
+      const uint32_t whole = count - i < kLanes ? (1u << (count - i)) - 1u : ~0u;
+      const uint32_t bits = negative((load(edges.wanted.lanes + i) & group) != Ints{}) & whole;
+      pack(edges.places + places, counting() + i, bits);
+      pack(edges.wanted.label + places, load(list + i), bits);
+      places += __builtin_popcount(bits);
+    }
+    if (places == 0) continue;  // a corner is infinite or NaN: exact_cell has this cell
     for (int32_t x = begin; x < end; x += kLanes) {
       const Floats w0 = load(s.x_w0 + x), w1 = load(s.x_w1 + x);
-      const auto value = [&](int32_t place) OVSDINO_LAMBDA_INLINE {
-        return left[2 * kMaxRows * place + row] * w0 + right[2 * kMaxRows * place + row] * w1;
+      Floats best[kRowGroup];
+      Ints label[kRowGroup];
+      const auto value = [&](int32_t place, int r) OVSDINO_LAMBDA_INLINE {
+        const float* ends = left + 2 * kMaxRows * edges.places[place] + row + r;
+        return ends[0] * w0 + ends[kMaxRows] * w1;
       };
-      Floats best = value(edges.places[0]);
-      Ints label = splat(list[edges.places[0]]);
-      for (int32_t i = 1; i < count; ++i) {
-        take_larger(value(edges.places[i]), list[edges.places[i]], best, label);
+      for (int r = 0; r < kRowGroup; ++r) best[r] = value(0, r), label[r] = splat(edges.wanted.label[0]);
+      for (int32_t i = 1; i < places; ++i) {
+        const Ints index = splat(edges.wanted.label[i]);
+        for (int r = 0; r < kRowGroup; ++r) take_larger(value(i, r), index, best[r], label[r]);
       }
-      store(s.scratch_labels + row * s.out_pitch + x, label);
+      for (int r = 0; r < kRowGroup; ++r) store(s.scratch_labels + (row + r) * s.out_pitch + x, label[r]);
     }
   }
 }
@@ -440,7 +462,7 @@ OVSDINO_INLINE void interpolate_cells(const Strip& s, Edges& edges, int32_t x, i
     if (count == 1 && !s.want_confidence) {
       fill_cell(s, begin, end, candidates[0]);
     } else if (search) {
-      interpolate_winners(s, edges, candidates, x + lane, begin, end);
+      interpolate_winners(s, edges, candidates, count, x + lane, begin, end);
     } else {
       interpolate_cell(s, survivors, candidates, count, x + lane, begin, end, margin);
     }
