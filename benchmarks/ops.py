@@ -8,6 +8,8 @@ ahead of by the least, `ratio_strongest`: the figure to quote. `floor` is the le
 larger of its least memory traffic at the measured bandwidth and its least arithmetic at the measured matrix rate of its
 dtype. `extra_mb` is the peak memory beyond inputs and result. A GPU is used where torch sees one; there the
 memory-bound ops have a second row whose baseline is the bound itself: its ratio is the share of the bound reached.
+
+Freed memory stays with the process (`benchmarks.lib.memory.keep_freed`), so that no row pays for page faults by chance.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 
 from ovsdino.benchmarks.lib.board import load_average
 from ovsdino.benchmarks.lib.machine import machine_facts
-from ovsdino.benchmarks.lib.memory import extra_mb
+from ovsdino.benchmarks.lib.memory import extra_mb, keep_freed
 from ovsdino.benchmarks.lib.op_cases import CASES, GPU_SHARE, Case, Setting
 from ovsdino.benchmarks.lib.report import ReportOptions
 from ovsdino.benchmarks.lib.timing import interleaved_samples
@@ -163,6 +165,7 @@ class Ops(ReportOptions):
     def run(self) -> int:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
+        keep_freed()
         facts, on_gpu = machine_facts(device), device == "cuda"
         budget_s = (0.05 if on_gpu else 0.7) if self.quick else (0.15 if on_gpu else 8.0)
         budget_s = self.seconds or budget_s

@@ -19,6 +19,10 @@ namespace {
 // Channels are split over threads in multiples of this (whole spans of the widest vectors).
 constexpr int64_t kChannelGrain = 128;
 
+// Sets whose sums of that many channels, 256 KB of float32, are a thread's share of a level 2 cache.
+constexpr int64_t kTileSets = 512;
+static_assert(kTileSets % kSetGroup == 0, "the words of a tile begin a group");
+
 // Below this many additions a thread costs more than it brings.
 constexpr int64_t kWorkPerThread = int64_t{1} << 19;
 
@@ -43,6 +47,10 @@ struct MaskWords {
 
 int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
+// Words from one block of rows to the next, for `count` sets: an odd number of lines of the cache, as those of one
+// group of sets would else fall on a few of its sets of lines (read_masks writes one group's words of all blocks).
+int64_t word_stride(int64_t count) { return (round_up(count, kSetGroup) / kSetGroup | 1) * kSetGroup; }
+
 const void* row_of(const MaskPool& op, int64_t batch, int64_t mask) {
   return mask_row(op.masks, op.masks_dtype, batch * op.masks_stride_b + mask * op.masks_stride_m);
 }
@@ -65,11 +73,11 @@ MaskWords read_masks(const MaskPool& op, double max_density, int threads) {
   const int64_t work = op.batch * op.mask_count * op.tokens;
   if (threads > work / kWorkPerThread) threads = static_cast<int>(work / kWorkPerThread);
   const bool bytes = op.masks_dtype == DType::kUint8 && op.masks_stride_n == 1;
-  MaskWords masks{(op.tokens + kBlockRows - 1) / kBlockRows, round_up(op.mask_count, kSetGroup), nullptr, 0};
+  MaskWords masks{(op.tokens + kBlockRows - 1) / kBlockRows, word_stride(op.mask_count), nullptr, 0};
   masks.words.reset(new uint32_t[static_cast<size_t>(op.batch * masks.blocks * masks.stride)]());
   std::atomic<int64_t> total{0};
   // Groups of masks: no two threads write to one line of the words.
-  const int64_t groups = masks.stride / kSetGroup;
+  const int64_t groups = round_up(op.mask_count, kSetGroup) / kSetGroup;
   parallel_for(op.batch * groups, 1, threads, [&](int64_t begin, int64_t end) {
     int64_t found = 0;
     for (int64_t group = begin; group < end; ++group) {
@@ -98,7 +106,7 @@ MaskWords read_masks(const MaskPool& op, double max_density, int threads) {
 
 // For each token of one image the masks that hold it: a word holds 32 masks, and tokens follow one another.
 MaskWords transpose(const uint32_t* words, int64_t stride, int64_t mask_count, int64_t tokens) {
-  MaskWords turned{(mask_count + kBlockRows - 1) / kBlockRows, round_up(tokens, kSetGroup), nullptr, 0};
+  MaskWords turned{(mask_count + kBlockRows - 1) / kBlockRows, word_stride(tokens), nullptr, 0};
   turned.words.reset(new uint32_t[static_cast<size_t>(turned.blocks * turned.stride)]());
   for (int64_t first = 0; first < tokens; first += kBlockRows, words += stride) {
     for (int64_t m = 0; m < mask_count; ++m) {
@@ -119,19 +127,21 @@ RowSets row_sets(const MaskPool& op, int64_t batch, const uint32_t* words, int64
   return {op.mask_count, words, stride, weight, op.masks_stride_m, op.masks_stride_n};
 }
 
-// Runs `all` (pointers for channel 0, no scratch yet) with its channels split over threads.
+// Runs `all` (pointers for channel 0 of set 0, no scratch yet) with its channels split over threads, and into tiles of
+// sets whose sums stay in a level 2 cache: each is added to once a block of rows.
 void gather_channels(const Gather& all, int64_t set, int threads) {
   const int64_t work = set * all.channels;
   if (threads > work / kWorkPerThread) threads = static_cast<int>(work / kWorkPerThread);
   threads = threads < 1 ? 1 : threads;
+  const int64_t tiles = (all.sets.count + kTileSets - 1) / kTileSets;
   const int64_t spans = (all.channels + kChannelGrain - 1) / kChannelGrain;
-  const int64_t grain = (spans + threads - 1) / threads;
+  // All of a thread's channels at once where the sets are one tile: the rows are then read in long runs.
+  const int64_t grain = tiles > 1 ? 1 : (spans + threads - 1) / threads;
   parallel_for(spans, grain, threads, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kChannelGrain;
     Gather part = all;
     part.channels = (end * kChannelGrain < all.channels ? end * kChannelGrain : all.channels) - first;
     part.in = static_cast<const char*>(all.in) + first * element_size(all.dtype);
-    part.out = static_cast<char*>(all.out) + first * element_size(all.dtype);
     const std::unique_ptr<Piece[]> pieces(new Piece[static_cast<size_t>(all.sets.count)]);
     struct alignas(64) Line {  // a vector across two lines of the cache is loaded in two cycles
       float values[16];
@@ -142,7 +152,15 @@ void gather_channels(const Gather& all, int64_t set, int threads) {
     part.pieces = pieces.get();
     part.sums = sums.get();
     part.block = reinterpret_cast<float*>(block.get());
-    kernel().run(part);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t from = tile * kTileSets, left = all.sets.count - from;
+      part.sets.count = left < kTileSets ? left : kTileSets;
+      part.sets.words = all.sets.words + from;
+      if (all.sets.weight) part.sets.weight = all.sets.weight + from * all.sets.set_stride;
+      if (all.divisor) part.divisor = all.divisor + from;
+      part.out = static_cast<char*>(all.out) + (from * all.out_stride + first) * element_size(all.dtype);
+      kernel().run(part);
+    }
   });
 }
 
