@@ -1,5 +1,6 @@
 #include "bindings.h"
 #include "ovsdino/preprocess.h"
+#include "ovsdino/resize_levels.h"
 
 namespace ovsdino::bind {
 namespace {
@@ -22,6 +23,21 @@ Preprocess preprocess_of(uintptr_t image, const std::string& format, std::array<
   return op;
 }
 
+ResizeLevels resize_levels_of(uintptr_t image, std::array<int64_t, 2> shape, int64_t stride_y,
+                              std::array<uintptr_t, 2> start, std::array<uintptr_t, 2> weights,
+                              std::array<int32_t, 2> bits, std::array<int64_t, 2> size, uintptr_t out,
+                              std::array<float, 3> gain, std::array<float, 3> shift) {
+  ResizeLevels op{};
+  op.image = pointer<const uint8_t>(image);
+  op.in_h = shape[0], op.in_w = shape[1], op.stride_y = stride_y;
+  op.down = {pointer<const int64_t>(start[0]), pointer<const int32_t>(weights[0]), bits[0]};
+  op.across = {pointer<const int64_t>(start[1]), pointer<const int32_t>(weights[1]), bits[1]};
+  op.out_h = size[0], op.out_w = size[1];
+  op.out = pointer<float>(out);
+  for (size_t c = 0; c < 3; ++c) op.gain[c] = gain[c], op.shift[c] = shift[c];
+  return op;
+}
+
 #ifdef OVSDINO_WITH_CUDA
 void preprocess_on_stream(const Preprocess& op, uintptr_t stream) { preprocess_cuda(op, pointer<void>(stream)); }
 #endif
@@ -36,6 +52,10 @@ void bind_preprocess(pybind11::module_& m) {
   const std::string args = kArguments;
   define(m, "preprocess_host", args + "): the CUDA kernel's body on the CPU, for tests", preprocess_of,
          preprocess_host);
+  define(m, "resize_levels_cpu",
+         "(image, shape[height, width], bytes a row, start[2], weights[2], bits[2], size[2], out, gain[3], shift[3], "
+         "threads): addresses of 0 for a side that stays",
+         resize_levels_of, resize_levels_cpu);
 #ifdef OVSDINO_WITH_CUDA
   define(m, "preprocess_cuda", args + ", stream)", preprocess_of, preprocess_on_stream);
 #endif

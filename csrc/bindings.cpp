@@ -23,7 +23,7 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of ovsdino; pointers are integers, shapes and strides are in elements.";
-  m.attr("VERSION") = 8;  // of these functions; ovsdino/native.py asks for the same
+  m.attr("VERSION") = 9;  // of these functions; ovsdino/native.py asks for the same
   m.def("build_info", &build_info, "What this module was built with, and the instruction set its CPU kernels use.");
   m.def(
       "set_isa",

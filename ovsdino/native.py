@@ -9,7 +9,7 @@ __all__ = ["BACKENDS", "NATIVE_VERSION", "native", "native_error"]
 # Implementations of the ops, as OVSDINO_BACKEND names them.
 BACKENDS = ("auto", "reference", "sdpa", "dense", "cpu", "triton", "cuda")
 # Version of the functions in csrc/bindings.cpp; a module of another version is a stale build.
-NATIVE_VERSION = 8
+NATIVE_VERSION = 9
 
 
 def _load_native() -> tuple[ModuleType | None, str]:

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "console",
         "parsing",
         "settings",
+        "levels",
         "native",
         "timing",
         "vocabulary",

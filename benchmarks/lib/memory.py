@@ -42,8 +42,8 @@ def forget_peak() -> bool:
 def keep_freed() -> bool:
     """Have glibc keep blocks of up to 32 MiB that are freed, as a pool would; return whether it does.
 
-    Without that some calls find their memory in the heap and others ask the system for it: a result of 12.6 MB then costs
-    3 072 page faults, 3 to 5 ms on a virtual machine, and a median falls to either side by what was freed last.
+    Without that some calls find their memory in the heap and others ask the system for it: a result of 12.6 MB then
+    costs 3 072 page faults, 3 to 5 ms on a virtual machine, and a median falls to either side by what was freed last.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     try:

@@ -22,10 +22,11 @@ from ovsdino.deploy.export.trace import write_facts
 from ovsdino.edge.bank import TextBank
 from ovsdino.edge.labels import upsample_argmax
 from ovsdino.edge.onnx_graph import open_session
-from ovsdino.edge.pixels import gain_and_shift, preprocess, resize
+from ovsdino.edge.pixels import preprocess, resize
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensors import text_inputs
 from ovsdino.errors import OVSDinoError
+from ovsdino.levels import gain_and_shift
 
 __all__ = ["Layout", "Output", "bake", "baked_agreement", "check_baked"]
 

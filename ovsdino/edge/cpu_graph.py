@@ -81,7 +81,7 @@ class CpuGraph:
         with clock("preprocess"):
             shape = (self._sidecar.input[2], self._sidecar.input[3])
             for pixels, image in zip(frames, images, strict=False):
-                preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=image)
+                preprocess(pixels, shape, self._sidecar.mean, self._sidecar.std, out=image, threads=self._threads)
         self._follow(frames[0], sizes[0], clock)
         with clock("encode"):
             logits = self._checked(images)[: len(frames)]

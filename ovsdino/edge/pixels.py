@@ -1,23 +1,21 @@
-"""Turn camera pixels into the graph's input on the CPU: the pixels of `ovsdino.ops.preprocess`, in NumPy.
+"""Turn camera pixels into the graph's input on the CPU: the pixels of `ovsdino.ops.preprocess`, without torch.
 
-torch resizes uint8 images by two passes of 16-bit fixed point, each rounded to whole levels. The same integers are
-computed here, so that a model sees the same input with torch and without it.
+The integers are torch's (`ovsdino.levels`): by the native kernel where there is one, else in NumPy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
 from ovsdino.errors import OVSDinoError
+from ovsdino.levels import Taps, axis_taps, gain_and_shift, resize_levels
 
 BLOCK = 1 << 16  # sums held at a time
 LONGEST_SIDE = 2048 / 448  # of the short side: the protocol's keep-ratio resize into (2048, 448)
 
-__all__ = ["check_image", "gain_and_shift", "kept_ratio", "nv12_to_rgb", "preprocess", "resize", "ycbcr_to_rgb"]
+__all__ = ["check_image", "kept_ratio", "nv12_to_rgb", "preprocess", "resize", "ycbcr_to_rgb"]
 
 
 def preprocess(
@@ -27,6 +25,7 @@ def preprocess(
     std: Sequence[float],
     *,
     out: np.ndarray | None = None,
+    threads: int = 1,
 ) -> np.ndarray:
     """Compute out_c = (resize(image)_c / 255 - mean_c) / std_c, resized on uint8 and rounded to whole levels.
 
@@ -36,15 +35,19 @@ def preprocess(
         mean: Three values in 0..1.
         std: Three values, > 0.
         out: (3, h, w) float32 to write into; allocated if not given.
+        threads: Of the native kernel, where there is one.
 
     Returns:
         (3, h, w) float32.
     """
     if image.ndim == 2:
         image = nv12_to_rgb(image)
-    resized = resize(image, size)
     if out is None:
         out = np.empty((3, *size), np.float32)
+    packed = image if image.strides[1:] == (3, 1) else np.ascontiguousarray(image)
+    if out.flags.c_contiguous and resize_levels(packed, size, mean, std, out, threads):
+        return out
+    resized = resize(image, size)
     gain, shift = gain_and_shift(mean, std)
     for channel in range(3):
         np.multiply(resized[:, :, channel], np.float32(gain[channel]), out=out[channel])
@@ -68,17 +71,12 @@ def kept_ratio(height: int, width: int, short_side: int, multiple: int) -> tuple
     return h, w
 
 
-def gain_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Return gain and shift of each channel, with which (x / 255 - mean) / std is x * gain + shift."""
-    return [1.0 / (255.0 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
-
-
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize (H, W, 3) uint8 to (h, w, 3) bilinearly with half-pixel centers, columns first, each pass rounded."""
     height, width = image.shape[:2]
-    down = None if height == size[0] else _taps(height, size[0])
+    down = None if height == size[0] else axis_taps(height, size[0])
     if width != size[1]:
-        across = _taps(width, size[1])
+        across = axis_taps(width, size[1])
         if down is not None:  # a result reads two rows: a shrink leaves the others out
             kept = down.rows(height)
             image, down = image[kept], down.after(kept)
@@ -86,26 +84,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return image if down is None else _rows(image, down)
 
 
-class _Taps(NamedTuple):
-    """One axis of a resize: out[i] = (sum_k weights[k, i] * in[start[i] + k] + half) >> bits."""
-
-    start: np.ndarray  # (target,) int64
-    weights: np.ndarray  # (2, target) int32
-    bits: int
-
-    def rows(self, source: int) -> np.ndarray:
-        """Return the source indices that are read, ascending."""
-        used = np.zeros(source, bool)
-        for tap, weights in enumerate(self.weights):
-            used[np.minimum(self.start + tap, source - 1)[weights > 0]] = True
-        return np.flatnonzero(used)
-
-    def after(self, kept: np.ndarray) -> _Taps:
-        """Return the same resize of an array of the `kept` source indices alone; taps of weight 0 may fall anywhere."""
-        return self._replace(start=np.searchsorted(kept, self.start))
-
-
-def _columns(image: np.ndarray, taps: _Taps) -> np.ndarray:
+def _columns(image: np.ndarray, taps: Taps) -> np.ndarray:
     """Resize (H, W * 3) to (H, w * 3) uint8; gathering bytes takes 2/3 of the time of gathering pixels."""
     last = image.shape[1] // 3 - 1
     columns = [np.minimum(taps.start + tap, last) for tap in range(len(taps.weights))]
@@ -118,7 +97,7 @@ def _columns(image: np.ndarray, taps: _Taps) -> np.ndarray:
     return out
 
 
-def _rows(image: np.ndarray, taps: _Taps) -> np.ndarray:
+def _rows(image: np.ndarray, taps: Taps) -> np.ndarray:
     """Resize (H, w, 3) to (h, w, 3) uint8."""
     last = len(image) - 1
     flat = image.reshape(len(image), -1)
@@ -146,19 +125,6 @@ def _combine(sources: list[np.ndarray], weights: list[np.ndarray], bits: int, ou
     total += 1 << (bits - 1)
     total >>= bits
     out[...] = total
-
-
-@lru_cache(maxsize=64)
-def _taps(source: int, target: int) -> _Taps:
-    """Return torch's weights: from float64, with as many bits behind the point as the largest leaves of 15."""
-    position = np.maximum(source / target * (np.arange(target, dtype=np.float64) + 0.5) - 0.5, 0.0)
-    start = np.minimum(position.astype(np.int64), source - 1)
-    upper = np.where(start < source - 1, np.minimum(position - start, 1.0), 0.0)
-    weights = np.stack([1.0 - upper, upper])
-    bits = 0
-    while bits < 22 and int(0.5 + float(weights.max()) * (1 << (bits + 1))) < 1 << 15:
-        bits += 1
-    return _Taps(start, (0.5 + weights * (1 << bits)).astype(np.int32), bits)
 
 
 def check_image(image: np.ndarray, nv12: bool) -> None:

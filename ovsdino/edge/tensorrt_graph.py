@@ -23,11 +23,11 @@ from ovsdino.edge.cuda_memory import Buffer, Lease, Pool, as_bytes, cuda_runtime
 from ovsdino.edge.device_array import DeviceArray, DeviceFound
 from ovsdino.edge.device_state import DeviceState
 from ovsdino.edge.labels import Found, Wish, sure_shares
-from ovsdino.edge.pixels import gain_and_shift
 from ovsdino.edge.sidecar import Sidecar
 from ovsdino.edge.tensors import check_tensors, logits_shape, text_inputs
 from ovsdino.edge.uploads import Upload, Uploads
 from ovsdino.errors import OVSDinoError, one_line
+from ovsdino.levels import gain_and_shift
 from ovsdino.native import native
 from ovsdino.timing import Clock
 from ovsdino.vocabulary import label_dtype

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ovsdino.levels import gain_and_shift, resize_levels
 from ovsdino.ops.checks import FLOATING, check_dense, check_memory, check_number, check_size
 from ovsdino.ops.compat import planar
 from ovsdino.ops.dispatch import native, resolve
@@ -76,6 +77,12 @@ def preprocess_uint8(
     image: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float], antialias: bool, dtype: torch.dtype
 ) -> Tensor:
     """Return the same with the resize on uint8. Arguments as `preprocess`."""
+    packed = image.dim() == 3 and image.stride()[1:] == (3, 1)
+    if packed and not antialias and dtype == torch.float32:
+        out = image.new_empty((1, 3, *size), dtype=dtype)
+        height, width = size
+        if resize_levels(image.numpy(), (height, width), mean, std, out[0].numpy(), torch.get_num_threads()):
+            return out
     resized = F.interpolate(_planar(image), tuple(size), mode="bilinear", antialias=antialias)
     compute = torch.promote_types(dtype, torch.float32)
     return _normalize(resized.contiguous().to(compute), mean, std, compute).to(dtype)
@@ -113,13 +120,9 @@ def native_arguments(
         tuple(out.shape[2:]),
         out.data_ptr(),
         str(out.dtype)[6:],
-        *_gain_and_shift(mean, std),
+        *gain_and_shift(mean, std),
         antialias,
     )
-
-
-def _gain_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
-    return [1.0 / (255.0 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
 
 def _planar(image: Tensor) -> Tensor:
@@ -132,7 +135,7 @@ def _planar(image: Tensor) -> Tensor:
 
 
 def _normalize(image: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    gain, shift = (torch.tensor(x, dtype=dtype, device=image.device) for x in _gain_and_shift(mean, std))
+    gain, shift = (torch.tensor(x, dtype=dtype, device=image.device) for x in gain_and_shift(mean, std))
     return torch.addcmul(shift.view(1, 3, 1, 1), image, gain.view(1, 3, 1, 1))
 
 

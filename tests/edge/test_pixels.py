@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ovsdino import levels
 from ovsdino.edge.pixels import nv12_to_rgb, preprocess, resize
 from ovsdino.ops import preprocess as torch_preprocess
 from ovsdino.ops.dispatch import use_backend
+from tests.ops.harness import needs_native
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -39,6 +41,21 @@ def test_preprocess_is_the_op_on_the_cpu(nv12: bool) -> None:
     assert preprocess(image, (32, 48), MEAN, STD, out=out) is out
     assert np.abs(out - expected).max() < 1e-6  # a level is 0.017
     assert np.array_equal(preprocess(image, (32, 48), MEAN, STD), out)
+
+
+@needs_native
+@pytest.mark.parametrize("size", [(288, 384), (37, 90), (448, 448), (1, 1), (60, 7), (9, 80)])
+@pytest.mark.parametrize("source", [(720, 960), (360, 480), (37, 53), (60, 80), (5, 1), (1, 1)])
+def test_the_native_kernel_gives_numpys_numbers(
+    source: tuple[int, int], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = np.random.default_rng(0).integers(0, 256, (source[0], source[1] + 3, 3), dtype=np.uint8)
+    for image in (whole[:, 2:-1], whole[::-1, 2:-1], whole[:, 2:-1, ::-1]):
+        found = [preprocess(image, size, MEAN, STD, threads=threads) for threads in (1, 3)]
+        with monkeypatch.context() as patch:
+            patch.setattr(levels, "native", None)
+            expected = preprocess(image, size, MEAN, STD)
+        assert all(np.array_equal(one, expected) for one in found)
 
 
 def test_nv12_by_hand() -> None:
