@@ -19,6 +19,8 @@ constexpr int kMaxRows = 2;
 #endif
 constexpr int kClasses = 4;
 
+typedef float Four __attribute__((vector_size(16)));
+
 template <typename T>
 OVSDINO_INLINE void load_coarse_as(const CoarseRun& r) {
   for (int32_t i = 0; r.norm && i < r.cells; ++i) r.norm[i] = 0.0f;
@@ -32,8 +34,9 @@ OVSDINO_INLINE void load_coarse_as(const CoarseRun& r) {
       if (inside && c < r.channels) value = to_float(from[cell * r.stride_x]);
       if (r.norm && c < r.channels) r.norm[i] += value * value;
       if (c == r.channels) value = r.norm[i];
-      // Whole vectors: the next cell overwrites what runs over.
-      for (int32_t x = 0; x < r.scale; x += kLanes) store(to + x, splat(value));
+      const Four four = {value, value, value, value};
+      // Whole fours: the next cell overwrites what runs over.
+      for (int32_t x = 0; x < r.scale; x += 4) memcpy(to + x, &four, sizeof(four));
     }
   }
 }
@@ -142,38 +145,51 @@ OVSDINO_INLINE void softmax(const GuidedBand& b, Place at, Block<kRows>* block, 
   }
 }
 
-template <typename T>
-OVSDINO_INLINE void put(T* to, Floats v, int32_t count) {
-  if (sizeof(T) == sizeof(float) && count >= kLanes) return store(reinterpret_cast<float*>(to), v);
-  float lanes[kLanes];
-  store(lanes, v);
-  if (count >= kLanes) {
-    for (int i = 0; i < kLanes; ++i) from_float(lanes[i], to + i);
-  } else {
-    for (int i = 0; i < count; ++i) from_float(lanes[i], to + i);
-  }
-}
-
+// Loops are unrolled by order: with an index that varies the sums would lie in memory.
 template <int kRows, int kCount, typename T>
 OVSDINO_INLINE void combine_some(const GuidedBand& b, const Widened& coarse, int32_t first, Place at,
                                  const Block<kRows>& weights, float factor) {
-  Floats sum[kCount][kRows] = {};
+  Floats sum[kCount][kRows];
+#pragma GCC unroll 8
+  for (int k = 0; k < kCount; ++k) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) sum[k][r] = splat(0.0f);
+  }
   for (int32_t dy = b.near_begin; dy < b.near_end; ++dy) {
     const float* from = coarse.row[dy] + first * coarse.channel_pitch + at.x;
     for (int dx = 0; dx < kSide; ++dx) {
       Floats weight[kRows];
+#pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) weight[r] = weights.of[dy * kSide + dx][r];
+#pragma GCC unroll 8
       for (int k = 0; k < kCount; ++k) {
         const Floats near = load(from + k * coarse.channel_pitch + dx * b.scale);
+#pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) sum[k][r] += weight[r] * near;
       }
     }
   }
-  for (int k = 0; k < kCount; ++k) {
-    for (int r = 0; r < kRows; ++r) {
-      T* to = static_cast<T*>(b.out) + (first + k) * b.out_stride_c + (at.y + r) * b.out_stride_y + at.x;
-      put(to, sum[k][r] * factor, b.width - at.x);
+  T* to = static_cast<T*>(b.out) + first * b.out_stride_c + at.y * b.out_stride_y + at.x;
+  if (sizeof(T) == sizeof(float) && b.width - at.x >= kLanes) {
+#pragma GCC unroll 8
+    for (int k = 0; k < kCount; ++k) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        store(reinterpret_cast<float*>(to + k * b.out_stride_c + r * b.out_stride_y), sum[k][r] * factor);
+      }
     }
+    return;
+  }
+  float lanes[kCount * kRows][kLanes];
+#pragma GCC unroll 8
+  for (int k = 0; k < kCount; ++k) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) store(lanes[k * kRows + r], sum[k][r] * factor);
+  }
+  const int32_t count = b.width - at.x < kLanes ? b.width - at.x : kLanes;
+  for (int i = 0; i < kCount * kRows; ++i) {
+    T* row = to + i / kRows * b.out_stride_c + i % kRows * b.out_stride_y;
+    for (int x = 0; x < count; ++x) from_float(lanes[i][x], row + x);
   }
 }
 

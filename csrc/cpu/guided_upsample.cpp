@@ -213,7 +213,7 @@ template <typename Body>
 void for_each_band(const GuidedUpsample& op, const Plan& plan, int64_t first_batch, int64_t batches, const Body& body) {
   // Each chunk loads four coarse rows that its neighbours load too, so a few chunks a thread and not one a band.
   const int64_t columns = batches * plan.tiles;
-  const int64_t wanted = plan.threads == 1 ? 1 : (4 * plan.threads + columns - 1) / columns;
+  const int64_t wanted = plan.threads == 1 ? 1 : (2 * plan.threads + columns - 1) / columns;
   const int64_t chunk = std::max<int64_t>((op.h + wanted - 1) / wanted, 1);
   const int64_t chunks = (op.h + chunk - 1) / chunk;
   parallel_for(columns * chunks, 1, plan.threads, [&](int64_t begin, int64_t end) {
