@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ovsdino import pipeline
-from ovsdino.benchmarks.lib import board
+from ovsdino.benchmarks.lib import board, memory
 from ovsdino.benchmarks.lib.neighbor_nets import CANDIDATES, MASKS, Neighbor, clipseg, lr_aspp, yolo11, yoloe
 from ovsdino.benchmarks.lib.report import ReportOptions
 from ovsdino.benchmarks.studies.cpu_backends import before, timed
@@ -62,6 +62,7 @@ class Neighbors(ReportOptions):
 
     def run(self) -> int:
         torch.manual_seed(0)
+        memory.keep_freed()
         with Image.open(self.image) as picture:
             short = min(picture.size)
             image = np.array(picture.convert("RGB").crop((0, 0, short, short)).resize((SIDE, SIDE)))

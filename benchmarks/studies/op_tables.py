@@ -66,7 +66,7 @@ def machine(report: dict[str, Any]) -> str:
     return (
         f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}, {facts['bandwidth_gbs']} GB/s copied, "
         f"GFLOP/s {rates}; load average {min(loads):.1f} to {max(loads):.1f}, this benchmark's own threads in it. "
-        "Medians, the least in brackets; rows without are from an earlier, busier run."
+        "Medians, the least in brackets."
     )
 
 

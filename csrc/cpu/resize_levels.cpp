@@ -9,7 +9,7 @@
 namespace ovsdino {
 namespace {
 
-// Below this many levels of the result a thread costs more than it brings (2^20: about 1 ms of work): beside other
+// Below this many levels of the result a thread costs more than it brings (2^20: about 1 ms of work): next to other
 // processes a second thread is waited for up to 8 ms.
 constexpr int64_t kWorkPerThread = int64_t{1} << 20;
 
@@ -42,7 +42,8 @@ class Band {
     if (!op_.down.start) return put(y, row(y, -1));
     const int64_t first = op_.down.start[y], last = op_.in_h - 1;
     // Weights have 15 bits: with 16 on both sides a compiler has one instruction for eight products.
-    const auto w0 = static_cast<int16_t>(op_.down.weights[y]), w1 = static_cast<int16_t>(op_.down.weights[op_.out_h + y]);
+    const auto w0 = static_cast<int16_t>(op_.down.weights[y]),
+               w1 = static_cast<int16_t>(op_.down.weights[op_.out_h + y]);
     const int32_t bits = op_.down.bits, half = 1 << (bits - 1);
     const uint8_t* above = row(first, -1);
     const uint8_t* below = w1 != 0 && first < last ? row(first + 1, first) : above;

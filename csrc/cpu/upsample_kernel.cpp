@@ -394,8 +394,8 @@ OVSDINO_INLINE int32_t keep_winners(const Strip& s, Edges& edges, int32_t cell, 
   return kept;
 }
 
-// A cell of the classes that keep_winners left, kRowGroup rows at a time: a class is then read once for all of them, and
-// their maxima do not wait for one another.
+// A cell of the classes that keep_winners left, kRowGroup rows at a time: a class is then read once for all of them,
+// and their maxima do not wait for one another.
 OVSDINO_INLINE void interpolate_winners(const Strip& s, const Edges& edges, const int32_t* list, int32_t count,
                                         int32_t cell, int32_t begin, int32_t end) {
   const float *top = s.top.values + cell, *bottom = s.bottom.values + cell;

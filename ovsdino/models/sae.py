@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -131,7 +132,9 @@ class StructureAwareEncoder(nn.Module):
         """
         for project, tap, own in zip(self.taps, taps, self.scales, strict=True):
             if own == scale and exporting():
-                x = x + F.conv2d(tap, project.weight[:, :, None, None], project.bias)
+                weight: Any = project.weight
+                bias: Any = project.bias
+                x = x + F.conv2d(tap, weight[:, :, None, None], bias)
             elif own == scale:
                 x = x + project(tap.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
         return x

@@ -58,6 +58,10 @@ def test_other_weights_are_folded_anew() -> None:
         first = backbone(image)[0]
         form = backbone._forms.of(backbone.cnn, image)[0]
         assert backbone._forms.of(backbone.cnn, image)[0] is form
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads + 1)
+        assert backbone._forms.of(backbone.cnn, image)[0] is not form  # its weights are laid out for the other number
+        torch.set_num_threads(threads)
     backbone.load_state_dict(lively(CNN).state_dict())
     with torch.inference_mode():
         assert backbone._forms.of(backbone.cnn, image)[0] is not form

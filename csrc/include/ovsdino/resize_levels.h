@@ -1,5 +1,5 @@
-// out(c, y, x) = resize(image)(y, x, c) * gain(c) + shift(c), the resize on uint8 with 16-bit weights, columns first and
-// each pass rounded to whole levels: the integers of torch's and of ovsdino.levels.
+// out(c, y, x) = resize(image)(y, x, c) * gain(c) + shift(c), the resize on uint8 with 16-bit weights, columns first
+// and each pass rounded to whole levels: the integers of torch's and of ovsdino.levels.
 #pragma once
 
 #include <cstdint>
