@@ -44,7 +44,7 @@ def by_pixel(image: Tensor) -> Tensor:
 class FoldedForms:
     """The folded forms of a network, one a dtype and number of threads.
 
-    They are made when first asked for, and again when the weights have changed. It holds no state of the model's: a copy
+    They are made when first asked for, and again when the weights have changed. It holds no state of the model: a copy
     or a pickle of it is empty.
     """
 
