@@ -15,15 +15,26 @@ from ovsdino.benchmarks.lib.report import ROOT
 from ovsdino.commands.eval import Eval
 from ovsdino.data.datasets import open_dataset
 from ovsdino.eval.evaluate import evaluate
+from ovsdino.eval.metrics import Summary
 from ovsdino.options import ModelOptions
 from ovsdino.pipeline import Segmenter
 from ovsdino.train.adapt.session import Lesson, adapt, choose_images, lesson_of
 
-__all__ = ["DATASETS", "adapt_score", "dataset_scores"]
+__all__ = ["DATASETS", "TRIPLES", "adapt_all", "adapt_score", "dataset_scores"]
 
 FACADE = "labelmefacade"
 FACADE_NAMES = ROOT / "configs" / "labelmefacade_names.json"
 DATASETS = ("camvid", "voc20", "voc21", FACADE)
+# The classes of VOC, up to three at a time: first those of `adapt_score`, then all others in VOC's order.
+TRIPLES = (
+    ("bottle", "chair", "sofa"),
+    ("aeroplane", "bicycle", "bird"),
+    ("boat", "bus", "car"),
+    ("cat", "cow", "diningtable"),
+    ("dog", "horse", "motorbike"),
+    ("person", "pottedplant", "sheep"),
+    ("train", "tvmonitor"),
+)
 KEPT = ("images", "miou", "pixel_accuracy", "boundary_f1", "boundary_iou", "iou", "ece", "protocol")
 
 
@@ -83,16 +94,14 @@ def adapt_score(
     chosen = choose_images(plain, per_word)
     found = {}
     for kind in ("words", "own names"):
-        renamed = {} if kind == "words" else {word: f"my thing {at + 1}" for at, word in enumerate(words)}
-        asked = tuple(renamed.get(name, name) for name in plain.words)
-        lesson = Lesson(data=train, words=asked, classes=plain.classes, none=plain.none, learned=plain.learned)
+        renamed = {} if kind == "words" else _renamed(words)
+        lesson = _asked(plain, renamed)
         result = adapt(segmenter, lesson, chosen)
         before, after = (
             evaluate(each, val, class_names=renamed, contrast=True, limit=limit).scores
             for each in (segmenter, segmenter.adapted_to(result.adapted))
         )
-        others = [name for name in plain.words if name not in words and before.iou[name] is not None]
-        mean = [sum(float(s.iou[name] or 0) for name in others) / max(1, len(others)) for s in (before, after)]
+        mean = [_others(plain, words, before, each) for each in (before, after)]
         found[kind] = {
             "images": result.images,
             "val_images": len(val) if limit is None else min(limit, len(val)),
@@ -102,6 +111,65 @@ def adapt_score(
             "miou": [_rounded(s.miou) for s in (before, after)],
         }
     return found
+
+
+def adapt_all(
+    segmenter: Segmenter,
+    root: Path,
+    triples: Sequence[tuple[str, ...]] = TRIPLES,
+    per_word: int = 10,
+    subsets: int = 3,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Return the change that adapting makes for every class of VOC, up to three at a time, by names that say nothing.
+
+    Args:
+        segmenter: The model.
+        root: Folder with voc21_train.zip and voc21_val.zip.
+        triples: The classes that are learned at a time; the others go by VOC's names.
+        per_word: Training images for each.
+        subsets: So many draws of these images: the first in the data set, then random ones.
+        limit: Take the first so many images of val only.
+
+    Returns:
+        For each class the IoU on val by VOC's name, and by the name that says nothing before and, for each draw, after;
+        and for each run the change of the mean over the words that were not learned.
+    """
+    train, val = (open_dataset("voc21", root, split) for split in ("train", "val"))
+    named = evaluate(segmenter, val, contrast=True, limit=limit).scores
+    classes: dict[str, Any] = {}
+    others = []
+    for words in triples:
+        plain, renamed = lesson_of(train, words), _renamed(words)
+        before = evaluate(segmenter, val, class_names=renamed, contrast=True, limit=limit).scores
+        for word in words:
+            classes[word] = {"named": _rounded(named.iou[word]), "before": _rounded(before.iou[word]), "after": []}
+        for draw in range(subsets):
+            chosen = choose_images(plain, per_word, seed=draw or None)
+            own = segmenter.adapted_to(adapt(segmenter, _asked(plain, renamed), chosen).adapted)
+            after = evaluate(own, val, class_names=renamed, contrast=True, limit=limit).scores
+            for word in words:
+                classes[word]["after"].append(_rounded(after.iou[word]))
+            others.append(_rounded(_others(plain, words, before, after) - _others(plain, words, before, before)))
+    count = len(val) if limit is None else min(limit, len(val))
+    return {"val_images": count, "per_word": per_word, "subsets": subsets, "classes": classes, "others": others}
+
+
+def _renamed(words: Sequence[str]) -> dict[str, str]:
+    """Return names that say nothing, as somebody's own things have."""
+    return {word: f"my thing {at + 1}" for at, word in enumerate(words)}
+
+
+def _asked(plain: Lesson, renamed: dict[str, str]) -> Lesson:
+    """Return a lesson with other names for some of its words."""
+    names = tuple(renamed.get(name, name) for name in plain.words)
+    return Lesson(data=plain.data, words=names, classes=plain.classes, none=plain.none, learned=plain.learned)
+
+
+def _others(plain: Lesson, words: Sequence[str], before: Summary, scores: Summary) -> float:
+    """Return the mean IoU of the words that are not learned, of those that have one before."""
+    names = [name for name in plain.words if name not in words and before.iou[name] is not None]
+    return sum(float(scores.iou[name] or 0) for name in names) / max(1, len(names))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@
 - synonyms: fifty words of `configs/street_synonyms.json`, each in the place of its class's name, on the same images.
 - datasets: `ovsdino eval` on CamVid, VOC20, VOC21 and LabelMeFacade val; the last has no image in any training.
 - adapt: `ovsdino adapt` to three classes of VOC by ten training images each, scored on voc21_val.
+- adapt_all: the same for every class of VOC under names that say nothing, by three draws of ten images.
 - novelty: how often photographs, and images unlike them, are warned of.
 - sheet: forty photographs that nobody chose, written to --sheet.
 - time: a photograph of 480 x 360 end to end, in turn with the nano of an earlier checkout (--against PATH).
@@ -28,7 +29,7 @@ import torch
 
 from ovsdino.benchmarks.lib.board import cpu_name
 from ovsdino.benchmarks.lib.contact_sheet import PARTS, contact_sheet
-from ovsdino.benchmarks.lib.data_scores import DATASETS, adapt_score, dataset_scores
+from ovsdino.benchmarks.lib.data_scores import DATASETS, adapt_all, adapt_score, dataset_scores
 from ovsdino.benchmarks.lib.found_words import found_words
 from ovsdino.benchmarks.lib.models_page import MARKER, UNTAUGHT, lines, table
 from ovsdino.benchmarks.lib.older import time_against
@@ -44,7 +45,7 @@ from ovsdino.pipeline import Segmenter
 from ovsdino.vocabulary import Vocabulary
 
 PAGE = ROOT / "docs" / "models.md"
-SECTIONS = ("street", "found", "nonsense", "synonyms", "datasets", "adapt", "novelty", "sheet", "time")
+SECTIONS = ("street", "found", "nonsense", "synonyms", "datasets", "adapt", "adapt_all", "novelty", "sheet", "time")
 STREET = "sky,building,pole,road,sidewalk,tree,sign,fence,car,pedestrian,bicyclist"
 
 
@@ -55,11 +56,12 @@ class Words(ModelOptions, ReportOptions):
     root: Path | None = None
     """Folder with the data sets' zips. Default: $OVSDINO_DATA."""
     sections: tuple[str, ...] = ()
-    """street, found, nonsense, synonyms, datasets, adapt, novelty, sheet, time. Default: all; time with --against."""
+    """street, found, nonsense, synonyms, datasets, adapt, adapt_all, novelty, sheet, time. Default: all; time needs
+    --against."""
     every: int = 10
     """street and synonyms take each so many-th image of CamVid val."""
     limit: int | None = None
-    """datasets and adapt take the first N images of a data set only."""
+    """datasets, adapt and adapt_all take the first N images of a data set only."""
     adapt_words: str = "bottle,chair,sofa"
     """adapt learns these classes of VOC."""
     sheet: Path = ROOT / "docs" / "photographs.jpg"
@@ -148,6 +150,11 @@ def own(options: Words, segmenter: Segmenter) -> dict[str, Any]:
     return adapt_score(segmenter, options.place, words, limit=options.limit)
 
 
+def every_class(options: Words, segmenter: Segmenter) -> dict[str, Any]:
+    """Return the section of `ovsdino adapt` for all classes of VOC."""
+    return adapt_all(segmenter, options.place, limit=options.limit)
+
+
 def sheet(options: Words, segmenter: Segmenter) -> dict[str, Any]:
     """Write the sheet of photographs, and return its section."""
     count = contact_sheet(segmenter, options.place, options.sheet)
@@ -175,6 +182,7 @@ MEASURES: dict[str, Callable[[Words, Segmenter], Any]] = {
     "synonyms": synonyms,
     "datasets": datasets,
     "adapt": own,
+    "adapt_all": every_class,
     "novelty": unlike,
     "sheet": sheet,
     "time": against,

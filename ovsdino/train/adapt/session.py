@@ -129,13 +129,16 @@ def lesson_of(data: SegmentationDataset, words: Sequence[str] = ()) -> Lesson:
     return Lesson(data=data, words=names, classes=classes, none=none, learned=tuple(learned))
 
 
-def choose_images(lesson: Lesson, per_word: int | None = None, limit: int | None = None) -> list[int]:
+def choose_images(
+    lesson: Lesson, per_word: int | None = None, limit: int | None = None, seed: int | None = None
+) -> list[int]:
     """Return the indices of the images to learn from, in the data set's order.
 
     Args:
         lesson: The data set.
         per_word: Take the first so many images that show each learned word; None takes all images.
         limit: Look at the first so many images only.
+        seed: Look at them in a random order, so that `per_word` draws others; None looks in the data set's order.
 
     Raises:
         OVSDinoError: A number is below 1, an image or label is bad, or there are too few or too many images.
@@ -143,8 +146,10 @@ def choose_images(lesson: Lesson, per_word: int | None = None, limit: int | None
     for name, value in (("per_word", per_word), ("limit", limit)):
         if value is not None and value < 1:
             raise OVSDinoError(f"{name} is {value}: expected at least 1")
-    indices = range(len(lesson.data) if limit is None else min(limit, len(lesson.data)))
-    chosen = list(indices) if per_word is None else _showing(lesson, indices, per_word)
+    indices = list(range(len(lesson.data) if limit is None else min(limit, len(lesson.data))))
+    if seed is not None:
+        np.random.default_rng(seed).shuffle(indices)
+    chosen = sorted(indices) if per_word is None else _showing(lesson, indices, per_word)
     if not 2 <= len(chosen) <= MOST:
         raise OVSDinoError(
             f"{lesson.data.source}: {len(chosen)} images; adapt takes 2 to {MOST}, 5 to 50 are meant"

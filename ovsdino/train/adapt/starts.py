@@ -1,14 +1,16 @@
-"""The row that the learning of a word starts from: its own, or that of a known phrase that fits its pixels far better.
+"""The row that the learning of a word starts from: its own, or that of known phrases that fit its pixels far better.
 
-A name of one's own ("my thing 1") says little, and its row lies anywhere. A known phrase that describes the thing is
+A name of one's own ("my thing 1") says little, and its row lies anywhere. Known phrases that describe the thing are
 then the better start. A name that is such a phrase itself keeps its row. Phrases are tried in the word's place on the
 tokens of all images: with a row t in place of the word's, J(t) is the mean cross-entropy that
-`ovsdino.train.adapt.learning` minimizes. The best phrase is taken where
+`ovsdino.train.adapt.learning` minimizes, here for each token of the word: J(t) sum_ik w_k p_ik / sum_i w p_i. The row
+is the mean of the phrases', each weighted by how well it fits:
 
-    (J(t_own) - J(t_phrase)) sum_ik w_k p_ik / sum_i w p_i  >=  1
+    t = normalize(sum_j exp(-J(t_j) / T) t_j)
 
-that is where a token of the word gains one nat or more by it. A contrast phrase that is near to the row does not
-compete with it, as when the words are used (`ovsdino.text_banks`).
+for the phrase that fits a few images best is often too narrow ("siamese cat"), and the mean of many too wide. It is
+taken where J(t_own) - J(t) >= 1, that is where a token of the word gains one nat or more by it. A contrast phrase that
+is near to a row does not compete with it, as when the words are used (`ovsdino.text_banks`).
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from ovsdino.vocabulary import word_key
 __all__ = ["Phrases", "Seen", "known_phrases", "start_of"]
 
 TRIED = 48  # phrases whose loss is looked at
-GAIN = 1.0  # nats per token of the word from which a phrase is taken
+GAIN = 1.0  # nats per token of the word from which the phrases are taken
+SOFTNESS = 0.07  # T, nats per token of the word: a phrase that fits so much worse has 1 / e of the weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ def known_phrases(segmenter: Segmenter) -> Phrases:
 def start_of(
     word: int, names: Sequence[str], text: Tensor, seen: Seen, phrases: Phrases, scale: float
 ) -> tuple[Tensor, str | None]:
-    """Return the row that a word starts from, (D,), and the phrase that it belongs to; None for the word's own.
+    """Return the row that a word starts from, (D,), and the phrase that has most weight in it; None for the word's own.
 
     Args:
         word: Index of the word.
@@ -97,16 +100,24 @@ def start_of(
     competing[rivals(names[index] for index in rest)] = True
     competing &= ~phrases.near(phrases.contrast, text[rest]).any(1)
     allowed = (~phrases.near(phrases.rows, text[rest]).any(1)).nonzero()[:, 0]
-    chosen = allowed[_telling(seen, word, phrases.rows[allowed])]
-    tried = torch.cat([text[word : word + 1], phrases.rows[chosen]])
-    out = phrases.near(tried, phrases.contrast) | ~competing
-    out[0] |= ~torch.zeros_like(competing).index_fill(0, torch.tensor(rivals([names[word]])), True)
-    losses = _losses(seen, word, text, tried, phrases.contrast, out, scale)
-    best = int(losses.argmin())
-    gain = float(losses[0] - losses[best]) * float(seen.shares.sum() / seen.shares[:, word].sum().clamp_min(1e-6))
-    if best == 0 or gain < GAIN:
+    if not len(allowed):
         return text[word], None
-    return tried[best], phrases.names[int(chosen[best - 1])]
+    chosen = allowed[_telling(seen, word, phrases.rows[allowed])]
+    per_token = seen.shares.sum() / seen.shares[:, word].sum().clamp_min(1e-6)
+
+    def losses(rows: Tensor, out: Tensor) -> Tensor:
+        return per_token * _losses(seen, word, text, rows, phrases.contrast, out | ~competing, scale)
+
+    tried = phrases.rows[chosen]
+    fit = losses(tried, phrases.near(tried, phrases.contrast))
+    mean = normalize((-fit / SOFTNESS).softmax(0) @ tried, dim=-1)
+    both = torch.stack([text[word], mean])
+    out = phrases.near(both, phrases.contrast)
+    out[0] |= ~torch.zeros_like(competing).index_fill(0, torch.tensor(rivals([names[word]])), True)
+    own, gained = losses(both, out).tolist()
+    if own - gained < GAIN:
+        return text[word], None
+    return mean, phrases.names[int(chosen[fit.argmin()])]
 
 
 def _telling(seen: Seen, word: int, rows: Tensor) -> Tensor:

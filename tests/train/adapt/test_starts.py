@@ -1,4 +1,4 @@
-"""A word starts from a known phrase only where that phrase fits its pixels far better."""
+"""A word starts from known phrases only where they fit its pixels far better."""
 
 from __future__ import annotations
 
@@ -39,7 +39,26 @@ def seen_of(rows: Tensor) -> Seen:
 def test_a_name_that_says_nothing_starts_from_the_phrase_that_fits_its_pixels(phrases: Phrases) -> None:
     text = normalize(torch.randn(2, SIZE), dim=-1)
     row, phrase = start_of(0, NAMES, text, seen_of(torch.stack([phrases.rows[0], text[1]])), phrases, 20.0)
-    assert phrase == "mug" and torch.equal(row, phrases.rows[0])
+    assert phrase == "mug" and torch.allclose(row, phrases.rows[0], atol=1e-3)
+
+
+def test_phrases_that_fit_alike_share_the_row(phrases: Phrases) -> None:
+    rows = torch.eye(SIZE)[[0, 1, 2]]  # the third is what the other word shows
+    text = torch.stack([torch.eye(SIZE)[5], rows[2]])
+    vectors = torch.eye(SIZE)[[0, 1, 0, 1, 2, 2, 2, 2]]
+    shares = torch.zeros(8, 3)
+    shares[:4, 0] = shares[4:, 1] = 1
+    seen = Seen(vectors=vectors, plain=vectors, shares=shares)
+    apart = normalize(phrases.contrast * (torch.arange(SIZE) > 5), dim=-1)
+    row, phrase = start_of(0, NAMES, text, seen, Phrases(names=phrases.names, rows=rows, contrast=apart), 20.0)
+    assert phrase in ("mug", "cup") and torch.allclose(row, normalize(rows[0] + rows[1], dim=-1), atol=1e-3)
+
+
+def test_without_a_phrase_that_may_be_taken_a_name_keeps_its_row(phrases: Phrases) -> None:
+    known = Phrases(names=("highway",), rows=phrases.rows[2:], contrast=phrases.contrast)
+    text = torch.stack([normalize(torch.randn(SIZE), dim=-1), phrases.rows[2]])
+    row, phrase = start_of(0, NAMES, text, seen_of(text), known, 20.0)
+    assert phrase is None and torch.equal(row, text[0])
 
 
 def test_a_name_that_fits_keeps_its_row(phrases: Phrases) -> None:
