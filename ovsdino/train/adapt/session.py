@@ -85,9 +85,9 @@ class Adaptation:
         adapted: The rows, without those of an earlier file.
         images: Number of images.
         steps: Steps taken; 0 where learning did not help on the images held out, so that the words keep their rows.
-        words: For each learned word its name, images, pixels, the known phrase whose row it started from (None: its
-            own), IoU before and after on images held out (None where it is neither labelled nor shown), and the length
-            of its residual.
+        words: For each learned word its name, images, pixels, the known phrase with most weight in the row it started
+            from (None: its own), IoU before and after on images held out (None where it is neither labelled nor shown),
+            and the length of its residual.
         others: Mean IoU of the other words that these images show, before and after; None without any.
     """
 

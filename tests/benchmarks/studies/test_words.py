@@ -13,14 +13,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovsdino.benchmarks.lib import contact_sheet, found_words, models_page, older, street_words, unlike_images
+from ovsdino.benchmarks.lib import (
+    contact_sheet,
+    data_scores,
+    found_words,
+    models_page,
+    older,
+    street_words,
+    unlike_images,
+)
 from ovsdino.benchmarks.lib.report import RESULTS, ROOT
 from ovsdino.benchmarks.studies import words
 from ovsdino.data.datasets import open_dataset
+from ovsdino.data.names import VOC20
 from ovsdino.errors import OVSDinoError
 from ovsdino.models.novelty import Gaussian
 from ovsdino.pipeline import Segmenter, load
 from ovsdino.train.ablation import markdown
+from ovsdino.vocabulary import Vocabulary
 from tests.support.small import small_model
 
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
@@ -79,6 +89,18 @@ def test_rows_show_every_section() -> None:
         assert figure in text
     assert "0.250 → 0.240" in text and "40, in [a.jpg](a.jpg)" in text and "81 ms; 100 ms" in text
     assert text.count("words.py --root data --sections") == len(models_page.rows(report)) == 11
+
+
+def test_rows_show_how_adapting_did_over_all_classes() -> None:
+    classes = {
+        "cat": {"named": 0.7, "before": 0.1, "after": [0.5, 0.7]},
+        "cow": {"named": 0.4, "before": 0.2, "after": [0.24, 0.4]},
+        "bus": {"named": None, "before": None, "after": [None, None]},  # not in these images
+    }
+    report = {"val_images": 9, "per_word": 10, "subsets": 2, "classes": classes, "others": [0.01, -0.0149]}
+    text = models_page.table({"adapt_all": report})
+    assert "0.150 → 0.370 or 0.550; 0.550 by VOC's own names" in text
+    assert "| 1 of 2 |" in text and "| 1.5 points |" in text and "cat 0.100 → 0.600, cow 0.200 → 0.320" in text
 
 
 def street(root: Path) -> None:
@@ -170,6 +192,20 @@ def test_an_earlier_checkout_is_timed_in_its_own_process(tmp_path: Path) -> None
     with pytest.raises(OVSDinoError, match="its nano does not run here"):
         older.time_against(lambda: None, tmp_path / "old", image, "a,b", tmp_path)
     assert sys.executable
+
+
+def test_every_class_is_adapted_to_by_several_draws(data_root: Path) -> None:
+    report = data_scores.adapt_all(
+        Segmenter(small_model()), data_root, [("cat", "dog")], per_word=2, subsets=2, limit=2
+    )
+    assert report["val_images"] == 2 and len(report["others"]) == 2 and set(report["classes"]) == {"cat", "dog"}
+    assert all(len(one["after"]) == 2 for one in report["classes"].values())
+
+
+def test_the_classes_of_voc_are_each_learned_once() -> None:
+    learned = [word for triple in data_scores.TRIPLES for word in triple]
+    assert sorted(learned) == sorted(VOC20)
+    assert data_scores.TRIPLES[0] == Vocabulary.of(words.Words().adapt_words).names
 
 
 def test_sections_of_the_same_weights_are_kept(

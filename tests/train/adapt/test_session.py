@@ -78,6 +78,8 @@ def test_images_are_the_first_that_show_each_word(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((48, 80), np.uint8)).save(labels / "0.png")
     lesson = lesson_of(open_folders(images, labels), ["stripes"])
     assert choose_images(lesson, per_word=2) == [1, 2]
+    drawn = [choose_images(lesson, per_word=2, seed=seed) for seed in range(20)]
+    assert all(len(one) == 2 and one[0] in (1, 2, 3) and 0 not in one for one in drawn) and [3, 4] in drawn
     assert choose_images(lesson, limit=3) == [0, 1, 2] and choose_images(lesson) == [0, 1, 2, 3, 4]
 
 
