@@ -1,9 +1,14 @@
 #include "arguments.h"
 
 #include <charconv>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <exception>
 #include <stdexcept>
 #include <thread>
+
+#include "files.h"
 
 namespace ovsdino::edge {
 namespace {
@@ -97,6 +102,19 @@ Options Arguments::segmenter_options() const {
   options.least_share = real("--least-share", 0.001, 0.0, 1.0);
   options.least_certainty = real("--least-certainty", 0.9, 0.0, 1.0);
   return options;
+}
+
+int run_program(int count, char** values, const char* usage, int (*run)(int, char**)) {
+  if (count == 2 && (std::strcmp(values[1], "--help") == 0 || std::strcmp(values[1], "-h") == 0)) {
+    std::printf("%s%s", usage, kSegmenterHelp);
+    return 0;
+  }
+  try {
+    return run(count, values);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", one_line(error.what()).c_str());
+    return 2;
+  }
 }
 
 }  // namespace ovsdino::edge

@@ -40,4 +40,8 @@ extern const std::set<std::string> kSegmenterOptions;
 // Their lines in a program's help.
 extern const char* const kSegmenterHelp;
 
+// Prints `usage` and kSegmenterHelp for a lone --help or -h, else runs a program; returns its exit code, 2 after an
+// error, which is one line on stderr.
+int run_program(int count, char** values, const char* usage, int (*run)(int, char**));
+
 }  // namespace ovsdino::edge

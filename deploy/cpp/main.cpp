@@ -1,7 +1,5 @@
 // ovsdino_segment: an exported model, a text bank and an image in, a picture of labels out.
 #include <cstdio>
-#include <cstring>
-#include <exception>
 #include <string>
 
 #include "arguments.h"
@@ -54,15 +52,4 @@ int run(int count, char** values) {
 
 }  // namespace
 
-int main(int count, char** values) {
-  if (count == 2 && (std::strcmp(values[1], "--help") == 0 || std::strcmp(values[1], "-h") == 0)) {
-    std::printf("%s%s", kUsage, kSegmenterHelp);
-    return 0;
-  }
-  try {
-    return run(count, values);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", one_line(error.what()).c_str());
-    return 2;
-  }
-}
+int main(int count, char** values) { return run_program(count, values, kUsage, run); }
